@@ -1,0 +1,3 @@
+"""Dataset distillation with vision-language category prototypes, on Ray."""
+
+__version__ = "0.1.0"

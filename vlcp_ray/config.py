@@ -1,0 +1,228 @@
+"""Knows the job file: every setting as a frozen, typed field, its default and the rules between fields."""
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self, TypeAlias, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Positive: TypeAlias = Annotated[int, Field(gt=0)]
+Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+Size: TypeAlias = Annotated[int, Field(gt=0, multiple_of=8, description="pixels; the VAE works on blocks of 8")]
+Network = Literal["ConvNet-3", "ConvNet-4", "ConvNet-5", "ConvNet-6"]
+Method = Literal["vlcp", "random", "centroid", "full"]
+
+PROMPT: Final = (
+    "Describe the physical appearance of the {class_name} in the image. "
+    "Include details about its shape, posture, color, and any distinct features."
+)
+
+S = TypeVar("S", bound=BaseModel)
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class Ingest(Settings):
+    """Which labelled images."""
+
+    source: str = Field("digits", description="the image set; `digits` is embedded")
+    val_fraction: Fraction = Field(
+        0.0, description="share of train to validate on; the source's own val stays unread. 0: the source's own val"
+    )
+
+
+class Caption(Settings):
+    """How every training image is described (METHOD 2.1)."""
+
+    source: str = Field("", description="a table with image_id and caption to take instead of running a model")
+    engine: Literal["vllm", "transformers"] = "vllm"
+    model: str = Field("llava-hf/llava-1.5-7b-hf", description="a LLaVA: hub id, folder, or demo/llava")
+    prompt: str = Field(PROMPT, description="must hold {class_name}")
+    temperature: float = Field(0.2, ge=0, description="0 is greedy")
+    max_tokens: Positive = 1024
+    max_model_len: Positive = Field(2048, description="image tokens + prompt + answer")
+    seed: int = Field(0, description="shared by all seeds of the job: they differ from finetune and prototype on")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if "{class_name}" not in self.prompt:
+            raise ValueError("prompt must hold {class_name}, the place where the class goes")
+        if self.max_tokens >= self.max_model_len:
+            raise ValueError("max_tokens must be smaller than max_model_len, which also holds image and prompt")
+        return self
+
+
+class Encode(Settings):
+    """How images become latents (METHOD 2.3)."""
+
+    resolution: Size = Field(512, description="of the latents that are clustered; both sides forced")
+    train_resolution: Size = Field(512, description="of the moments that fine-tuning draws from; centre crop")
+    seed: int = Field(0, description="of the posterior samples; shared by all seeds of the job")
+
+
+class Finetune(Settings):
+    """How the UNet learns the pairs (METHOD 2.2)."""
+
+    epochs: Positive = 8
+    batch_size: Positive = Field(32, description="images per optimiser step over all ranks")
+    learning_rate: float = Field(1e-5, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    ema_decay: Fraction = 0.9999
+    random_flip: bool = Field(True, description="false where a mirrored image is another thing, as with digits")
+    mixed_precision: Literal["no", "fp16", "bf16"] = "fp16"
+    gradient_checkpointing: bool = True
+    validation_epochs: Positive = Field(2, description="sample images from the class names every so many epochs")
+
+
+class Prototype(Settings):
+    """How classes become prototypes (METHOD 2.4, 2.5)."""
+
+    contamination: Annotated[float, Field(ge=0, le=0.5)] = Field(0.0, description="share of outliers; 0: no LOF")
+    n_neighbors: Positive = 10
+    n_init: Positive = 10
+    max_df: Annotated[float, Field(gt=0, le=1)] = Field(0.7, description="beta: words in more descriptions say nothing")
+    n_words: Positive = Field(30, description="representative words kept per cluster")
+    matching: Literal["word", "substring"] = Field("word", description="substring is what the released code does")
+
+
+class Generate(Settings):
+    """How prototypes become images (METHOD 2.6)."""
+
+    strength: Annotated[float, Field(gt=0, le=1)] = 0.7
+    guidance_scale: Annotated[float, Field(ge=1)] = Field(10.0, description="1 is without guidance")
+    num_inference_steps: Positive = 50
+    negative_prompt: str = "cartoon, anime, painting"
+    image_size: Positive = Field(256, description="of the synthetic images, resized after decoding")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if int(self.num_inference_steps * self.strength) < 1:
+            raise ValueError("strength leaves no denoising step: raise strength or num_inference_steps")
+        return self
+
+
+class Evaluate(Settings):
+    """How a distilled set is judged (METHOD 3.1)."""
+
+    protocol: Literal["minimax"] = "minimax"
+    networks: tuple[Network, ...] = ("ConvNet-6",)
+    width: Positive = Field(128, description="channels of the ConvNet")
+    input_size: Positive = 224
+    epochs: Positive | None = Field(None, description="none: the protocol's own number for the ipc")
+    full_epochs: Positive = Field(300, description="for the full train split")
+    repeats: Positive = 3
+    batch_size: Positive = 64
+    learning_rate: float = Field(0.01, gt=0)
+    flip: bool = Field(True, description="false where a mirrored image is another thing, as with digits")
+
+
+class Compare(Settings):
+    """Which other sets are judged beside this method's."""
+
+    methods: tuple[Method, ...] = ("random", "centroid", "full")
+
+
+class Job(Settings):
+    """One experiment: what to distil, how, and how to judge it. `[scale]` is no part of it: see `scale.py`."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = (0,)
+    ipc: tuple[Positive, ...] = Field((10,), description="images per class, one distilled set each")
+    base_model: str = Field(
+        "benjamin-paine/stable-diffusion-v1-5",
+        description="hub id, folder, or demo/stable_diffusion",
+    )
+    ingest: Ingest = Ingest()
+    caption: Caption = Caption()
+    encode: Encode = Encode()
+    finetune: Finetune = Finetune()
+    prototype: Prototype = Prototype()
+    generate: Generate = Generate()
+    evaluate: Evaluate = Evaluate()
+    compare: Compare = Compare()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name in ("seeds", "ipc"):
+            values = getattr(self, name)
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"{name} must be a list of different numbers, at least one, not {list(values)}")
+        if not self.evaluate.networks:
+            raise ValueError("evaluate.networks must name at least one network")
+        return self
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message names the field and the cure in one sentence."""
+
+
+def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
+    """Read a job file and apply `section.key=value` overrides.
+
+    Raises:
+        ConfigError: the file is missing or no TOML, a key is unknown, a value is out of range.
+    """
+    settings = read_toml(path)
+    settings.setdefault("name", Path(path).stem)
+    for override in overrides:
+        _apply(settings, override)
+    return build(Job, settings, str(path))
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The settings of a TOML file, with the file's name in every error."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file; `ls jobs/` shows the jobs that come with the project") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as TOML: {error}") from error
+
+
+def build(model: type[S], settings: Mapping[str, Any], where: str) -> S:
+    """Validate settings, turning pydantic's report into sentences that name field and cure."""
+    try:
+        return model.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_sentence(model, where, dict(e)) for e in error.errors())) from error
+
+
+def _apply(settings: dict[str, Any], override: str) -> None:
+    key, sep, text = override.partition("=")
+    if not sep or not key.strip():
+        raise ConfigError(f"--set {override}: write --set section.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word is a string, so that paths need no quotes within quotes
+    *sections, last = key.strip().split(".")
+    for section in sections:
+        settings = settings.setdefault(section, {})
+        if not isinstance(settings, dict):
+            raise ConfigError(f"--set {override}: {section!r} is a value, not a section")
+    settings[last] = value
+
+
+def _sentence(model: type[BaseModel], where: str, error: dict[str, Any]) -> str:
+    location = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = _fields_at(model, error["loc"][:-1])
+        close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+        cure = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
+        return f"{where}: unknown setting {location!r}; {cure}"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    given = "" if isinstance(error["input"], dict | BaseModel) else f", not {error['input']!r}"
+    return f"{where}: {location}: {message}{given}" if location else f"{where}: {message}"
+
+
+def _fields_at(model: type[BaseModel], location: Sequence[Any]) -> list[str]:
+    for part in location:
+        annotation = model.model_fields[str(part)].annotation
+        choices = [t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, BaseModel)]
+        model = choices[0]
+    return sorted(model.model_fields)

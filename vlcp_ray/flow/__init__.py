@@ -1,0 +1,1 @@
+"""The only room that knows Ray: running stages over tables, classes, trials and training ranks."""

@@ -1,0 +1,1 @@
+"""The networks behind the stages: Stable Diffusion, the captioner and the classifiers."""
