@@ -30,3 +30,32 @@ class Scale(Settings):
 def load_scale(path: str) -> Scale:
     """Read a scale file; the errors are those of `load_job`."""
     return build(Scale, read_toml(path), path)
+
+
+def derive(cpus: int, gpus: int) -> Scale:
+    """The scale for what a machine or cluster has. Without a GPU the CPUs do the work."""
+    if gpus == 0:
+        return _on_cpus(cpus)
+    encoders = max(1, gpus // 8)
+    shared = gpus == 1  # describing and encoding stream at the same time: on one GPU each takes its part
+    return Scale(
+        rows_per_block=256,
+        caption=Pool(num_workers=max(1, gpus - encoders), num_cpus=2, num_gpus=0.8 if shared else 1, batch_size=256),
+        encode=Pool(num_workers=encoders, num_cpus=2, num_gpus=0.2 if shared else 1, batch_size=32),
+        finetune=Pool(num_workers=gpus, num_cpus=2, num_gpus=1, batch_size=8),
+        prototype=Pool(num_workers=max(1, cpus // 4), num_cpus=4),
+        generate=Pool(num_workers=gpus, num_cpus=2, num_gpus=1, batch_size=16),
+        evaluate=Pool(num_workers=gpus * 2, num_cpus=1, num_gpus=0.5),
+    )
+
+
+def _on_cpus(cpus: int) -> Scale:
+    return Scale(
+        rows_per_block=128,
+        caption=Pool(num_workers=max(1, cpus // 16), num_cpus=min(2, cpus), batch_size=128),
+        encode=Pool(num_workers=max(1, cpus // 16), num_cpus=1, batch_size=128),
+        finetune=Pool(num_workers=min(2, cpus), num_cpus=1, batch_size=32),
+        prototype=Pool(num_workers=cpus),
+        generate=Pool(num_workers=max(1, cpus // 2), num_cpus=min(2, cpus), batch_size=32),
+        evaluate=Pool(num_workers=cpus),
+    )

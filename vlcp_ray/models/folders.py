@@ -27,12 +27,13 @@ def check(model: str, field: str) -> None:
 
 
 def identity(model: str) -> str:
-    """What a fingerprint holds of a model: the contents of a folder wherever it lies, or the hub id."""
+    """What a fingerprint holds of a model or table: its contents wherever it lies, or the hub id or URI."""
     path = Path(folder(model)).expanduser()
-    if not path.is_dir():
+    if not path.exists():
         return model
     digest = hashlib.blake2b(digest_size=16)
-    for file in sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")):
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and p.name[0] != ".")
+    for file in files:
         digest.update(f"{file.relative_to(path)} {file.stat().st_size}\n".encode())
         with file.open("rb") as stream:
             digest.update(stream.read(_WHOLE_BYTES))

@@ -1,0 +1,95 @@
+"""Builds a Stable Diffusion of random weights in the real folder format, small enough to load in a moment."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+WIDTH = 16
+
+
+def tokenizer() -> CLIPTokenizer:
+    """A CLIP tokenizer without merges: every character is a token, so 80 letters are more than 77 ids."""
+    letters = [chr(code) for code in range(33, 127)]
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[], model_max_length=77)
+
+
+def text_encoder(words: CLIPTokenizer) -> CLIPTextModel:
+    config = CLIPTextConfig(
+        vocab_size=len(words),
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
+    )
+    return CLIPTextModel(config)
+
+
+def vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 16, 16),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=32,
+        scaling_factor=0.5,
+    )
+
+
+def unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(WIDTH, 2 * WIDTH),
+        layers_per_block=1,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    )
+
+
+def scheduler(**changes: object) -> PNDMScheduler:
+    """The scheduler of Stable Diffusion v1-5."""
+    settings = {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "skip_prk_steps": True,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+    }
+    return PNDMScheduler(**(settings | changes))
+
+
+def build_stable_diffusion(folder: Path) -> Path:
+    """Write the pipeline's folder: 32 px images, (4, 4, 4) latents, scaling factor 0.5, 77 ids a slice."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        words = tokenizer()
+        pipeline = StableDiffusionPipeline(
+            vae=vae(),
+            text_encoder=text_encoder(words),
+            tokenizer=words,
+            unet=unet(),
+            scheduler=scheduler(),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a random-weights Stable Diffusion; read only."""
+    return str(build_stable_diffusion(tmp_path_factory.mktemp("models") / "stable_diffusion"))

@@ -1,0 +1,151 @@
+"""Knows the command line: plan, run, status, report and doctor."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vlcp_ray import __version__
+from vlcp_ray.config import ConfigError, Job, load_job
+from vlcp_ray.pipeline import STAGE_NAMES, STAGES, graph, preflight, run, state
+from vlcp_ray.store import Step, Store
+
+_BAD_SETTINGS = 2  # exit code, as argparse uses it for wrong arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command. Returns 0, 1 where the work failed, 2 where the settings cannot be used."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.command(arguments))
+    except ConfigError as error:
+        print(f"vlcp-ray: {error}", file=sys.stderr)
+        return _BAD_SETTINGS
+    except KeyboardInterrupt:
+        print("\nvlcp-ray: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="vlcp-ray", description="Distil a labelled image set into a tiny one.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=function)
+        if name != "doctor":
+            sub.add_argument("job", metavar="JOB", help="a job file, e.g. jobs/digits.toml")
+            sub.add_argument(
+                "--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. generate.strength=0.5"
+            )
+        sub.add_argument(
+            "--root", default="runs", metavar="URI", help="where artifacts lie: a folder, s3://, gs:// (runs)"
+        )
+        return sub
+
+    command("plan", _plan, "show the stages, their fingerprints and what will run")
+    runner = command("run", _run, "run the job, or go on where it stopped")
+    runner.add_argument(
+        "--to", choices=STAGE_NAMES, default=STAGE_NAMES[-1], metavar="STAGE", help="stop after a stage"
+    )
+    runner.add_argument("--scale", metavar="FILE", help="workers, GPUs and batches per stage; default: what is there")
+    command("status", _status, "show rows, rejected rows and seconds of every stage")
+    report = command("report", _report, "print the scores and where the report is")
+    report.add_argument("--json", action="store_true", help="the scores as a list of objects")
+    doctor = command("doctor", _doctor, "check this machine, with a cure for each problem")
+    doctor.add_argument("--fix", action="store_true", help="repair a torchvision that does not fit a CPU torch")
+    return parser
+
+
+def _open(arguments: argparse.Namespace) -> tuple[Job, Store, tuple[Step, ...]]:
+    job = load_job(arguments.job, arguments.set)
+    preflight(job)
+    try:
+        store = Store.at(arguments.root)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return job, store, graph(job)
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    _, store, steps = _open(arguments)
+    does = {stage.name: stage.does for stage in STAGES}
+    told: set[str] = set()
+    print(f"{'artifact':<34} {'fingerprint':<14} {'state':<9}")
+    for step in _in_order(steps):
+        note = "" if step.stage in told else does[step.stage]
+        told.add(step.stage)
+        print(f"{step.title:<34} {step.fingerprint:<14} {state(store, step):<9} {note}".rstrip())
+    todo = sum(state(store, step) != "done" for step in steps)
+    print(f"\n{todo} of {len(steps)} artifacts to make under {store.path}")
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    job, store, _ = _open(arguments)
+    for step, artifact in run(job, store, arguments.to, arguments.scale):
+        manifest = artifact.manifest() or {}
+        print(f"{step.title:<28} {_counts(manifest)}")
+    if arguments.to == STAGE_NAMES[-1]:
+        return _report(argparse.Namespace(**vars(arguments), json=False))
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    _, store, steps = _open(arguments)
+    for step in _in_order(steps):
+        artifact = store.artifact(step)
+        manifest = artifact.manifest()
+        print(f"{step.title:<34} {state(store, step):<9} {_counts(manifest) if manifest else ''}".rstrip())
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from vlcp_ray.schemas import SCORES
+    from vlcp_ray.stages.report import score_table, scores_json
+
+    _, store, steps = _open(arguments)
+    import pyarrow as pa
+
+    scores = pa.concat_tables([store.artifact(s).table("scores", SCORES) for s in steps if s.stage == "evaluate"])
+    if arguments.json:
+        print(json.dumps(scores_json(scores), indent=2))
+        return 0
+    if not len(scores):
+        print(f"vlcp-ray: no scores yet; start with: vlcp-ray run {arguments.job}", file=sys.stderr)
+        return 1
+    print(f"\n{score_table(scores)}")
+    page = store.artifact(steps[-1])
+    if page.manifest() is not None:
+        print(f"\nreport: {_shown(page.path)}/index.html")
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from vlcp_ray import doctor
+
+    return doctor.main(arguments.root, arguments.fix)
+
+
+def _in_order(steps: Sequence[Step]) -> list[Step]:
+    return sorted(steps, key=lambda step: STAGE_NAMES.index(step.stage))
+
+
+def _counts(manifest: dict[str, Any]) -> str:
+    counts = f"{manifest['rows_in']:>7,} in = {manifest['rows']:,} out + {manifest['rejected']:,} rejected"
+    return f"{counts:<44} {manifest['seconds']:7.1f} s"
+
+
+def _shown(path: str) -> str:
+    """A path as a person would type it from here."""
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except ValueError:
+        return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())

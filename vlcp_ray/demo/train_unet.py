@@ -1,0 +1,177 @@
+"""How the tiny Stable Diffusion's UNet and text encoder are trained together on latents of the train digits."""
+
+import copy
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+
+from vlcp_ray.demo import augment, digits, properties, tokens
+from vlcp_ray.demo.progress import Progress, warm_cosine
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+STEPS = 1500
+BATCH = 128
+LEARNING_RATE = 2e-3
+EMA_DECAY = 0.995
+COPIES = 4
+VARIATION = 0.5
+TEXT_WIDTH = 64
+
+
+def build_unet() -> "UNet2DConditionModel":
+    """An untrained UNet of 1.7 M parameters for 4 x 4 latents with Stable Diffusion's kinds of block."""
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=digits.RESOLUTION // 8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(64, 64),
+        layers_per_block=1,
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+
+
+def build_text_encoder(tokenizer: "CLIPTokenizer") -> "CLIPTextModel":
+    """An untrained CLIP text encoder of two layers for texts of 77 tokens."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=4 * TEXT_WIDTH,
+            projection_dim=TEXT_WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=77,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def build_scheduler() -> "PNDMScheduler":
+    """The scheduler of Stable Diffusion v1-5, setting by setting."""
+    from diffusers import PNDMScheduler
+
+    return PNDMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        num_train_timesteps=1000,
+        skip_prk_steps=True,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="epsilon",
+    )
+
+
+def prompt(words: dict[str, str], class_name: str, rng: random.Random) -> str:
+    """A training prompt: description (40 %), class name (25 %), short sentence (20 %), nothing or unrelated words (15 %)."""
+    kind = rng.random()
+    if kind < 0.4:
+        return properties.phrase(words, class_name, rng)
+    if kind < 0.65:
+        return class_name
+    if kind < 0.85:
+        return rng.choice(tokens.SENTENCES).format(name=class_name)
+    return rng.choice(("", rng.choice(tokens.UNRELATED)))
+
+
+def train(
+    vae: "AutoencoderKL", tokenizer: "CLIPTokenizer", steps: int = STEPS, seed: int = 0
+) -> "tuple[UNet2DConditionModel, CLIPTextModel]":
+    """UNet and text encoder, averaged (EMA) over `steps` of 128 latents, half of them of the digits as they are.
+
+    Uniform timesteps, epsilon target, mean squared error, as in the fine-tuning of METHOD 2.2.
+    """
+    torch.manual_seed(seed)
+    latents, found, names = _pairs(vae, seed)
+    plain = len(latents) // (COPIES + 1)
+    modules = torch.nn.ModuleList([build_unet(), build_text_encoder(tokenizer)])
+    averaged = copy.deepcopy(modules).requires_grad_(False)
+    optimizer = torch.optim.AdamW(modules.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
+    schedule = warm_cosine(optimizer, steps)
+    scheduler, progress = build_scheduler(), Progress("unet", steps, BATCH)
+    rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    half = BATCH // 2
+    for step in range(steps):
+        chosen = torch.cat(
+            [torch.randint(limit, (half,), generator=generator) for limit in (plain, len(latents))]
+        )
+        texts = [prompt(found[i], names[i], rng) for i in chosen.tolist()]
+        mean, std = latents[chosen].unbind(dim=1)
+        clean = mean + std * torch.randn(mean.shape, generator=generator)
+        noise = torch.randn(clean.shape, generator=generator)
+        times = torch.randint(1000, (BATCH,), generator=generator)
+        noisy = scheduler.add_noise(clean, noise, times)
+        guessed = modules[0](noisy, times, _embed(modules[1], tokenizer, texts)).sample
+        loss = functional.mse_loss(guessed, noise)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        _average(averaged, modules, min(EMA_DECAY, (1 + step) / (10 + step)))
+        progress.step(loss.item())
+    unet, text_encoder = averaged.eval()
+    return unet, text_encoder
+
+
+def _pairs(vae: "AutoencoderKL", seed: int) -> tuple[torch.Tensor, list[dict[str, str]], list[str]]:
+    images, labels = augment.bank(COPIES, seed, VARIATION)
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    moments = []
+    with torch.no_grad():
+        for batch in pixels.split(256):
+            posterior = vae.encode(batch).latent_dist
+            moments.append(torch.stack([posterior.mean, posterior.std], dim=1))
+    found = [properties.words(image) for image in images]
+    return torch.cat(moments) * vae.config.scaling_factor, found, [digits.CLASS_NAMES[label] for label in labels]
+
+
+def _embed(text_encoder: "CLIPTextModel", tokenizer: "CLIPTokenizer", texts: list[str]) -> torch.Tensor:
+    # Class names and sentences repeat within a batch: each distinct text is encoded once.
+    distinct = list(dict.fromkeys(texts))
+    ids = tokenizer(distinct, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    where = {text: number for number, text in enumerate(distinct)}
+    return text_encoder(ids)[0][[where[text] for text in texts]]  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def _average(averaged: torch.nn.Module, modules: torch.nn.Module, decay: float) -> None:
+    for kept, new in zip(averaged.parameters(), modules.parameters(), strict=True):
+        kept.lerp_(new, 1 - decay)
+
+
+def save(
+    folder: Path,
+    vae: "AutoencoderKL",
+    unet: "UNet2DConditionModel",
+    text_encoder: "CLIPTextModel",
+    tokenizer: "CLIPTokenizer",
+) -> None:
+    """Writes a diffusers folder as Stable Diffusion v1-5 has it, in float16, without a safety checker."""
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline(
+        vae=vae.half(),
+        unet=unet.half(),
+        text_encoder=text_encoder.half(),
+        tokenizer=tokenizer,
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder)

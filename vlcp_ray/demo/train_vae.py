@@ -1,0 +1,98 @@
+"""How the tiny Stable Diffusion's autoencoder is trained: 32 px to 4 x 4 x 4 latents, smooth enough to be averaged."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from vlcp_ray.demo import augment, digits
+from vlcp_ray.demo.progress import Progress, warm_cosine
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+STEPS = 900
+BATCH = 64
+LEARNING_RATE = 2e-3
+KL_WEIGHT = 1e-4
+EDGE_WEIGHT = 0.5
+
+
+def build() -> "AutoencoderKL":
+    """An untrained autoencoder of 0.9 M parameters that shrinks each side by 8."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 16, 48, 64),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=digits.RESOLUTION,
+    )
+
+
+def train(steps: int = STEPS, seed: int = 0) -> "AutoencoderKL":
+    """The autoencoder after `steps` of 64 varied train digits; its `scaling_factor` is 1 / std of their latents.
+
+    Loss: L1 + MSE of the pixels in [-1, 1] + 0.5 L1 of their horizontal and vertical differences + 1e-4 KL per image.
+    """
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    vae = build().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=LEARNING_RATE, weight_decay=1e-4)
+    schedule = warm_cosine(optimizer, steps)
+    images = torch.from_numpy(digits.load("train")[0]).permute(0, 3, 1, 2).float()
+    progress = Progress("vae", steps, BATCH)
+    for _ in range(steps):
+        chosen = images[torch.randint(len(images), (BATCH,), generator=generator)]
+        half = BATCH // 2
+        pixels = torch.cat([chosen[:half], augment.vary(chosen[half:], generator)]) / 127.5 - 1
+        posterior = vae.encode(pixels).latent_dist
+        decoded = vae.decode(posterior.sample(generator)).sample
+        loss = reconstruction_loss(decoded, pixels) + KL_WEIGHT * posterior.kl().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        progress.step(loss.item())
+    vae = vae.eval().to(memory_format=torch.contiguous_format)
+    latents = encode(vae, digits.load("train")[0], seed) / vae.config.scaling_factor
+    vae.register_to_config(scaling_factor=round(1 / float(latents.std()), 5))
+    return vae
+
+
+def reconstruction_loss(decoded: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    """L1 + MSE + 0.5 L1 of the differences between neighbouring pixels; both inputs (n, 3, h, w) in [-1, 1]."""
+    edges = sum(functional.l1_loss(decoded.diff(dim=axis), pixels.diff(dim=axis)) for axis in (2, 3))
+    return functional.l1_loss(decoded, pixels) + functional.mse_loss(decoded, pixels) + EDGE_WEIGHT * edges
+
+
+@torch.no_grad()
+def encode(vae: "AutoencoderKL", images: np.ndarray, seed: int | None = None) -> torch.Tensor:
+    """Scaled latents (n, 4, 4, 4) of uint8 images (n, 32, 32, 3): a posterior sample, or the mean without a seed."""
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    found = []
+    for batch in pixels.split(256):
+        posterior = vae.encode(batch).latent_dist
+        found.append(posterior.mode() if generator is None else posterior.sample(generator))
+    return torch.cat(found) * vae.config.scaling_factor
+
+
+@torch.no_grad()
+def decode(vae: "AutoencoderKL", latents: torch.Tensor) -> np.ndarray:
+    """uint8 images (n, 32, 32, 3) of scaled latents (n, 4, 4, 4)."""
+    batches = (latents / vae.config.scaling_factor).split(256)
+    pixels = torch.cat([vae.decode(batch).sample for batch in batches])
+    return ((pixels + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def val_mse(vae: "AutoencoderKL") -> float:
+    """Mean squared error on the 500 validation digits, in units of the full brightness range squared, through the mean."""
+    images = digits.load("val")[0]
+    decoded = decode(vae, encode(vae, images))
+    return float(np.mean((decoded.astype(np.float64) - images) ** 2) / 255**2)

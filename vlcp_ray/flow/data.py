@@ -1,0 +1,136 @@
+"""Knows how row-wise and group-wise stages run on Ray Data: streamed, resumed by row or class, written whole."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from ray.data import ActorPoolStrategy, Dataset
+
+from vlcp_ray.scale import Pool
+from vlcp_ray.schemas import REJECTED, conform, with_column
+from vlcp_ray.store import Artifact, part_name
+
+REJECTED_TABLE: Final = "rejected"
+#: The column that says which artifact a row belongs to, where one plan fills several.
+TARGET: Final = "target"
+
+
+@dataclass(frozen=True)
+class Work:
+    """One row-wise stage as data: the class, what its constructor is given, and the actors that hold it."""
+
+    stage: type
+    arguments: Mapping[str, Any]
+    pool: Pool
+
+
+@dataclass
+class Write:
+    """The last step of a row-wise plan: good rows to `table`, rejected ones beside it, each file whole or not at all.
+
+    A file is named after the ids in it, so that a task that runs twice writes the same file twice. The tables
+    themselves are the record of what is done: there is no second one that could disagree.
+    """
+
+    targets: Mapping[str, Artifact]
+    stage: str
+    table: str
+    schema: pa.Schema
+    id_column: str = "image_id"
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        rows = {"rows": 0, "rejected": 0}
+        for target, artifact in self.targets.items():
+            part = block.filter(pc.equal(block[TARGET], target)) if TARGET in block.column_names else block
+            good = part.filter(pc.equal(part["reason"], "")) if "reason" in part.column_names else part
+            rows["rows"] += self._write(artifact, self.table, good, self.schema)
+            if len(good) < len(part):
+                bad = with_column(part.filter(pc.not_equal(part["reason"], "")), "stage", self.stage_column(part, good))
+                rows["rejected"] += self._write(artifact, REJECTED_TABLE, bad, REJECTED)
+        return pa.table({name: [count] for name, count in rows.items()})
+
+    def stage_column(self, part: pa.Table, good: pa.Table) -> pa.Array:
+        return pa.array([self.stage] * (len(part) - len(good)), pa.string())
+
+    def _write(self, artifact: Artifact, folder: str, rows: pa.Table, schema: pa.Schema) -> int:
+        if len(rows):
+            name = part_name(rows[self.id_column].to_pylist())
+            artifact.write_table(f"{folder}/{name}", conform(rows, schema))
+        return len(rows)
+
+    def done(self, artifact: Artifact) -> pa.Array:
+        """The ids of the rows that are written already, good or rejected."""
+        ids = artifact.table(self.table, self.schema, [self.id_column])[self.id_column]
+        if self.id_column in REJECTED.names:
+            bad = artifact.table(REJECTED_TABLE, REJECTED, [self.id_column])[self.id_column]
+            ids = pa.chunked_array([*ids.chunks, *bad.chunks], pa.string())
+        return ids.combine_chunks()
+
+
+@dataclass
+class Keep:
+    """Drops the rows that are done or not of the wanted split, and adds constant columns."""
+
+    done: Any = None  # a reference to the ids, so that a million of them travel once a node
+    id_column: str = "image_id"
+    where: Mapping[str, str] = field(default_factory=dict)
+    constants: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        for column, value in self.where.items():
+            block = block.filter(pc.equal(block[column], value))
+        if self.done is not None:
+            block = block.filter(pc.invert(pc.is_in(block[self.id_column], value_set=ray.get(self.done))))
+        for name, value in self.constants.items():
+            block = with_column(block, name, pa.array([value] * len(block)))
+        return block
+
+
+def read(artifact: Artifact, table: str, columns: Sequence[str] | None = None) -> Dataset:
+    """A table of an artifact as a stream."""
+    files = artifact.files(table)
+    if not files:
+        raise ValueError(f"{artifact.path}/{table} has no rows; remove the folder {artifact.path} and run again")
+    return ray.data.read_parquet(
+        files, filesystem=artifact.filesystem, columns=None if columns is None else list(columns)
+    )
+
+
+def keep(dataset: Dataset, **arguments: Any) -> Dataset:
+    """The dataset through `Keep`; `done` is given as an array."""
+    done = arguments.pop("done", None)
+    reference = ray.put(done) if done is not None and len(done) else None
+    return dataset.map_batches(Keep(reference, **arguments), batch_size=None, batch_format="pyarrow", num_cpus=0.25)
+
+
+def stream(dataset: Dataset, works: Sequence[Work], write: Write, rows_per_block: int) -> Iterator[tuple[int, int]]:
+    """Run the plan and yield (good, rejected) rows as blocks land in the store."""
+    dataset = dataset.repartition(target_num_rows_per_block=rows_per_block)
+    for work in works:
+        dataset = dataset.map_batches(
+            work.stage,
+            fn_constructor_kwargs=dict(work.arguments),
+            batch_size=work.pool.batch_size,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=work.pool.num_workers),
+            num_cpus=work.pool.num_cpus,
+            num_gpus=work.pool.num_gpus or None,
+        )
+    dataset = dataset.map_batches(write, batch_size=None, batch_format="pyarrow", num_cpus=0.25)
+    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        yield sum(batch["rows"].to_pylist()), sum(batch["rejected"].to_pylist())
+
+
+def stream_groups(
+    dataset: Dataset, key: str, function: Callable[[pa.Table], pa.Table], pool: Pool
+) -> Iterator[dict[str, Any]]:
+    """Call a function with all rows of one key after another and yield the rows that it returns.
+
+    Nothing of this plan may be resumed by row: a group must be whole. The caller leaves out groups that are done.
+    """
+    groups = dataset.groupby(key).map_groups(function, batch_format="pyarrow", num_cpus=pool.num_cpus)
+    for row in groups.iter_rows():
+        yield dict(row)

@@ -1,0 +1,100 @@
+"""Knows how trials run: as many at once as fit, each recorded on its own, all over the same images in memory."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import torch
+
+from vlcp_ray import config
+from vlcp_ray.flow.context import Context
+from vlcp_ray.flow.tasks import in_flight
+from vlcp_ray.models.diffusion import pick_device
+from vlcp_ray.progress import Progress
+from vlcp_ray.schemas import IMAGES, SCORES, SYNTHETIC, conform
+from vlcp_ray.stages.evaluate import LabelledImages, Trial, prepare, run_trial
+from vlcp_ray.store import Artifact, Step
+
+
+@dataclass
+class Sets:
+    """The images of every set, decoded once and shared by all trials through the object store."""
+
+    context: Context
+    references: dict[str, ray.ObjectRef] = field(default_factory=dict)
+
+    def get(self, step: Step, split: str) -> ray.ObjectRef:
+        """The images of one split of IMAGES or SYNTHETIC."""
+        key = f"{step.fingerprint} {split}"
+        if key not in self.references:
+            table, schema = ("images", IMAGES) if step.stage == "ingest" else ("synthetic", SYNTHETIC)
+            artifact, size = self.context.artifact(step), self.context.job.evaluate.input_size
+            self.references[key] = ray.remote(_prepare).remote(artifact, table, schema, split, size)
+        return self.references[key]
+
+
+def evaluate(context: Context, steps: Sequence[Step]) -> None:
+    """Sets of images as SCORES: the trials of all sets in one queue, the longest first."""
+    pool = context.scale.evaluate
+    recorded = {step.fingerprint: _recorded(context.artifact(step)) for step in steps}
+    trials = [(step, trial) for step in steps for trial in trials_of(step, context.job.evaluate)]
+    trials.sort(key=lambda pair: -(pair[1].ipc or 2**31))
+    left = [(step, trial) for step, trial in trials if trial.trial_id not in recorded[step.fingerprint]]
+    with Progress(f"evaluate ({len(steps)} sets)", len(trials), "trials", len(trials) - len(left)) as progress:
+        for trial_id, top1 in in_flight(_submissions(context, left), pool.num_workers):
+            progress.add(1, f"{trial_id} {top1:.1%}")
+    for step in steps:
+        rows_in = len(trials_of(step, context.job.evaluate))
+        context.seal(step, rows_in=rows_in, rows=len(_recorded(context.artifact(step))), share=len(steps))
+
+
+def trials_of(step: Step, settings: config.Evaluate) -> list[Trial]:
+    """The trials of one set: every network, every repeat. The full train split is trained on once."""
+    key = step.key
+    repeats = 1 if key["method"] == "full" else settings.repeats
+    return [
+        Trial(method=key["method"], network=network, ipc=key.get("ipc", 0), seed=key.get("seed", 0), repeat=repeat)
+        for network in settings.networks
+        for repeat in range(repeats)
+    ]
+
+
+def _submissions(context: Context, left: Sequence[tuple[Step, Trial]]) -> Iterator[Callable[[], ray.ObjectRef]]:
+    settings, pool, sets = context.job.evaluate, context.scale.evaluate, Sets(context)
+    threads = max(1, int(pool.num_cpus))
+    # Without `max_calls=0` Ray ends a worker after each call that had a GPU, and torch would be loaded again.
+    run = ray.remote(_trial).options(num_cpus=pool.num_cpus, num_gpus=pool.num_gpus, max_calls=0)
+    for step, trial in left:
+        images = step.inputs["images"]
+        train, val = sets.get(step.inputs.get("set", images), "train"), sets.get(images, "val")
+        names = context.manifest(images)["class_names"]
+        yield partial(run.remote, train, val, names, settings, trial, context.artifact(step), threads)
+
+
+def _prepare(artifact: Artifact, table: str, schema: pa.Schema, split: str, size: int) -> LabelledImages:
+    rows = artifact.table(table, schema, ["image_id", "label", "split", "image"])
+    rows = rows.filter(pc.equal(rows["split"], split)).sort_by("image_id")
+    return prepare(rows, size)
+
+
+def _trial(
+    train: LabelledImages,
+    val: LabelledImages,
+    class_names: Sequence[str],
+    settings: config.Evaluate,
+    trial: Trial,
+    artifact: Artifact,
+    threads: int,
+) -> tuple[str, float]:
+    torch.set_num_threads(threads)
+    row: dict[str, Any] = run_trial(train, val, class_names, settings, trial, pick_device())
+    artifact.write_table(f"scores/{trial.trial_id}.parquet", conform(pa.Table.from_pylist([row]), SCORES))
+    return trial.trial_id, row["top1_last"]
+
+
+def _recorded(artifact: Artifact) -> set[str]:
+    return {path.rpartition("/")[2].removesuffix(".parquet") for path in artifact.files("scores")}

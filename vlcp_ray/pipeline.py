@@ -1,0 +1,150 @@
+"""THE page: the stages as a table, the artifacts of a job as a graph, and the loop that runs, resumes or skips them."""
+
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from vlcp_ray.config import ConfigError, Job
+from vlcp_ray.models.folders import check, identity
+from vlcp_ray.scale import Scale, load_scale
+from vlcp_ray.sources import open_source
+from vlcp_ray.store import Artifact, Step, Store
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A row of the table: its version rises when its results change without a setting having changed."""
+
+    name: str
+    version: int
+    work: str
+    does: str
+
+
+STAGES: Final = (
+    Stage("ingest", 1, "vlcp_ray.flow.rows", "an image set -> IMAGES + REJECTED"),
+    Stage("pair", 1, "vlcp_ray.flow.rows", "IMAGES -> PAIRS + REJECTED: descriptions and latents"),
+    Stage("finetune", 1, "vlcp_ray.flow.train", "PAIRS -> a Stable Diffusion that knows them"),
+    Stage("prototype", 1, "vlcp_ray.flow.groups", "PAIRS -> PROTOTYPES + MEMBERS, a class at a time"),
+    Stage("generate", 1, "vlcp_ray.flow.rows", "PROTOTYPES + model -> SYNTHETIC"),
+    Stage("select", 1, "vlcp_ray.flow.rows", "the compared sets -> SYNTHETIC"),
+    Stage("evaluate", 1, "vlcp_ray.flow.trials", "SYNTHETIC + IMAGES(val) -> SCORES"),
+    Stage("report", 1, "vlcp_ray.flow.page", "everything -> one HTML page"),
+)
+STAGE_NAMES: Final = tuple(stage.name for stage in STAGES)
+_VERSIONS: Final = {stage.name: stage.version for stage in STAGES}
+
+
+def graph(job: Job) -> tuple[Step, ...]:
+    """Every artifact of a job, inputs before what is made of them. No file is read but small model folders."""
+    base = identity(job.base_model)
+    images = _step("ingest", job.ingest.model_dump() | {"source": open_source(job.ingest.source).identity})
+    pairs = _step("pair", _pair_science(job, base), images=images)
+    steps = [images, pairs]
+    methods = job.compare.methods
+    for seed in job.seeds:
+        model = _step("finetune", job.finetune.model_dump() | {"base_model": base}, {"seed": seed}, pairs=pairs)
+        steps.append(model)
+        for ipc in job.ipc:
+            key = {"seed": seed, "ipc": ipc}
+            prototypes = _step("prototype", job.prototype.model_dump(), key, pairs=pairs)
+            steps.append(prototypes)
+            science = job.generate.model_dump()
+            steps.append(_step("generate", science, key | _VLCP, prototypes=prototypes, model=model))
+            if "random" in methods:
+                steps.append(_step("select", {}, key | {"method": "random"}, images=images))
+            if "centroid" in methods:
+                science = {"image_size": job.generate.image_size, "base_model": base}
+                steps.append(_step("select", science, key | {"method": "centroid"}, prototypes=prototypes))
+    judged = [step for step in steps if "method" in step.key]
+    steps += [_step("evaluate", job.evaluate.model_dump(), s.key, set=s, images=images) for s in judged]
+    if "full" in methods:
+        steps.append(_step("evaluate", job.evaluate.model_dump(), {"method": "full"}, images=images))
+    everything = {f"{step.title}": step for step in steps}
+    steps.append(_step("report", {"name": job.name}, **everything))
+    return tuple(steps)
+
+
+_VLCP: Final = {"method": "vlcp"}
+
+
+def _step(stage: str, science: dict[str, Any], key: dict[str, Any] | None = None, **inputs: Step) -> Step:
+    return Step(stage, _VERSIONS[stage], science, key or {}, inputs)
+
+
+def _pair_science(job: Job, base: str) -> dict[str, Any]:
+    caption = job.caption.model_dump()
+    if job.caption.source:
+        caption = {"source": identity(job.caption.source)}
+    else:
+        caption["model"] = identity(job.caption.model)
+    return {"caption": caption, "encode": job.encode.model_dump(), "base_model": base}
+
+
+def preflight(job: Job) -> None:
+    """Refuse what cannot work before anything starts.
+
+    Raises:
+        ConfigError: a model's folder or a table is missing, or the image set is not known.
+    """
+    open_source(job.ingest.source)
+    try:
+        check(job.base_model, "base_model")
+        if not job.caption.source:
+            check(job.caption.model, "caption.model")
+        elif "://" not in job.caption.source and not Path(job.caption.source).exists():
+            raise ValueError(f"caption.source: there is no table {job.caption.source!r}; give its folder or file")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def state(store: Store, step: Step) -> str:
+    """done (sealed), started (resumes) or new."""
+    artifact = store.artifact(step)
+    if artifact.manifest() is not None:
+        return "done"
+    return "started" if artifact.exists() else "new"
+
+
+def run(job: Job, store: Store, to: str, scale_file: str | None) -> Iterator[tuple[Step, Artifact]]:
+    """Run, resume or skip every stage up to `to`; yield the artifacts as their stages end."""
+    todo = STAGES[: STAGE_NAMES.index(to) + 1]
+    steps = [step for step in graph(job) if step.stage in {stage.name for stage in todo}]
+    sealed = {step.fingerprint: state(store, step) == "done" for step in steps}
+    scale = _start(scale_file) if not all(sealed.values()) else None
+    try:
+        for stage in todo:
+            mine = [step for step in steps if step.stage == stage.name]
+            if scale is not None and (left := [step for step in mine if not sealed[step.fingerprint]]):
+                _work(stage)(_context(job, scale, store), left)
+            yield from ((step, store.artifact(step)) for step in mine)
+    finally:
+        if scale is not None:
+            _stop()
+
+
+def _work(stage: Stage) -> Callable[[Any, Sequence[Step]], None]:
+    work: Callable[[Any, Sequence[Step]], None] = getattr(importlib.import_module(stage.work), stage.name)
+    return work
+
+
+def _start(scale_file: str | None) -> Scale:
+    given = load_scale(scale_file) if scale_file else None
+    from vlcp_ray.flow import cluster
+
+    derived = cluster.start()
+    return given or derived
+
+
+def _context(job: Job, scale: Scale, store: Store) -> Any:
+    from vlcp_ray.flow.context import Context
+
+    return Context(job, scale, store)
+
+
+def _stop() -> None:
+    from vlcp_ray.flow import cluster
+
+    cluster.stop()

@@ -1,0 +1,168 @@
+"""Knows where an artifact lives, what its fingerprint is, when it is sealed, and how its files appear whole."""
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+MANIFEST: Final = "manifest.json"
+#: Stores in which an object is seen only once it is complete; elsewhere a file is written aside and renamed.
+_WHOLE_OBJECT_STORES: Final = ("s3", "gcs", "abfs")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One artifact to be: a stage, what it is for, the settings that decide its content and what it is made from."""
+
+    stage: str
+    version: int
+    science: Mapping[str, Any]
+    key: Mapping[str, Any] = field(default_factory=dict)
+    inputs: "Mapping[str, Step]" = field(default_factory=dict)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of stage, version, science and the inputs' fingerprints: the same on every machine."""
+        inputs = {name: step.fingerprint for name, step in self.inputs.items()}
+        content = [self.stage, self.version, dict(self.science), dict(self.key), inputs]
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def title(self) -> str:
+        """The stage and what it is for, in words: `prototype seed 0 ipc 5`."""
+        return " ".join([self.stage, *(f"{k} {v}" if k != "method" else str(v) for k, v in self.key.items())])
+
+
+def open_root(root: str) -> tuple[pafs.FileSystem, str]:
+    """The filesystem and path of a root: a folder or any URI that pyarrow or fsspec knows.
+
+    Raises:
+        ValueError: the URI's scheme is not known or its driver is not installed.
+    """
+    if "://" not in root:
+        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(root))
+    try:
+        filesystem, path = pafs.FileSystem.from_uri(root)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ValueError(f"--root {root}: {error}; give a folder or a URI such as s3://bucket/folder") from error
+    return filesystem, path.rstrip("/")
+
+
+@dataclass(frozen=True)
+class Store:
+    """The root under which all artifacts lie."""
+
+    filesystem: pafs.FileSystem
+    path: str
+
+    @classmethod
+    def at(cls, root: str) -> "Store":
+        return cls(*open_root(root))
+
+    def artifact(self, step: Step) -> "Artifact":
+        return Artifact(self.filesystem, f"{self.path}/{step.stage}-{step.fingerprint}")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A folder with tables (folders of parquet files) and, once it is complete, a manifest: the seal."""
+
+    filesystem: pafs.FileSystem
+    path: str
+
+    def exists(self) -> bool:
+        """Whether anything was ever written for it."""
+        return bool(self.filesystem.get_file_info(self.path).type != pafs.FileType.NotFound)
+
+    def manifest(self) -> dict[str, Any] | None:
+        """What the seal says, or None while the artifact is not sealed."""
+        content = self.read_bytes(MANIFEST)
+        manifest: dict[str, Any] | None = None if content is None else json.loads(content)
+        return manifest
+
+    def seal(self, manifest: Mapping[str, Any]) -> None:
+        self.write_bytes(MANIFEST, json.dumps(manifest, indent=2, sort_keys=True).encode())
+
+    def read_bytes(self, name: str) -> bytes | None:
+        """The content of a file, or None where there is none."""
+        try:
+            with self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:
+                content: bytes = stream.read()
+                return content
+        except FileNotFoundError:
+            return None
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        self._write_whole(name, lambda sink: sink.write(content))
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """Write one parquet file, `<table>/<part>.parquet`. It appears whole or not at all."""
+        from pyarrow import parquet  # here and below: it loads pandas, for which `plan` has no time
+
+        self._write_whole(name, lambda sink: parquet.write_table(table, sink))
+
+    def files(self, folder: str, suffix: str = ".parquet") -> list[str]:
+        """The complete files of a folder, sorted; none where the folder is not there yet."""
+        selector = pafs.FileSelector(f"{self.path}/{folder}", allow_not_found=True)
+        paths = (str(info.path) for info in self.filesystem.get_file_info(selector) if info.is_file)
+        return sorted(p for p in paths if p.endswith(suffix) and not Path(p).name.startswith("."))
+
+    def table(self, folder: str, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
+        """All rows of a table, or none of them where nothing was written; `columns` saves reading the rest."""
+        files = self.files(folder)
+        if not files:
+            return pa.schema([f for f in schema if columns is None or f.name in columns]).empty_table()
+        from pyarrow import dataset as pads
+
+        dataset = pads.dataset(files, filesystem=self.filesystem, format="parquet")
+        return dataset.to_table(columns=None if columns is None else list(columns))
+
+    def put_folder(self, local: Path, name: str) -> None:
+        """Copy a local folder, file by file, to `<artifact>/<name>`."""
+        for file in sorted(p for p in local.rglob("*") if p.is_file()):
+            with file.open("rb") as source:
+                self._write_whole(f"{name}/{file.relative_to(local)}", _copy_from(source))
+
+    def get_folder(self, name: str, local: Path) -> str:
+        """A local folder with the files of `<artifact>/<name>`: the folder itself where it is local already."""
+        if isinstance(self.filesystem, pafs.LocalFileSystem):
+            return f"{self.path}/{name}"
+        pafs.copy_files(
+            f"{self.path}/{name}", str(local), source_filesystem=self.filesystem, destination_filesystem=None
+        )
+        return str(local)
+
+    def _write_whole(self, name: str, write: Callable[[Any], object]) -> None:
+        path = f"{self.path}/{name}"
+        folder, _, file = path.rpartition("/")
+        self.filesystem.create_dir(folder, recursive=True)
+        if self.filesystem.type_name in _WHOLE_OBJECT_STORES:
+            with self.filesystem.open_output_stream(path) as sink:
+                write(sink)
+            return
+        aside = f"{folder}/.{file}.{uuid.uuid4().hex}"
+        with self.filesystem.open_output_stream(aside) as sink:
+            write(sink)
+        self.filesystem.move(aside, path)
+
+
+def _copy_from(source: Any) -> Callable[[Any], object]:
+    def copy(sink: Any) -> None:
+        while block := source.read(1 << 24):
+            sink.write(block)
+
+    return copy
+
+
+def part_name(ids: Iterable[str]) -> str:
+    """The name of a file that holds these rows: the same rows written twice land on the same name."""
+    return hashlib.blake2b("\n".join(ids).encode(), digest_size=10).hexdigest() + ".parquet"

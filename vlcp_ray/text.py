@@ -1,0 +1,145 @@
+"""Knows which words tell the images of a class apart, and which description of a cluster says most of them."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Matching = Literal["word", "substring"]
+Integers = npt.NDArray[np.integer[Any]]
+
+#: Letters only, as nltk's tokens with `isalpha`; both halves of "isn't" are left out, as its stop words do there.
+WORD: Final = r"(?<!\w['’])\b[^\W\d_]+\b(?!['’]\w)"
+
+
+@dataclass(frozen=True)
+class Words:
+    """The candidate words of a class's descriptions, in the order in which they stand there.
+
+    Token i is the word `vocabulary[word[i]]` in the description `texts[row[i]]`. What cannot be representative (stop
+    words, words that are too common, parts of the class name) is not among the tokens.
+    """
+
+    texts: Sequence[str]
+    vocabulary: Sequence[str]
+    word: Integers  # (tokens,) indices into vocabulary
+    row: Integers  # (tokens,) indices into texts, ascending
+    matching: Matching
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The text prototype of a cluster: the row of its description in the class, and the representative words."""
+
+    row: int
+    words: tuple[str, ...]
+
+
+def clean(answer: str) -> str:
+    """A captioner's answer without double quotes and `'s`, all white space single (METHOD 2.1, as released)."""
+    return " ".join(answer.replace('"', "").replace("'s", "").split())
+
+
+def count_words(texts: Sequence[str], class_name: str, max_df: float, matching: Matching) -> Words:
+    """Find the candidate words in the inlier descriptions of one class (METHOD 2.5, steps 1 and 2).
+
+    Args:
+        texts: the descriptions C; their order decides ties.
+        class_name: N. "word" drops its words, whatever their case. "substring" drops each word that occurs in it as it
+            is written, as the released code does: "an" because of "fan", but not "siberian" because of "Siberian".
+        max_df: beta. A word in max_df x len(texts) descriptions or more is dropped; scikit-learn's
+            `CountVectorizer(max_df=...)` would keep it at exactly that number.
+        matching: how "part of the class name" and, in `choose_text`, "contains" are meant.
+
+    The stop words are scikit-learn's, not nltk's as released: they need no download.
+    """
+    analyze = _analyzer()
+    vocabulary: dict[str, int] = {}
+    tokens = [[vocabulary.setdefault(word, len(vocabulary)) for word in analyze(text)] for text in texts]
+    row = np.repeat(np.arange(len(texts)), [len(ids) for ids in tokens])
+    word = np.fromiter((i for ids in tokens for i in ids), dtype=np.int64, count=len(row))
+
+    names = analyze(class_name) if matching == "word" else class_name
+    keep = np.array([candidate not in names for candidate in vocabulary], dtype=bool)
+    keep &= _document_frequency(word, row, len(vocabulary)) < math.ceil(Fraction(str(max_df)) * len(texts))
+    kept = keep[word]
+    return Words(texts, tuple(vocabulary), word[kept], row[kept], matching)
+
+
+def representative_words(words: Words, members: Integers, n_words: int) -> tuple[Integers, Integers]:
+    """The most frequent candidate words of one cluster (METHOD 2.5, steps 3 and 4).
+
+    Args:
+        words: of the whole class.
+        members: (m,) the cluster's rows in `words.texts`, ascending.
+        n_words: k, how many to keep at most.
+
+    Returns:
+        Indices into `words.vocabulary` and occurrences F_j, both (<= n_words,), most frequent first, ties first seen.
+    """
+    found, first, count = np.unique(words.word[np.isin(words.row, members)], return_index=True, return_counts=True)
+    order = np.lexsort((first, -count))[:n_words]
+    return found[order], count[order]
+
+
+def choose_text(words: Words, members: Integers, distances: npt.NDArray[np.floating[Any]], n_words: int) -> Choice:
+    """Choose the description of a cluster that says most of its representative words (METHOD 2.5, step 5).
+
+    Where no description scores, as the released code goes on with an empty text, the one whose image is nearest to the
+    centroid is chosen.
+
+    Args:
+        words: of the whole class.
+        members: (m,) the cluster's rows in `words.texts`, ascending; ties go to the first.
+        distances: (m,) of the members to their centroid.
+        n_words: k.
+
+    Raises:
+        ValueError: every description of the cluster is empty.
+    """
+    top, count = representative_words(words, members, n_words)
+    contains = _contains_word(words, members, top) if words.matching == "word" else _contains(words, members, top)
+    scores = contains @ count  # (m, k) @ (k,)
+    best = int(scores.argmax()) if scores.any() else _nearest(words, members, distances)
+    return Choice(int(members[best]), tuple(words.vocabulary[i] for i in top))
+
+
+def _analyzer() -> Callable[[str], list[str]]:
+    # scikit-learn takes seconds to import and captioners need only `clean`.
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    analyze: Callable[[str], list[str]] = CountVectorizer(stop_words="english", token_pattern=WORD).build_analyzer()
+    return analyze
+
+
+def _document_frequency(word: Integers, row: Integers, n_vocabulary: int) -> Integers:
+    pairs = np.unique(row * n_vocabulary + word)
+    return np.bincount(pairs % n_vocabulary if len(pairs) else pairs, minlength=n_vocabulary)
+
+
+def _contains_word(words: Words, members: Integers, top: Integers) -> npt.NDArray[np.bool_]:
+    rank = np.full(len(words.vocabulary), -1)
+    rank[top] = np.arange(len(top))
+    scored = np.isin(words.row, members) & (rank[words.word] >= 0)
+    contains = np.zeros((len(members), len(top)), dtype=bool)
+    contains[np.searchsorted(members, words.row[scored]), rank[words.word[scored]]] = True
+    return contains
+
+
+def _contains(words: Words, members: Integers, top: Integers) -> npt.NDArray[np.bool_]:
+    variable = np.dtypes.StringDType()  # fixed-width strings would all take the room of the longest
+    texts = np.array([words.texts[i] for i in members], dtype=variable)
+    fragments = np.array([words.vocabulary[i] for i in top], dtype=variable)
+    contains: npt.NDArray[np.bool_] = np.strings.find(texts[:, None], fragments) >= 0
+    return contains
+
+
+def _nearest(words: Words, members: Integers, distances: npt.NDArray[np.floating[Any]]) -> int:
+    for i in np.argsort(distances, kind="stable"):
+        if words.texts[members[i]].strip():
+            return int(i)
+    raise ValueError(f"the descriptions of {len(members)} images are all empty: caption them anew, or leave them out")
