@@ -126,6 +126,24 @@ class Artifact:
         dataset = pads.dataset(files, filesystem=self.filesystem, format="parquet")
         return dataset.to_table(columns=None if columns is None else list(columns))
 
+    def rows(
+        self, folder: str, schema: pa.Schema, columns: Sequence[str], key: str, values: pa.ChunkedArray | pa.Array
+    ) -> pa.Table:
+        """The rows of a table whose `key` is among the values; the rest is not kept."""
+        import pyarrow.compute as pc
+        from pyarrow import dataset as pads
+
+        files = self.files(folder)
+        if not files:
+            return self.table(folder, schema, columns)
+        dataset = pads.dataset(files, filesystem=self.filesystem, format="parquet")
+        values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+        return dataset.to_table(columns=list(columns), filter=pc.field(key).isin(values))
+
+    def delete(self, folder: str) -> None:
+        """Remove a folder of the artifact and all that is in it."""
+        self.filesystem.delete_dir(f"{self.path}/{folder}")
+
     def put_folder(self, local: Path, name: str) -> None:
         """Copy a local folder, file by file, to `<artifact>/<name>`."""
         for file in sorted(p for p in local.rglob("*") if p.is_file()):

@@ -12,8 +12,9 @@ import numpy.typing as npt
 Matching = Literal["word", "substring"]
 Integers = npt.NDArray[np.integer[Any]]
 
-#: Letters only, as nltk's tokens with `isalpha`; both halves of "isn't" are left out, as its stop words do there.
-WORD: Final = r"(?<!\w['’])\b[^\W\d_]+\b(?!['’]\w)"
+#: A run of letters beside no digit or underscore; "long-haired" is two words. Both halves of "isn't" are left out: they
+#: say nothing and scikit-learn's stop words lack them.
+WORD: Final = r"(?<!\w['\u2019])\b[^\W\d_]+\b(?!['\u2019]\w)"
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def count_words(texts: Sequence[str], class_name: str, max_df: float, matching: 
             `CountVectorizer(max_df=...)` would keep it at exactly that number.
         matching: how "part of the class name" and, in `choose_text`, "contains" are meant.
 
-    The stop words are scikit-learn's, not nltk's as released: they need no download.
+    Tokens and stop words are scikit-learn's for both; the released code has nltk's, which must be downloaded.
     """
     analyze = _analyzer()
     vocabulary: dict[str, int] = {}
@@ -117,8 +118,8 @@ def _analyzer() -> Callable[[str], list[str]]:
 
 
 def _document_frequency(word: Integers, row: Integers, n_vocabulary: int) -> Integers:
-    pairs = np.unique(row * n_vocabulary + word)
-    return np.bincount(pairs % n_vocabulary if len(pairs) else pairs, minlength=n_vocabulary)
+    _, first = np.unique(row * n_vocabulary + word, return_index=True)  # a word of a description, once
+    return np.bincount(word[first], minlength=n_vocabulary)
 
 
 def _contains_word(words: Words, members: Integers, top: Integers) -> npt.NDArray[np.bool_]:

@@ -67,7 +67,7 @@ def ingest(context: Context, steps: Sequence[Step]) -> None:
     )
     rows = keep(rows, done=write.done(artifact))
     work = Work(Ingest, {"settings": settings, "class_names": source.class_names}, context.scale.ingest)
-    _run(context, [step], rows, [work], write, {step.fingerprint: source.count(shards)})
+    _run(context, [step], rows, [work], write, {step.fingerprint: source.count(shards)}, class_names=source.class_names)
 
 
 def pair(context: Context, steps: Sequence[Step]) -> None:
@@ -149,6 +149,7 @@ def _run(
     works: Sequence[Work],
     write: Write,
     totals: Mapping[str, int],
+    **facts: Any,
 ) -> None:
     """Stream the rows, tell how it goes, and seal each artifact once all of its rows are there exactly once."""
     artifacts = {step.fingerprint: context.artifact(step) for step in steps}
@@ -158,17 +159,17 @@ def _run(
         for good, rejected in stream(rows, works, write, context.scale.rows_per_block):
             progress.add(good + rejected)
     for step in steps:
-        _seal(context, step, write, totals[step.fingerprint], len(steps))
+        _seal(context, step, write, totals[step.fingerprint], len(steps), facts)
 
 
-def _seal(context: Context, step: Step, write: Write, rows_in: int, share: int) -> None:
+def _seal(context: Context, step: Step, write: Write, rows_in: int, share: int, facts: Mapping[str, Any]) -> None:
     artifact = context.artifact(step)
     ids = write.done(artifact)
     if len(pc.unique(ids)) != len(ids):
         raise RuntimeError(f"{step.title}: {len(ids) - len(pc.unique(ids))} rows were written twice")
     rejected = len(artifact.table(REJECTED_TABLE, REJECTED, ["image_id"]))
-    facts: dict[str, Any] = {}
     if "split" in write.schema.names:
         splits = artifact.table(write.table, write.schema, ["split"])["split"]
-        facts["splits"] = {str(count["values"]): count["counts"] for count in pc.value_counts(splits).to_pylist()}
+        counts = {str(count["values"]): count["counts"] for count in pc.value_counts(splits).to_pylist()}
+        facts = {**facts, "splits": counts}
     context.seal(step, rows_in=rows_in, rows=len(ids) - rejected, rejected=rejected, share=share, **facts)

@@ -1,6 +1,8 @@
 """Knows Stable Diffusion's parts: pixels to latents and back, text to embeddings, latents drawn anew under a text."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import diffusers
@@ -8,7 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import transformers
-from diffusers import AutoencoderKL, StableDiffusionImg2ImgPipeline
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.training_utils import EMAModel
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from vlcp_ray.config import Generate
 from vlcp_ray.models.folders import folder
@@ -42,17 +52,20 @@ def scaling_factor(base_model: str) -> float:
     return float(loaded.get("scaling_factor", 0.18215))  # configurations of Stable Diffusion v1 may leave it out
 
 
-def load_part(kind: Any, base_model: str, name: str, device: str, dtype: torch.dtype) -> Any:
-    """One trained part in evaluation mode, e.g. (AutoencoderKL, "hub/id", "vae"). Nothing in it asks for gradients."""
-    _without_bars()
-    extra = _LOAD if issubclass(kind, diffusers.ModelMixin) else {}
-    part = kind.from_pretrained(folder(base_model), subfolder=name, dtype=dtype, **extra)
-    return part.to(device).eval().requires_grad_(False)
-
-
 def load_vae(base_model: str, device: str) -> AutoencoderKL:
-    """The VAE in the precision of inference."""
-    return load_part(AutoencoderKL, base_model, "vae", device, inference_dtype(device))
+    """The frozen VAE in the precision of inference."""
+    return _load(AutoencoderKL, base_model, "vae", device, inference_dtype(device))
+
+
+def load_unet(base_model: str, device: str) -> UNet2DConditionModel:
+    """The UNet in float32, frozen: who trains it says so."""
+    return _load(UNet2DConditionModel, base_model, "unet", device, torch.float32)
+
+
+def load_text(base_model: str, device: str, dtype: torch.dtype) -> tuple[CLIPTokenizer, CLIPTextModel]:
+    """The tokenizer and the frozen text encoder."""
+    tokenizer = CLIPTokenizer.from_pretrained(folder(base_model), subfolder="tokenizer")
+    return tokenizer, _load(CLIPTextModel, base_model, "text_encoder", device, dtype)
 
 
 def load_pipeline(
@@ -79,6 +92,38 @@ def load_pipeline(
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
+
+
+def load_noise_schedule(base_model: str) -> DDPMScheduler:
+    """The forward process that the model was trained with.
+
+    Raises:
+        ValueError: the model does not predict the noise.
+    """
+    scheduler = DDPMScheduler.from_pretrained(folder(base_model), subfolder="scheduler")
+    target = scheduler.config.prediction_type
+    if target != "epsilon":
+        raise ValueError(
+            f"base_model: {base_model} predicts {target!r}; take one that predicts 'epsilon', as Stable Diffusion v1-5"
+        )
+    return scheduler
+
+
+def save_pipeline(base_model: str, unet: Any, target: str | Path) -> None:
+    """Write `base_model` with another float32 UNet as a diffusers folder of safetensors files."""
+    loaded = load_pipeline(base_model, str(unet.device), torch.float32, unet)
+    StableDiffusionPipeline(**loaded.components, requires_safety_checker=False).save_pretrained(target)
+
+
+@contextmanager
+def averaged(unet: Any, ema: EMAModel) -> Iterator[None]:
+    """The UNet with the weights of its moving average, for a while."""
+    ema.store(unet.parameters())
+    ema.copy_to(unet.parameters())
+    try:
+        yield
+    finally:
+        ema.restore(unet.parameters())
 
 
 @torch.no_grad()
@@ -108,7 +153,8 @@ def sample(moments: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
 def decode(vae: AutoencoderKL, latents: torch.Tensor, batch_size: int) -> Pixels:
     """Images (n, height, width, 3) of scaled latents (n, c, h, w), `batch_size` at a time."""
     decoded = []
-    for part in latents.split(batch_size):
+    for start in range(0, len(latents), batch_size):
+        part = latents[start : start + batch_size]
         values = vae.decode(part.to(vae.device, vae.dtype) / vae.config.scaling_factor).sample.float()
         levels = ((values / 2 + 0.5).clamp(0, 1) * 255).round().byte()
         decoded.append(levels.permute(0, 2, 3, 1).cpu().numpy())
@@ -158,6 +204,15 @@ def draw(
     return decode(pipeline.vae, drawn, batch_size)
 
 
+@torch.no_grad()
+def embed_captions(tokenizer: Any, text_encoder: Any, captions: Sequence[str]) -> torch.Tensor:
+    """(n, 77, d) embeddings of captions for fine-tuning, which cuts the longer ones (METHOD 2.2)."""
+    length = tokenizer.model_max_length
+    batch = tokenizer(list(captions), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    hidden: torch.Tensor = text_encoder(batch.input_ids.to(text_encoder.device))[0]
+    return hidden
+
+
 def _slices(tokenizer: Any, texts: Sequence[str]) -> list[list[list[int]]]:
     """The ids of each text, cut into slices of 77 at most: start mark in the first, end mark in the last."""
     length = tokenizer.model_max_length
@@ -182,6 +237,13 @@ def _alike(counts: Sequence[int], batch_size: int) -> Iterator[tuple[int, list[i
         rows = [row for row, other in enumerate(counts) if other == count]
         for start in range(0, len(rows), batch_size):
             yield count, rows[start : start + batch_size]
+
+
+def _load(kind: Any, base_model: str, name: str, device: str, dtype: torch.dtype) -> Any:
+    _without_bars()
+    extra = _LOAD if issubclass(kind, diffusers.ModelMixin) else {}
+    part = kind.from_pretrained(folder(base_model), subfolder=name, dtype=dtype, **extra)
+    return part.to(device).eval().requires_grad_(False)
 
 
 def _without_bars() -> None:

@@ -37,12 +37,12 @@ class Encode:
         Rows that are rejected, here or before, hold zeros.
         """
         found, faults = _decode(table)
-        rows = list(found)
+        rows, image_ids = list(found), table["image_id"].to_pylist()
         train = self._train_moments(list(found.values()))
         square = self._square_moments(list(found.values()), train[:, 0])
         latents = np.zeros((len(table), *self.latent_shape), np.float16)
         moments = np.zeros((len(table), *train.shape[1:]), np.float16)
-        latents[rows] = self._sample(square, table["image_id"].take(rows).to_pylist())
+        latents[rows] = self._sample(square, [image_ids[row] for row in rows])
         moments[rows] = train.numpy()
         table = schemas.reject(table, faults).drop_columns("image")
         table = schemas.with_column(table, "latent", schemas.tensor_array(latents))
@@ -51,7 +51,8 @@ class Encode:
     def _train_moments(self, found: Sequence[Image.Image]) -> torch.Tensor:
         crops = [images.center_crop(image, self.settings.train_resolution) for image in found]
         views = [view for crop in crops for view in (crop, crop[:, ::-1])]
-        return self._moments(views, self.train_shape).unflatten(0, (len(found), 2))  # (n, 2, 2c, h', w')
+        moments = self._moments(views, self.train_shape)
+        return moments.reshape(len(found), 2, *moments.shape[1:])  # (n, 2, 2c, h', w')
 
     def _square_moments(self, found: Sequence[Image.Image], crops: torch.Tensor) -> torch.Tensor:
         """Moments of the square views; where that view is the centre crop, its moments serve again."""

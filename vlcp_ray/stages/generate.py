@@ -42,9 +42,7 @@ class Decode:
         """One image a row; `text` is empty and `seed` 0, since nothing is drawn."""
         latents = torch.from_numpy(schemas.tensors(table["latent"]).astype(np.float32))
         pixels = diffusion.decode(self.vae, latents, self.batch_size)
-        return _synthetic(
-            table, "centroid", pixels, self.settings.image_size, [""] * len(table), [0] * len(table)
-        )
+        return _synthetic(table, "centroid", pixels, self.settings.image_size, [""] * len(table), [0] * len(table))
 
 
 def _synthetic(

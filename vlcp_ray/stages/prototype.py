@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -44,8 +45,9 @@ def prototype(table: pa.Table, settings: config.Prototype, runs: Sequence[Run]) 
     """Make the prototypes of one class (METHOD 2.4, 2.5).
 
     Args:
-        table: all rows of the class, in any order; the columns image_id, label, class_name, caption and latent of PAIRS.
-        settings: of the stage.
+        table: all rows of one class, in any order: image_id, label, class_name, caption and latent of PAIRS.
+        settings: of the stage. LOF takes one neighbour fewer than there are images where n_neighbors is more; a single
+            image is no outlier.
         runs: the wanted (seed, ipc). Outliers and words do not depend on them and are found once.
 
     Returns:
@@ -56,9 +58,9 @@ def prototype(table: pa.Table, settings: config.Prototype, runs: Sequence[Run]) 
         ValueError: the table holds no class or several, an image_id twice, or a latent that is not finite; or there are
             fewer usable or fewer different latents than ipc. The message names the class and the cure.
 
-    One thread does all the work: OpenMP adds partial sums in the order in which threads finish, so that centroids would
-    differ from run to run, and its threads wait for each other (1300 x 16384 values, 10 clusters, 2 busy cores: 2 s with
-    one thread, 94 s with two). Classes are what runs in parallel.
+    One thread does all the work: OpenMP adds partial sums in the order in which threads finish, so that centroids
+    would differ from run to run, and its threads wait for each other (1300 x 16384 values, 10 clusters, 2 busy cores:
+    2 s with one thread, 94 s with two). Classes are what runs in parallel.
     """
     # scikit-learn takes seconds to import, which `plan` would have to wait for.
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
@@ -90,7 +92,7 @@ def _load(table: pa.Table) -> Images:
     order = pc.sort_indices(table["image_id"])
     image_ids = table["image_id"].take(order).to_pylist()
     latents = tensors(table["latent"]).reshape(len(table), -1)[order.to_numpy()].astype(np.float32, copy=False)
-    for image_id, following in zip(image_ids, image_ids[1:], strict=False):
+    for image_id, following in pairwise(image_ids):
         if image_id == following:
             raise ValueError(f"class {class_name!r}: image_id {image_id!r} occurs twice, give each image its own")
     finite = np.isfinite(latents).all(axis=1)

@@ -1,0 +1,217 @@
+"""Knows what scikit-learn and plain means say of the clusters, and how the rows of a class may be broken."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.cluster import KMeans
+from sklearn.neighbors import LocalOutlierFactor
+
+from vlcp_ray.config import Prototype
+from vlcp_ray.schemas import MEMBERS, prototypes_schema, tensor_array, tensors
+from vlcp_ray.stages.prototype import prototype
+
+SHAPE = (4, 2, 2)
+NO_OUTLIERS = Prototype(n_init=2)
+OUTLIERS = Prototype(contamination=0.1, n_init=2)
+
+
+def latents(n: int, seed: int = 0) -> npt.NDArray[np.float16]:
+    return np.random.default_rng(seed).normal(size=(n, *SHAPE)).astype(np.float16)
+
+
+def pairs(values: npt.NDArray[np.float16], captions: list[str] | None = None) -> pa.Table:
+    """Rows of class 7, already in the order of image_id."""
+    n = len(values)
+    columns = {
+        "image_id": [f"img-{i:04d}" for i in range(n)],
+        "label": pa.array([7] * n, pa.int32()),
+        "class_name": ["fan"] * n,
+        "caption": captions or [f"shade{chr(97 + i % 26)} round" for i in range(n)],
+        "latent": tensor_array(values),
+    }
+    return pa.table(columns)
+
+
+def flat(values: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
+    return values.reshape(len(values), -1).astype(np.float32)
+
+
+def column(table: pa.Table, name: str) -> npt.NDArray[Any]:
+    values: npt.NDArray[Any] = table[name].to_numpy()
+    return values
+
+
+def test_tables_keep_their_contracts() -> None:
+    prototypes, members = prototype(pairs(latents(30)), OUTLIERS, [(0, 3)])[0, 3]
+    assert prototypes.schema.equals(prototypes_schema(SHAPE), check_metadata=True)
+    assert members.schema.equals(MEMBERS, check_metadata=True)
+    prototypes.validate(full=True)
+    assert prototypes["prototype_id"].to_pylist() == ["0007-0000", "0007-0001", "0007-0002"]
+    assert prototypes["cluster"].to_pylist() == [0, 1, 2]
+    assert set(prototypes["label"].to_pylist()) == set(members["label"].to_pylist()) == {7}
+    assert members["image_id"].to_pylist() == [f"img-{i:04d}" for i in range(30)]
+
+
+def test_centroids_are_those_of_scikit_learn() -> None:
+    values = latents(40)
+    prototypes, members = prototype(pairs(values), NO_OUTLIERS, [(3, 4)])[3, 4]
+    kmeans = KMeans(n_clusters=4, n_init=2, random_state=3).fit(flat(values))
+    cluster = column(members, "cluster")
+    for ours in range(4):
+        theirs = kmeans.labels_[cluster == ours]
+        assert len(set(theirs)) == 1
+        centroid = kmeans.cluster_centers_[theirs[0]]
+        np.testing.assert_allclose(tensors(prototypes["latent"])[ours].ravel(), centroid, atol=1e-5)
+    np.testing.assert_array_equal(column(prototypes, "size"), np.bincount(cluster))
+
+
+def test_clusters_are_numbered_by_their_first_member() -> None:
+    for seed in range(5):
+        _, members = prototype(pairs(latents(40)), NO_OUTLIERS, [(seed, 4)])[seed, 4]
+        clusters = column(members, "cluster").tolist()
+        firsts = [clusters.index(cluster) for cluster in range(4)]
+        assert firsts == sorted(firsts)
+
+
+def test_one_per_class_is_the_mean() -> None:
+    values = latents(20)
+    prototypes, members = prototype(pairs(values), NO_OUTLIERS, [(0, 1)])[0, 1]
+    mean = flat(values).mean(axis=0)
+    np.testing.assert_allclose(tensors(prototypes["latent"])[0].ravel(), mean, atol=1e-6)
+    distance = np.linalg.norm(flat(values) - mean, axis=1)
+    np.testing.assert_allclose(column(members, "distance"), distance, rtol=1e-5)
+
+
+def test_as_many_as_there_are_images_gives_each_image_itself() -> None:
+    values = latents(5)
+    prototypes, members = prototype(pairs(values), NO_OUTLIERS, [(0, 5)])[0, 5]
+    np.testing.assert_allclose(tensors(prototypes["latent"]), values, atol=1e-6)
+    np.testing.assert_allclose(column(members, "distance"), 0, atol=1e-5)
+    assert prototypes["text_image_id"].to_pylist() == members["image_id"].to_pylist()
+
+
+@pytest.mark.parametrize("n", [2, 5, 11, 50])
+def test_outliers_are_those_of_scikit_learn(n: int) -> None:
+    values = latents(n, seed=1)
+    prototypes, members = prototype(pairs(values), OUTLIERS, [(0, 2)])[0, 2]
+    expected = LocalOutlierFactor(n_neighbors=min(10, n - 1), contamination=0.1).fit_predict(flat(values)) == -1
+    np.testing.assert_array_equal(column(members, "cluster") == -1, expected)
+    assert sum(prototypes["size"].to_pylist()) == n - expected.sum()
+    if n == 50:
+        assert expected.sum() == 5
+
+
+def test_outliers_have_no_part_in_prototypes() -> None:
+    values = latents(50)
+    values[::10] *= 40
+    captions = ["plain round" if i % 10 else "odd odd odd" for i in range(50)]
+    prototypes, members = prototype(pairs(values, captions), OUTLIERS, [(0, 3)])[0, 3]
+    np.testing.assert_array_equal(np.flatnonzero(column(members, "cluster") == -1), np.arange(0, 50, 10))
+    assert set(prototypes["text"].to_pylist()) == {"plain round"}
+    centroids = tensors(prototypes["latent"]).reshape(3, -1)
+    nearest = np.linalg.norm(flat(values)[::10, None] - centroids, axis=2).min(axis=1)
+    np.testing.assert_allclose(column(members, "distance")[::10], nearest, rtol=1e-5)
+
+
+def test_outliers_have_no_part_in_document_frequency() -> None:
+    values = latents(50)
+    values[::10] *= 40
+    captions = ["odd" if i % 10 == 0 else "common rare" if i < 36 else "rare" if i < 40 else "" for i in range(50)]
+    captions[49] = "plain"
+    prototypes, _ = prototype(pairs(values, captions), OUTLIERS, [(0, 1)])[0, 1]
+    # "common" is in 32 of 45 inlier descriptions, 71 %, and in 64 % of all.
+    assert prototypes["words"].to_pylist() == [["plain"]]
+
+
+def test_a_text_comes_from_its_cluster_and_names_its_image() -> None:
+    table = pairs(latents(40))
+    prototypes, members = prototype(table, OUTLIERS, [(0, 4)])[0, 4]
+    cluster = dict(zip(members["image_id"].to_pylist(), members["cluster"].to_pylist(), strict=True))
+    caption = dict(zip(table["image_id"].to_pylist(), table["caption"].to_pylist(), strict=True))
+    for row in prototypes.to_pylist():
+        assert cluster[row["text_image_id"]] == row["cluster"]
+        assert caption[row["text_image_id"]] == row["text"]
+        assert "round" not in row["words"]  # in every description of the class
+
+
+def test_without_words_the_text_is_that_of_the_nearest_image() -> None:
+    captions = [f"{i}" for i in range(20)]
+    prototypes, members = prototype(pairs(latents(20), captions), NO_OUTLIERS, [(0, 2)])[0, 2]
+    cluster, distance = column(members, "cluster"), column(members, "distance")
+    nearest = [int(np.where(cluster == j, distance, np.inf).argmin()) for j in range(2)]
+    assert prototypes["text"].to_pylist() == [captions[i] for i in nearest]
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.permutations(range(25)), st.integers(0, 3))
+def test_order_of_rows_changes_nothing(order: list[int], seed: int) -> None:
+    table = pairs(latents(25))
+    chunks = pa.concat_tables([table.take(order[:9]), table.take(order[9:])])
+    expected = prototype(table, OUTLIERS, [(seed, 3)])[seed, 3]
+    assert prototype(chunks, OUTLIERS, [(seed, 3)])[seed, 3] == expected
+
+
+def test_runs_together_equal_runs_apart_and_share_outliers(monkeypatch: pytest.MonkeyPatch) -> None:
+    table, runs = pairs(latents(40)), [(0, 2), (1, 2), (0, 5)]
+    apart = {run: prototype(table, OUTLIERS, [run])[run] for run in runs}
+    calls = []
+    fit_predict = LocalOutlierFactor.fit_predict
+
+    def counted(self: LocalOutlierFactor, values: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+        calls.append(len(values))
+        found: npt.NDArray[np.int64] = fit_predict(self, values)
+        return found
+
+    monkeypatch.setattr(LocalOutlierFactor, "fit_predict", counted)
+    assert prototype(table, OUTLIERS, runs) == apart
+    assert calls == [40]
+
+
+def test_a_single_image_is_no_outlier() -> None:
+    prototypes, members = prototype(pairs(latents(1)), OUTLIERS, [(0, 1)])[0, 1]
+    assert members["cluster"].to_pylist() == [0]
+    assert prototypes["size"].to_pylist() == [1]
+
+
+def test_too_few_images_say_how_many_are_usable() -> None:
+    cure = "lower ipc, lower prototype.contamination or add images"
+    with pytest.raises(ValueError, match=rf"'fan' has 5 usable images \(0 of 5 are outliers\).* ipc = 6: {cure}"):
+        prototype(pairs(latents(5)), NO_OUTLIERS, [(0, 2), (0, 6)])
+    with pytest.raises(ValueError, match=r"'fan' has 18 usable images \(2 of 20 are outliers\)"):
+        prototype(pairs(latents(20)), OUTLIERS, [(0, 19)])
+
+
+def test_too_few_different_latents_are_an_error() -> None:
+    values = np.repeat(latents(3), 4, axis=0)
+    with pytest.raises(
+        ValueError, match=r"'fan' has 12 usable images, but only 3 different latents.* ipc = 4: lower ipc"
+    ):
+        prototype(pairs(values), NO_OUTLIERS, [(0, 4)])
+    prototypes, _ = prototype(pairs(values), NO_OUTLIERS, [(0, 3)])[0, 3]
+    assert prototypes["size"].to_pylist() == [4, 4, 4]
+
+
+def test_more_duplicates_than_neighbours_are_an_error() -> None:
+    values = np.concatenate([np.repeat(latents(1), 15, axis=0), latents(10, seed=1)])
+    with pytest.raises(ValueError, match=r"'fan': more than prototype.n_neighbors = 10 images have the same latent"):
+        prototype(pairs(values), OUTLIERS, [(0, 2)])
+
+
+def test_broken_tables_are_refused() -> None:
+    table = pairs(latents(4))
+    other = table.set_column(2, "class_name", pa.array(["fan", "fan", "fin", "fan"]))
+    with pytest.raises(ValueError, match=r"one class, not of 2: .*'fan'.*'fin'"):
+        prototype(other, NO_OUTLIERS, [(0, 1)])
+    with pytest.raises(ValueError, match="one class, not of 0"):
+        prototype(table.slice(0, 0), NO_OUTLIERS, [(0, 1)])
+    with pytest.raises(ValueError, match="'fan': image_id 'img-0001' occurs twice"):
+        prototype(pa.concat_tables([table, table.slice(1, 1)]), NO_OUTLIERS, [(0, 1)])
+    values = latents(4)
+    values[2, 0, 0, 0] = np.nan
+    with pytest.raises(ValueError, match="'fan': the latent of image_id 'img-0002' is not finite"):
+        prototype(pairs(values), NO_OUTLIERS, [(0, 1)])

@@ -1,0 +1,97 @@
+"""Whether job files are read strictly and every error names the field and the cure."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vlcp_ray.config import ConfigError, Job, build, load_job
+
+JOBS = sorted((Path(__file__).parents[1] / "jobs").glob("*.toml"))
+
+
+def job(**settings: object) -> Job:
+    return build(Job, {"name": "test", **settings}, "test.toml")
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
+def test_every_job_that_ships_is_valid(path: Path) -> None:
+    assert load_job(path).name == path.stem
+
+
+def test_defaults_are_the_papers() -> None:
+    """METHOD.md sections 2.1 to 2.6."""
+    made = job()
+    assert made.caption.temperature == 0.2
+    assert made.caption.max_tokens == 1024
+    assert (made.finetune.epochs, made.finetune.batch_size, made.finetune.learning_rate) == (8, 32, 1e-5)
+    assert (made.finetune.weight_decay, made.finetune.max_grad_norm, made.finetune.ema_decay) == (0.01, 1.0, 0.9999)
+    assert made.finetune.validation_epochs == 2
+    assert (made.encode.resolution, made.prototype.n_neighbors, made.prototype.n_init) == (512, 10, 10)
+    assert (made.prototype.max_df, made.prototype.n_words) == (0.7, 30)
+    assert (made.generate.strength, made.generate.guidance_scale) == (0.7, 10)
+    assert (made.generate.num_inference_steps, made.generate.negative_prompt) == (50, "cartoon, anime, painting")
+    assert (made.evaluate.learning_rate, made.evaluate.batch_size, made.evaluate.repeats) == (0.01, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"generate": {"strenght": 0.7}}, "unknown setting 'generate.strenght'; did you mean 'strength'?"),
+        ({"gnerate": {}}, "did you mean 'generate'?"),
+        ({"generate": {"strength": 1.5}}, "generate.strength: Input should be less than or equal to 1, not 1.5"),
+        ({"generate": {"strength": 0.01}}, "generate: strength leaves no denoising step"),
+        ({"caption": {"prompt": "What is it?"}}, "prompt must hold {class_name}"),
+        ({"caption": {"max_tokens": 512, "max_model_len": 512}}, "max_tokens must be smaller than max_model_len"),
+        ({"encode": {"resolution": 30}}, "encode.resolution: Input should be a multiple of 8"),
+        ({"ipc": []}, "ipc must be a list of different numbers"),
+        ({"seeds": [1, 1]}, "seeds must be a list of different numbers"),
+        ({"evaluate": {"networks": []}}, "evaluate.networks must name at least one network"),
+        ({"compare": {"methods": ["randm"]}}, "compare.methods.0"),
+    ],
+)
+def test_errors_name_field_and_cure(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        job(**settings)
+    assert message in str(caught.value)
+    assert str(caught.value).startswith("test.toml: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_overrides_reach_nested_fields_and_keep_types(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text("ipc = [1]\n[generate]\nstrength = 0.5\n")
+    made = load_job(path, ["generate.strength=0.6", "ipc=[2, 3]", "caption.model=some/folder", "seeds = [4]"])
+    assert (made.generate.strength, made.ipc, made.caption.model, made.seeds) == (0.6, (2, 3), "some/folder", (4,))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"), [("strength", "section.key=value"), ("ipc.x=1", "'ipc' is a value"), ("a.b=1", "'a'")]
+)
+def test_bad_overrides_are_refused(tmp_path: Path, override: str, message: str) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text("ipc = [1]\n")
+    with pytest.raises(ConfigError, match=message):
+        load_job(path, [override])
+
+
+def test_missing_and_broken_files_are_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        load_job(tmp_path / "none.toml")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("ipc = [1\n")
+    with pytest.raises(ConfigError, match=r"broken\.toml: cannot be read as TOML"):
+        load_job(broken)
+
+
+@given(st.text(min_size=1, max_size=20))
+def test_no_unknown_key_passes(key: str) -> None:
+    if key not in Job.model_fields:
+        with pytest.raises(ConfigError, match="unknown setting"):
+            job(**{key: 1})
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        job().generate.strength = 0.1  # type: ignore[misc]

@@ -1,0 +1,43 @@
+"""Whether the derived scale fits the machine and a scale file is read strictly."""
+
+from pathlib import Path
+
+import pytest
+
+from vlcp_ray.config import ConfigError
+from vlcp_ray.scale import Scale, derive, load_scale
+
+CLUSTERS = sorted((Path(__file__).parents[1] / "clusters").glob("*.toml"))
+
+
+@pytest.mark.parametrize("gpus", [1, 2, 8, 64])
+def test_streaming_pools_never_ask_for_more_gpus_than_there_are(gpus: int) -> None:
+    scale = derive(8 * gpus, gpus)
+    streaming = [scale.caption, scale.encode]
+    assert sum(pool.num_workers * pool.num_gpus for pool in streaming) <= gpus
+    for pool in (scale.finetune, scale.generate, scale.evaluate):
+        assert 0 < pool.num_workers * pool.num_gpus <= gpus
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 16, 96])
+def test_without_gpus_none_is_asked_for(cpus: int) -> None:
+    scale = derive(cpus, 0)
+    pools = [getattr(scale, name) for name in Scale.model_fields if name != "rows_per_block"]
+    assert all(pool.num_gpus == 0 for pool in pools)
+    assert scale.evaluate.num_workers == cpus
+
+
+@pytest.mark.parametrize("path", CLUSTERS, ids=lambda path: path.stem)
+def test_scale_files_that_ship_are_valid(path: Path) -> None:
+    assert load_scale(str(path)) != Scale()
+
+
+def test_unknown_keys_in_a_scale_file_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "scale.toml"
+    path.write_text("[caption]\nworkers = 2\n")
+    with pytest.raises(ConfigError, match=r"unknown setting 'caption.workers'; did you mean 'num_workers'\?"):
+        load_scale(str(path))
+
+
+def test_the_two_core_file_says_what_is_derived_there() -> None:
+    assert load_scale(str(CLUSTERS[0].parent / "two-cores.toml")) == derive(2, 0)

@@ -1,0 +1,193 @@
+"""Knows how fine-tuning runs on Ray Train: ranks, their rows, checkpoints, and the model that is left."""
+
+import json
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.train
+import ray.train.torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+
+from vlcp_ray import config
+from vlcp_ray.flow.context import Context
+from vlcp_ray.flow.data import read
+from vlcp_ray.models.folders import folder
+from vlcp_ray.progress import Progress
+from vlcp_ray.stages.finetune import Finetune, Positions, Schedule, train
+from vlcp_ray.stages.finetune import Progress as Reached
+from vlcp_ray.store import Artifact, Step
+
+MODEL: Final = "model"
+_BLOCKS_HELD: Final = 64  # zero-copy views into the object store
+_POLL: Final = 1.0  # seconds between looks at what the ranks have recorded
+
+
+@dataclass(frozen=True)
+class Rows:
+    """PAIRS sorted by image_id, as blocks in the object store: any rows by their positions, each block fetched once."""
+
+    blocks: Sequence[ray.ObjectRef]
+    ends: Sequence[int]
+
+    def fetch(self) -> Callable[[Positions], pa.Table]:
+        """A function from positions to their rows, in the order of the positions."""
+        ends = np.asarray(self.ends)
+        block_of = lru_cache(maxsize=_BLOCKS_HELD)(lambda number: ray.get(self.blocks[number]))
+
+        def rows(positions: Positions) -> pa.Table:
+            numbers = np.searchsorted(ends, positions, side="right")
+            order = np.argsort(numbers, kind="stable")
+            starts = np.concatenate([[0], ends[:-1]])
+            parts = [
+                block_of(int(number)).take(positions[numbers == number] - starts[number])
+                for number in np.unique(numbers)
+            ]
+            return pa.concat_tables(parts).take(np.argsort(order))
+
+        return rows
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a rank is told."""
+
+    settings: config.Finetune
+    base_model: str
+    seed: int
+    resolution: int
+    batch_per_device: int
+    class_names: Sequence[str]
+    schedule: Schedule
+    rows: Rows
+    artifact: Artifact
+
+
+def finetune(context: Context, steps: Sequence[Step]) -> None:
+    """PAIRS as a diffusers folder, a seed after another: each takes all devices."""
+    rows = _sorted_rows(context.input(steps[0], "pairs"))
+    for step in steps:
+        _one_seed(context, step, rows)
+
+
+def _one_seed(context: Context, step: Step, rows: Rows) -> None:
+    job, pool, artifact = context.job, context.scale.finetune, context.artifact(step)
+    settings, seed, n_rows = job.finetune, step.key["seed"], context.rows(step, "pairs")
+    schedule = Schedule(n_rows, settings.epochs, settings.batch_size, seed)
+    names = context.manifest(step.inputs["pairs"].inputs["images"])["class_names"]
+    resolution, base = job.encode.train_resolution, folder(job.base_model)
+    plan = Plan(settings, base, seed, resolution, pool.batch_size, names, schedule, rows, artifact)
+    trainer = ray.train.torch.TorchTrainer(
+        _rank,
+        train_loop_config={"plan": plan},
+        scaling_config=ScalingConfig(
+            num_workers=pool.num_workers,
+            use_gpu=pool.num_gpus > 0,
+            resources_per_worker={"CPU": pool.num_cpus, **({"GPU": pool.num_gpus} if pool.num_gpus else {})},
+        ),
+        # The same name and place is what makes Ray Train go on from the last checkpoint.
+        run_config=RunConfig(
+            name="checkpoints",
+            storage_path=artifact.path,
+            storage_filesystem=artifact.filesystem,
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            failure_config=FailureConfig(max_failures=3),
+        ),
+    )
+    images = schedule.images_after(schedule.steps)
+    with _told(step.title, images, artifact):
+        trainer.fit()
+    context.seal(step, rows_in=n_rows, rows=n_rows, images=images, steps=schedule.steps, losses=losses(artifact))
+    artifact.delete("checkpoints")
+
+
+def losses(artifact: Artifact) -> list[tuple[int, float]]:
+    """(step, mean loss) of every epoch that is done."""
+    return [(reached["step"], reached["loss"]) for reached in _reached(artifact)]
+
+
+def _sorted_rows(pairs: Artifact) -> Rows:
+    columns = ["image_id", "caption", "train_moments"]
+    blocks = read(pairs, "pairs", columns).sort("image_id").materialize().to_arrow_refs()
+    counts = ray.get([ray.remote(len).options(num_cpus=0.25).remote(block) for block in blocks])
+    held = [(block, count) for block, count in zip(blocks, counts, strict=True) if count]
+    return Rows([block for block, _ in held], list(accumulate(count for _, count in held)))
+
+
+def _rank(loop: dict[str, Any]) -> None:
+    """What every rank does: go on from the last checkpoint, take its part of every step, leave the model."""
+    plan: Plan = loop["plan"]
+    place = ray.train.get_context()
+    rank, device = place.get_world_rank(), str(ray.train.torch.get_device())
+    learner = Finetune(
+        plan.settings,
+        plan.base_model,
+        plan.seed,
+        plan.resolution,
+        plan.batch_per_device,
+        device,
+        rank,
+        place.get_world_size(),
+        ray.train.torch.prepare_model,
+    )
+    if checkpoint := ray.train.get_checkpoint():
+        with checkpoint.as_directory() as local:
+            learner.load(local)
+
+    def report(reached: Reached) -> None:
+        with tempfile.TemporaryDirectory() as local:
+            if rank == 0:
+                _record(plan, learner, reached)
+                learner.save(local)
+            ray.train.report(asdict(reached), checkpoint=Checkpoint.from_directory(local) if rank == 0 else None)
+
+    train(learner, plan.schedule, plan.rows.fetch(), report)
+    if rank == 0:
+        with tempfile.TemporaryDirectory() as local:
+            learner.export(local)
+            plan.artifact.put_folder(Path(local), MODEL)
+
+
+def _record(plan: Plan, learner: Finetune, reached: Reached) -> None:
+    if reached.epoch % plan.settings.validation_epochs == 0:
+        for number, image in enumerate(learner.validate(plan.class_names[:10])):
+            plan.artifact.write_bytes(f"validation/epoch-{reached.epoch:04d}-{number:02d}.png", image)
+    plan.artifact.write_bytes(f"progress/epoch-{reached.epoch:04d}.json", json.dumps(asdict(reached)).encode())
+
+
+def _reached(artifact: Artifact) -> list[dict[str, Any]]:
+    names = [f"progress/{path.rpartition('/')[2]}" for path in artifact.files("progress", ".json")]
+    return [json.loads(artifact.read_bytes(name) or b"{}") for name in names]
+
+
+@contextmanager
+def _told(title: str, images: int, artifact: Artifact) -> Iterator[None]:
+    """Tell how far the ranks are, by what they have recorded: it works wherever they run."""
+    ended = threading.Event()
+    done = max((reached["images"] for reached in _reached(artifact)), default=0)
+    with Progress(title, images, "images", done) as progress:
+
+        def look() -> None:
+            over = False
+            while not over:
+                over = ended.wait(_POLL)
+                if reached := _reached(artifact):
+                    last = reached[-1]
+                    progress.add(last["images"] - progress.count, f"epoch {last['epoch']}, loss {last['loss']:.4f}")
+
+        watcher = threading.Thread(target=look, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join()

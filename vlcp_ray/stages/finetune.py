@@ -1,0 +1,299 @@
+"""Knows how the UNet learns the pairs, step by step, on one device or as one rank of many (METHOD 2.2)."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from vlcp_ray import config, images, schemas
+from vlcp_ray.models import diffusion
+from vlcp_ray.seeds import seed_for
+
+Positions = npt.NDArray[np.int64]
+Fetch = Callable[[Positions], pa.Table]
+
+#: Rows that are shuffled among each other; at 512 px their moments are 2 GiB. Part of the method: it decides the order.
+WINDOW: Final = 16_384
+_BLOCKS_PER_WINDOW: Final = 64  # runs of neighbouring rows in a window: few reads, yet many classes at once
+_DTYPES: Final = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def epoch_order(n_rows: int, seed: int, epoch: int, window: int = WINDOW) -> Positions:
+    """The order of an epoch: positions in the table sorted by image_id, each exactly once.
+
+    Up to `window` rows it is a plain permutation. Beyond, blocks of neighbouring rows are permuted, and then the rows
+    within each window of 64 blocks, so that a reader holds one window at a time instead of seeking for every row.
+    """
+    random = np.random.default_rng(seed_for(seed, "finetune", "order", epoch))
+    if n_rows <= window:
+        return random.permutation(n_rows)
+    size = max(1, window // _BLOCKS_PER_WINDOW)
+    starts = random.permutation(np.arange(0, n_rows, size))
+    order = np.concatenate([np.arange(start, min(start + size, n_rows)) for start in starts])
+    return np.concatenate([random.permutation(order[start : start + window]) for start in range(0, n_rows, window)])
+
+
+_recent_order = lru_cache(maxsize=2)(epoch_order)  # a batch may lie across two epochs
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one rank does of one optimiser step: rows by position, the epoch of each, and a row's share of the loss."""
+
+    positions: Positions
+    epochs: Positions
+    weight: float
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which rows make which optimiser step: the epochs end to end, cut into batches, the last with what is left."""
+
+    n_rows: int
+    epochs: int
+    batch_size: int
+    seed: int
+    window: int = WINDOW
+
+    @property
+    def steps(self) -> int:
+        return math.ceil(self.epochs * self.n_rows / self.batch_size)
+
+    def images_after(self, steps: int) -> int:
+        """Images seen by all ranks in the first `steps` steps."""
+        return min(steps * self.batch_size, self.epochs * self.n_rows)
+
+    def epochs_after(self, steps: int) -> int:
+        """Whole epochs in the first `steps` steps."""
+        return self.images_after(steps) // self.n_rows
+
+    def part(self, step: int, rank: int = 0, world_size: int = 1) -> Part:
+        """Every `world_size`-th row of a step's batch.
+
+        The weight makes the mean of the ranks' gradients, which DDP takes, that of the batch's mean loss. A rank for
+        which no row is left gets one of weight 0: DDP waits for every rank.
+        """
+        batch = np.arange(self.images_after(step), self.images_after(step + 1))
+        mine = batch[rank::world_size]
+        weight = world_size / len(batch) if len(mine) else 0.0
+        mine = mine if len(mine) else batch[:1]
+        epochs = mine // self.n_rows
+        positions = [
+            _recent_order(self.n_rows, self.seed, int(epoch), self.window)[mine[epochs == epoch] % self.n_rows]
+            for epoch in np.unique(epochs)
+        ]
+        return Part(np.concatenate(positions), epochs, weight)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training is, at the end of an epoch. The loss is the mean over the epoch and all ranks."""
+
+    step: int
+    epoch: int
+    images: int
+    loss: float
+    images_per_second: float
+
+
+class Finetune:
+    """The UNet, its moving average and its optimiser. Every rank holds one and steps with its part of the batch."""
+
+    def __init__(
+        self,
+        settings: config.Finetune,
+        base_model: str,
+        seed: int,
+        resolution: int,
+        batch_per_device: int,
+        device: str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+        wrap: Callable[[nn.Module], nn.Module] = lambda unet: unet,
+    ) -> None:
+        """Load the UNet in float32 and the frozen text encoder.
+
+        Args:
+            settings, base_model: the recipe, and a hub id, a folder or demo/stable_diffusion.
+            seed: of flips, timesteps and noise.
+            resolution: side in pixels of the training images, for `validate`.
+            batch_per_device: images in one forward pass.
+            device, rank, world_size: where this rank computes, its number, and how many there are.
+            wrap: makes the UNet a distributed one, e.g. `ray.train.torch.prepare_model`.
+
+        Raises:
+            ValueError: the model is not one that predicts the noise, or the precision does not fit the device.
+        """
+        self.settings, self.base_model, self.seed, self.resolution = settings, base_model, seed, resolution
+        self.batch_per_device, self.rank, self.world_size = batch_per_device, rank, world_size
+        self.device = torch.device(device)
+        self.dtype = _DTYPES[settings.mixed_precision]
+        if self.dtype == torch.float16 and self.device.type == "cpu":
+            raise ValueError("finetune.mixed_precision: fp16 needs a GPU; set it to no")
+        mixed = self.dtype != torch.float32
+        self.autocast = torch.autocast(self.device.type, self.dtype) if mixed else nullcontext()
+        self.scheduler = diffusion.load_noise_schedule(base_model)
+        self.scaling_factor = diffusion.scaling_factor(base_model)
+        self.tokenizer, self.text_encoder = diffusion.load_text(base_model, device, self.dtype)
+        self.unet = diffusion.load_unet(base_model, device).train().requires_grad_(True)
+        if settings.gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
+        self.model: Any = wrap(self.unet)
+        self.ema = EMAModel(self.unet.parameters(), decay=settings.ema_decay, foreach=True)
+        rate, decay = settings.learning_rate, settings.weight_decay
+        # betas (0.9, 0.999) and eps 1e-8 are the recipe's and torch's
+        self.optimizer = torch.optim.AdamW(self.unet.parameters(), lr=rate, weight_decay=decay)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        self.steps_done = 0
+
+    def step(self, table: pa.Table, part: Part) -> float:
+        """One optimiser step on the PAIRS rows of `part`. Returns this rank's share of the batch's mean loss."""
+        loss = self.accumulate(table, part)
+        self.update()
+        return loss
+
+    def accumulate(self, table: pa.Table, part: Part) -> float:
+        """Add the gradient of `part` to the UNet's, `batch_per_device` rows at a time."""
+        share = torch.zeros((), device=self.device)
+        for start in range(0, len(table), self.batch_per_device):
+            stop = start + self.batch_per_device
+            waits = stop < len(table) and isinstance(self.model, DistributedDataParallel)
+            with self.model.no_sync() if waits else nullcontext():
+                rows = table.slice(start, self.batch_per_device)
+                loss = self._losses(rows, part.epochs[start:stop]).sum() * part.weight
+                torch.autograd.backward(self.scaler.scale(loss))
+            share += loss.detach()
+        return share.item() / self.world_size
+
+    def update(self) -> None:
+        """Clip the gradient, step the optimiser and the moving average.
+
+        Raises:
+            ValueError: the gradient is not finite (in fp16 such a step is skipped: the loss scale was too large).
+        """
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.unet.parameters(), self.settings.max_grad_norm)
+        if not self.scaler.is_enabled() and not torch.isfinite(norm):
+            raise ValueError(f"finetune.learning_rate: training diverged at step {self.steps_done + 1}; lower it")
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.step(self.unet.parameters())
+        self.steps_done += 1
+
+    def _losses(self, table: pa.Table, epochs: Positions) -> torch.Tensor:
+        """The mean squared error of the predicted noise, one a row."""
+        latents, noise, timesteps = (drawn.to(self.device) for drawn in self._draws(table, epochs))
+        noisy = self.scheduler.add_noise(latents, noise, timesteps)
+        hidden = diffusion.embed_captions(self.tokenizer, self.text_encoder, table["caption"].to_pylist())
+        with self.autocast:
+            predicted = self.model(noisy, timesteps, hidden, return_dict=False)[0]
+        return nn.functional.mse_loss(predicted.float(), noise, reduction="none").mean(dim=(1, 2, 3))
+
+    def _draws(self, table: pa.Table, epochs: Positions) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Latents, noise (n, c, h, w) and timesteps (n,): a function of seed, epoch and image_id for every row."""
+        moments = schemas.tensors(table["train_moments"])  # (n, 2, 2c, h, w)
+        n, _, doubled, height, width = moments.shape
+        normal = torch.empty(n, 2, doubled // 2, height, width)
+        whole = torch.empty(n, 2, dtype=torch.int64)
+        generator = torch.Generator()  # on the CPU, so that a GPU sees the same draws
+        for row, (epoch, image_id) in enumerate(zip(epochs, table["image_id"].to_pylist(), strict=True)):
+            generator.manual_seed(seed_for(self.seed, "finetune", int(epoch), image_id))
+            whole[row].random_(2**31, generator=generator)
+            normal[row].normal_(generator=generator)
+        timesteps = whole[:, 0] % self.scheduler.config.num_train_timesteps
+        flips = (whole[:, 1] % 2 if self.settings.random_flip else torch.zeros(n, dtype=torch.int64)).numpy()
+        chosen = torch.from_numpy(moments[np.arange(n), flips].astype(np.float32))
+        latents = diffusion.sample(chosen, normal[:, 0]) * self.scaling_factor
+        return latents, normal[:, 1], timesteps
+
+    def validate(self, prompts: Sequence[str]) -> list[bytes]:
+        """A PNG for each prompt, drawn from noise with the averaged weights: 20 steps, guidance 7.5."""
+        sampling = config.Generate(strength=1, guidance_scale=7.5, num_inference_steps=20, negative_prompt="")
+        pipeline = diffusion.load_pipeline(self.base_model, str(self.device), torch.float32, self.unet)
+        zeros = np.zeros((len(prompts), *diffusion.latent_shape(self.base_model, self.resolution)), np.float32)
+        seeds = [seed_for(self.seed, "validate", prompt) for prompt in prompts]
+        with diffusion.averaged(self.unet, self.ema), self.autocast:
+            drawn = diffusion.draw(pipeline, sampling, zeros, prompts, seeds, self.batch_per_device)
+        return [images.encode_png(pixels) for pixels in drawn]
+
+    def export(self, target: str | Path) -> None:
+        """Write the whole pipeline with the averaged UNet as a diffusers folder of safetensors files."""
+        with diffusion.averaged(self.unet, self.ema):
+            diffusion.save_pipeline(self.base_model, self.unet, target)
+
+    def save(self, target: str | Path) -> None:
+        """Write all that the next step depends on: unet.safetensors, ema.safetensors, optimizer.pt."""
+        weights = dict(self.unet.named_parameters())
+        save_file({name: value.detach() for name, value in weights.items()}, Path(target, "unet.safetensors"))
+        save_file(dict(zip(weights, self.ema.shadow_params, strict=True)), Path(target, "ema.safetensors"))
+        state = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        torch.save(state | {"steps_done": self.steps_done}, Path(target, "optimizer.pt"))
+
+    def load(self, source: str | Path) -> None:
+        """Read what `save` wrote; the next step is the one that would have followed."""
+        self.unet.load_state_dict(load_file(Path(source, "unet.safetensors")), strict=True)
+        averaged = load_file(Path(source, "ema.safetensors"), device=str(self.device))
+        self.ema.shadow_params = [averaged[name] for name, _ in self.unet.named_parameters()]
+        state = torch.load(Path(source, "optimizer.pt"), map_location=self.device, weights_only=True)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.steps_done = self.ema.optimization_step = state["steps_done"]
+
+
+def train(learner: Finetune, schedule: Schedule, fetch: Fetch, report: Callable[[Progress], None]) -> None:
+    """Take the steps that are left, and report whenever an epoch ends.
+
+    Args:
+        learner: new, or loaded from where an earlier run stopped.
+        schedule: the same on every rank.
+        fetch: PAIRS rows of the positions, in their order. It is called one step ahead, from one other thread.
+        report: called on every rank after the same steps; a state saved there resumes exactly.
+    """
+    loss, since, clock = 0.0, schedule.images_after(learner.steps_done), time.perf_counter()
+    for part, table in _ahead(learner, schedule, fetch):
+        before, epoch = schedule.images_after(learner.steps_done), schedule.epochs_after(learner.steps_done)
+        share = learner.step(table, part)
+        seen, step = schedule.images_after(learner.steps_done), learner.steps_done
+        loss += share * (seen - before)
+        if schedule.epochs_after(step) > epoch:
+            mean = _over_ranks(loss, learner.device) / (seen - since)
+            speed = (seen - since) / (time.perf_counter() - clock)
+            report(Progress(step, schedule.epochs_after(step), seen, mean, speed))
+            loss, since, clock = 0.0, seen, time.perf_counter()
+
+
+def _ahead(learner: Finetune, schedule: Schedule, fetch: Fetch) -> Iterator[tuple[Part, pa.Table]]:
+    """The parts of the steps that are left, the next one's rows being read while this one computes."""
+    steps = range(learner.steps_done, schedule.steps)
+    parts = (schedule.part(step, learner.rank, learner.world_size) for step in steps)
+    ready: tuple[Part, Future[pa.Table]] | None = None
+    with ThreadPoolExecutor(1) as reader:
+        for part in chain(parts, [None]):
+            coming = (part, reader.submit(fetch, part.positions)) if part else None
+            if ready:
+                yield ready[0], ready[1].result()
+            ready = coming
+
+
+def _over_ranks(value: float, device: torch.device) -> float:
+    if not distributed.is_initialized():
+        return value
+    total = torch.tensor(value, dtype=torch.float64, device=device)
+    distributed.all_reduce(total)
+    return total.item()
