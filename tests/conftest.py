@@ -15,9 +15,8 @@ def ray_session() -> Iterator[None]:
     """One local Ray, the way `vlcp-ray run` starts it."""
     from vlcp_ray.flow import cluster
 
-    cluster.start()
-    yield
-    cluster.stop()
+    with cluster.joined():
+        yield
 
 
 @pytest.fixture(scope="session")

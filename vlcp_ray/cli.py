@@ -10,6 +10,7 @@ from typing import Any
 from vlcp_ray import __version__
 from vlcp_ray.config import ConfigError, Job, load_job
 from vlcp_ray.pipeline import STAGE_NAMES, STAGES, graph, preflight, run, state
+from vlcp_ray.scale import load_scale
 from vlcp_ray.store import Step, Store
 
 _BAD_SETTINGS = 2  # exit code, as argparse uses it for wrong arguments
@@ -85,10 +86,10 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    scale = load_scale(arguments.scale) if arguments.scale else None
     job, store, _ = _open(arguments)
-    for step, artifact in run(job, store, arguments.to, arguments.scale):
-        manifest = artifact.manifest() or {}
-        print(f"{step.title:<28} {_counts(manifest)}")
+    for step in run(job, store, arguments.to, scale):
+        print(f"{step.title:<28} {_counts(store.artifact(step).manifest() or {})}", flush=True)
     if arguments.to == STAGE_NAMES[-1]:
         return _report(argparse.Namespace(**vars(arguments), json=False))
     return 0
@@ -105,7 +106,7 @@ def _status(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     from vlcp_ray.schemas import SCORES
-    from vlcp_ray.stages.report import score_table, scores_json
+    from vlcp_ray.scores import score_table, scores_json
 
     _, store, steps = _open(arguments)
     import pyarrow as pa

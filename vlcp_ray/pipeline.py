@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from vlcp_ray.config import ConfigError, Job
+from vlcp_ray.flow.context import Context
 from vlcp_ray.models.folders import check, identity
-from vlcp_ray.scale import Scale, load_scale
+from vlcp_ray.scale import Scale
 from vlcp_ray.sources import open_source
-from vlcp_ray.store import Artifact, Step, Store
+from vlcp_ray.store import Step, Store
 
 
 @dataclass(frozen=True)
@@ -108,43 +109,24 @@ def state(store: Store, step: Step) -> str:
     return "started" if artifact.exists() else "new"
 
 
-def run(job: Job, store: Store, to: str, scale_file: str | None) -> Iterator[tuple[Step, Artifact]]:
-    """Run, resume or skip every stage up to `to`; yield the artifacts as their stages end."""
+def run(job: Job, store: Store, to: str, scale: Scale | None) -> Iterator[Step]:
+    """Run, resume or skip every stage up to `to`; yield the steps as their stages end."""
     todo = STAGES[: STAGE_NAMES.index(to) + 1]
     steps = [step for step in graph(job) if step.stage in {stage.name for stage in todo}]
-    sealed = {step.fingerprint: state(store, step) == "done" for step in steps}
-    scale = _start(scale_file) if not all(sealed.values()) else None
-    try:
+    left = {step.fingerprint for step in steps if store.artifact(step).manifest() is None}
+    if not left:  # Ray is not even started
+        yield from steps
+        return
+    from vlcp_ray.flow import cluster
+
+    with cluster.joined() as derived:
         for stage in todo:
             mine = [step for step in steps if step.stage == stage.name]
-            if scale is not None and (left := [step for step in mine if not sealed[step.fingerprint]]):
-                _work(stage)(_context(job, scale, store), left)
-            yield from ((step, store.artifact(step)) for step in mine)
-    finally:
-        if scale is not None:
-            _stop()
+            if open_steps := [step for step in mine if step.fingerprint in left]:
+                _work(stage)(Context(job, scale or derived, store), open_steps)
+            yield from mine
 
 
-def _work(stage: Stage) -> Callable[[Any, Sequence[Step]], None]:
-    work: Callable[[Any, Sequence[Step]], None] = getattr(importlib.import_module(stage.work), stage.name)
+def _work(stage: Stage) -> Callable[[Context, Sequence[Step]], None]:
+    work: Callable[[Context, Sequence[Step]], None] = getattr(importlib.import_module(stage.work), stage.name)
     return work
-
-
-def _start(scale_file: str | None) -> Scale:
-    given = load_scale(scale_file) if scale_file else None
-    from vlcp_ray.flow import cluster
-
-    derived = cluster.start()
-    return given or derived
-
-
-def _context(job: Job, scale: Scale, store: Store) -> Any:
-    from vlcp_ray.flow.context import Context
-
-    return Context(job, scale, store)
-
-
-def _stop() -> None:
-    from vlcp_ray.flow import cluster
-
-    cluster.stop()

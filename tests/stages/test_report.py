@@ -190,7 +190,7 @@ def test_a_prototype_stands_beside_what_it_came_from() -> None:
     assert len(page.all("div", "prototype")) == 1
     assert len(page.all("mark")) == 2
     assert "Cluster 0, 10 images. Its words that this text leaves out: thin." in page.text
-    assert [a["alt"] for a in page.all("img")][-3:] == ["centroid, decoded", "nearest real", "synthetic"]
+    assert [a["alt"] for a in page.all("img")][-3:] == ["centroid", "nearest real", "synthetic"]
     assert all(a["class"] == "pixels" for a in page.all("img"))
 
 

@@ -15,7 +15,7 @@ CLASS_NAMES = tuple(
 )
 RESOLUTION = 32
 SOURCE = "scikit-learn load_digits"
-VAL_IMAGES = 500
+TRAIN_IMAGES, VAL_IMAGES = 1_297, 500
 
 
 class Row(TypedDict):

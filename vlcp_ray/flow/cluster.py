@@ -2,6 +2,8 @@
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import ray
@@ -13,34 +15,47 @@ from vlcp_ray.scale import Scale, derive
 _LOCAL_SLOTS: Final = 8
 
 
-def start() -> Scale:
-    """Connect to Ray and say what scale fits what it has."""
-    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray itself announces as the future default
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if _cluster_address():
-        ray.init(address="auto", log_to_driver=False, logging_level=logging.WARNING)
-        resources = ray.cluster_resources()
-        cores = int(resources.get("CPU", 1))
+@contextmanager
+def joined() -> Iterator[Scale]:
+    """Be connected to Ray: yield the scale that fits what it has, and end what was started here.
+
+    A program that is connected already stays so. Where RAY_ADDRESS names a cluster (`ray job submit` sets it), that
+    one is joined. Else a local Ray runs for as long as the work does.
+    """
+    if ray.is_initialized():
+        yield _scale()
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
     else:
-        ray.init(
-            num_cpus=max(_LOCAL_SLOTS, cores),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
-        resources = ray.cluster_resources()
+        _start_local()
+    try:
+        yield _scale()
+    finally:
+        ray.shutdown()
+
+
+def _start_local() -> None:
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray announces as its future default
+    ray.init(
+        num_cpus=max(_LOCAL_SLOTS, _cores()),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+    )
+
+
+def _scale() -> Scale:
     _quiet()
-    return derive(cores, int(resources.get("GPU", 0)))
+    resources = ray.cluster_resources()
+    local = len(ray.nodes()) == 1
+    return derive(
+        min(int(resources["CPU"]), _cores()) if local else int(resources["CPU"]), int(resources.get("GPU", 0))
+    )
 
 
-def stop() -> None:
-    """Leave the cluster; a local Ray ends."""
-    ray.shutdown()
-
-
-def _cluster_address() -> str | None:
-    return os.environ.get("RAY_ADDRESS")
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _quiet() -> None:

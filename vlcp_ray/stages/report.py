@@ -296,4 +296,4 @@ def _settings(settings: Mapping[str, Any]) -> dict[str, dict[str, str]]:
 
 
 def _value(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+    return value if isinstance(value, str) and value else json.dumps(value, default=str, ensure_ascii=False)

@@ -1,0 +1,55 @@
+"""Whether wrong settings end with one sentence and exit code 2, before anything starts."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vlcp_ray.cli import main
+
+JOB = str(Path(__file__).parents[1] / "jobs" / "digits.toml")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--set", "generate.strenght=0.7"], "unknown setting 'generate.strenght'; did you mean 'strength'?"),
+        (["--set", "base_model=./nowhere"], "base_model: there is no folder './nowhere'"),
+        (["--set", "caption.model=/nowhere/llava"], "caption.model: there is no folder '/nowhere/llava'"),
+        (["--set", "caption.source=nowhere.parquet"], "caption.source: there is no table 'nowhere.parquet'"),
+        (["--set", "ingest.source=mnist"], "ingest.source: 'mnist' is not known"),
+        (["--root", "nope://bucket"], "--root nope://bucket"),
+    ],
+)
+@pytest.mark.parametrize("command", ["plan", "run", "status", "report"])
+def test_wrong_settings_are_one_sentence(
+    command: str, wrong: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main([command, JOB, "--root", str(tmp_path / "root"), *wrong]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert len(captured.err.splitlines()) == 1
+    assert not (tmp_path / "root").exists()
+
+
+def test_a_missing_job_file_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "jobs/nothing.toml"]) == 2
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_plan_imports_nothing_heavy(tmp_path: Path) -> None:
+    code = (
+        "import sys; from vlcp_ray.cli import main; main(sys.argv[1:]); "
+        "sys.exit(' '.join({'torch', 'ray', 'transformers', 'diffusers', 'sklearn', 'pandas'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "plan", JOB, "--root", str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""
+    assert "19 of 19 artifacts to make" in done.stdout
+
+
+def test_a_report_before_any_score_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", JOB, "--root", str(tmp_path)]) == 1
+    assert "start with: vlcp-ray run" in capsys.readouterr().err

@@ -1,0 +1,177 @@
+"""Whether the whole chain runs, skips, resumes, and gives the same tables for other workers and batches."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tests.small_job import arguments, job, write_captions
+from vlcp_ray.cli import main
+from vlcp_ray.config import Job, build
+from vlcp_ray.pipeline import STAGES, graph, run, state
+from vlcp_ray.scale import Pool, Scale
+from vlcp_ray.schemas import IMAGES, MEMBERS, SCORES, SYNTHETIC, pairs_schema, prototypes_schema, tensors
+from vlcp_ray.store import Step, Store
+
+SCHEMAS = {
+    "images": IMAGES,
+    "pairs": pairs_schema((4, 4, 4), (8, 4, 4)),
+    "prototypes": prototypes_schema((4, 4, 4)),
+    "members": MEMBERS,
+    "synthetic": SYNTHETIC,
+    "scores": SCORES,
+}
+
+
+def test_the_graph_forks_where_the_seeds_do() -> None:
+    settings = {"name": "x", "base_model": "o/sd", "caption": {"model": "o/llava"}, "ipc": [1, 5], "seeds": [0, 1, 2]}
+    steps = graph(build(Job, settings, "x"))
+    count = {stage.name: sum(step.stage == stage.name for step in steps) for stage in STAGES}
+    assert count == {
+        "ingest": 1,
+        "pair": 1,
+        "finetune": 3,
+        "prototype": 6,
+        "generate": 6,
+        "select": 12,
+        "evaluate": 19,
+        "report": 1,
+    }
+    assert len({step.fingerprint for step in steps}) == len(steps)
+    positions = {step.fingerprint: i for i, step in enumerate(steps)}
+    assert all(positions[used.fingerprint] < i for i, step in enumerate(steps) for used in step.inputs.values())
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "changed"),
+    [
+        (
+            "ingest",
+            {"val_fraction": 0.1},
+            {"ingest", "pair", "finetune", "prototype", "generate", "select", "evaluate"},
+        ),
+        ("caption", {"temperature": 0.0}, {"pair", "finetune", "prototype", "generate", "select", "evaluate"}),
+        ("finetune", {"epochs": 9}, {"finetune", "generate", "evaluate"}),
+        ("prototype", {"n_words": 7}, {"prototype", "generate", "select", "evaluate"}),
+        ("generate", {"strength": 0.6}, {"generate", "evaluate"}),
+        ("evaluate", {"repeats": 4}, {"evaluate"}),
+    ],
+)
+def test_a_setting_changes_what_depends_on_it_and_nothing_else(section: str, change: dict, changed: set[str]) -> None:
+    settings = {"name": "x", "base_model": "o/sd", "caption": {"model": "o/llava"}}
+    before = {step.fingerprint for step in graph(build(Job, settings, "x"))}
+    section_settings = {**settings.get(section, {}), **change}
+    after = graph(build(Job, {**settings, section: section_settings}, "x"))
+    assert {step.stage for step in after if step.fingerprint not in before} == changed | {"report"}
+
+
+@pytest.fixture(scope="module")
+def ran(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A root with everything made by one worker, and the captions that it used."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    captions = write_captions(folder / "captions.parquet")
+    one = Pool(num_workers=1, num_cpus=1, batch_size=50)
+    scale = folder / "one.toml"
+    scale.write_text(json_as_toml({name: one.model_dump() for name in Scale.model_fields if name != "rows_per_block"}))
+    assert main(["run", *arguments(folder / "one", captions), "--scale", str(scale)]) == 0
+    return folder / "one", captions
+
+
+def json_as_toml(pools: dict[str, dict[str, float]]) -> str:
+    return "\n".join(f"[{name}]\n" + "\n".join(f"{k} = {v}" for k, v in p.items()) for name, p in pools.items())
+
+
+def rows(root: Path, step: Step, table: str) -> pa.Table:
+    artifact = Store.at(str(root)).artifact(step)
+    made = artifact.table(table, SCHEMAS[table])
+    return made.sort_by(made.column_names[0])
+
+
+def of_stage(captions: Path, stage: str) -> list[Step]:
+    return [step for step in graph(job(captions)) if step.stage == stage]
+
+
+@pytest.mark.filterwarnings("default")
+def test_every_stage_counts_its_rows(ran: tuple[Path, Path]) -> None:
+    root, captions = ran
+    store = Store.at(str(root))
+    assert {state(store, step) for step in graph(job(captions))} == {"done"}
+    (images,), (pairs,) = of_stage(captions, "ingest"), of_stage(captions, "pair")
+    assert len(rows(root, images, "images")) == 1797
+    assert len(rows(root, pairs, "pairs")) == 1297
+    for step in of_stage(captions, "prototype"):
+        assert len(rows(root, step, "prototypes")) == 10 * step.key["ipc"]
+        members = rows(root, step, "members")
+        assert len(members) == 1297
+        assert 40 <= sum(cluster == -1 for cluster in members["cluster"].to_pylist()) <= 90  # 5 % of 1,297 is 65
+    for step in [*of_stage(captions, "generate"), *of_stage(captions, "select")]:
+        made = rows(root, step, "synthetic")
+        assert len(made) == 10 * step.key["ipc"]
+        assert set(made["label"].to_pylist()) == set(range(10))
+
+
+@pytest.mark.filterwarnings("default")
+def test_the_second_run_skips_everything(ran: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    root, captions = ran
+    files = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
+    assert main(["run", *arguments(root, captions)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()} == files
+    out = capsys.readouterr().out
+    assert "vlcp" in out
+    assert "index.html" in out
+
+
+@pytest.mark.filterwarnings("default")
+def test_other_workers_and_batches_change_nothing(ran: tuple[Path, Path]) -> None:
+    root, captions = ran
+    other = root.parent / "two"
+    tuned = Store.at(str(root)).artifact(of_stage(captions, "finetune")[0]).path
+    shutil.copytree(tuned, other / Path(tuned).name)  # SYNTHETIC is compared for the same model
+    two = Pool(num_workers=2, num_cpus=0.5, batch_size=17)
+    scale = Scale(rows_per_block=64, **{name: two for name in Scale.model_fields if name != "rows_per_block"})
+    list(run(job(captions), Store.at(str(other)), "select", scale))
+    assert rows(other, *of_stage(captions, "ingest"), "images").equals(
+        rows(root, *of_stage(captions, "ingest"), "images")
+    )
+    first, second = (rows(place, *of_stage(captions, "pair"), "pairs") for place in (root, other))
+    assert first.select(["image_id", "label", "caption"]).equals(second.select(["image_id", "label", "caption"]))
+    # The kernels of a batch of 17 round differently from those of 50: half a unit of float16 at the size of a latent.
+    np.testing.assert_allclose(tensors(first["latent"]), tensors(second["latent"]), atol=4e-3)
+    for step in of_stage(captions, "generate"):
+        pixels = [rows(place, step, "synthetic") for place in (root, other)]
+        assert pixels[0].drop_columns("image").equals(pixels[1].drop_columns("image"))
+
+
+@pytest.mark.filterwarnings("default")
+def test_scores_are_printed_as_json(ran: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    root, captions = ran
+    assert main(["report", *arguments(root, captions), "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert len(scores) == 2 * 2 * 3 + 1
+    assert {score["method"] for score in scores} == {"vlcp", "random", "centroid", "full"}
+    assert set(scores[0]) == set(SCORES.names)
+    assert all(0 <= score["top1_last"] <= score["top1_best"] <= 1 for score in scores)
+
+
+@pytest.mark.filterwarnings("default")
+def test_status_and_plan_say_what_is_there(ran: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    root, captions = ran
+    assert main(["status", *arguments(root, captions)]) == 0
+    assert "1,797 in = 1,797 out + 0 rejected" in capsys.readouterr().out
+    assert main(["plan", *arguments(root, captions), "--set", "generate.strength=0.6"]) == 0
+    assert "5 of 19 artifacts to make" in capsys.readouterr().out
+
+
+def test_a_stage_that_breaks_its_promise_is_not_sealed(tmp_path: Path) -> None:
+    from vlcp_ray.flow.context import Context
+
+    step = Step("pair", 1, {})
+    context = Context(build(Job, {"name": "x"}, "x"), Scale(), Store.at(str(tmp_path)))
+    with pytest.raises(RuntimeError, match="pair: 3 rows in, but 1 out and 1 rejected"):
+        context.seal(step, rows_in=3, rows=1, rejected=1)
+    assert state(context.store, step) == "new"
+    assert dataclasses.replace(step).fingerprint == step.fingerprint
