@@ -66,7 +66,7 @@ def _kill_in(stage: str, command: list[str], root: Path) -> Seen:
     driver.wait()
     time.sleep(3)  # the workers notice that their driver is gone
     print(f"killed in {stage}, {len(_unsealed_parts(root, stage))} parts of it written (seen at {len(parts)})")
-    folders = [table for table in ("images", "pairs", "prototypes", "synthetic", "scores")]
+    folders = ("images", "pairs", "prototypes", "synthetic", "scores")
     return {path: _stat(path) for table in folders for path in root.glob(f"*/{table}/[!.]*")}
 
 

@@ -17,7 +17,7 @@ FLOORS = (
     {"config", "schemas", "seeds", "progress", "torchvision_hook"},
     {"scale", "repair"},
     {"demo"},
-    {"models", "images", "text", "augment", "charts"},
+    {"models", "images", "text", "augment", "charts", "scores"},
     {"sources"},
     {"stages"},
     {"store"},
@@ -26,8 +26,9 @@ FLOORS = (
     {"cli"},
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-# The training of the demo's models is one program in several files; a model's folder is what all models share.
-NEIGHBOURS = {("demo", "*"), ("models", "folders")}
+# Who may be imported from within the own room: the training of the demo's models is one program in several files, a
+# model's folder is what all models share, and the rest of flow stands on its context and its three ways to run work.
+NEIGHBOURS = {("demo", "*"), ("models", "folders"), *(("flow", way) for way in ("context", "data", "tasks", "train"))}
 KNOWS_RAY = {"flow", "pipeline", "cli"}
 HEAVY = {"diffusers", "pandas", "ray", "sklearn", "torch", "torchvision", "transformers", "vllm"}
 

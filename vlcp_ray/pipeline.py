@@ -1,7 +1,7 @@
 """THE page: the stages as a table, the artifacts of a job as a graph, and the loop that runs, resumes or skips them."""
 
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -71,7 +71,7 @@ def graph(job: Job) -> tuple[Step, ...]:
 _VLCP: Final = {"method": "vlcp"}
 
 
-def _step(stage: str, science: dict[str, Any], key: dict[str, Any] | None = None, **inputs: Step) -> Step:
+def _step(stage: str, science: dict[str, Any], key: Mapping[str, Any] | None = None, /, **inputs: Step) -> Step:
     return Step(stage, _VERSIONS[stage], science, key or {}, inputs)
 
 

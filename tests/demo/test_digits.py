@@ -15,7 +15,8 @@ def test_the_split_has_exact_counts() -> None:
     rows = list(digits.rows())
     assert Counter(row["split"] for row in rows) == {"train": 1297, "val": 500}
     assert len({row["image_id"] for row in rows}) == 1797
-    assert rows[0]["image_id"] == "digits-0000" and rows[-1]["image_id"] == "digits-1796"
+    assert rows[0]["image_id"] == "digits-0000"
+    assert rows[-1]["image_id"] == "digits-1796"
 
 
 def test_the_split_is_stratified() -> None:
@@ -40,6 +41,7 @@ def test_a_row_holds_a_png_of_its_class() -> None:
 def test_arrays_and_rows_agree() -> None:
     images, labels = digits.load("val")
     rows = list(digits.rows("val"))
-    assert images.shape == (500, 32, 32, 3) and images.dtype == np.uint8
+    assert images.shape == (500, 32, 32, 3)
+    assert images.dtype == np.uint8
     assert labels.tolist() == [row["label"] for row in rows]
     assert np.array_equal(images[7], np.asarray(Image.open(io.BytesIO(rows[7]["image"]))))

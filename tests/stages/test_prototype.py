@@ -140,10 +140,10 @@ def test_a_text_comes_from_its_cluster_and_names_its_image() -> None:
 
 
 def test_without_words_the_text_is_that_of_the_nearest_image() -> None:
-    captions = [f"{i}" for i in range(20)]
-    prototypes, members = prototype(pairs(latents(20), captions), NO_OUTLIERS, [(0, 2)])[0, 2]
+    captions = [f"{i}" for i in range(40)]
+    prototypes, members = prototype(pairs(latents(40), captions), NO_OUTLIERS, [(0, 4)])[0, 4]
     cluster, distance = column(members, "cluster"), column(members, "distance")
-    nearest = [int(np.where(cluster == j, distance, np.inf).argmin()) for j in range(2)]
+    nearest = [int(np.where(cluster == j, distance, np.inf).argmin()) for j in range(4)]
     assert prototypes["text"].to_pylist() == [captions[i] for i in nearest]
 
 

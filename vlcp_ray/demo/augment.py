@@ -1,4 +1,4 @@
-"""Slightly moved, sheared and scaled variants of the train digits, so that three tiny models learn from more than 1,297 images."""
+"""Slightly moved, sheared and scaled variants of the train digits, so that tiny models see more than 1,297 images."""
 
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ def bank(copies: int, seed: int, amount: float = 1.0) -> tuple[NDArray[np.uint8]
 def vary(images: "torch.Tensor", generator: "torch.Generator", amount: float = 1.0) -> "torch.Tensor":
     """Each image (n, 3, 32, 32) in 0..255 under its own affine map and contrast, in 0..255.
 
-    At `amount` 1: shift up to 2 pixels, scale and aspect up to 10 %, shear up to 0.2, ink raised to a power of 0.75 to 1.35.
+    At `amount` 1: shift within 2 pixels, scale of each axis within 10 %, shear within 0.2, ink to the power 0.74-1.35.
     """
     import torch
 

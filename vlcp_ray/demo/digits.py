@@ -1,4 +1,4 @@
-"""The embedded data set: scikit-learn's 1,797 handwritten digits as 32 x 32 RGB images, and their one and only split."""
+"""The embedded data set: scikit-learn's 1,797 handwritten digits as 32 x 32 RGB images, and their only split."""
 
 import hashlib
 import io
@@ -30,12 +30,12 @@ class Row(TypedDict):
 
 
 def image_id(index: int) -> str:
-    """The stable name of image `index`, counted as in `sklearn.datasets.load_digits`: "digits-0000" to "digits-1796"."""
+    """The stable name of image `index`, counted as in scikit-learn: "digits-0000" to "digits-1796"."""
     return f"digits-{index:04d}"
 
 
 def split_of(labels: list[int]) -> list[str]:
-    """"train" or "val" for every image, given all labels in scikit-learn's order.
+    """The split of every image, "train" or "val", given all labels in scikit-learn's order.
 
     Stratified and free of any random generator: 500 validation places are shared among the classes by largest
     remainder, and within a class they go to the images whose ids have the smallest SHA-256 digests.
@@ -81,7 +81,7 @@ def upscale(grey: "NDArray[np.uint8]") -> "NDArray[np.uint8]":
 
 
 def load(split: str) -> "tuple[NDArray[np.uint8], NDArray[np.int64]]":
-    """Images (n, 32, 32, 3) uint8 and labels (n,) int64 of "train" (1,297) or "val" (500), in the order of their ids."""
+    """Images (n, 32, 32, 3) uint8 and labels (n,) int64 of "train" (1,297) or "val" (500), in order of id."""
     import numpy as np
 
     if split not in ("train", "val"):

@@ -1,8 +1,8 @@
-"""What a drawn digit looks like, in words: seven properties measured on its pixels, put into a sentence and read back."""
+"""What a drawn digit looks like, in words: seven properties measured on its pixels, put into sentences, read back."""
 
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,10 +16,10 @@ LOOP_MIN_PIXELS = 3
 
 @dataclass(frozen=True)
 class Property:
-    """One property: its canonical words in rising order of the measure, the edges between them, and the phrases that say each.
+    """One property: its words in rising order of the measure, the edges between them, and the phrases that say each.
 
     A measure equal to an edge takes the upper word. Edges are the thirds (of `colour`: the median) of the train split's
-    1,297 measures, rounded; the loops are counted. The first phrase of each word is as good as the others.
+    1,297 measures, rounded; loops are counted. The phrases of a word are synonyms.
     """
 
     words: tuple[str, ...]
@@ -94,12 +94,18 @@ PROPERTIES: Mapping[str, Property] = {
 }
 
 TEMPLATES = (
-    "The {name} in the image is drawn with a {stroke}, {colour} stroke and {slant}. "
-    "Its shape is {width} and {balance}, it {position}, and it has {loops}.",
-    "The image shows a {name} with {loops}, written in a {stroke} {colour} line. It {slant}, {position}, "
-    "and its shape is {width} and {balance}.",
-    "In the image, the {name} {slant} and has {loops}. Its form is {width}, {balance}, and it {position}. "
-    "The stroke is {stroke} and {colour}.",
+    (
+        "The {name} in the image is drawn with a {stroke}, {colour} stroke and {slant}. "
+        "Its shape is {width} and {balance}, it {position}, and it has {loops}."
+    ),
+    (
+        "The image shows a {name} with {loops}, written in a {stroke} {colour} line. It {slant}, {position}, "
+        "and its shape is {width} and {balance}."
+    ),
+    (
+        "In the image, the {name} {slant} and has {loops}. Its form is {width}, {balance}, and it {position}. "
+        "The stroke is {stroke} and {colour}."
+    ),
     "The {name} is {width} and {balance}, with {loops}. It {slant} and {position}; the line is {stroke} and {colour}.",
 )
 
@@ -140,7 +146,7 @@ def measure(image: "NDArray[np.uint8]") -> dict[str, float]:
 
 def _loops(ink: "NDArray[np.float64]") -> float:
     import numpy as np
-    from scipy import ndimage
+    from scipy import ndimage  # type: ignore[import-untyped]
 
     # A frame of ground joins everything outside the digit into one area, which is not a loop.
     areas, _ = ndimage.label(np.pad(ink <= LOOP_THRESHOLD, 1, constant_values=True))
@@ -155,7 +161,7 @@ def words(image: "NDArray[np.uint8]") -> dict[str, str]:
 
 
 def describe(image: "NDArray[np.uint8]", class_name: str, rng: random.Random) -> str:
-    """A description of a 32 x 32 image in the manner of LLaVA, about 40 words; `rng` picks the sentence and the synonyms."""
+    """A description of a 32 x 32 image in LLaVA's manner, at most 50 tokens; `rng` picks sentence and synonyms."""
     return phrase(words(image), class_name, rng)
 
 
@@ -171,15 +177,11 @@ def read(description: str) -> dict[str, str]:
     found = {}
     for name, kind in PROPERTIES.items():
         for word, phrases in kind.phrases.items():
-            if any(_context(name)(description, said) for said in phrases):
+            if any(_states(description, said) for said in phrases):
                 found[name] = word
-                break
     return found
 
 
-def _context(name: str) -> Callable[[str, str], bool]:
+def _states(description: str, said: str) -> bool:
     # "heavy" is a stroke, "top-heavy" a balance: a phrase counts between spaces and punctuation only.
-    def stated(description: str, said: str) -> bool:
-        return re.search(rf"(?<![\w-]){re.escape(said)}(?![\w-])", description) is not None
-
-    return stated
+    return re.search(rf"(?<![\w-]){re.escape(said)}(?![\w-])", description) is not None

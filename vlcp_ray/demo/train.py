@@ -1,4 +1,4 @@
-"""One command that trains both tiny base models again from the train digits: `python -m vlcp_ray.demo.train --out DIR`."""
+"""One command that trains both tiny base models again: `python -m vlcp_ray.demo.train --out DIR`."""
 
 import argparse
 import shutil

@@ -1,4 +1,4 @@
-"""How the tiny LLaVA is trained: first its vision tower on the seven properties alone, then the whole model on descriptions."""
+"""How the tiny LLaVA is trained: its vision tower on the seven properties, then the whole model on descriptions."""
 
 import random
 from collections.abc import Iterator
@@ -17,8 +17,8 @@ from vlcp_ray.demo.progress import Progress, warm_cosine
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
 
-TOWER_STEPS, TOWER_BATCH = 1200, 128
-STEPS, BATCH = 700, 64
+TOWER_STEPS, TOWER_BATCH = 800, 128
+STEPS, BATCH = 900, 32
 LEARNING_RATE = 2e-3
 COPIES = 11
 PATCH = 8
@@ -120,7 +120,7 @@ class Heads(nn.Module):
 def train(
     tokenizer: "PreTrainedTokenizerFast", tower_steps: int = TOWER_STEPS, steps: int = STEPS, seed: int = 0
 ) -> "LlavaForConditionalGeneration":
-    """The model after `tower_steps` of 128 images for the vision tower and `steps` of 64 described images for all of it."""
+    """The model after `tower_steps` of 128 images for its tower and `steps` of 32 described images for all of it."""
     torch.manual_seed(seed)
     images, labels = augment.bank(COPIES, seed)
     found = [properties.words(image) for image in images]
@@ -133,7 +133,7 @@ def train(
     optimizer = torch.optim.AdamW([*model.parameters(), *heads.parameters()], lr=LEARNING_RATE, weight_decay=0.01)
     schedule = warm_cosine(optimizer, steps)
     progress = Progress("llava", steps, BATCH)
-    rng = random.Random(seed)
+    rng = random.Random(seed)  # noqa: S311
     for chosen in _batches(len(images), BATCH, steps, seed):
         batch = _texts(tokenizer, [(int(labels[i]), found[i]) for i in chosen], rng)
         pixels = pixel_values(images[chosen])
@@ -144,7 +144,7 @@ def train(
 
 
 def features(model: "LlavaForConditionalGeneration", pixels: torch.Tensor) -> torch.Tensor:
-    """The tower's patch features (n, 16, 96) as the projector sees them: the last layer but one, without the class token."""
+    """The tower's patch features (n, 16, 96) as the projector gets them: last layer but one, no class token."""
     hidden = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states
     return hidden[-2][:, 1:]  # type: ignore[no-any-return]
 
@@ -167,11 +167,9 @@ def _train_tower(
         progress.step(loss.item())
 
 
-def _update(
-    loss: torch.Tensor, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LambdaLR
-) -> None:
+def _update(loss: torch.Tensor, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LambdaLR) -> None:
     optimizer.zero_grad()
-    loss.backward()
+    torch.autograd.backward(loss)
     torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
     optimizer.step()
     schedule.step()
@@ -227,7 +225,7 @@ def save(model: "LlavaForConditionalGeneration", processor: "LlavaProcessor", fo
 def answers(
     model: "LlavaForConditionalGeneration", processor: "LlavaProcessor", images: NDArray[np.uint8], names: list[str]
 ) -> list[str]:
-    """Greedy descriptions of uint8 images (n, 32, 32, 3), each asked for under its class name, through the processor."""
+    """Greedy descriptions of uint8 images (n, 32, 32, 3), each asked for by its class name, through the processor."""
     from PIL import Image
 
     found: list[str] = []
@@ -243,9 +241,7 @@ def answers(
 
 def agreement(descriptions: list[str], images: NDArray[np.uint8]) -> dict[str, float]:
     """For each property, the share of descriptions that state the word measured on their image."""
-    pairs = [
-        (properties.read(text), properties.words(image)) for text, image in zip(descriptions, images, strict=True)
-    ]
+    pairs = [(properties.read(text), properties.words(image)) for text, image in zip(descriptions, images, strict=True)]
     return {
         name: sum(said.get(name) == seen[name] for said, seen in pairs) / len(pairs) for name in properties.PROPERTIES
     }

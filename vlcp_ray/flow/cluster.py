@@ -10,9 +10,11 @@ import ray
 
 from vlcp_ray.scale import Scale, derive
 
-#: Slots of a local Ray. They are logical: actors that mostly wait (a reader, a writer) must not keep the workers out,
-#: and `scale.py` has already limited how many threads really compute.
-_LOCAL_SLOTS: Final = 8
+#: Slots of a local Ray beyond the cores. Slots are logical: the actors of one streaming plan hold the cores, and its
+#: readers and writers, which mostly wait, need places beside them. Each slot that is used is a process to start.
+_SLOTS_FOR_READERS: Final = 3
+
+_TALKATIVE: Final = ("ray.data", "ray.data._internal.progress", "ray.train", "ray._private.authentication")
 
 
 @contextmanager
@@ -22,6 +24,7 @@ def joined() -> Iterator[Scale]:
     A program that is connected already stays so. Where RAY_ADDRESS names a cluster (`ray job submit` sets it), that
     one is joined. Else a local Ray runs for as long as the work does.
     """
+    _quiet()
     if ray.is_initialized():
         yield _scale()
         return
@@ -37,8 +40,9 @@ def joined() -> Iterator[Scale]:
 
 def _start_local() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray announces as its future default
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the C++ core tells users of its own open issues
     ray.init(
-        num_cpus=max(_LOCAL_SLOTS, _cores()),
+        num_cpus=_cores() + _SLOTS_FOR_READERS,
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.WARNING,
@@ -46,7 +50,7 @@ def _start_local() -> None:
 
 
 def _scale() -> Scale:
-    _quiet()
+    ray.data.DataContext.get_current().enable_progress_bars = False
     resources = ray.cluster_resources()
     local = len(ray.nodes()) == 1
     return derive(
@@ -59,7 +63,7 @@ def _cores() -> int:
 
 
 def _quiet() -> None:
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False  # `progress.py` tells the same in lines that read well in a log
-    for name in ("ray.data", "ray.train", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    """Leave the telling to `progress.py`, whose lines read well in a log; errors still come through."""
+    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -103,7 +103,7 @@ def keep(dataset: Dataset, **arguments: Any) -> Dataset:
     """The dataset through `Keep`; `done` is given as an array."""
     done = arguments.pop("done", None)
     reference = ray.put(done) if done is not None and len(done) else None
-    return dataset.map_batches(Keep(reference, **arguments), batch_size=None, batch_format="pyarrow", num_cpus=0.25)
+    return dataset.map_batches(Keep(reference, **arguments), batch_size=None, batch_format="pyarrow")
 
 
 def stream(dataset: Dataset, works: Sequence[Work], write: Write, rows_per_block: int) -> Iterator[tuple[int, int]]:
@@ -119,7 +119,7 @@ def stream(dataset: Dataset, works: Sequence[Work], write: Write, rows_per_block
             num_cpus=work.pool.num_cpus,
             num_gpus=work.pool.num_gpus or None,
         )
-    dataset = dataset.map_batches(write, batch_size=None, batch_format="pyarrow", num_cpus=0.25)
+    dataset = dataset.map_batches(write, batch_size=None, batch_format="pyarrow")
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         yield sum(batch["rows"].to_pylist()), sum(batch["rejected"].to_pylist())
 

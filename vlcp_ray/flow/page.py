@@ -56,10 +56,18 @@ def _facts(context: Context) -> dict[str, str]:
 
 def _row(context: Context, step: Step) -> StageRow:
     manifest = context.manifest(step)
-    counts = [manifest[name] for name in ("rows_in", "rows", "rejected")]
     facts = dict(manifest.get("splits", {})) | {name: manifest[name] for name in _DETAILS if name in manifest}
     detail = ", ".join(f"{name} {value:,}" for name, value in facts.items())
-    return StageRow(step.title, step.stage, step.fingerprint, *counts, manifest["seconds"], detail)
+    return StageRow(
+        step.title,
+        step.stage,
+        step.fingerprint,
+        manifest["rows_in"],
+        manifest["rows"],
+        manifest["rejected"],
+        manifest["seconds"],
+        detail,
+    )
 
 
 def _set(context: Context, step: Step, by_stage: dict[str, list[Step]], sets: int) -> DistilledSet:

@@ -63,7 +63,7 @@ def ingest(context: Context, steps: Sequence[Step]) -> None:
     artifact = context.artifact(step)
     write = Write({"": artifact}, "ingest", "images", IMAGES)
     rows = ray.data.from_items(shards, override_num_blocks=len(shards)).map_batches(
-        ReadShard(source), batch_size=1, batch_format="pyarrow", num_cpus=0.25
+        ReadShard(source), batch_size=1, batch_format="pyarrow"
     )
     rows = keep(rows, done=write.done(artifact))
     work = Work(Ingest, {"settings": settings, "class_names": source.class_names}, context.scale.ingest)
@@ -123,7 +123,7 @@ def _select_random(context: Context, steps: Sequence[Step]) -> None:
     for target, artifact in targets.items():
         done = set(write.done(artifact).to_pylist())
         chosen[target] = [image_id for image_id in chosen[target] if image_id not in done]
-    rows = read(images, "images").map_batches(Chosen(chosen), batch_size=None, batch_format="pyarrow", num_cpus=0.25)
+    rows = read(images, "images").map_batches(Chosen(chosen), batch_size=None, batch_format="pyarrow")
     _run(context, steps, rows, [], write, totals)
 
 

@@ -118,7 +118,7 @@ def losses(artifact: Artifact) -> list[tuple[int, float]]:
 def _sorted_rows(pairs: Artifact) -> Rows:
     columns = ["image_id", "caption", "train_moments"]
     blocks = read(pairs, "pairs", columns).sort("image_id").materialize().to_arrow_refs()
-    counts = ray.get([ray.remote(len).options(num_cpus=0.25).remote(block) for block in blocks])
+    counts = ray.get([ray.remote(len).remote(block) for block in blocks])
     held = [(block, count) for block, count in zip(blocks, counts, strict=True) if count]
     return Rows([block for block, _ in held], list(accumulate(count for _, count in held)))
 

@@ -48,18 +48,17 @@ class Decode:
 def _synthetic(
     table: pa.Table, kind: str, pixels: images.Pixels, size: int, texts: list[str], seeds: list[int]
 ) -> pa.Table:
-    """SYNTHETIC rows of PROTOTYPES rows and their images (n, height, width, 3)."""
+    """The rows with the columns of SYNTHETIC, drawn as images (n, height, width, 3); other columns stay."""
     columns = {
         "image_id": [f"{kind}-{prototype_id}" for prototype_id in table["prototype_id"].to_pylist()],
-        "label": table["label"],
-        "class_name": table["class_name"],
         "split": ["train"] * len(table),
         "image": [images.encode_png(_resized(image, size)) for image in pixels],
-        "prototype_id": table["prototype_id"],
         "text": texts,
         "seed": seeds,
     }
-    return pa.table(columns, schema=schemas.SYNTHETIC)
+    for name, values in columns.items():
+        table = schemas.with_column(table, name, pa.array(values, schemas.SYNTHETIC.field(name).type))
+    return table
 
 
 def _resized(pixels: images.Pixels, size: int) -> images.Pixels:

@@ -1,0 +1,93 @@
+"""Knows how images get descriptions: from a vision-language model (METHOD 2.1), or from a table of earlier ones."""
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image
+
+from vlcp_ray import config, images, schemas
+from vlcp_ray.models.captioner import load_captioner
+from vlcp_ray.seeds import seed_for
+from vlcp_ray.text import clean
+
+
+class Caption:
+    """Row-wise: images in, the same rows with descriptions out. An image's seed is a function of its id."""
+
+    def __init__(self, settings: config.Caption) -> None:
+        """Load the model in the engine that the settings name."""
+        self.settings = settings
+        self.captioner = load_captioner(settings)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Add `caption`, cleaned as the released code does; it is "" in rows that are rejected, here or before.
+
+        Rejects what cannot be decoded (the reasons of `images.decode`) and what the model has no word for
+        (`empty_caption`).
+        """
+        found, faults = _decode(table)
+        captions = [""] * len(table)
+        for row, text in zip(found, self._describe(table.take(list(found)), list(found.values())), strict=True):
+            captions[row] = text
+            if not text:
+                faults[row] = ("empty_caption", "the answer holds no word")
+        return schemas.with_column(schemas.reject(table, faults), "caption", pa.array(captions, pa.string()))
+
+    def _describe(self, table: pa.Table, pictures: list[Image.Image]) -> list[str]:
+        if not pictures:
+            return []
+        # Class names may hold braces, which str.format would read.
+        prompts = [self.settings.prompt.replace("{class_name}", name) for name in table["class_name"].to_pylist()]
+        seeds = [seed_for(self.settings.seed, "caption", image_id) for image_id in table["image_id"].to_pylist()]
+        return [clean(answer) for answer in self.captioner.describe(pictures, prompts, seeds)]
+
+
+class CarryCaptions:
+    """Row-wise: images in, the same rows with the descriptions that a table holds for them out; runs no model."""
+
+    def __init__(self, captions: pa.Table) -> None:
+        """Keep a table of image_id and caption.
+
+        Raises:
+            ValueError: a column is missing, or an image_id occurs twice.
+        """
+        missing = {"image_id", "caption"} - set(captions.column_names)
+        if missing:
+            raise ValueError(f"caption.source: the table lacks {', '.join(sorted(missing))}")
+        self.image_ids = pc.cast(captions["image_id"], pa.string()).combine_chunks()
+        self.captions = pc.cast(captions["caption"], pa.string()).combine_chunks()
+        counts = pc.value_counts(self.image_ids)
+        twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+        if len(twice):
+            raise ValueError(f"caption.source: {len(twice)} ids occur twice or more, {twice[0].as_py()!r} for one")
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Add `caption`; rejects rows that the table does not know (`missing_caption`) or has no word for
+        (`empty_caption`)."""
+        where = pc.index_in(table["image_id"], self.image_ids)
+        unknown = _rows(pc.is_null(where))
+        captions = pc.fill_null(self.captions.take(where), "")
+        empty = _rows(pc.equal(pc.utf8_trim_whitespace(captions), ""))
+        faults = dict.fromkeys(empty, ("empty_caption", "the table's description holds no word"))
+        faults |= dict.fromkeys(unknown, ("missing_caption", "the table of descriptions lacks this image_id"))
+        rejected = schemas.reject(table, faults)
+        kept = pc.if_else(pc.equal(rejected["reason"], ""), captions, "")
+        return schemas.with_column(rejected, "caption", kept)
+
+
+def _rows(mask: pa.ChunkedArray) -> list[int]:
+    rows: list[int] = pc.indices_nonzero(mask).to_pylist()
+    return rows
+
+
+def _decode(table: pa.Table) -> tuple[dict[int, Image.Image], dict[int, tuple[str, str]]]:
+    """The images of the good rows, and what is wrong with rows that have none: both by row number."""
+    reasons = table["reason"].to_pylist() if "reason" in table.column_names else [""] * len(table)
+    found, faults = {}, {}
+    for row, (data, reason) in enumerate(zip(table["image"].to_pylist(), reasons, strict=True)):
+        if reason:
+            continue
+        try:
+            found[row] = images.decode(data)
+        except images.ImageError as error:
+            faults[row] = (error.reason, str(error))
+    return found, faults
