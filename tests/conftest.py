@@ -1,4 +1,4 @@
-"""What all tests share: one Ray for the session, few threads, no network."""
+"""What all tests share: one Ray for the session, one thread each, no network."""
 
 import os
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 # Before any library is imported: nothing here may reach a hub, and 2 cores are all that the suite is promised.
-os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="2", TOKENIZERS_PARALLELISM="false")
+os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
 
 
 @pytest.fixture(scope="session")

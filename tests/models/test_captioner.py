@@ -98,9 +98,10 @@ def test_both_engines_draw_the_same(vllm: VllmCaptioner, plain: TransformersCapt
 @pytest.mark.parametrize("temperature", [0, 0.2])
 def test_neighbours_change_nothing(engine: Any, rows: Rows, temperature: float) -> None:
     captioner = changed(engine, temperature=temperature)
-    together = describe(captioner, rows, range(N))
-    assert describe(captioner, rows, range(N)[::-1]) == together
-    assert describe(captioner, rows, range(0, N, 3)) == {i: together[i] for i in range(0, N, 3)}
+    n = 2 * BATCH
+    together = describe(captioner, rows, range(n))
+    assert describe(captioner, rows, range(n)[::-1]) == together
+    assert describe(captioner, rows, range(0, n, 3)) == {i: together[i] for i in range(0, n, 3)}
     assert describe(captioner, rows, [5]) == {5: together[5]}
 
 

@@ -15,7 +15,7 @@ from vlcp_ray.seeds import seed_for
 from vlcp_ray.stages.caption import Caption, CarryCaptions
 
 SETTINGS = config.Caption(
-    engine="transformers", model="demo/llava", temperature=0.2, max_tokens=64, max_model_len=512, seed=3
+    engine="transformers", model="demo/llava", temperature=0.2, max_tokens=24, max_model_len=512, seed=3
 )
 
 
@@ -28,6 +28,11 @@ def caption() -> Caption:
 def table() -> pa.Table:
     """The first twelve digits."""
     return conform(pa.Table.from_pylist(list(digits.rows("val"))[:12]), IMAGES)
+
+
+@pytest.fixture(scope="module")
+def described(caption: Caption, table: pa.Table) -> pa.Table:
+    return caption(table)
 
 
 class Recorder:
@@ -62,8 +67,7 @@ def broken() -> dict[int, object]:
     return {1: b"", 4: b"no image", 7: huge.getvalue()}
 
 
-def test_every_image_is_described(caption: Caption, table: pa.Table) -> None:
-    described = caption(table)
+def test_every_image_is_described(described: pa.Table, table: pa.Table) -> None:
     assert described.select(table.column_names).equals(table)
     assert described["reason"].to_pylist() == [""] * len(table)
     for name, text in zip(table["class_name"].to_pylist(), described["caption"].to_pylist(), strict=True):
@@ -71,22 +75,22 @@ def test_every_image_is_described(caption: Caption, table: pa.Table) -> None:
         assert '"' not in text
 
 
-def test_neither_order_nor_neighbours_matter(caption: Caption, table: pa.Table) -> None:
+def test_neither_order_nor_neighbours_matter(caption: Caption, described: pa.Table, table: pa.Table) -> None:
     order = random.Random(0).sample(range(len(table)), len(table))
-    whole = caption(table)["caption"]
+    whole = described["caption"]
     assert caption(table.take(order))["caption"].to_pylist() == whole.take(order).to_pylist()
     parts = [caption(table.slice(start, 5)) for start in range(0, len(table), 5)]
     assert pa.concat_tables(parts)["caption"].to_pylist() == whole.to_pylist()
 
 
-def test_broken_images_are_rejected_among_good_ones(caption: Caption, table: pa.Table) -> None:
-    described = caption(with_values(table, "image", broken()))
-    whole = caption(table)["caption"].to_pylist()
+def test_broken_images_are_rejected_among_good_ones(caption: Caption, described: pa.Table, table: pa.Table) -> None:
+    found = caption(with_values(table, "image", broken()))
+    whole = described["caption"].to_pylist()
     expected = {1: "undecodable", 4: "undecodable", 7: "too_large"}
-    assert described["image_id"].equals(table["image_id"])
-    assert described["reason"].to_pylist() == [expected.get(row, "") for row in range(len(table))]
-    assert all(bool(text) == (row in expected) for row, text in enumerate(described["detail"].to_pylist()))
-    assert described["caption"].to_pylist() == ["" if row in expected else whole[row] for row in range(len(table))]
+    assert found["image_id"].equals(table["image_id"])
+    assert found["reason"].to_pylist() == [expected.get(row, "") for row in range(len(table))]
+    assert all(bool(text) == (row in expected) for row, text in enumerate(found["detail"].to_pylist()))
+    assert found["caption"].to_pylist() == ["" if row in expected else whole[row] for row in range(len(table))]
 
 
 def test_rows_that_were_rejected_before_are_left_alone(table: pa.Table, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,12 +102,12 @@ def test_rows_that_were_rejected_before_are_left_alone(table: pa.Table, monkeypa
     assert described["caption"].to_pylist()[4:6] == ["", ""]
 
 
-def test_tables_without_a_good_row_ask_nothing(caption: Caption, table: pa.Table) -> None:
+def test_tables_without_a_good_row_ask_nothing(caption: Caption, described: pa.Table, table: pa.Table) -> None:
     bad = with_values(table.slice(0, 2), "image", {0: b"", 1: b""})
     assert caption(bad)["reason"].to_pylist() == ["undecodable"] * 2
     empty = caption(table.slice(0, 0))
     assert len(empty) == 0
-    assert empty.schema.equals(caption(table).schema)
+    assert empty.schema.equals(described.schema)
 
 
 def test_prompts_and_seeds_are_those_of_the_row(table: pa.Table, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,6 +131,10 @@ def stream_groups(
 
     Nothing of this plan may be resumed by row: a group must be whole. The caller leaves out groups that are done.
     """
-    groups = dataset.groupby(key).map_groups(function, batch_format="pyarrow", num_cpus=pool.num_cpus)
+
+    def call(group: pa.Table) -> pa.Table:  # Ray Data wants a plain function
+        return function(group)
+
+    groups = dataset.groupby(key).map_groups(call, batch_format="pyarrow", num_cpus=pool.num_cpus)
     for row in groups.iter_rows():
         yield dict(row)

@@ -10,7 +10,6 @@ from vlcp_ray import config
 from vlcp_ray.flow.context import Context
 from vlcp_ray.flow.data import keep, read, stream_groups
 from vlcp_ray.models.diffusion import latent_shape
-from vlcp_ray.models.folders import folder
 from vlcp_ray.progress import Progress
 from vlcp_ray.schemas import MEMBERS, conform, prototypes_schema
 from vlcp_ray.stages.prototype import prototype as prototypes_of
@@ -38,7 +37,7 @@ class OneClass:
 def prototype(context: Context, steps: Sequence[Step]) -> None:
     """PAIRS as PROTOTYPES and MEMBERS: one pass over the latents for all seeds and sizes."""
     job = context.job
-    schema = prototypes_schema(latent_shape(folder(job.base_model), job.encode.resolution))
+    schema = prototypes_schema(latent_shape(job.base_model, job.encode.resolution))
     runs = {(step.key["seed"], step.key["ipc"]): context.artifact(step) for step in steps}
     pairs = context.input(steps[0], "pairs")
     done = _classes_done(list(runs.values()))

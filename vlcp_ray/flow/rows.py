@@ -17,7 +17,6 @@ from vlcp_ray import config
 from vlcp_ray.flow.context import Context
 from vlcp_ray.flow.data import REJECTED_TABLE, TARGET, Work, Write, keep, read, stream
 from vlcp_ray.models.diffusion import latent_shape
-from vlcp_ray.models.folders import folder
 from vlcp_ray.progress import Progress
 from vlcp_ray.scale import Pool
 from vlcp_ray.schemas import IMAGES, REJECTED, SYNTHETIC, pairs_schema, with_column
@@ -74,7 +73,7 @@ def pair(context: Context, steps: Sequence[Step]) -> None:
     """IMAGES(train) as PAIRS: descriptions, then latents, in one plan."""
     (step,) = steps
     job, scale, artifact = context.job, context.scale, context.artifact(step)
-    model = folder(job.base_model)
+    model = job.base_model
     channels, height, width = latent_shape(model, job.encode.train_resolution)
     schema = pairs_schema(latent_shape(model, job.encode.resolution), (2 * channels, height, width))
     write = Write({"": artifact}, "pair", "pairs", schema)
@@ -109,7 +108,7 @@ def select(context: Context, steps: Sequence[Step]) -> None:
     if mine := [step for step in steps if step.key["method"] == "random"]:
         _select_random(context, mine)
     if mine := [step for step in steps if step.key["method"] == "centroid"]:
-        _draw(context, mine, Decode, folder(context.job.base_model), "select")
+        _draw(context, mine, Decode, context.job.base_model, "select")
 
 
 def _select_random(context: Context, steps: Sequence[Step]) -> None:

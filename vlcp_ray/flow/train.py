@@ -21,14 +21,15 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from vlcp_ray import config
 from vlcp_ray.flow.context import Context
 from vlcp_ray.flow.data import read
-from vlcp_ray.models.folders import folder
 from vlcp_ray.progress import Progress
-from vlcp_ray.stages.finetune import Finetune, Positions, Schedule, train
+from vlcp_ray.schemas import pairs_schema
+from vlcp_ray.stages.finetune import WINDOW, Finetune, Positions, Schedule, train
 from vlcp_ray.stages.finetune import Progress as Reached
 from vlcp_ray.store import Artifact, Step
 
 MODEL: Final = "model"
 _BLOCKS_HELD: Final = 64  # zero-copy views into the object store
+_COLUMNS: Final = ("image_id", "caption", "train_moments")
 _POLL: Final = 1.0  # seconds between looks at what the ranks have recorded
 
 
@@ -74,7 +75,7 @@ class Plan:
 
 def finetune(context: Context, steps: Sequence[Step]) -> None:
     """PAIRS as a diffusers folder, a seed after another: each takes all devices."""
-    rows = _sorted_rows(context.input(steps[0], "pairs"))
+    rows = _sorted_rows(context.input(steps[0], "pairs"), context.rows(steps[0], "pairs"))
     for step in steps:
         _one_seed(context, step, rows)
 
@@ -84,7 +85,7 @@ def _one_seed(context: Context, step: Step, rows: Rows) -> None:
     settings, seed, n_rows = job.finetune, step.key["seed"], context.rows(step, "pairs")
     schedule = Schedule(n_rows, settings.epochs, settings.batch_size, seed)
     names = context.manifest(step.inputs["pairs"].inputs["images"])["class_names"]
-    resolution, base = job.encode.train_resolution, folder(job.base_model)
+    resolution, base = job.encode.train_resolution, job.base_model
     plan = Plan(settings, base, seed, resolution, pool.batch_size, names, schedule, rows, artifact)
     trainer = ray.train.torch.TorchTrainer(
         _rank,
@@ -115,12 +116,22 @@ def losses(artifact: Artifact) -> list[tuple[int, float]]:
     return [(reached["step"], reached["loss"]) for reached in _reached(artifact)]
 
 
-def _sorted_rows(pairs: Artifact) -> Rows:
-    columns = ["image_id", "caption", "train_moments"]
-    blocks = read(pairs, "pairs", columns).sort("image_id").materialize().to_arrow_refs()
-    counts = ray.get([ray.remote(len).remote(block) for block in blocks])
+def _sorted_rows(pairs: Artifact, n_rows: int) -> Rows:
+    if n_rows <= WINDOW:  # one window is one block: nothing to shuffle between machines
+        return Rows([ray.remote(_read_sorted).remote(pairs)], [n_rows])
+    blocks = read(pairs, "pairs", _COLUMNS).sort("image_id").materialize().to_arrow_refs()
+    count = ray.remote(_count)
+    counts = ray.get([count.remote(block) for block in blocks])
     held = [(block, count) for block, count in zip(blocks, counts, strict=True) if count]
     return Rows([block for block, _ in held], list(accumulate(count for _, count in held)))
+
+
+def _read_sorted(pairs: Artifact) -> pa.Table:
+    return pairs.table("pairs", pairs_schema((1, 1, 1), (1, 1, 1)), _COLUMNS).sort_by("image_id").combine_chunks()
+
+
+def _count(block: pa.Table) -> int:
+    return len(block)
 
 
 def _rank(loop: dict[str, Any]) -> None:

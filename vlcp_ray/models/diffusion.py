@@ -112,6 +112,8 @@ def load_noise_schedule(base_model: str) -> DDPMScheduler:
 def save_pipeline(base_model: str, unet: Any, target: str | Path) -> None:
     """Write `base_model` with another float32 UNet as a diffusers folder of safetensors files."""
     loaded = load_pipeline(base_model, str(unet.device), torch.float32, unet)
+    for part in (loaded.vae, loaded.unet):
+        part.register_to_config(_name_or_path=base_model)  # else the path it was loaded from, of this machine
     StableDiffusionPipeline(**loaded.components, requires_safety_checker=False).save_pretrained(target)
 
 

@@ -1,5 +1,7 @@
 """Knows how images get descriptions: from a vision-language model (METHOD 2.1), or from a table of earlier ones."""
 
+from collections.abc import Mapping
+
 import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
@@ -26,19 +28,19 @@ class Caption:
         """
         found, faults = _decode(table)
         captions = [""] * len(table)
-        for row, text in zip(found, self._describe(table.take(list(found)), list(found.values())), strict=True):
+        for row, text in zip(found, self._describe(table, found), strict=True):
             captions[row] = text
             if not text:
                 faults[row] = ("empty_caption", "the answer holds no word")
         return schemas.with_column(schemas.reject(table, faults), "caption", pa.array(captions, pa.string()))
 
-    def _describe(self, table: pa.Table, pictures: list[Image.Image]) -> list[str]:
-        if not pictures:
-            return []
+    def _describe(self, table: pa.Table, found: Mapping[int, Image.Image]) -> list[str]:
+        asked = table.select(["image_id", "class_name"]).take(pa.array(list(found), pa.int64()))
         # Class names may hold braces, which str.format would read.
-        prompts = [self.settings.prompt.replace("{class_name}", name) for name in table["class_name"].to_pylist()]
-        seeds = [seed_for(self.settings.seed, "caption", image_id) for image_id in table["image_id"].to_pylist()]
-        return [clean(answer) for answer in self.captioner.describe(pictures, prompts, seeds)]
+        prompts = [self.settings.prompt.replace("{class_name}", name) for name in asked["class_name"].to_pylist()]
+        seeds = [seed_for(self.settings.seed, "caption", image_id) for image_id in asked["image_id"].to_pylist()]
+        answers = self.captioner.describe(list(found.values()), prompts, seeds) if found else []
+        return [clean(answer) for answer in answers]
 
 
 class CarryCaptions:

@@ -1,0 +1,66 @@
+"""Whether the classifiers are the published ones, and their first weights a matter of the seed alone."""
+
+import pytest
+import torch
+from torch import nn
+
+from vlcp_ray.config import Network
+from vlcp_ray.models.classifiers import AveragePool2, build_classifier
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+@pytest.mark.parametrize(("num_classes", "published"), [(10, 754_570), (100, 858_340)])
+def test_convnet_6_has_the_published_number_of_parameters(num_classes: int, published: int) -> None:
+    network = build_classifier("ConvNet-6", num_classes=num_classes, input_size=224, width=128, seed=0)
+    assert parameters(network) == published
+
+
+@pytest.mark.parametrize(("name", "depth"), [("ConvNet-3", 3), ("ConvNet-4", 4), ("ConvNet-5", 5), ("ConvNet-6", 6)])
+def test_the_name_says_the_depth_and_logits_have_the_shape_of_the_classes(name: Network, depth: int) -> None:
+    network = build_classifier(name, num_classes=7, input_size=67, width=8, seed=0)
+    assert sum(isinstance(module, nn.Conv2d) for module in network.modules()) == depth
+    assert network(torch.zeros(2, 3, 67, 67)).shape == (2, 7)
+
+
+def test_an_image_that_is_too_small_is_refused_with_a_cure() -> None:
+    build_classifier("ConvNet-6", num_classes=2, input_size=64, width=8, seed=0)
+    with pytest.raises(ValueError, match=r"evaluate\.input_size: ConvNet-6 .* needs 64 pixels or more, not 32"):
+        build_classifier("ConvNet-6", num_classes=2, input_size=32, width=8, seed=0)
+
+
+def test_weights_come_from_the_seed_and_global_randomness_stays_as_it_was() -> None:
+    def weights(seed: int) -> torch.Tensor:
+        network = build_classifier("ConvNet-3", num_classes=4, input_size=32, width=8, seed=seed)
+        return nn.utils.parameters_to_vector(network.parameters())
+
+    torch.manual_seed(1)
+    first, state = weights(5), torch.get_rng_state()
+    torch.manual_seed(2)
+    assert torch.equal(weights(5), first)
+    assert not torch.equal(weights(6), first)
+    torch.manual_seed(1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_every_channel_is_normalised_on_its_own() -> None:
+    """Scale and shift of an image's channel go away, and no neighbour in the batch matters."""
+    network = build_classifier("ConvNet-3", num_classes=4, input_size=32, width=8, seed=0)
+    norms = [module for module in network.modules() if isinstance(module, nn.GroupNorm)]
+    assert [(norm.num_groups, norm.num_channels) for norm in norms] == [(8, 8)] * 3
+    features = torch.randn(2, 8, 16, 16, generator=torch.Generator().manual_seed(0))
+    changed = torch.stack([features[0] * 3 + 1, torch.zeros(8, 16, 16)])
+    torch.testing.assert_close(norms[0](changed)[0], norms[0](features)[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [2, 7, 16])
+def test_pooling_is_that_of_torch_with_its_gradient(size: int) -> None:
+    generator = torch.Generator().manual_seed(size)
+    images = torch.randn(2, 3, size, size + 3, generator=generator, dtype=torch.float64).requires_grad_()
+    pooled, expected = AveragePool2()(images), nn.functional.avg_pool2d(images, 2)
+    torch.testing.assert_close(pooled, expected)
+    weights = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
+    (gradient,), (wanted,) = (torch.autograd.grad(values, images, weights) for values in (pooled, expected))
+    torch.testing.assert_close(gradient, wanted)

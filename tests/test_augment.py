@@ -1,0 +1,141 @@
+"""Whether augmentations do what the protocol's per-image code does, for whole batches and reproducibly."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vlcp_ray import augment
+from vlcp_ray.augment import crop, crop_boxes, cut_box, cutmix, normalise, vary_colours
+
+MEAN, STD = (torch.tensor(values).view(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+NO_FLIP = torch.zeros(5, dtype=torch.bool)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def noise(count: int = 5, size: int = 32, seed: int = 0) -> torch.Tensor:
+    return torch.rand(count, 3, size, size, generator=seeded(seed))
+
+
+def pixels(count: int = 5, size: int = 32) -> torch.Tensor:
+    return (noise(count, size) * 255).to(torch.uint8)
+
+
+def test_the_whole_image_as_box_is_the_image_and_its_mirror() -> None:
+    images, boxes = noise(), torch.tensor([[0.0, 0, 32, 32]]).expand(5, 4)
+    torch.testing.assert_close(crop(images, boxes, NO_FLIP), images, atol=1e-5, rtol=0)
+    torch.testing.assert_close(crop(images, boxes, ~NO_FLIP), images.flip(3), atol=1e-5, rtol=0)
+
+
+@given(seed=st.integers(0, 2**31), size=st.integers(8, 40))
+@settings(deadline=None, max_examples=20)
+def test_crops_are_cut_first_and_then_resized(seed: int, size: int) -> None:
+    images, boxes = noise(5, size, seed), crop_boxes(5, size, seeded(seed))
+    for image, box, made in zip(images, boxes.int().tolist(), crop(images, boxes, NO_FLIP), strict=True):
+        left, top, width, height = box
+        cut = image[None, :, top : top + height, left : left + width]
+        expected = torch.nn.functional.interpolate(cut, (size, size), mode="bilinear", antialias=True)[0]
+        torch.testing.assert_close(made, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("size", [8, 32, 224])
+def test_boxes_lie_inside_and_cover_scale_ratio_and_place(size: int) -> None:
+    left, top, width, height = crop_boxes(4000, size, seeded()).unbind(1)
+    assert left.min() >= 0
+    assert top.min() >= 0
+    assert (left + width).max() == size == (top + height).max()
+    shares, ratios = width * height / size**2, width / height
+    slack = 1.5 / size  # sides are whole pixels
+    assert 0.5 - slack < shares.min() < 0.52 + slack
+    assert shares.max() > 0.98
+    assert 0.75 - slack < ratios.min() < 0.77 + slack
+    assert 1.30 - slack < ratios.max() < 4 / 3 + 2 * slack
+    assert 0.70 < shares.mean() < 0.76  # little below uniform's 0.75: some large boxes do not fit
+    free = size - width
+    assert abs((left[free > 0] / free[free > 0]).mean() - 0.5) < 0.05
+
+
+def test_colours_vary_as_the_released_code_says() -> None:
+    """The affine map against the three jitters, the light and the normalisation, an image and a step at a time."""
+    images, generator = noise(12, 8), seeded(3)
+    made = vary_colours(images, generator)
+    again = seeded(3)
+    shares = torch.empty(12, 3).uniform_(-0.4, 0.4, generator=again)
+    order = torch.rand(12, 3, generator=again).argsort(1)
+    alphas = torch.randn(12, 3, generator=again) * 0.1
+    values = torch.tensor([0.2175, 0.0188, 0.0045])
+    vectors = torch.tensor([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
+    for i, image in enumerate(images):
+        for kind in order[i].tolist():
+            grey = (0.299 * image[0] + 0.587 * image[1] + 0.114 * image[2]).expand(3, -1, -1)
+            goal = (torch.zeros_like(image), torch.full_like(image, float(grey.mean())), grey)[kind]
+            image = image.lerp(goal, float(shares[i, kind]))
+        image = image + (vectors * alphas[i] * values).sum(1).view(3, 1, 1)
+        torch.testing.assert_close(made[i], (image - MEAN) / STD, atol=1e-5, rtol=1e-5)
+    assert len({tuple(row) for row in order.tolist()}) > 3  # the order is drawn per image
+
+
+def test_normalise_is_what_an_unvaried_view_gets() -> None:
+    expected = torch.from_numpy((pixels().numpy() / 255 - np.asarray(MEAN)) / np.asarray(STD)).float()
+    torch.testing.assert_close(normalise(pixels()), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_generator_decides_and_nothing_else() -> None:
+    torch.manual_seed(1)
+    first = augment.augment(pixels(), seeded(7), flip=True)
+    torch.manual_seed(2)
+    assert torch.equal(augment.augment(pixels(), seeded(7), flip=True), first)
+    assert not torch.equal(augment.augment(pixels(), seeded(8), flip=True), first)
+
+
+def test_images_know_nothing_of_their_neighbours() -> None:
+    """A view depends on its place in the batch, which decides what is drawn for it, and not on the other images."""
+    batch = pixels()
+    other = batch.flip(0).clone()
+    other[1] = batch[1]
+    views, others = (augment.augment(images, seeded(7), flip=True) for images in (batch, other))
+    torch.testing.assert_close(views[1], others[1])
+    assert not torch.allclose(views[0], others[0])
+
+
+def test_only_allowed_views_are_mirrored() -> None:
+    ramp = torch.arange(32, dtype=torch.uint8).mul(8).expand(64, 3, 32, 32)
+
+    def rising(flip: bool) -> int:
+        views = augment.augment(ramp, seeded(), flip=flip)
+        return int((views[:, :, :, -1] > views[:, :, :, 0]).all(2).all(1).sum())
+
+    assert rising(flip=False) == 64
+    assert 16 < rising(flip=True) < 48
+
+
+def test_mixed_labels_weigh_what_their_pixels_count() -> None:
+    marks = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 3, 9, 9)
+    labels = torch.arange(6) + 10
+    seen = set()
+    for seed in range(300):
+        mixed, own, pasted, share = cutmix(marks, labels, seeded(seed))
+        for i, (a, b) in enumerate(zip(own.tolist(), pasted.tolist(), strict=True)):
+            counted = (mixed[i, 0] == a - 10).sum() / 81
+            assert a == labels[i]
+            assert float(counted) == pytest.approx(share if a != b else 1)
+            assert float((mixed[i] == b - 10).sum()) == pytest.approx(243 * (1 - share) if a != b else 243)
+        seen.add(share)
+    assert len(seen) > 10
+    assert torch.equal(marks[:, 0, 0, 0], torch.arange(6.0))  # the batch itself is left as it was
+
+
+def test_cut_boxes_are_clipped_squares_from_nothing_to_the_whole() -> None:
+    boxes = [cut_box(1024, seeded(seed)) for seed in range(2000)]
+    areas = np.array([(bottom - top) * (right - left) for top, bottom, left, right in boxes]) / 1024**2
+    assert all(0 <= side <= 1024 for side in itertools.chain(*boxes))
+    assert areas.min() < 0.01
+    assert areas.max() > 0.8
+    # Of a square of side a with a uniform centre, a - a^2 / 4 of each side is left; a^2 is uniform: 1/2 - 1/5 + 1/48.
+    assert abs(areas.mean() - 0.3208) < 0.02
