@@ -56,7 +56,8 @@ def test_boxes_lie_inside_and_cover_scale_ratio_and_place(size: int) -> None:
     assert shares.max() > 0.98
     assert 0.75 - slack < ratios.min() < 0.77 + slack
     assert 1.30 - slack < ratios.max() < 4 / 3 + 2 * slack
-    assert 0.70 < shares.mean() < 0.76  # little below uniform's 0.75: some large boxes do not fit
+    # Scale u fits with probability min(1, -ln u / ln 4/3): the mean of what fits is 0.692, not 0.75.
+    assert abs(shares.mean() - 0.692) < 0.01 + slack / 4
     free = size - width
     assert abs((left[free > 0] / free[free > 0]).mean() - 0.5) < 0.05
 

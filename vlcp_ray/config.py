@@ -115,6 +115,7 @@ class Evaluate(Settings):
     input_size: Positive = 224
     epochs: Positive | None = Field(None, description="none: the protocol's own number for the ipc")
     full_epochs: Positive = Field(300, description="for the full train split")
+    checks: Positive = Field(100, description="validations in a training; the best one is reported beside the last")
     repeats: Positive = 3
     batch_size: Positive = 64
     learning_rate: float = Field(0.01, gt=0)

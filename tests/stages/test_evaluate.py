@@ -181,13 +181,13 @@ def test_settings_overrule_the_protocol_and_the_full_split_has_its_own_number() 
 
 @pytest.mark.parametrize(("epochs", "checks"), [(1, 1), (60, 60), (100, 100), (300, 100), (250, 125), (2000, 100)])
 def test_checks_are_about_a_hundred_and_end_with_the_last_epoch(epochs: int, checks: int) -> None:
-    when = [epoch for epoch in range(1, epochs + 1) if evaluate.is_check(epoch, epochs)]
+    when = [epoch for epoch in range(1, epochs + 1) if evaluate.is_check(epoch, epochs, 100)]
     assert len(when) == checks
     assert when[-1] == epochs
 
 
 def test_a_last_epoch_off_the_beat_is_checked_too() -> None:
-    assert [epoch for epoch in range(1, 302) if evaluate.is_check(epoch, 301)][-2:] == [300, 301]
+    assert [epoch for epoch in range(1, 302) if evaluate.is_check(epoch, 301, 100)][-2:] == [300, 301]
 
 
 def test_prepare_cuts_the_middle_and_keeps_the_rows_in_order() -> None:
