@@ -102,7 +102,7 @@ def test_groups_are_whole(tmp_path: Path) -> None:
         return pa.table({"label": group["label"][:1], "rows": [len(group)], "sum": [pc.sum(group["distance"]).as_py()]})
 
     rows = keep(read(source, "members"), done=pa.array([3], pa.int32()), id_column="label")
-    made = {row["label"]: (row["rows"], row["sum"]) for row in stream_groups(rows, "label", total, Pool())}
+    made = {row["label"]: (row["rows"], row["sum"]) for row in stream_groups(rows, "label", 6, total, Pool())}
     expected = {k: (len(range(k, ROWS, 7)), float(sum(range(k, ROWS, 7)))) for k in range(7) if k != 3}
     assert made == expected
 

@@ -88,12 +88,6 @@ def test_both_engines_say_the_same(vllm: VllmCaptioner, plain: TransformersCapti
     assert all("digit" in text for text in ours.values())
 
 
-def test_both_engines_draw_the_same(vllm: VllmCaptioner, plain: TransformersCaptioner, rows: Rows) -> None:
-    ours = describe(changed(vllm, temperature=0.7), rows, range(N))
-    assert differing(ours, describe(changed(plain, temperature=0.7), rows, range(N))) <= 1
-    assert differing(ours, describe(vllm, rows, range(N))) > N / 2
-
-
 @pytest.mark.parametrize("temperature", [0, 0.2])
 def test_neighbours_change_nothing(engine: Any, rows: Rows, temperature: float) -> None:
     captioner = changed(engine, temperature=temperature)
@@ -150,7 +144,7 @@ def test_any_size_will_do(engine: Any, rows: Rows, size: tuple[int, int]) -> Non
 
 
 def test_a_dead_engine_ends_the_process(vllm: VllmCaptioner, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
-    left = []
+    left: list[int] = []
     with monkeypatch.context() as patch:
         patch.setattr(os, "_exit", left.append)
         patch.setattr(vllm.llm.llm_engine, "step", lambda: 1 / 0)

@@ -2,7 +2,7 @@
 
 import io
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 import pytest
@@ -54,7 +54,7 @@ def recording(
     return Caption(settings), recorder
 
 
-def with_values(table: pa.Table, name: str, values: dict[int, object]) -> pa.Table:
+def with_values(table: pa.Table, name: str, values: Mapping[int, object]) -> pa.Table:
     column = table[name].to_pylist()
     for row, value in values.items():
         column[row] = value

@@ -17,8 +17,8 @@ from vlcp_ray.demo.progress import Progress, warm_cosine
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
 
-TOWER_STEPS, TOWER_BATCH = 800, 128
-STEPS, BATCH = 900, 32
+TOWER_STEPS, TOWER_BATCH = 300, 128
+STEPS, BATCH = 300, 64
 LEARNING_RATE = 2e-3
 COPIES = 11
 PATCH = 8
@@ -120,7 +120,7 @@ class Heads(nn.Module):
 def train(
     tokenizer: "PreTrainedTokenizerFast", tower_steps: int = TOWER_STEPS, steps: int = STEPS, seed: int = 0
 ) -> "LlavaForConditionalGeneration":
-    """The model after `tower_steps` of 128 images for its tower and `steps` of 32 described images for all of it."""
+    """The model after `tower_steps` of 128 images for its tower and `steps` of 64 described images for all of it."""
     torch.manual_seed(seed)
     images, labels = augment.bank(COPIES, seed)
     found = [properties.words(image) for image in images]

@@ -13,7 +13,7 @@ from vlcp_ray.demo.progress import Progress, warm_cosine
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-STEPS = 1000
+STEPS = 600
 BATCH = 32
 LEARNING_RATE = 2e-3
 KL_WEIGHT = 1e-4

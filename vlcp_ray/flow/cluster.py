@@ -42,6 +42,8 @@ def joined() -> Iterator[Scale]:
 def _start_local() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray announces as its future default
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the C++ core tells users of its own open issues
+    # Ray warns of more than four times as many workers as it starts at once, which is one for each core.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
     with _core_unheard():
         ray.init(
             num_cpus=_cores() + _SLOTS_FOR_READERS,

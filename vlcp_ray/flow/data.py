@@ -125,9 +125,12 @@ def stream(dataset: Dataset, works: Sequence[Work], write: Write, rows_per_block
 
 
 def stream_groups(
-    dataset: Dataset, key: str, function: Callable[[pa.Table], pa.Table], pool: Pool
+    dataset: Dataset, key: str, count: int, function: Callable[[pa.Table], pa.Table], pool: Pool
 ) -> Iterator[dict[str, Any]]:
     """Call a function with all rows of one key after another and yield the rows that it returns.
+
+    There are as many partitions as keys (`count`), so that a task holds about one group: Ray Data's 200 would be 200
+    tasks for ten digits, and five classes of ImageNet in each.
 
     Nothing of this plan may be resumed by row: a group must be whole. The caller leaves out groups that are done.
     """
@@ -135,6 +138,6 @@ def stream_groups(
     def call(group: pa.Table) -> pa.Table:  # Ray Data wants a plain function
         return function(group)
 
-    groups = dataset.groupby(key).map_groups(call, batch_format="pyarrow", num_cpus=pool.num_cpus)
+    groups = dataset.groupby(key, num_partitions=count).map_groups(call, batch_format="pyarrow", num_cpus=pool.num_cpus)
     for row in groups.iter_rows():
         yield dict(row)

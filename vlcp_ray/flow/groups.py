@@ -47,7 +47,7 @@ def prototype(context: Context, steps: Sequence[Step]) -> None:
         if left:
             rows = read(pairs, "pairs", ["image_id", "label", "class_name", "caption", "latent"])
             rows = keep(rows, done=pa.array(done, pa.int32()), id_column="label")
-            for _ in stream_groups(rows, "label", OneClass(job.prototype, runs, schema), context.scale.prototype):
+            for _ in stream_groups(rows, "label", left, OneClass(job.prototype, runs, schema), context.scale.prototype):
                 progress.add(1)
     for step in steps:
         artifact = context.artifact(step)

@@ -67,7 +67,7 @@ def _submissions(context: Context, left: Sequence[tuple[Step, Trial]]) -> Iterat
     settings, pool, sets = context.job.evaluate, context.scale.evaluate, Sets(context)
     threads = max(1, int(pool.num_cpus))
     # Without `max_calls=0` Ray ends a worker after each call that had a GPU, and torch would be loaded again.
-    run = ray.remote(_trial).options(num_cpus=pool.num_cpus, num_gpus=pool.num_gpus, max_calls=0)
+    run = ray.remote(num_cpus=pool.num_cpus, num_gpus=pool.num_gpus, max_calls=0)(_trial)
     for step, trial in left:
         images = step.inputs["images"]
         train, val = sets.get(step.inputs.get("set", images), "train"), sets.get(images, "val")

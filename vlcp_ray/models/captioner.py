@@ -43,7 +43,8 @@ def load_captioner(settings: config.Caption) -> Captioner:
 class VllmCaptioner:
     """vLLM, which batches by itself: on a GPU in the model's own precision, on a CPU in float32.
 
-    What is said of an image depends on the images beside it only by the rounding of batched sums.
+    What is said of an image depends on the images beside it only by the rounding of batched sums. On a CPU none of 256
+    digits got another text in another order or in other batches, at temperatures 0 and 0.2.
     """
 
     def __init__(self, settings: config.Caption) -> None:
@@ -71,12 +72,18 @@ class VllmCaptioner:
         Raises:
             ValueError: a prompt with its image is longer than max_model_len.
         """
+        from vllm.exceptions import VLLMClientError
+
         requests = [
             {"prompt": _chat(prompt), "multi_modal_data": {"image": image}}
             for prompt, image in zip(prompts, images, strict=True)
         ]
         try:
             outputs = self.llm.generate(requests, self._sampling(seeds), use_tqdm=False)
+        except VLLMClientError as error:
+            raise ValueError(
+                f"caption: vLLM refuses a prompt; raise max_model_len if it is too long: {error}"
+            ) from error
         except Exception as error:
             self._leave_if_dead(error)
             raise
@@ -91,7 +98,7 @@ class VllmCaptioner:
     def _leave_if_dead(self, error: Exception) -> None:
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        # A refused request leaves nothing unfinished; an error in the middle of a step does, and poisons later calls.
+        # An error before the first step leaves nothing unfinished; one in a step does, and poisons later calls.
         if isinstance(error, EngineDeadError) or self.llm.llm_engine.has_unfinished_requests():
             logging.getLogger(__name__).critical("the captioning engine is dead, leaving the process", exc_info=error)
             # Ray replaces an actor whose process has ended; an error it would retry on the same dead engine for ever.
@@ -158,9 +165,10 @@ class TransformersCaptioner:
 
 
 class GumbelNoise:
-    """A logits processor after which the largest score is a sample (the Gumbel-max trick; vLLM's `random_sample`).
+    """A logits processor after which the largest score is a sample (the Gumbel-max trick, which vLLM uses too).
 
-    A row draws from a generator of its own, one token after the other, on the CPU: the same noise on every device.
+    A row draws from a generator of its own, one token after the other, on the CPU: the same noise on every device. It
+    is not the noise of vLLM, whose samplers for CPU and GPU differ as well.
     """
 
     def __init__(self, temperature: float, seeds: Sequence[int]) -> None:
