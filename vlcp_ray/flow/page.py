@@ -31,8 +31,7 @@ def report(context: Context, steps: Sequence[Step]) -> None:
 
 def _gather(context: Context, made: Sequence[Step]) -> Report:
     by_stage = {stage: [s for s in made if s.stage == stage] for stage in {s.stage for s in made}}
-    tables = {s: context.artifact(s) for stage in ("ingest", "pair") for s in by_stage[stage]}
-    rejected = [artifact.table(REJECTED_TABLE, REJECTED) for artifact in tables.values()]
+    rejected = [context.artifact(s).table(REJECTED_TABLE, REJECTED) for s in [*by_stage["ingest"], *by_stage["pair"]]]
     drawn = by_stage["generate"]
     return Report(
         title=context.job.name,
