@@ -45,7 +45,7 @@ def run(
 ) -> int:
     write = Write({"": target}, "square", "members", MEMBERS)
     rows = keep(read(source, "members"), done=write.done(target))
-    work = Work(Square, {"fail_at": fail_at}, Pool(num_workers=workers, num_cpus=0.5, batch_size=batch))
+    work = Work(f"{__name__}:Square", {"fail_at": fail_at}, Pool(num_workers=workers, num_cpus=0.5, batch_size=batch))
     return sum(good + bad for good, bad in stream(rows, [work], write, block))
 
 

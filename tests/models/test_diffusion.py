@@ -1,7 +1,6 @@
 """Whether pixels, latents and texts go through Stable Diffusion as its own pipeline takes them."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +17,6 @@ SETTINGS = Generate(num_inference_steps=4, guidance_scale=3, image_size=32)
 @pytest.fixture(scope="module")
 def pipeline(tiny_stable_diffusion: str) -> StableDiffusionImg2ImgPipeline:
     return diffusion.load_pipeline(tiny_stable_diffusion, "cpu")
-
-
-def test_latent_shape_needs_the_configuration_only(tiny_stable_diffusion: str, tmp_path: Path) -> None:
-    (tmp_path / "vae").mkdir()
-    shutil.copy(Path(tiny_stable_diffusion, "vae", "config.json"), tmp_path / "vae")
-    assert diffusion.latent_shape(str(tmp_path), 32) == (4, 4, 4)
-    assert diffusion.latent_shape(str(tmp_path), 512) == (4, 64, 64)
-    assert diffusion.scaling_factor(str(tmp_path)) == 0.5
 
 
 def test_posterior_is_that_of_diffusers(tiny_stable_diffusion: str) -> None:
@@ -92,3 +83,11 @@ def test_a_model_that_does_not_predict_noise_is_refused(tmp_path: Path) -> None:
     (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(settings))
     with pytest.raises(ValueError, match=r"base_model.*'v_prediction'"):
         diffusion.load_noise_schedule(str(tmp_path))
+
+
+def test_a_row_does_not_feel_its_neighbours(pipeline: StableDiffusionImg2ImgPipeline) -> None:
+    latents = np.random.default_rng(0).normal(size=(5, 4, 4, 4)).astype(np.float32)
+    texts, seeds = [f"a text of number {i}" for i in range(5)], list(range(5))
+    together = diffusion.draw(pipeline, SETTINGS, latents, texts, seeds, 4)
+    alone = diffusion.draw(pipeline, SETTINGS, latents[3:4], texts[3:4], seeds[3:4], 4)
+    np.testing.assert_array_equal(together[3:4], alone)  # to the last bit: every batch is filled up

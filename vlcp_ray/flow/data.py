@@ -1,5 +1,6 @@
 """Knows how row-wise and group-wise stages run on Ray Data: streamed, resumed by row or class, written whole."""
 
+import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -20,11 +21,26 @@ TARGET: Final = "target"
 
 @dataclass(frozen=True)
 class Work:
-    """One row-wise stage as data: the class, what its constructor is given, and the actors that hold it."""
+    """One row-wise stage as data: its class as `module:name`, what it is constructed with, the actors that hold it.
 
-    stage: type
+    The class is named and not imported, as its libraries take ten seconds to load: the actors alone pay for them.
+    """
+
+    stage: str
     arguments: Mapping[str, Any]
     pool: Pool
+
+
+class Stage:
+    """The actor's side of a `Work`: loads the stage once, then calls it with every batch."""
+
+    def __init__(self, stage: str, arguments: Mapping[str, Any]) -> None:
+        module, _, name = stage.partition(":")
+        self.call = getattr(importlib.import_module(module), name)(**arguments)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        made: pa.Table = self.call(table)
+        return made
 
 
 @dataclass
@@ -111,8 +127,8 @@ def stream(dataset: Dataset, works: Sequence[Work], write: Write, rows_per_block
     dataset = dataset.repartition(target_num_rows_per_block=rows_per_block)
     for work in works:
         dataset = dataset.map_batches(
-            work.stage,
-            fn_constructor_kwargs=dict(work.arguments),
+            Stage,
+            fn_constructor_kwargs={"stage": work.stage, "arguments": dict(work.arguments)},
             batch_size=work.pool.batch_size,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=work.pool.num_workers),

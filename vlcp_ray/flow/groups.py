@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from vlcp_ray import config
 from vlcp_ray.flow.context import Context
 from vlcp_ray.flow.data import keep, read, stream_groups
-from vlcp_ray.models.diffusion import latent_shape
+from vlcp_ray.models.shapes import latent_shape
 from vlcp_ray.progress import Progress
 from vlcp_ray.schemas import MEMBERS, conform, prototypes_schema
 from vlcp_ray.stages.prototype import prototype as prototypes_of

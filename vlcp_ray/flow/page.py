@@ -11,7 +11,6 @@ import pyarrow.compute as pc
 
 from vlcp_ray.flow.context import Context, versions
 from vlcp_ray.flow.data import REJECTED_TABLE
-from vlcp_ray.flow.train import losses
 from vlcp_ray.scale import Pool
 from vlcp_ray.schemas import IMAGES, MEMBERS, REJECTED, SCORES, SYNTHETIC, prototypes_schema, with_column
 from vlcp_ray.stages.report import DistilledSet, Report, StageRow, render, shown_labels
@@ -41,7 +40,7 @@ def _gather(context: Context, made: Sequence[Step]) -> Report:
         scores=pa.concat_tables([context.artifact(s).table("scores", SCORES) for s in by_stage["evaluate"]]),
         sets=[_set(context, s, by_stage, len(drawn)) for s in drawn],
         rejected=pa.concat_tables(rejected),
-        losses={s.key["seed"]: losses(context.artifact(s)) for s in by_stage["finetune"]},
+        losses={s.key["seed"]: context.manifest(s)["losses"] for s in by_stage["finetune"]},
         validation=_validation(context, by_stage["finetune"]),
         train_rows=context.manifest(by_stage["ingest"][0])["splits"].get("train"),
     )

@@ -2,12 +2,10 @@
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import ray
@@ -16,41 +14,16 @@ from ray.data import Dataset
 from vlcp_ray import config
 from vlcp_ray.flow.context import Context
 from vlcp_ray.flow.data import REJECTED_TABLE, TARGET, Work, Write, keep, read, stream
-from vlcp_ray.models.diffusion import latent_shape
+from vlcp_ray.flow.feeds import Chosen, ReadShard
+from vlcp_ray.models.shapes import latent_shape
 from vlcp_ray.progress import Progress
 from vlcp_ray.scale import Pool
-from vlcp_ray.schemas import IMAGES, REJECTED, SYNTHETIC, pairs_schema, with_column
-from vlcp_ray.sources import Source, open_source
-from vlcp_ray.stages.caption import Caption, CarryCaptions
-from vlcp_ray.stages.encode import Encode
-from vlcp_ray.stages.generate import Decode, Generate
-from vlcp_ray.stages.ingest import Ingest
-from vlcp_ray.stages.select import as_synthetic, random_ids
+from vlcp_ray.schemas import IMAGES, REJECTED, SYNTHETIC, pairs_schema
+from vlcp_ray.sources import open_source
+from vlcp_ray.stages.select import random_ids
 from vlcp_ray.store import Step, open_root
 
-
-@dataclass
-class ReadShard:
-    """Reads one shard of a source, named in a one-row table."""
-
-    source: Source
-
-    def __call__(self, row: pa.Table) -> pa.Table:
-        return pa.concat_tables([self.source.read(shard) for shard in row["item"].to_pylist()])
-
-
-@dataclass
-class Chosen:
-    """Keeps the rows that were chosen for any target, once for each."""
-
-    chosen: Mapping[str, Sequence[str]]
-
-    def __call__(self, block: pa.Table) -> pa.Table:
-        parts = []
-        for target, image_ids in self.chosen.items():
-            part = block.filter(pc.is_in(block["image_id"], value_set=pa.array(image_ids, pa.string())))
-            parts.append(with_column(as_synthetic(part), TARGET, pa.array([target] * len(part), pa.string())))
-        return pa.concat_tables(parts)
+_STAGES: Final = "vlcp_ray.stages"
 
 
 def ingest(context: Context, steps: Sequence[Step]) -> None:
@@ -65,7 +38,9 @@ def ingest(context: Context, steps: Sequence[Step]) -> None:
         ReadShard(source), batch_size=1, batch_format="pyarrow"
     )
     rows = keep(rows, done=write.done(artifact))
-    work = Work(Ingest, {"settings": settings, "class_names": source.class_names}, context.scale.ingest)
+    work = Work(
+        f"{_STAGES}.ingest:Ingest", {"settings": settings, "class_names": source.class_names}, context.scale.ingest
+    )
     _run(context, [step], rows, [work], write, {step.fingerprint: source.count(shards)}, class_names=source.class_names)
 
 
@@ -78,7 +53,7 @@ def pair(context: Context, steps: Sequence[Step]) -> None:
     schema = pairs_schema(latent_shape(model, job.encode.resolution), (2 * channels, height, width))
     write = Write({"": artifact}, "pair", "pairs", schema)
     encoding = {"settings": job.encode, "base_model": model, "batch_size": scale.encode.batch_size}
-    works = [_captioning(job.caption, scale.caption), Work(Encode, encoding, scale.encode)]
+    works = [_captioning(job.caption, scale.caption), Work(f"{_STAGES}.encode:Encode", encoding, scale.encode)]
     columns = ["image_id", "label", "class_name", "split", "image", "source"]
     rows = read(context.input(step, "images"), "images", columns)
     rows = keep(rows, done=write.done(artifact), where={"split": "train"})
@@ -88,10 +63,10 @@ def pair(context: Context, steps: Sequence[Step]) -> None:
 
 def _captioning(settings: config.Caption, pool: Pool) -> Work:
     if not settings.source:
-        return Work(Caption, {"settings": settings}, pool)
+        return Work(f"{_STAGES}.caption:Caption", {"settings": settings}, pool)
     filesystem, path = open_root(settings.source)
     captions = pads.dataset(path, filesystem=filesystem).to_table(columns=["image_id", "caption"])
-    return Work(CarryCaptions, {"captions": captions}, pool)
+    return Work(f"{_STAGES}.caption:CarryCaptions", {"captions": captions}, pool)
 
 
 def generate(context: Context, steps: Sequence[Step]) -> None:
@@ -100,7 +75,7 @@ def generate(context: Context, steps: Sequence[Step]) -> None:
         mine = [step for step in steps if step.inputs["model"].fingerprint == model.fingerprint]
         with tempfile.TemporaryDirectory() as local:
             path = context.artifact(model).get_folder("model", Path(local))
-            _draw(context, mine, Generate, path, "generate")
+            _draw(context, mine, "Generate", path, "generate")
 
 
 def select(context: Context, steps: Sequence[Step]) -> None:
@@ -108,7 +83,7 @@ def select(context: Context, steps: Sequence[Step]) -> None:
     if mine := [step for step in steps if step.key["method"] == "random"]:
         _select_random(context, mine)
     if mine := [step for step in steps if step.key["method"] == "centroid"]:
-        _draw(context, mine, Decode, context.job.base_model, "select")
+        _draw(context, mine, "Decode", context.job.base_model, "select")
 
 
 def _select_random(context: Context, steps: Sequence[Step]) -> None:
@@ -126,7 +101,7 @@ def _select_random(context: Context, steps: Sequence[Step]) -> None:
     _run(context, steps, rows, [], write, totals)
 
 
-def _draw(context: Context, steps: Sequence[Step], stage: type, model: str, name: str) -> None:
+def _draw(context: Context, steps: Sequence[Step], stage: str, model: str, name: str) -> None:
     pool = context.scale.generate
     targets = {step.fingerprint: context.artifact(step) for step in steps}
     write = Write(targets, name, "synthetic", SYNTHETIC, "prototype_id")
@@ -136,7 +111,11 @@ def _draw(context: Context, steps: Sequence[Step], stage: type, model: str, name
         constants = {TARGET: step.fingerprint, "seed": step.key["seed"]}
         done = write.done(targets[step.fingerprint])
         parts.append(keep(prototypes, done=done, id_column="prototype_id", constants=constants))
-    work = Work(stage, {"settings": context.job.generate, "model": model, "batch_size": pool.batch_size}, pool)
+    work = Work(
+        f"{_STAGES}.generate:{stage}",
+        {"settings": context.job.generate, "model": model, "batch_size": pool.batch_size},
+        pool,
+    )
     totals = {step.fingerprint: context.rows(step, "prototypes") for step in steps}
     _run(context, steps, reduce(Dataset.union, parts), [work], write, totals)
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -22,10 +22,13 @@ from vlcp_ray import config
 from vlcp_ray.flow.context import Context
 from vlcp_ray.flow.data import read
 from vlcp_ray.progress import Progress
+from vlcp_ray.schedule import WINDOW, Positions, Schedule
 from vlcp_ray.schemas import pairs_schema
-from vlcp_ray.stages.finetune import WINDOW, Finetune, Positions, Schedule, train
-from vlcp_ray.stages.finetune import Progress as Reached
 from vlcp_ray.store import Artifact, Step
+
+if TYPE_CHECKING:
+    from vlcp_ray.stages.finetune import Finetune
+    from vlcp_ray.stages.finetune import Progress as Reached
 
 MODEL: Final = "model"
 _BLOCKS_HELD: Final = 64  # zero-copy views into the object store
@@ -136,6 +139,9 @@ def _count(block: pa.Table) -> int:
 
 def _rank(loop: dict[str, Any]) -> None:
     """What every rank does: go on from the last checkpoint, take its part of every step, leave the model."""
+    # The ranks alone load diffusers, which takes ten seconds.
+    from vlcp_ray.stages.finetune import Finetune, train
+
     plan: Plan = loop["plan"]
     place = ray.train.get_context()
     rank, device = place.get_world_rank(), str(ray.train.torch.get_device())
@@ -154,7 +160,7 @@ def _rank(loop: dict[str, Any]) -> None:
         with checkpoint.as_directory() as local:
             learner.load(local)
 
-    def report(reached: Reached) -> None:
+    def report(reached: "Reached") -> None:
         with tempfile.TemporaryDirectory() as local:
             if rank == 0:
                 _record(plan, learner, reached)
@@ -168,7 +174,7 @@ def _rank(loop: dict[str, Any]) -> None:
             plan.artifact.put_folder(Path(local), MODEL)
 
 
-def _record(plan: Plan, learner: Finetune, reached: Reached) -> None:
+def _record(plan: Plan, learner: "Finetune", reached: "Reached") -> None:
     if reached.epoch % plan.settings.validation_epochs == 0:
         for number, image in enumerate(learner.validate(plan.class_names[:10])):
             plan.artifact.write_bytes(f"validation/epoch-{reached.epoch:04d}-{number:02d}.png", image)

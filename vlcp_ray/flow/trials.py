@@ -8,12 +8,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-import torch
 
 from vlcp_ray import config
 from vlcp_ray.flow.context import Context
 from vlcp_ray.flow.tasks import in_flight
-from vlcp_ray.models.diffusion import pick_device
 from vlcp_ray.progress import Progress
 from vlcp_ray.schemas import IMAGES, SCORES, SYNTHETIC, conform
 from vlcp_ray.stages.evaluate import LabelledImages, Trial, prepare, run_trial
@@ -65,14 +63,14 @@ def trials_of(step: Step, settings: config.Evaluate) -> list[Trial]:
 
 def _submissions(context: Context, left: Sequence[tuple[Step, Trial]]) -> Iterator[Callable[[], ray.ObjectRef]]:
     settings, pool, sets = context.job.evaluate, context.scale.evaluate, Sets(context)
-    threads = max(1, int(pool.num_cpus))
+    device = "cuda" if pool.num_gpus else "cpu"
     # Without `max_calls=0` Ray ends a worker after each call that had a GPU, and torch would be loaded again.
     run = ray.remote(num_cpus=pool.num_cpus, num_gpus=pool.num_gpus, max_calls=0)(_trial)
     for step, trial in left:
         images = step.inputs["images"]
         train, val = sets.get(step.inputs.get("set", images), "train"), sets.get(images, "val")
         names = context.manifest(images)["class_names"]
-        yield partial(run.remote, train, val, names, settings, trial, context.artifact(step), threads)
+        yield partial(run.remote, train, val, names, settings, trial, context.artifact(step), device)
 
 
 def _prepare(artifact: Artifact, table: str, schema: pa.Schema, split: str, size: int) -> LabelledImages:
@@ -88,10 +86,9 @@ def _trial(
     settings: config.Evaluate,
     trial: Trial,
     artifact: Artifact,
-    threads: int,
+    device: str,
 ) -> tuple[str, float]:
-    torch.set_num_threads(threads)
-    row: dict[str, Any] = run_trial(train, val, class_names, settings, trial, pick_device())
+    row: dict[str, Any] = run_trial(train, val, class_names, settings, trial, device)
     artifact.write_table(f"scores/{trial.trial_id}.parquet", conform(pa.Table.from_pylist([row]), SCORES))
     return trial.trial_id, row["top1_last"]
 

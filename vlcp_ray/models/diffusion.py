@@ -39,19 +39,6 @@ def inference_dtype(device: str) -> torch.dtype:
     return torch.float16 if torch.device(device).type == "cuda" else torch.float32
 
 
-def latent_shape(base_model: str, resolution: int) -> tuple[int, int, int]:
-    """The shape (c, h, w) of the latent of a `resolution` x `resolution` image, from the VAE's configuration alone."""
-    loaded: dict[str, Any] = AutoencoderKL.load_config(folder(base_model), subfolder="vae")
-    side = resolution // 2 ** (len(loaded["block_out_channels"]) - 1)
-    return int(loaded["latent_channels"]), side, side
-
-
-def scaling_factor(base_model: str) -> float:
-    """What latents are multiplied by so that their variance is about 1, from the VAE's configuration alone."""
-    loaded: dict[str, Any] = AutoencoderKL.load_config(folder(base_model), subfolder="vae")
-    return float(loaded.get("scaling_factor", 0.18215))  # configurations of Stable Diffusion v1 may leave it out
-
-
 def load_vae(base_model: str, device: str) -> AutoencoderKL:
     """The frozen VAE in the precision of inference."""
     return _load(AutoencoderKL, base_model, "vae", device, inference_dtype(device))
@@ -145,6 +132,15 @@ def encode(vae: AutoencoderKL, pixels: npt.NDArray[np.float32]) -> torch.Tensor:
     return torch.cat([posterior.mean, posterior.logvar], dim=1).float().cpu()
 
 
+def filled(rows: Sequence[int], batch_size: int) -> list[int]:
+    """The rows, and the last of them again until the batch is full.
+
+    Kernels round by the shape of a batch: where every batch has the same one, a row comes out the same to the last
+    bit whichever rows a resumed run or another worker has put beside it.
+    """
+    return [*rows, *[rows[-1]] * (batch_size - len(rows))]
+
+
 def sample(moments: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """A draw (n, c, h, w) from the posteriors whose moments are (n, 2c, h, w), unscaled: mean + std x noise."""
     mean, logvar = moments.chunk(2, dim=1)
@@ -156,10 +152,11 @@ def decode(vae: AutoencoderKL, latents: torch.Tensor, batch_size: int) -> Pixels
     """Images (n, height, width, 3) of scaled latents (n, c, h, w), `batch_size` at a time."""
     decoded = []
     for start in range(0, len(latents), batch_size):
-        part = latents[start : start + batch_size]
+        rows = range(start, min(start + batch_size, len(latents)))
+        part = latents[filled(rows, batch_size)]
         values = vae.decode(part.to(vae.device, vae.dtype) / vae.config.scaling_factor).sample.float()
         levels = ((values / 2 + 0.5).clamp(0, 1) * 255).round().byte()
-        decoded.append(levels.permute(0, 2, 3, 1).cpu().numpy())
+        decoded.append(levels[: len(rows)].permute(0, 2, 3, 1).cpu().numpy())
     return np.concatenate(decoded)
 
 
@@ -193,16 +190,18 @@ def draw(
     negative = _slices(pipeline.tokenizer, [settings.negative_prompt])[0]
     drawn = torch.empty(latents.shape, dtype=torch.float32)
     for count, rows in _alike([max(len(prompt), len(negative)) for prompt in prompts], batch_size):
-        drawn[rows] = pipeline(
-            image=torch.from_numpy(latents[rows]),
-            prompt_embeds=_embed(pipeline, [prompts[row] for row in rows], count),
-            negative_prompt_embeds=_embed(pipeline, [negative], count).expand(len(rows), -1, -1),
-            generator=[torch.Generator().manual_seed(seeds[row]) for row in rows],  # CPU: the same noise on a GPU
+        batch = filled(rows, batch_size)
+        made = pipeline(
+            image=torch.from_numpy(latents[batch]),
+            prompt_embeds=_embed(pipeline, [prompts[row] for row in batch], count),
+            negative_prompt_embeds=_embed(pipeline, [negative], count).expand(len(batch), -1, -1),
+            generator=[torch.Generator().manual_seed(seeds[row]) for row in batch],  # CPU: the same noise on a GPU
             strength=settings.strength,
             guidance_scale=settings.guidance_scale,
             num_inference_steps=settings.num_inference_steps,
             output_type="latent",
-        ).images.to("cpu", torch.float32)
+        ).images
+        drawn[rows] = made[: len(rows)].to("cpu", torch.float32)
     return decode(pipeline.vae, drawn, batch_size)
 
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from vlcp_ray import config, images, schemas
-from vlcp_ray.models import diffusion
+from vlcp_ray.models import diffusion, shapes
 from vlcp_ray.seeds import seed_for
 
 
@@ -26,8 +26,8 @@ class Encode:
         """
         self.settings = settings
         self.batch_size = batch_size
-        self.latent_shape = diffusion.latent_shape(base_model, settings.resolution)
-        self.train_shape = diffusion.latent_shape(base_model, settings.train_resolution)
+        self.latent_shape = shapes.latent_shape(base_model, settings.resolution)
+        self.train_shape = shapes.latent_shape(base_model, settings.train_resolution)
         self.vae = diffusion.load_vae(base_model, diffusion.pick_device())
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -67,7 +67,9 @@ class Encode:
     def _moments(self, views: Sequence[images.Pixels], shape: tuple[int, int, int]) -> torch.Tensor:
         parts = [torch.zeros(0, 2 * shape[0], *shape[1:])]
         for start in range(0, len(views), self.batch_size):
-            parts.append(diffusion.encode(self.vae, images.stack(views[start : start + self.batch_size])))
+            rows = range(start, min(start + self.batch_size, len(views)))
+            batch = images.stack([views[row] for row in diffusion.filled(rows, self.batch_size)])
+            parts.append(diffusion.encode(self.vae, batch)[: len(rows)])
         return torch.cat(parts)
 
     def _sample(self, moments: torch.Tensor, image_ids: Sequence[str]) -> npt.NDArray[np.float32]:

@@ -1,0 +1,36 @@
+"""Knows what row-wise plans begin with: shards that are read, rows that were chosen."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vlcp_ray.flow.data import TARGET
+from vlcp_ray.schemas import with_column
+from vlcp_ray.sources import Source
+from vlcp_ray.stages.select import as_synthetic
+
+
+@dataclass
+class ReadShard:
+    """Reads one shard of a source, named in a one-row table."""
+
+    source: Source
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        return pa.concat_tables([self.source.read(shard) for shard in row["item"].to_pylist()])
+
+
+@dataclass
+class Chosen:
+    """Keeps the rows that were chosen for any target, once for each."""
+
+    chosen: Mapping[str, Sequence[str]]
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        parts = []
+        for target, image_ids in self.chosen.items():
+            part = block.filter(pc.is_in(block["image_id"], value_set=pa.array(image_ids, pa.string())))
+            parts.append(with_column(as_synthetic(part), TARGET, pa.array([target] * len(part), pa.string())))
+        return pa.concat_tables(parts)

@@ -1,0 +1,31 @@
+"""Knows what a Stable Diffusion's configuration says of its latents, without loading a library or a weight."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vlcp_ray.models.folders import folder
+
+
+def latent_shape(base_model: str, resolution: int) -> tuple[int, int, int]:
+    """The shape (c, h, w) of the latent of a `resolution` x `resolution` image."""
+    loaded = _vae_config(base_model)
+    side = resolution // 2 ** (len(loaded["block_out_channels"]) - 1)
+    return int(loaded["latent_channels"]), side, side
+
+
+def scaling_factor(base_model: str) -> float:
+    """What latents are multiplied by so that their variance is about 1."""
+    return float(
+        _vae_config(base_model).get("scaling_factor", 0.18215)
+    )  # Stable Diffusion v1's, which may leave it out
+
+
+def _vae_config(base_model: str) -> dict[str, Any]:
+    path = Path(folder(base_model)).expanduser() / "vae" / "config.json"
+    if not path.exists():
+        from huggingface_hub import hf_hub_download
+
+        path = Path(hf_hub_download(base_model, "vae/config.json"))
+    loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return loaded
