@@ -28,7 +28,12 @@ FLOORS = (
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Who may be imported from within the own room: the training of the demo's models is one program in several files, a
 # model's folder is what all models share, and the rest of flow stands on its context and its ways to run work.
-NEIGHBOURS = {("demo", "*"), ("models", "folders"), ("models", "shapes"), *(("flow", way) for way in ("context", "data", "feeds", "tasks"))}
+NEIGHBOURS = {
+    ("demo", "*"),
+    ("models", "folders"),
+    ("models", "shapes"),
+    *(("flow", way) for way in ("context", "data", "feeds", "tasks")),
+}
 KNOWS_RAY = {"flow", "pipeline", "cli"}
 HEAVY = {"diffusers", "pandas", "ray", "sklearn", "torch", "torchvision", "transformers", "vllm"}
 

@@ -1,19 +1,27 @@
 """Knows what the group-wise stage reads and writes: prototype, a class at a time."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import ray
 
 from vlcp_ray import config
 from vlcp_ray.flow.context import Context
 from vlcp_ray.flow.data import keep, read, stream_groups
+from vlcp_ray.flow.tasks import in_flight
 from vlcp_ray.models.shapes import latent_shape
 from vlcp_ray.progress import Progress
-from vlcp_ray.schemas import MEMBERS, conform, prototypes_schema
+from vlcp_ray.scale import Pool
+from vlcp_ray.schedule import WINDOW
+from vlcp_ray.schemas import MEMBERS, conform, pairs_schema, prototypes_schema
 from vlcp_ray.stages.prototype import prototype as prototypes_of
 from vlcp_ray.store import Artifact, Step
+
+_COLUMNS: Final = ("image_id", "label", "class_name", "caption", "latent")
 
 
 @dataclass
@@ -40,15 +48,12 @@ def prototype(context: Context, steps: Sequence[Step]) -> None:
     schema = prototypes_schema(latent_shape(job.base_model, job.encode.resolution))
     runs = {(step.key["seed"], step.key["ipc"]): context.artifact(step) for step in steps}
     pairs = context.input(steps[0], "pairs")
-    done = _classes_done(list(runs.values()))
-    counts = pc.value_counts(read_labels(pairs)).to_pylist()
-    total, left = len(counts), sum(1 for count in counts if count["values"] not in done)
-    with Progress(f"prototype ({len(steps)} sets)", total, "classes", total - left) as progress:
-        if left:
-            rows = read(pairs, "pairs", ["image_id", "label", "class_name", "caption", "latent"])
-            rows = keep(rows, done=pa.array(done, pa.int32()), id_column="label")
-            for _ in stream_groups(rows, "label", left, OneClass(job.prototype, runs, schema), context.scale.prototype):
-                progress.add(1)
+    labels = sorted(pc.unique(_labels(pairs)).to_pylist())
+    left = [label for label in labels if label not in _classes_done(list(runs.values()))]
+    work = OneClass(job.prototype, runs, schema)
+    with Progress(f"prototype ({len(steps)} sets)", len(labels), "classes", len(labels) - len(left)) as progress:
+        for _ in _classes(pairs, left, context.rows(steps[0], "pairs"), work, context.scale.prototype):
+            progress.add(1)
     for step in steps:
         artifact = context.artifact(step)
         members = artifact.table("members", MEMBERS, ["cluster"])["cluster"]
@@ -59,10 +64,28 @@ def prototype(context: Context, steps: Sequence[Step]) -> None:
         context.seal(step, rows_in=made, rows=made, share=len(steps), members=len(members), outliers=outliers)
 
 
-def read_labels(pairs: Artifact) -> pa.ChunkedArray:
-    """The label of every pair."""
-    labels = pa.schema([pa.field("label", pa.int32())])
-    return pairs.table("pairs", labels, ["label"])["label"]
+def _classes(pairs: Artifact, labels: Sequence[int], n_rows: int, work: OneClass, pool: Pool) -> Iterator[Any]:
+    """Do one class after another, `pool.num_workers` at a time, and yield as each is written."""
+    if n_rows <= WINDOW:  # small enough to be read by one worker and shared: no shuffle, which takes half a minute
+        table = ray.remote(_read).remote(pairs)
+        call = ray.remote(num_cpus=pool.num_cpus)(_one_class)
+        yield from in_flight((partial(call.remote, table, label, work) for label in labels), pool.num_workers)
+    elif labels:
+        done = pa.array(sorted(set(pc.unique(_labels(pairs)).to_pylist()) - set(labels)), pa.int32())
+        rows = keep(read(pairs, "pairs", _COLUMNS), done=done, id_column="label")
+        yield from stream_groups(rows, "label", len(labels), work, pool)
+
+
+def _read(pairs: Artifact) -> pa.Table:
+    return pairs.table("pairs", pairs_schema((1, 1, 1), (1, 1, 1)), _COLUMNS)
+
+
+def _one_class(table: pa.Table, label: int, work: OneClass) -> int:
+    return len(work(table.filter(pc.equal(table["label"], label))))
+
+
+def _labels(pairs: Artifact) -> pa.ChunkedArray:
+    return pairs.table("pairs", pa.schema([pa.field("label", pa.int32())]), ["label"])["label"]
 
 
 def _classes_done(artifacts: Sequence[Artifact]) -> list[int]:
