@@ -172,6 +172,6 @@ def test_a_stage_that_breaks_its_promise_is_not_sealed(tmp_path: Path) -> None:
     step = Step("pair", 1, {})
     context = Context(build(Job, {"name": "x"}, "x"), Scale(), Store.at(str(tmp_path)))
     with pytest.raises(RuntimeError, match="pair: 3 rows in, but 1 out and 1 rejected"):
-        context.seal(step, rows_in=3, rows=1, rejected=1)
+        context.seal(step, rows_in=3, rows=1, rejected=1, seconds=1.0)
     assert state(context.store, step) == "new"
     assert dataclasses.replace(step).fingerprint == step.fingerprint

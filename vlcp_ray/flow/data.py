@@ -88,30 +88,41 @@ class Write:
 
 @dataclass
 class Keep:
-    """Drops the rows that are done or not of the wanted split, and adds constant columns."""
+    """Drops the rows that are done or not of the wanted split."""
 
     done: Any = None  # a reference to the ids, so that a million of them travel once a node
     id_column: str = "image_id"
     where: Mapping[str, str] = field(default_factory=dict)
-    constants: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         for column, value in self.where.items():
             block = block.filter(pc.equal(block[column], value))
         if self.done is not None:
             block = block.filter(pc.invert(pc.is_in(block[self.id_column], value_set=ray.get(self.done))))
-        for name, value in self.constants.items():
-            block = with_column(block, name, pa.array([value] * len(block)))
         return block
 
 
 def read(artifact: Artifact, table: str, columns: Sequence[str] | None = None) -> Dataset:
     """A table of an artifact as a stream."""
-    files = artifact.files(table)
-    if not files:
-        raise ValueError(f"{artifact.path}/{table} has no rows; remove the folder {artifact.path} and run again")
+    return read_all([artifact], table, columns, include_paths=False)
+
+
+def read_all(
+    artifacts: Sequence[Artifact], table: str, columns: Sequence[str] | None = None, include_paths: bool = True
+) -> Dataset:
+    """A table of several artifacts as one stream, in which `path` says which file a row is from.
+
+    Raises:
+        ValueError: an artifact's table has no rows.
+    """
+    for artifact in artifacts:
+        if not artifact.files(table):
+            raise ValueError(f"{artifact.path}/{table} has no rows; remove the folder {artifact.path} and run again")
     return ray.data.read_parquet(
-        files, filesystem=artifact.filesystem, columns=None if columns is None else list(columns)
+        [file for artifact in artifacts for file in artifact.files(table)],
+        filesystem=artifacts[0].filesystem,
+        columns=None if columns is None else list(columns),
+        include_paths=include_paths,
     )
 
 

@@ -34,3 +34,29 @@ class Chosen:
             part = block.filter(pc.is_in(block["image_id"], value_set=pa.array(image_ids, pa.string())))
             parts.append(with_column(as_synthetic(part), TARGET, pa.array([target] * len(part), pa.string())))
         return pa.concat_tables(parts)
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where the rows of one artifact go: to which target, with which seed, and which ids are there already."""
+
+    target: str
+    seed: int
+    done: pa.Array
+
+
+@dataclass
+class Routed:
+    """Sends the rows of several artifacts, known by the `path` of their file, to the sets that they are drawn for."""
+
+    routes: Mapping[str, Route]
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        origins = pa.array([path.rsplit("/", 2)[0] for path in block["path"].to_pylist()], pa.string())
+        parts = []
+        for origin, route in self.routes.items():
+            part = block.filter(pc.equal(origins, origin))
+            part = part.filter(pc.invert(pc.is_in(part["prototype_id"], value_set=route.done)))
+            part = with_column(part, TARGET, pa.array([route.target] * len(part), pa.string()))
+            parts.append(with_column(part, "seed", pa.array([route.seed] * len(part), pa.int64())))
+        return pa.concat_tables(parts)

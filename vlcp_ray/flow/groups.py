@@ -1,5 +1,6 @@
 """Knows what the group-wise stage reads and writes: prototype, a class at a time."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -44,7 +45,7 @@ class OneClass:
 
 def prototype(context: Context, steps: Sequence[Step]) -> None:
     """PAIRS as PROTOTYPES and MEMBERS: one pass over the latents for all seeds and sizes."""
-    job = context.job
+    job, start = context.job, time.monotonic()
     schema = prototypes_schema(latent_shape(job.base_model, job.encode.resolution))
     runs = {(step.key["seed"], step.key["ipc"]): context.artifact(step) for step in steps}
     pairs = context.input(steps[0], "pairs")
@@ -54,6 +55,7 @@ def prototype(context: Context, steps: Sequence[Step]) -> None:
     with Progress(f"prototype ({len(steps)} sets)", len(labels), "classes", len(labels) - len(left)) as progress:
         for _ in _classes(pairs, left, context.rows(steps[0], "pairs"), work, context.scale.prototype):
             progress.add(1)
+    seconds = (time.monotonic() - start) / len(steps)
     for step in steps:
         artifact = context.artifact(step)
         members = artifact.table("members", MEMBERS, ["cluster"])["cluster"]
@@ -61,7 +63,7 @@ def prototype(context: Context, steps: Sequence[Step]) -> None:
         made = len(artifact.table("prototypes", schema, ["prototype_id"]))
         if len(members) != context.rows(step, "pairs"):
             raise RuntimeError(f"{step.title}: {context.rows(step, 'pairs')} pairs in, {len(members)} members out")
-        context.seal(step, rows_in=made, rows=made, share=len(steps), members=len(members), outliers=outliers)
+        context.seal(step, rows_in=made, rows=made, seconds=seconds, members=len(members), outliers=outliers)
 
 
 def _classes(pairs: Artifact, labels: Sequence[int], n_rows: int, work: OneClass, pool: Pool) -> Iterator[Any]:

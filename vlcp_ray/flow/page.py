@@ -2,6 +2,7 @@
 
 import os
 import platform
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,9 +24,10 @@ _DETAILS = ("members", "outliers", "steps", "images")
 def report(context: Context, steps: Sequence[Step]) -> None:
     """Everything as one HTML page."""
     (step,) = steps
+    start = time.monotonic()
     made = list(step.inputs.values())
     context.artifact(step).write_bytes("index.html", render(_gather(context, made)).encode())
-    context.seal(step, rows_in=len(made), rows=len(made))
+    context.seal(step, rows_in=len(made), rows=len(made), seconds=time.monotonic() - start)
 
 
 def _gather(context: Context, made: Sequence[Step]) -> Report:

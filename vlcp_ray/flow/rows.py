@@ -1,8 +1,8 @@
 """Knows what the row-wise stages read and write: ingest, pair, generate and select."""
 
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
-from functools import reduce
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,8 +13,8 @@ from ray.data import Dataset
 
 from vlcp_ray import config
 from vlcp_ray.flow.context import Context
-from vlcp_ray.flow.data import REJECTED_TABLE, TARGET, Work, Write, keep, read, stream
-from vlcp_ray.flow.feeds import Chosen, ReadShard
+from vlcp_ray.flow.data import REJECTED_TABLE, Work, Write, keep, read, read_all, stream
+from vlcp_ray.flow.feeds import Chosen, ReadShard, Route, Routed
 from vlcp_ray.models.shapes import latent_shape
 from vlcp_ray.progress import Progress
 from vlcp_ray.scale import Pool
@@ -105,19 +105,16 @@ def _draw(context: Context, steps: Sequence[Step], stage: str, model: str, name:
     pool = context.scale.generate
     targets = {step.fingerprint: context.artifact(step) for step in steps}
     write = Write(targets, name, "synthetic", SYNTHETIC, "prototype_id")
-    parts = []
-    for step in steps:
-        prototypes = read(context.input(step, "prototypes"), "prototypes")
-        constants = {TARGET: step.fingerprint, "seed": step.key["seed"]}
-        done = write.done(targets[step.fingerprint])
-        parts.append(keep(prototypes, done=done, id_column="prototype_id", constants=constants))
-    work = Work(
-        f"{_STAGES}.generate:{stage}",
-        {"settings": context.job.generate, "model": model, "batch_size": pool.batch_size},
-        pool,
-    )
+    origins = [context.input(step, "prototypes") for step in steps]
+    routes = {
+        origin.path: Route(step.fingerprint, step.key["seed"], write.done(targets[step.fingerprint]))
+        for origin, step in zip(origins, steps, strict=True)
+    }
+    rows = read_all(origins, "prototypes").map_batches(Routed(routes), batch_size=None, batch_format="pyarrow")
+    arguments = {"settings": context.job.generate, "model": model, "batch_size": pool.batch_size}
+    work = Work(f"{_STAGES}.generate:{stage}", arguments, pool)
     totals = {step.fingerprint: context.rows(step, "prototypes") for step in steps}
-    _run(context, steps, reduce(Dataset.union, parts), [work], write, totals)
+    _run(context, steps, rows, [work], write, totals)
 
 
 def _run(
@@ -130,17 +127,19 @@ def _run(
     **facts: Any,
 ) -> None:
     """Stream the rows, tell how it goes, and seal each artifact once all of its rows are there exactly once."""
+    start = time.monotonic()
     artifacts = {step.fingerprint: context.artifact(step) for step in steps}
     done = sum(len(write.done(artifact)) for artifact in artifacts.values())
     title = steps[0].title if len(steps) == 1 else f"{write.stage} ({len(steps)} sets)"
     with Progress(title, sum(totals.values()), "rows", done) as progress:
         for good, rejected in stream(rows, works, write, context.scale.rows_per_block):
             progress.add(good + rejected)
+    seconds = (time.monotonic() - start) / len(steps)
     for step in steps:
-        _seal(context, step, write, totals[step.fingerprint], len(steps), facts)
+        _seal(context, step, write, totals[step.fingerprint], facts | {"seconds": seconds})
 
 
-def _seal(context: Context, step: Step, write: Write, rows_in: int, share: int, facts: Mapping[str, Any]) -> None:
+def _seal(context: Context, step: Step, write: Write, rows_in: int, facts: Mapping[str, Any]) -> None:
     artifact = context.artifact(step)
     ids = write.done(artifact)
     if len(pc.unique(ids)) != len(ids):
@@ -150,4 +149,4 @@ def _seal(context: Context, step: Step, write: Write, rows_in: int, share: int, 
         splits = artifact.table(write.table, write.schema, ["split"])["split"]
         counts = {str(count["values"]): count["counts"] for count in pc.value_counts(splits).to_pylist()}
         facts = {**facts, "splits": counts}
-    context.seal(step, rows_in=rows_in, rows=len(ids) - rejected, rejected=rejected, share=share, **facts)
+    context.seal(step, rows_in=rows_in, rows=len(ids) - rejected, rejected=rejected, **facts)

@@ -3,6 +3,7 @@
 import json
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -84,6 +85,7 @@ def finetune(context: Context, steps: Sequence[Step]) -> None:
 
 
 def _one_seed(context: Context, step: Step, rows: Rows) -> None:
+    start = time.monotonic()
     job, pool, artifact = context.job, context.scale.finetune, context.artifact(step)
     settings, seed, n_rows = job.finetune, step.key["seed"], context.rows(step, "pairs")
     schedule = Schedule(n_rows, settings.epochs, settings.batch_size, seed)
@@ -110,7 +112,8 @@ def _one_seed(context: Context, step: Step, rows: Rows) -> None:
     images = schedule.images_after(schedule.steps)
     with _told(step.title, images, artifact):
         trainer.fit()
-    context.seal(step, rows_in=n_rows, rows=n_rows, images=images, steps=schedule.steps, losses=losses(artifact))
+    facts: dict[str, Any] = {"images": images, "steps": schedule.steps, "losses": losses(artifact)}
+    context.seal(step, rows_in=n_rows, rows=n_rows, seconds=time.monotonic() - start, **facts)
     artifact.delete("checkpoints")
 
 

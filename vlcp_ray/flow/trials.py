@@ -1,5 +1,6 @@
 """Knows how trials run: as many at once as fit, each recorded on its own, all over the same images in memory."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -37,7 +38,7 @@ class Sets:
 
 def evaluate(context: Context, steps: Sequence[Step]) -> None:
     """Sets of images as SCORES: the trials of all sets in one queue, the longest first."""
-    pool = context.scale.evaluate
+    pool, start = context.scale.evaluate, time.monotonic()
     recorded = {step.fingerprint: _recorded(context.artifact(step)) for step in steps}
     trials = [(step, trial) for step in steps for trial in trials_of(step, context.job.evaluate)]
     trials.sort(key=lambda pair: -(pair[1].ipc or 2**31))
@@ -45,9 +46,10 @@ def evaluate(context: Context, steps: Sequence[Step]) -> None:
     with Progress(f"evaluate ({len(steps)} sets)", len(trials), "trials", len(trials) - len(left)) as progress:
         for trial_id, top1 in in_flight(_submissions(context, left), pool.num_workers):
             progress.add(1, f"{trial_id} {top1:.1%}")
+    seconds = (time.monotonic() - start) / len(steps)
     for step in steps:
         rows_in = len(trials_of(step, context.job.evaluate))
-        context.seal(step, rows_in=rows_in, rows=len(_recorded(context.artifact(step))), share=len(steps))
+        context.seal(step, rows_in=rows_in, rows=len(_recorded(context.artifact(step))), seconds=seconds)
 
 
 def trials_of(step: Step, settings: config.Evaluate) -> list[Trial]:
