@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlcp_ray.images import ImageError, center_crop, decode, encode_png, square, stack
+from vlcp_ray.images import ImageError, center_crop, decode, decode_rows, encode_png, square, stack
 
 
 def data(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -83,3 +83,9 @@ def test_stack_has_the_models_range() -> None:
     assert batch.dtype == np.float32
     assert (batch[0] == -1).all()
     assert (batch[1] == 1).all()
+
+
+def test_rows_are_decoded_or_told_what_is_wrong_and_rejected_ones_are_left_alone() -> None:
+    found, faults = decode_rows([data(red("RGB")), b"junk", b"junk"], ["", "", "empty_caption"])
+    assert {row: image.size for row, image in found.items()} == {0: (4, 6)}
+    assert {row: reason for row, (reason, _) in faults.items()} == {1: "undecodable"}

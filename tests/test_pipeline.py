@@ -166,6 +166,18 @@ def test_status_and_plan_say_what_is_there(ran: tuple[Path, Path], capsys: pytes
     assert "5 of 19 artifacts to make" in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("default")
+def test_a_class_smaller_than_ipc_ends_with_one_sentence(
+    ran: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, captions = ran
+    assert main(["run", *arguments(root, captions), "--set", "ipc=[200]", "--to", "prototype"]) == 1
+    sentence = capsys.readouterr().err.strip().splitlines()[-1]
+    assert sentence.startswith("vlcp-ray: ")
+    assert "digit" in sentence
+    assert "200" in sentence
+
+
 def test_a_stage_that_breaks_its_promise_is_not_sealed(tmp_path: Path) -> None:
     from vlcp_ray.flow.context import Context
 

@@ -24,9 +24,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"vlcp-ray: {error}", file=sys.stderr)
         return _BAD_SETTINGS
+    except Exception as error:
+        if not isinstance(reason := _reason(error), ValueError):
+            raise
+        print(f"\nvlcp-ray: {reason}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\nvlcp-ray: stopped; the same command goes on from here", file=sys.stderr)
         return 130
+
+
+def _reason(error: BaseException) -> BaseException:
+    """What a worker has really raised, beneath the layers in which Ray hands it on."""
+    inner = getattr(error, "cause", None) or error.__cause__
+    return _reason(inner) if isinstance(inner, BaseException) else error
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -47,6 +47,24 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise ImageError("undecodable", f"{type(error).__name__}: {error}") from error
 
 
+def decode_rows(
+    data: Sequence[bytes], reasons: Sequence[str]
+) -> tuple[dict[int, Image.Image], dict[int, tuple[str, str]]]:
+    """The images of the rows that have no reason to be left out yet, and what is wrong with those that have none.
+
+    Returns both by row number: images, and (reason, detail) of bytes that cannot be decoded.
+    """
+    found: dict[int, Image.Image] = {}
+    faults: dict[int, tuple[str, str]] = {}
+    for row, (content, reason) in enumerate(zip(data, reasons, strict=True)):
+        if not reason:
+            try:
+                found[row] = decode(content)
+            except ImageError as error:
+                faults[row] = (error.reason, str(error))
+    return found, faults
+
+
 def encode_png(pixels: Pixels) -> bytes:
     """PNG bytes of an (h, w, 3) uint8 array."""
     buffer = io.BytesIO()

@@ -162,6 +162,11 @@ def with_column(table: pa.Table, name: str, values: Any) -> pa.Table:
     return table.append_column(name, values)
 
 
+def reasons(table: pa.Table) -> list[str]:
+    """Why each row was rejected by an earlier stage, empty for good rows."""
+    return table["reason"].to_pylist() if "reason" in table.column_names else [""] * len(table)
+
+
 def reject(table: pa.Table, faults: Mapping[int, tuple[str, str]]) -> pa.Table:
     """Mark rows as rejected: row number -> (reason, detail).
 

@@ -26,7 +26,7 @@ class Caption:
         Rejects what cannot be decoded (the reasons of `images.decode`) and what the model has no word for
         (`empty_caption`).
         """
-        found, faults = _decode(table)
+        found, faults = images.decode_rows(table["image"].to_pylist(), schemas.reasons(table))
         captions = [""] * len(table)
         for row, text in zip(found, self._describe(table, found), strict=True):
             captions[row] = text
@@ -79,17 +79,3 @@ class CarryCaptions:
 def _rows(mask: pa.ChunkedArray) -> list[int]:
     rows: list[int] = pc.indices_nonzero(mask).to_pylist()
     return rows
-
-
-def _decode(table: pa.Table) -> tuple[dict[int, Image.Image], dict[int, tuple[str, str]]]:
-    """The images of the good rows, and what is wrong with rows that have none: both by row number."""
-    reasons = table["reason"].to_pylist() if "reason" in table.column_names else [""] * len(table)
-    found, faults = {}, {}
-    for row, (data, reason) in enumerate(zip(table["image"].to_pylist(), reasons, strict=True)):
-        if reason:
-            continue
-        try:
-            found[row] = images.decode(data)
-        except images.ImageError as error:
-            faults[row] = (error.reason, str(error))
-    return found, faults

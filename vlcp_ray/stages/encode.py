@@ -36,7 +36,7 @@ class Encode:
 
         Rows that are rejected, here or before, hold zeros.
         """
-        found, faults = _decode(table)
+        found, faults = images.decode_rows(table["image"].to_pylist(), schemas.reasons(table))
         rows, image_ids = list(found), table["image_id"].to_pylist()
         train = self._train_moments(list(found.values()))
         square = self._square_moments(list(found.values()), train[:, 0])
@@ -79,17 +79,3 @@ class Encode:
             noise[row].normal_(generator=torch.Generator().manual_seed(seed))
         latents: npt.NDArray[np.float32] = (diffusion.sample(moments, noise) * self.vae.config.scaling_factor).numpy()
         return latents
-
-
-def _decode(table: pa.Table) -> tuple[dict[int, Image.Image], dict[int, tuple[str, str]]]:
-    """The images of the good rows, and what is wrong with rows that have none: both by row number."""
-    reasons = table["reason"].to_pylist() if "reason" in table.column_names else [""] * len(table)
-    found, faults = {}, {}
-    for row, (data, reason) in enumerate(zip(table["image"].to_pylist(), reasons, strict=True)):
-        if reason:
-            continue
-        try:
-            found[row] = images.decode(data)
-        except images.ImageError as error:
-            faults[row] = (error.reason, str(error))
-    return found, faults
