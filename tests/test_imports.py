@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the ground up; a room imports from the rows below its own. In DESIGN's words: 0, 0, 1, 1, 1, 2, 3, 3, 4, 5.
 FLOORS = (
-    {"settings", "schemas", "seeds", "progress", "filesystems", "torchvision_hook"},
+    {"settings", "schemas", "seeds", "progress", "memory", "filesystems", "torchvision_hook"},
     {"config"},
     {"scale", "repair", "schedule"},
     {"demo"},

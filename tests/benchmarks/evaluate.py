@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from multiprocessing import get_context
 
 import numpy as np
@@ -27,6 +28,7 @@ from torchvision import transforms
 
 from vlcp_ray import augment
 from vlcp_ray.config import Evaluate, Network
+from vlcp_ray.memory import kept_memory
 from vlcp_ray.models.classifiers import build_classifier
 from vlcp_ray.protocols import minimax
 from vlcp_ray.protocols.images import LabelledImages, to_device
@@ -151,6 +153,7 @@ def advance_all(pools: list[ProcessPoolExecutor], epochs: int) -> None:
 def start(case: Case) -> None:
     """A trial of ours in a process of its own."""
     torch.set_num_threads(1)
+    _kept.enter_context(kept_memory())
     _running.append(batched(case))
 
 
@@ -161,6 +164,7 @@ def advance(epochs: int) -> None:
 
 
 _running: list[Iterator[int]] = []
+_kept = ExitStack()  # for as long as the process lives
 
 
 def prepared(case: Case) -> tuple[nn.Module, LabelledImages, Evaluate]:

@@ -11,6 +11,7 @@ from vlcp_ray import config
 from vlcp_ray.filesystems import open_uri
 from vlcp_ray.flow.context import Context
 from vlcp_ray.flow.labelled import check_classes, check_val, load_split
+from vlcp_ray.memory import kept_memory
 from vlcp_ray.sources.classes import expand, glossary
 from vlcp_ray.store import Artifact, Step
 
@@ -44,7 +45,8 @@ def _teach(
     if device == "cpu":  # nothing else runs beside it; the cores of a machine are no setting of the run
         torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     try:
-        return _taught(images, artifact, settings, names, device)
+        with kept_memory():
+            return _taught(images, artifact, settings, names, device)
     finally:
         torch.set_num_threads(threads)  # the process goes on with trials, whose sums depend on it
 

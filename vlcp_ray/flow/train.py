@@ -22,6 +22,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from vlcp_ray import config
 from vlcp_ray.flow.context import Context
 from vlcp_ray.flow.data import read
+from vlcp_ray.memory import kept_memory
 from vlcp_ray.progress import Progress
 from vlcp_ray.schedule import WINDOW, Positions, Schedule
 from vlcp_ray.schemas import pairs_schema
@@ -170,7 +171,8 @@ def _rank(loop: dict[str, Any]) -> None:
                 learner.save(local)
             ray.train.report(asdict(reached), checkpoint=Checkpoint.from_directory(local) if rank == 0 else None)
 
-    train(learner, plan.schedule, plan.rows.fetch(), report)
+    with kept_memory():
+        train(learner, plan.schedule, plan.rows.fetch(), report)
     if rank == 0:
         with tempfile.TemporaryDirectory() as local:
             learner.export(local)

@@ -15,6 +15,7 @@ from vlcp_ray.flow.context import Context
 from vlcp_ray.flow.labelled import check_val, load_split
 from vlcp_ray.flow.tasks import in_flight
 from vlcp_ray.flow.teach import TEACHER
+from vlcp_ray.memory import kept_memory
 from vlcp_ray.progress import Progress
 from vlcp_ray.protocols.images import LabelledImages, val_resize
 from vlcp_ray.protocols.teacher import load_teacher
@@ -111,7 +112,8 @@ def _trial(
     taught: tuple[config.Teach, bytes] | None,
 ) -> tuple[str, float]:
     teacher = load_teacher(taught[0], load(taught[1])) if taught else None
-    row: dict[str, Any] = run_trial(train, val, class_names, settings, trial, device, teacher)
+    with kept_memory():
+        row: dict[str, Any] = run_trial(train, val, class_names, settings, trial, device, teacher)
     artifact.write_table(f"scores/{trial.trial_id}.parquet", conform(pa.Table.from_pylist([row]), SCORES))
     return trial.trial_id, row["top1_last"]
 
