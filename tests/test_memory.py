@@ -1,3 +1,5 @@
+"""Holds that memory is kept while tensors come and go, and given back after."""
+
 import subprocess
 import sys
 
