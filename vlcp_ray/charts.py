@@ -1,4 +1,4 @@
-"""Knows how scores and losses are drawn: inline SVG without colours of its own, so that the page's style decides."""
+"""Knows how scores and curves are drawn: inline SVG without colours of its own, so that the page's style decides."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,7 @@ _LEFT, _RIGHT, _ROW, _AXIS = 78.0, 84.0, 23.0, 26.0
 _LOSS_HEIGHT, _LOSS_LEFT = 230.0, 44.0
 #: Points of the faint and of the firm line of a curve; more says nothing at this width and makes the page heavy.
 _FINE, _COARSE = 300, 30
+_KEYS = 4  # names of curves side by side
 
 Points = Sequence[tuple[float, float]]
 
@@ -62,20 +63,42 @@ def loss_chart(curves: Mapping[str, Points], title: str) -> str:
     """
     clean = {name: finite for name, points in curves.items() if (finite := [p for p in points if math.isfinite(p[1])])}
     fine = {name: thin(points, _FINE) for name, points in clean.items()}
+    coarse = {name: thin(points, _COARSE) for name, points in clean.items()}
+    return _curves([(fine, "faint "), (coarse, "")], "step", title, zero=True) if fine else _nothing(title)
+
+
+def line_chart(curves: Mapping[str, Points], across: str, title: str) -> str:
+    """A line with its points for each curve, as an SVG element; five of them can be told apart.
+
+    Args:
+        curves: (x, y) points by name, at least one in all.
+        across: what x is, in a word or two.
+    """
+    return _curves([(curves, "")], across, title, zero=False)
+
+
+def _curves(layers: Sequence[tuple[Mapping[str, Points], str]], across: str, title: str, *, zero: bool) -> str:
+    """Layers of the same curves, each with a class for its lines, over one pair of axes; x from 0 if `zero`."""
+    first = layers[0][0]
+    rows = math.ceil(len(first) / _KEYS) if len(first) > 1 else 1
+    top = 20.0 + 16.0 * (rows - 1)
+    svg = _canvas(_LOSS_HEIGHT + top - 20, title)
+    steps = [x for curves, _ in layers for points in curves.values() for x, _ in points]
+    frame = _Frame(0.0 if zero else min(steps), max(steps), *_span([y for p in first.values() for _, y in p]), top)
+    _axes(svg, frame, across)
+    for i, name in enumerate(first):
+        for curves, class_ in layers:
+            _line(svg, curves[name], frame, f"curve {class_}c{i % 5}")
+        if len(first) > 1:
+            x, y = _LOSS_LEFT + 92 * (i % _KEYS), 16.0 * (i // _KEYS)
+            _node(svg, "rect", x=x, y=y + 2, width=14, height=4, class_=f"key c{i % 5}")
+            _text(svg, x + 19, y + 9, name, "label")
+    return ET.tostring(svg, encoding="unicode")
+
+
+def _nothing(title: str) -> str:
     svg = _canvas(_LOSS_HEIGHT, title)
-    if not fine:
-        _text(svg, 0, 20, "no finite loss", "label")
-        return ET.tostring(svg, encoding="unicode")
-    steps = [step for points in clean.values() for step, _ in points]
-    losses = [loss for points in fine.values() for _, loss in points]
-    frame = _Frame(0.0, max(steps), *_span(losses))
-    _loss_axes(svg, frame)
-    for i, name in enumerate(fine):
-        _line(svg, fine[name], frame, f"curve faint c{i % 5}")
-        _line(svg, thin(clean[name], _COARSE), frame, f"curve c{i % 5}")
-        if len(fine) > 1:
-            _node(svg, "rect", x=_LOSS_LEFT + 92 * i, y=2, width=14, height=4, class_=f"key c{i % 5}")
-            _text(svg, _LOSS_LEFT + 92 * i + 19, 9, name, "label")
+    _text(svg, 0, 20, "no finite loss", "label")
     return ET.tostring(svg, encoding="unicode")
 
 
@@ -104,12 +127,17 @@ class _Frame:
     x1: float
     y0: float
     y1: float
+    top: float
 
     def x(self, value: float) -> float:
         return _LOSS_LEFT + (value - self.x0) / ((self.x1 - self.x0) or 1.0) * (WIDTH - _LOSS_LEFT - 8)
 
     def y(self, value: float) -> float:
-        return 20.0 + (self.y1 - value) / (self.y1 - self.y0) * (_LOSS_HEIGHT - 56.0)
+        return self.top + (self.y1 - value) / (self.y1 - self.y0) * (_LOSS_HEIGHT - 56.0)
+
+    @property
+    def bottom(self) -> float:
+        return self.top + _LOSS_HEIGHT - 20
 
 
 def _span(values: Sequence[float]) -> tuple[float, float]:
@@ -118,13 +146,13 @@ def _span(values: Sequence[float]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _loss_axes(svg: ET.Element, frame: _Frame) -> None:
+def _axes(svg: ET.Element, frame: _Frame, across: str) -> None:
     for value in ticks(frame.y0, frame.y1, 5):
         _node(svg, "line", x1=_LOSS_LEFT, x2=WIDTH, y1=frame.y(value), y2=frame.y(value), class_="grid")
         _text(svg, _LOSS_LEFT - 6, frame.y(value) + 4, f"{value:g}", "label end")
     for value in ticks(frame.x0, frame.x1):
-        _text(svg, frame.x(value), _LOSS_HEIGHT - 20, f"{value:,g}" if value < 1e6 else f"{value:.2g}", "label mid")
-    _text(svg, (WIDTH + _LOSS_LEFT) / 2, _LOSS_HEIGHT - 4, "step", "label mid")
+        _text(svg, frame.x(value), frame.bottom - 20, f"{value:,g}" if value < 1e6 else f"{value:.2g}", "label mid")
+    _text(svg, (WIDTH + _LOSS_LEFT) / 2, frame.bottom - 4, across, "label mid")
 
 
 def _line(svg: ET.Element, points: Points, frame: _Frame, class_: str) -> None:

@@ -138,7 +138,7 @@ def sections(page: Page) -> list[str | None]:
 def test_one_trial_has_no_spread_and_shows_nothing() -> None:
     table = scores(trials("vlcp", 1, (0.8,)), trials("random", 1, (0.5,)))
     page = Page(render(dataclasses.replace(EMPTY, scores=table)))
-    assert len(page.all("svg")) == 1
+    assert len(page.all("svg")) == 2
     assert "one trial" in page.text
     assert not page.all("path", "whisker")
     assert "1 distilled image per class reaches 80.0\N{NO-BREAK SPACE}% where 1 random one reaches" in page.text

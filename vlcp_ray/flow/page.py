@@ -34,6 +34,7 @@ def _gather(context: Context, made: Sequence[Step]) -> Report:
     by_stage = {stage: [s for s in made if s.stage == stage] for stage in {s.stage for s in made}}
     by_stage = {stage: by_stage.get(stage, []) for stage in (*by_stage, "pair", "finetune", "generate")}
     rejected = [context.artifact(s).table(REJECTED_TABLE, REJECTED) for s in [*by_stage["ingest"], *by_stage["pair"]]]
+    ingested = context.manifest(by_stage["ingest"][0])
     drawn = [step for step in by_stage["generate"] if step.key["method"] == "vlcp"]
     return Report(
         title=context.job.name,
@@ -45,7 +46,8 @@ def _gather(context: Context, made: Sequence[Step]) -> Report:
         rejected=pa.concat_tables(rejected),
         losses={s.key["seed"]: context.manifest(s)["losses"] for s in by_stage["finetune"]},
         validation=_validation(context, by_stage["finetune"]),
-        train_rows=context.manifest(by_stage["ingest"][0])["splits"].get("train"),
+        train_rows=ingested["splits"].get("train"),
+        class_names=ingested["class_names"],
     )
 
 

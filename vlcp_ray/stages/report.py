@@ -16,18 +16,8 @@ import pyarrow.compute as pc
 from vlcp_ray import charts
 from vlcp_ray.images import decode
 from vlcp_ray.schemas import REASONS
-from vlcp_ray.scores import cells, headline, score_summary, score_table, scores_json
-
-__all__ = [
-    "DistilledSet",
-    "Report",
-    "StageRow",
-    "render",
-    "score_summary",
-    "score_table",
-    "scores_json",
-    "shown_labels",
-]
+from vlcp_ray.score_views import judgements, score_rows
+from vlcp_ray.scores import headline, score_summary
 
 #: Stages that answer every row with a row: there, and only there, rows in = rows out + rows rejected.
 ROW_WISE: Final = frozenset({"ingest", "pair", "generate"})
@@ -109,6 +99,7 @@ class Report:
         losses: (step, loss) points of fine-tuning by seed.
         validation: caption and PNG of fine-tuning's sample grids.
         train_rows: images of the full train split.
+        class_names: by label.
     """
 
     title: str
@@ -121,6 +112,7 @@ class Report:
     losses: Mapping[int, Sequence[tuple[int, float]]]
     validation: Sequence[tuple[str, bytes]]
     train_rows: int | None = None
+    class_names: Sequence[str] = ()
 
 
 def render(report: Report) -> str:
@@ -129,14 +121,15 @@ def render(report: Report) -> str:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters.update(duration=duration, preview=preview)
-    template = resources.files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
+    folder = resources.files(__package__)
+    environment.loader = jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8"))
     summary = score_summary(report.scores)
     sets = [_set_view(chosen, len(report.sets)) for chosen in report.sets]
-    return environment.from_string(template).render(
+    return environment.get_template("report.html.j2").render(
         report=report,
         headline=_headline(report, summary),
-        score_rows=[row | {"text": cells(row)} for row in summary],
-        score_charts=_score_charts(report.scores, summary),
+        score_rows=score_rows(summary),
+        judgements=judgements(report.scores, report.class_names),
         sets=sets,
         lead=max(sets, key=lambda view: view["ipc"], default=None),
         loss_chart=_loss_chart(report.losses),
@@ -185,27 +178,6 @@ def _headline(report: Report, summary: Sequence[Row]) -> tuple[str, str]:
     images = sum(chosen.n_images for chosen in report.sets)
     unscored = f"{images:,} distilled images, not scored yet" if images else "Nothing is distilled yet"
     return ("What the compared sets reach" if summary else unscored), ""
-
-
-def _score_charts(scores: pa.Table, summary: Sequence[Row]) -> list[dict[str, str]]:
-    trials = scores.select(["protocol", "network", "method", "ipc", "top1_last"]).to_pylist()
-    drawn = []
-    for protocol, network in dict.fromkeys((row["protocol"], row["network"]) for row in summary):
-        rows = [row for row in summary if (row["protocol"], row["network"]) == (protocol, network)]
-        own = [trial for trial in trials if (trial["protocol"], trial["network"]) == (protocol, network)]
-        full = next((row["top1_last_mean"] for row in rows if not row["ipc"]), None)
-        bars = [_bar(row, own) for row in rows if row["ipc"]]
-        reference = None if full is None else (f"full train split {100 * full:.1f}", full)
-        title = f"{network}, {protocol} protocol"
-        drawn.append({"title": title, "svg": charts.score_chart(bars, reference, f"Top-1 accuracy of {title}")})
-    return drawn
-
-
-def _bar(row: Row, trials: Sequence[Row]) -> charts.Bar:
-    values = [t["top1_last"] for t in trials if (t["method"], t["ipc"]) == (row["method"], row["ipc"])]
-    group = f"{row['ipc']:,} image{'s' * (row['ipc'] != 1)} per class"
-    ours = row["method"] == "vlcp"
-    return charts.Bar(group, row["method"], row["top1_last_mean"], row["top1_last_std"], values, ours)
 
 
 def _loss_chart(losses: Mapping[int, Sequence[tuple[int, float]]]) -> str:

@@ -1,0 +1,72 @@
+"""Checks what the page draws of the scores: which methods, which classes, whose confusions, in which numbers."""
+
+import re
+from typing import Any
+
+import pytest
+
+from tests.test_scores import SCORED, scores, trials
+from vlcp_ray.score_views import MAX_CLASSES, judgements, score_rows
+from vlcp_ray.scores import score_summary
+
+NAMES = ("cat", "dog")
+
+
+def view(*groups: list[dict[str, Any]]) -> dict[str, Any]:
+    (only,) = judgements(scores(*groups), NAMES)
+    return only
+
+
+def test_scores_beside_accuracy_are_fractions_and_blank_where_unknown() -> None:
+    vlcp, random, full = score_rows(score_summary(SCORED))
+    assert (vlcp["text"]["hlr"], vlcp["text"]["ior"]) == ("0.160", "0.270")  # 0.98 - 0.82, 0.82 - 0.55
+    assert 0 < float(vlcp["text"]["label_robust"]) < 1
+    assert random["text"]["hlr"] == full["text"]["ior"] == ""
+
+
+def test_vlcp_and_the_best_four_others_are_drawn() -> None:
+    others = {"rded": 0.7, "herding": 0.6, "random": 0.5, "k-center": 0.4, "d4m": 0.3, "centroid": 0.9}
+    groups = [trials(method, ipc, (value,)) for ipc in (1, 5) for method, value in others.items()]
+    shown = view(*groups, trials("vlcp", 1, (0.1,)), trials("vlcp", 5, (0.2,)))
+    assert shown["classes"]["methods"] == ["vlcp", "centroid", "rded", "herding", "random"]
+    for chart in (shown["by_ipc"], shown["learning"]):
+        assert chart.count("<polyline") == 5
+        assert re.findall(r"<rect.*?<text[^>]*>([^<]+)</text>", chart) == shown["classes"]["methods"]
+
+
+def test_one_size_has_no_curve_over_sizes_and_one_check_none_over_epochs() -> None:
+    one = [row | {"curve": [0.5]} for row in trials("vlcp", 2, (0.5,))]
+    assert (view(one)["by_ipc"], view(one)["learning"]) == ("", "")
+    assert view(trials("vlcp", 2, (0.5,)))["learning"]
+
+
+def test_the_full_split_stands_beside_the_sets_class_by_class() -> None:
+    shown = view(trials("vlcp", 2, (0.8, 0.6)), trials("full", 0, (0.9,)))["classes"]
+    assert shown["methods"] == ["vlcp", "full"]
+    assert [row["name"] for row in shown["rows"]] == ["cat", "dog"]
+    assert shown["rows"][0]["values"] == pytest.approx([0.7, 0.9])
+    assert shown["left_out"] == 0
+
+
+def test_of_many_classes_the_weakest_are_told() -> None:
+    count = MAX_CLASSES + 5
+    row = trials("vlcp", 2, (0.5,))[0] | {"per_class": [1 - i / count for i in range(count)], "confusion": []}
+    shown = view([row])
+    assert [r["name"] for r in shown["classes"]["rows"]] == [str(i) for i in range(count)][::-1][:MAX_CLASSES]
+    assert shown["classes"]["left_out"] == 5
+    assert shown["confused"] is None
+
+
+def test_confusions_are_shares_of_all_trials_together() -> None:
+    first, second = trials("vlcp", 2, (0.5, 0.5))
+    shown = view([first | {"confusion": [3, 1, 0, 4]}, second | {"confusion": [1, 3, 1, 3]}])["confused"]
+    assert shown["rows"] == [("cat", [0.5, 0.5]), ("dog", [0.125, 0.875])]
+    assert shown["pairs"] == [("cat", "dog", 0.5), ("dog", "cat", 0.125)]
+
+
+def test_protocols_are_told_apart_and_rded_was_not_looked_at_before_its_last_fifth() -> None:
+    rded = [row | {"protocol": "rded", "trial_id": "r"} for row in trials("vlcp", 2, (0.5,))]
+    hard, soft = judgements(scores(trials("vlcp", 2, (0.5,)), rded), NAMES)
+    assert (hard["title"], soft["title"]) == ("ConvNet-3, minimax protocol", "ConvNet-3, rded protocol")
+    assert ">90<" in soft["learning"]
+    assert ">90<" not in hard["learning"]
