@@ -13,7 +13,7 @@ from tests.small_job import arguments, job, write_captions
 from vlcp_ray.cli import main
 from vlcp_ray.config import Job
 from vlcp_ray.pipeline import STAGES, graph, run, state
-from vlcp_ray.scale import Pool, Scale
+from vlcp_ray.scale import Pool, Scale, pools
 from vlcp_ray.schemas import IMAGES, MEMBERS, SCORES, SYNTHETIC, pairs_schema, prototypes_schema, tensors
 from vlcp_ray.settings import build
 from vlcp_ray.store import Step, Store
@@ -78,7 +78,7 @@ def ran(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     captions = write_captions(folder / "captions.parquet")
     one = Pool(num_workers=1, num_cpus=1, batch_size=50)
     scale = folder / "one.toml"
-    scale.write_text(json_as_toml({name: one.model_dump() for name in Scale.model_fields if name != "rows_per_block"}))
+    scale.write_text(json_as_toml({name: one.model_dump(exclude_none=True) for name in pools(Scale())}))
     assert main(["run", *arguments(folder / "one", captions), "--scale", str(scale)]) == 0
     return folder / "one", captions
 
@@ -134,7 +134,7 @@ def test_other_workers_and_batches_change_nothing(ran: tuple[Path, Path]) -> Non
     tuned = Store.at(str(root)).artifact(of_stage(captions, "finetune")[0]).path
     shutil.copytree(tuned, other / Path(tuned).name)  # SYNTHETIC is compared for the same model
     two = Pool(num_workers=2, num_cpus=0.5, batch_size=17)
-    scale = Scale(rows_per_block=64, **{name: two for name in Scale.model_fields if name != "rows_per_block"})
+    scale = Scale(rows_per_block=64, **{name: two for name in pools(Scale())})
     list(run(job(captions), Store.at(str(other)), "generate", scale))
     assert rows(other, *of_stage(captions, "ingest"), "images").equals(
         rows(root, *of_stage(captions, "ingest"), "images")

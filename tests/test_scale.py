@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vlcp_ray.scale import Scale, derive, load_scale
+from vlcp_ray.scale import Scale, derive, load_scale, pools
 from vlcp_ray.settings import ConfigError
 
 CLUSTERS = sorted((Path(__file__).parents[1] / "clusters").glob("*.toml"))
@@ -22,8 +22,7 @@ def test_streaming_pools_never_ask_for_more_gpus_than_there_are(gpus: int) -> No
 @pytest.mark.parametrize("cpus", [1, 2, 16, 96])
 def test_without_gpus_none_is_asked_for(cpus: int) -> None:
     scale = derive(cpus, 0)
-    pools = [getattr(scale, name) for name in Scale.model_fields if name != "rows_per_block"]
-    assert all(pool.num_gpus == 0 for pool in pools)
+    assert all(pool.num_gpus == 0 for pool in pools(scale).values())
     assert scale.evaluate.num_workers == cpus
 
 
@@ -41,3 +40,14 @@ def test_unknown_keys_in_a_scale_file_are_refused(tmp_path: Path) -> None:
 
 def test_the_two_core_file_says_what_is_derived_there() -> None:
     assert load_scale(str(CLUSTERS[0].parent / "two-cores.toml")) == derive(2, 0)
+
+
+def test_a_pool_that_grows_begins_with_its_fewest(tmp_path: Path) -> None:
+    path = tmp_path / "scale.toml"
+    path.write_text("[caption]\nnum_workers = 8\nmin_workers = 2\nnum_gpus = 1\n")
+    scale = load_scale(str(path))
+    assert (scale.caption.fewest, scale.encode.fewest) == (2, 1)
+    assert str(scale.caption) == "2 to 8 x 1 CPU 1 GPU, batch 32"
+    path.write_text("[caption]\nnum_workers = 2\nmin_workers = 8\n")
+    with pytest.raises(ConfigError, match="min_workers must be at most num_workers, 2, not 8"):
+        load_scale(str(path))

@@ -1,6 +1,8 @@
 """Knows how much of a machine or cluster each stage takes: numbers that change the speed and never the result."""
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from vlcp_ray.config import Positive
 from vlcp_ray.settings import Settings, build, read_toml
@@ -9,16 +11,36 @@ from vlcp_ray.settings import Settings, build, read_toml
 class Pool(Settings):
     """A pool of actors or tasks."""
 
-    num_workers: Positive = 1
+    num_workers: Positive = Field(1, description="as many as there may be")
+    min_workers: Positive | None = Field(
+        None, description="with so many the work begins, and grows with the cluster; none: with num_workers"
+    )
     num_cpus: float = Field(1.0, gt=0, description="logical CPUs of each worker")
     num_gpus: float = Field(0.0, ge=0, description="GPUs of each worker; a fraction shares one")
     batch_size: Positive = Field(32, description="rows per call; per device in fine-tuning")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.fewest > self.num_workers:
+            raise ValueError(f"min_workers must be at most num_workers, {self.num_workers}, not {self.min_workers}")
+        return self
+
+    @property
+    def fewest(self) -> int:
+        """The workers that must be there before the work begins."""
+        return self.min_workers or self.num_workers
+
+    def __str__(self) -> str:
+        count = f"{self.min_workers} to {self.num_workers}" if self.fewest < self.num_workers else self.num_workers
+        devices = f"{self.num_cpus:g} CPU" + (f" {self.num_gpus:g} GPU" if self.num_gpus else "")
+        return f"{count} x {devices}, batch {self.batch_size}"
 
 
 class Scale(Settings):
     """One pool for each kind of work, and the size of the blocks that stream between them."""
 
     rows_per_block: Positive = Field(64, description="rows that are written, and lost by a crash, at once")
+    patience: float = Field(1800.0, ge=0, description="seconds to wait for devices that the cluster does not have yet")
     ingest: Pool = Pool()
     caption: Pool = Pool()
     encode: Pool = Pool()
@@ -26,6 +48,11 @@ class Scale(Settings):
     prototype: Pool = Pool()
     generate: Pool = Pool()
     evaluate: Pool = Pool()
+
+
+def pools(scale: Scale) -> dict[str, Pool]:
+    """The pools by the name of their stage."""
+    return {name: pool for name, pool in scale if isinstance(pool, Pool)}
 
 
 def load_scale(path: str) -> Scale:
