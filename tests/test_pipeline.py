@@ -134,7 +134,7 @@ def test_other_workers_and_batches_change_nothing(ran: tuple[Path, Path]) -> Non
     tuned = Store.at(str(root)).artifact(of_stage(captions, "finetune")[0]).path
     shutil.copytree(tuned, other / Path(tuned).name)  # SYNTHETIC is compared for the same model
     two = Pool(num_workers=2, num_cpus=0.5, batch_size=17)
-    scale = Scale(rows_per_block=64, **{name: two for name in pools(Scale())})
+    scale = Scale(rows_per_block=64, **dict.fromkeys(pools(Scale()), two))
     list(run(job(captions), Store.at(str(other)), "generate", scale))
     assert rows(other, *of_stage(captions, "ingest"), "images").equals(
         rows(root, *of_stage(captions, "ingest"), "images")
