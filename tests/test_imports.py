@@ -22,6 +22,7 @@ FLOORS = (
     {"sources", "needs", "protocols", "methods", "score_views"},
     {"stages"},
     {"store"},
+    {"lease"},
     {"flow"},
     {"pipeline", "doctor"},
     {"cli"},

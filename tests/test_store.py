@@ -6,8 +6,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from tests import flaky
 from vlcp_ray.schemas import MEMBERS, conform
-from vlcp_ray.store import Step, Store, part_name
+from vlcp_ray.store import Step, Store, StoreError, part_name
 
 MEMBER_ROWS = [{"image_id": f"i{i}", "label": 0, "cluster": i, "distance": 0.5} for i in range(4)]
 TABLE = conform(pa.Table.from_pylist(MEMBER_ROWS), MEMBERS)
@@ -54,16 +55,34 @@ def test_a_table_is_all_of_its_files(tmp_path: Path) -> None:
     assert artifact.table("members", MEMBERS, ["label"]).column_names == ["label"]
 
 
-def test_a_write_that_fails_leaves_nothing_to_be_read(tmp_path: Path) -> None:
+def test_a_store_that_refuses_for_a_while_gets_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlcp_ray.store._PAUSES", (0.0,) * 40)
+    artifact = flaky.store(tmp_path, 0.4).artifact(step())
+    rows = [pa.table({"label": pa.array([i], pa.int32())}) for i in range(20)]
+    for i, table in enumerate(rows):
+        artifact.write_table(f"members/{i:02}.parquet", table)
+    artifact.seal({"rows": 20})
+    seldom = flaky.store(tmp_path, 0.03).artifact(step())  # a table is read whole: 20 files must open in one attempt
+    assert seldom.table("members", MEMBERS, ["label"])["label"].to_pylist() == list(range(20))
+    assert artifact.manifest() == {"rows": 20}
+    (folder,) = tmp_path.glob("*/members")
+    assert sorted(path.name for path in folder.iterdir()) == [f"{i:02}.parquet" for i in range(20)]
+
+
+def test_a_store_that_refuses_for_good_ends_with_one_sentence_and_no_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlcp_ray.store._PAUSES", (0.0, 0.0))
     artifact = Store.at(str(tmp_path)).artifact(step())
 
     def fail(sink: pa.NativeFile) -> None:
         sink.write(b"half")
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(StoreError, match=r"refuses to write .*a.parquet, 3 times in 0 s: disk full. Free space"):
         artifact._write_whole("members/a.parquet", fail)
     assert artifact.files("members") == []
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_the_same_rows_written_twice_are_one_file() -> None:

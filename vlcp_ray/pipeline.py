@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from vlcp_ray.config import Job
 from vlcp_ray.flow.context import Context
+from vlcp_ray.lease import held
 from vlcp_ray.models.folders import check, identity
 from vlcp_ray.scale import Scale
 from vlcp_ray.settings import ConfigError
@@ -17,24 +18,32 @@ from vlcp_ray.store import Step, Store
 
 @dataclass(frozen=True)
 class Stage:
-    """A row of the table: its version rises when its results change without a setting having changed."""
+    """A row of the table: its version rises when its results change without a setting having changed.
+
+    `pools` are those of the scale whose workers it holds at the same time.
+    """
 
     name: str
     version: int
     work: str
+    pools: tuple[str, ...]
     does: str
 
 
 STAGES: Final = (
-    Stage("ingest", 2, "vlcp_ray.flow.ingest", "an image set -> IMAGES + REJECTED"),
-    Stage("pair", 1, "vlcp_ray.flow.rows", "IMAGES -> PAIRS + REJECTED: descriptions and latents"),
-    Stage("finetune", 1, "vlcp_ray.flow.train", "PAIRS -> a Stable Diffusion that knows them"),
-    Stage("prototype", 1, "vlcp_ray.flow.groups", "PAIRS -> PROTOTYPES + MEMBERS, a class at a time"),
-    Stage("generate", 2, "vlcp_ray.flow.rows", "PROTOTYPES + model -> SYNTHETIC"),
-    Stage("teach", 1, "vlcp_ray.flow.teach", "IMAGES -> the network that labels softly and sees features"),
-    Stage("select", 1, "vlcp_ray.flow.rows", "the compared sets -> SYNTHETIC"),
-    Stage("evaluate", 2, "vlcp_ray.flow.trials", "SYNTHETIC + IMAGES(val) -> SCORES"),
-    Stage("report", 1, "vlcp_ray.flow.page", "everything -> one HTML page"),
+    Stage("ingest", 2, "vlcp_ray.flow.ingest", ("ingest",), "an image set -> IMAGES + REJECTED"),
+    Stage(
+        "pair", 1, "vlcp_ray.flow.rows", ("caption", "encode"), "IMAGES -> PAIRS + REJECTED: descriptions and latents"
+    ),
+    Stage("finetune", 1, "vlcp_ray.flow.train", ("finetune",), "PAIRS -> a Stable Diffusion that knows them"),
+    Stage("prototype", 1, "vlcp_ray.flow.groups", ("prototype",), "PAIRS -> PROTOTYPES + MEMBERS, a class at a time"),
+    Stage("generate", 2, "vlcp_ray.flow.rows", ("generate",), "PROTOTYPES + model -> SYNTHETIC"),
+    Stage(
+        "teach", 1, "vlcp_ray.flow.teach", ("evaluate",), "IMAGES -> the network that labels softly and sees features"
+    ),
+    Stage("select", 1, "vlcp_ray.flow.rows", ("generate",), "the compared sets -> SYNTHETIC"),
+    Stage("evaluate", 2, "vlcp_ray.flow.trials", ("evaluate",), "SYNTHETIC + IMAGES(val) -> SCORES"),
+    Stage("report", 2, "vlcp_ray.flow.page", (), "everything -> one HTML page"),
 )
 STAGE_NAMES: Final = tuple(stage.name for stage in STAGES)
 _VERSIONS: Final = {stage.name: stage.version for stage in STAGES}
@@ -175,13 +184,17 @@ def run(job: Job, store: Store, to: str, scale: Scale | None) -> Iterator[Step]:
         yield from steps
         return
     _look(job, {step.stage for step in steps if step.fingerprint in left})
-    from vlcp_ray.flow import cluster
+    from vlcp_ray.flow import cluster, devices
 
-    with cluster.joined() as derived:
+    with held(store, [step for step in steps if step.fingerprint in left]), cluster.joined() as derived:
+        context = Context(job, scale or derived, store)
+        at_work = [stage for stage in todo if any(s.stage == stage.name and s.fingerprint in left for s in steps)]
+        devices.tell(context.scale, [name for stage in at_work for name in stage.pools])
         for stage in todo:
             mine = [step for step in steps if step.stage == stage.name]
             if open_steps := [step for step in mine if step.fingerprint in left]:
-                _work(stage)(Context(job, scale or derived, store), open_steps)
+                devices.wait_for(context.scale, stage.pools, stage.name)
+                _work(stage)(context, open_steps)
             yield from mine
 
 

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import pyarrow as pa
 from pyarrow import fs as pafs
@@ -17,6 +19,15 @@ from vlcp_ray.filesystems import open_uri
 MANIFEST: Final = "manifest.json"
 #: Stores in which an object is seen only once it is complete; elsewhere a file is written aside and renamed.
 _WHOLE_OBJECT_STORES: Final = ("s3", "gcs", "abfs")
+#: Seconds before another attempt at what the store has refused.
+_PAUSES: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
+
+
+T = TypeVar("T")
+
+
+class StoreError(ValueError):
+    """The store cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +91,14 @@ class Artifact:
 
     def read_bytes(self, name: str) -> bytes | None:
         """The content of a file, or None where there is none."""
-        try:
+
+        def read() -> bytes:
             with self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:
                 content: bytes = stream.read()
                 return content
+
+        try:
+            return _patiently(read, f"read {self.path}/{name}")
         except FileNotFoundError:
             return None
 
@@ -91,7 +106,11 @@ class Artifact:
         self._write_whole(name, lambda sink: sink.write(content))
 
     def write_table(self, name: str, table: pa.Table) -> None:
-        """Write one parquet file, `<table>/<part>.parquet`. It appears whole or not at all."""
+        """Write one parquet file, `<table>/<part>.parquet`. It appears whole or not at all.
+
+        Raises:
+            StoreError: as all that writes here, when the store refused it for half a minute.
+        """
         from pyarrow import parquet  # here and below: it loads pandas, for which `plan` has no time
 
         # Images are compressed already, and a dictionary or a minimum of them is wasted work.
@@ -102,8 +121,10 @@ class Artifact:
 
     def files(self, folder: str, suffix: str = ".parquet") -> list[str]:
         """The complete files of a folder, sorted; none where the folder is not there yet."""
-        selector = pafs.FileSelector(f"{self.path}/{folder}", allow_not_found=True)
-        paths = (str(info.path) for info in self.filesystem.get_file_info(selector) if info.is_file)
+        place = f"{self.path}/{folder}" if folder else self.path
+        selector = pafs.FileSelector(place, allow_not_found=True)
+        found = _patiently(lambda: self.filesystem.get_file_info(selector), f"list {place}")
+        paths = (str(info.path) for info in found if info.is_file)
         return sorted(p for p in paths if p.endswith(suffix) and not Path(p).name.startswith("."))
 
     def table(self, folder: str, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
@@ -113,8 +134,11 @@ class Artifact:
             return pa.schema([f for f in schema if columns is None or f.name in columns]).empty_table()
         from pyarrow import dataset as pads
 
-        dataset = pads.dataset(files, filesystem=self.filesystem, format="parquet")
-        return dataset.to_table(columns=None if columns is None else list(columns))
+        wanted = None if columns is None else list(columns)
+        return _patiently(
+            lambda: pads.dataset(files, filesystem=self.filesystem, format="parquet").to_table(columns=wanted),
+            f"read {self.path}/{folder}",
+        )
 
     def rows(
         self, folder: str, schema: pa.Schema, columns: Sequence[str], key: str, values: pa.ChunkedArray | pa.Array
@@ -126,9 +150,12 @@ class Artifact:
         files = self.files(folder)
         if not files:
             return self.table(folder, schema, columns)
-        dataset = pads.dataset(files, filesystem=self.filesystem, format="parquet")
         values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
-        return dataset.to_table(columns=list(columns), filter=pc.field(key).isin(values))
+        wanted = {"columns": list(columns), "filter": pc.field(key).isin(values)}
+        return _patiently(
+            lambda: pads.dataset(files, filesystem=self.filesystem, format="parquet").to_table(**wanted),
+            f"read {self.path}/{folder}",
+        )
 
     def delete(self, folder: str) -> None:
         """Remove a folder of the artifact and all that is in it."""
@@ -151,6 +178,9 @@ class Artifact:
 
     def _write_whole(self, name: str, write: Callable[[Any], object]) -> None:
         path = f"{self.path}/{name}"
+        _patiently(lambda: self._attempt(path, write), f"write {path}")
+
+    def _attempt(self, path: str, write: Callable[[Any], object]) -> None:
         folder, _, file = path.rpartition("/")
         self.filesystem.create_dir(folder, recursive=True)
         if self.filesystem.type_name in _WHOLE_OBJECT_STORES:
@@ -158,13 +188,51 @@ class Artifact:
                 write(sink)
             return
         aside = f"{folder}/.{file}.{uuid.uuid4().hex}"
-        with self.filesystem.open_output_stream(aside) as sink:
-            write(sink)
-        self.filesystem.move(aside, path)
+        try:
+            with self.filesystem.open_output_stream(aside) as sink:
+                write(sink)
+            self.filesystem.move(aside, path)
+        except OSError:
+            self._forget(aside)
+            raise
+
+    def _forget(self, path: str) -> None:
+        """Remove what an attempt has left, if the store lets one: on a full disk it is in the way of the next."""
+        with suppress(OSError):
+            self.filesystem.delete_file(path)
+
+
+def _patiently(act: Callable[[], T], what: str) -> T:
+    """Do it, again and again if the store refuses it for a while: it may be full, busy or out of reach.
+
+    Args:
+        act: is called anew for every attempt.
+
+    Raises:
+        FileNotFoundError: at once; that is an answer and no refusal.
+        StoreError: the store refused every time.
+    """
+    for pause in _PAUSES:
+        try:
+            return act()
+        except FileNotFoundError:
+            raise
+        except OSError:
+            time.sleep(pause)
+    try:
+        return act()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StoreError(
+            f"the store refuses to {what}, {len(_PAUSES) + 1} times in {sum(_PAUSES):.0f} s: {error}. Free space or "
+            "give the right to use it; the same command then goes on from here"
+        ) from error
 
 
 def _copy_from(source: Any) -> Callable[[Any], object]:
     def copy(sink: Any) -> None:
+        source.seek(0)
         while block := source.read(1 << 24):
             sink.write(block)
 

@@ -48,7 +48,8 @@ class Context:
         if rows_in != rows + rejected:
             raise RuntimeError(f"{step.title}: {rows_in} rows in, but {rows} out and {rejected} rejected")
         counts = {"rows_in": rows_in, "rows": rows, "rejected": rejected}
-        self.artifact(step).seal(identity(step) | counts | facts | {"seconds": seconds, "versions": versions()})
+        how = {"seconds": seconds, "versions": versions(), "scale": self.scale.model_dump(exclude_none=True)}
+        self.artifact(step).seal(identity(step) | counts | facts | how)
 
 
 def identity(step: Step) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def stream(dataset: Dataset, works: Sequence[Work], write: Write, rows_per_block
             fn_constructor_kwargs={"stage": work.stage, "arguments": dict(work.arguments)},
             batch_size=work.pool.batch_size,
             batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=work.pool.num_workers),
+            compute=ActorPoolStrategy(min_size=work.pool.fewest, max_size=work.pool.num_workers),
             num_cpus=work.pool.num_cpus,
             num_gpus=work.pool.num_gpus or None,
         )

@@ -97,7 +97,8 @@ def _one_seed(context: Context, step: Step, rows: Rows) -> None:
         _rank,
         train_loop_config={"plan": plan},
         scaling_config=ScalingConfig(
-            num_workers=pool.num_workers,
+            # Elastic where the pool may grow: the schedule cuts the same global batch for any number of ranks.
+            num_workers=pool.num_workers if pool.fewest == pool.num_workers else (pool.fewest, pool.num_workers),
             use_gpu=pool.num_gpus > 0,
             resources_per_worker={"CPU": pool.num_cpus, **({"GPU": pool.num_gpus} if pool.num_gpus else {})},
         ),

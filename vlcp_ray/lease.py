@@ -1,0 +1,120 @@
+"""Knows that one run at a time works on an artifact: a run says in the store what it makes, and looks who else does."""
+
+import _thread
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+from vlcp_ray.store import Artifact, Step, Store
+
+FOLDER: Final = "leases"
+BEAT: Final = 10.0  # seconds between the signs of life of a run
+_DEAD_AFTER: Final = 3.5 * BEAT  # seconds without one
+_LOOK: Final = 0.5
+
+
+class HeldError(ValueError):
+    """Another run is making what this one wants to make."""
+
+
+@contextmanager
+def held(store: Store, steps: Sequence[Step]) -> Iterator[None]:
+    """Be the only run that makes these artifacts.
+
+    The run first writes what it makes to `<root>/leases` and then looks at the others there. Whoever sees a living one
+    that makes some of the same withdraws, so two that start in the same moment may both, and never go on both. A run
+    that was killed leaves its lease: its process is gone from this machine, or, where it ran elsewhere, its lease
+    does not change any more, which takes half a minute to see.
+
+    Raises:
+        HeldError: another run makes one of them; says which run and what to do.
+    """
+    leases, name = Artifact(store.filesystem, f"{store.path}/{FOLDER}"), f"{uuid.uuid4().hex}.json"
+    mine = {step.fingerprint: step.title for step in steps}
+    lease = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%d %b %H:%M:%S"), "makes": mine}
+    _write(leases, name, lease, 0)
+    ended = threading.Event()
+    beating = threading.Thread(target=_beat, args=(leases, name, lease, ended), daemon=True)
+    beating.start()
+    try:
+        _refuse_others(leases, name, mine)
+        yield
+    finally:
+        ended.set()
+        beating.join()
+        _delete(leases, name)
+
+
+def _refuse_others(leases: Artifact, name: str, mine: dict[str, str]) -> None:
+    for path in leases.files("", ".json"):
+        other = path.rpartition("/")[2]
+        lease = None if other == name else _read(leases, other)
+        if lease is None or not (both := mine.keys() & lease["makes"].keys()):
+            continue
+        if _lives(leases, other, lease):
+            title = next(title for fingerprint, title in mine.items() if fingerprint in both)
+            raise HeldError(
+                f"{title} is being made by another run (process {lease['pid']} on {lease['host']}, since "
+                f"{lease['since']}): wait until it has ended, or end it; the same command then goes on from there"
+            )
+        _delete(leases, other)
+
+
+def _lives(leases: Artifact, name: str, lease: dict[str, Any]) -> bool:
+    """Whether the run that wrote a lease is at work: the lease goes on changing."""
+    if lease["host"] == socket.gethostname() and not _is_process(lease["pid"]):
+        return False
+    print(f"another run may be at work (process {lease['pid']} on {lease['host']}): looking if it lives", flush=True)
+    end = time.monotonic() + _DEAD_AFTER
+    while time.monotonic() < end:
+        time.sleep(_LOOK)
+        now = _read(leases, name)
+        if now is None:
+            return False
+        if now["beat"] != lease["beat"]:
+            return True
+    return False
+
+
+def _is_process(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
+def _beat(leases: Artifact, name: str, lease: dict[str, Any], ended: threading.Event) -> None:
+    beat = 0
+    while not ended.wait(BEAT):
+        if _read(leases, name) is None:  # this process slept too long, and another run has taken over
+            print("\nanother run has taken over, as this one gave no sign of life", flush=True)
+            _thread.interrupt_main()
+            return
+        beat += 1
+        _write(leases, name, lease, beat)
+
+
+def _write(leases: Artifact, name: str, lease: dict[str, Any], beat: int) -> None:
+    leases.write_bytes(name, json.dumps({**lease, "beat": beat}).encode())
+
+
+def _read(leases: Artifact, name: str) -> dict[str, Any] | None:
+    content = leases.read_bytes(name)
+    lease: dict[str, Any] | None = None if content is None else json.loads(content)
+    return lease
+
+
+def _delete(leases: Artifact, name: str) -> None:
+    try:
+        leases.filesystem.delete_file(f"{leases.path}/{name}")
+    except FileNotFoundError:  # another run has taken over, or removed this one's after it was killed
+        return
