@@ -19,6 +19,12 @@ def test_streaming_pools_never_ask_for_more_gpus_than_there_are(gpus: int) -> No
         assert 0 < pool.num_workers * pool.num_gpus <= gpus
 
 
+def test_batches_per_device_follow_from_its_memory() -> None:
+    small, large = derive(8, 1, 16), derive(8, 1, 80)
+    assert (small.finetune.batch_size, large.finetune.batch_size) == (4, 20)
+    assert (small.generate.batch_size, large.generate.batch_size) == (8, 40)
+
+
 @pytest.mark.parametrize("cpus", [1, 2, 16, 96])
 def test_without_gpus_none_is_asked_for(cpus: int) -> None:
     scale = derive(cpus, 0)

@@ -60,20 +60,26 @@ def load_scale(path: str) -> Scale:
     return build(Scale, read_toml(path), path)
 
 
-def derive(cpus: int, gpus: int) -> Scale:
-    """The scale for what a machine or cluster has. Without a GPU the CPUs do the work."""
+def derive(cpus: int, gpus: int, gpu_gib: int = 16) -> Scale:
+    """The scale for what a machine or cluster has. Without a GPU the CPUs do the work.
+
+    Args:
+        gpu_gib: memory of the smallest GPU. Batches per device follow from it; they fit a GPU of 16 GiB.
+    """
     if gpus == 0:
         return _on_cpus(cpus)
     encoders = max(1, gpus // 8)
     shared = gpus == 1  # describing and encoding stream at the same time: on one GPU each takes its part
+    fold = max(1, gpu_gib // 16)
     return Scale(
         rows_per_block=256,
         ingest=Pool(num_workers=cpus),
         caption=Pool(num_workers=max(1, gpus - encoders), num_cpus=2, num_gpus=0.8 if shared else 1, batch_size=256),
         encode=Pool(num_workers=encoders, num_cpus=2, num_gpus=0.2 if shared else 1, batch_size=32),
-        finetune=Pool(num_workers=gpus, num_cpus=2, num_gpus=1, batch_size=8),
+        # Each rank adds up as many of these as its part of the global batch has.
+        finetune=Pool(num_workers=gpus, num_cpus=2, num_gpus=1, batch_size=4 * fold),
         prototype=Pool(num_workers=max(1, cpus // 4), num_cpus=4),
-        generate=Pool(num_workers=gpus, num_cpus=2, num_gpus=1, batch_size=16),
+        generate=Pool(num_workers=gpus, num_cpus=2, num_gpus=1, batch_size=8 * fold),
         evaluate=Pool(num_workers=gpus * 2, num_cpus=1, num_gpus=0.5),
     )
 

@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
@@ -14,6 +14,22 @@ from vlcp_ray.scale import Scale, derive
 #: Slots of a local Ray beyond the cores. Slots are logical: the actors of one streaming plan hold the cores, and its
 #: readers and writers, which mostly wait, need places beside them. Each slot that is used is a process to start.
 _SLOTS_FOR_READERS: Final = 3
+
+#: GiB of memory by the names of `ray.util.accelerators`, the smaller where a name has two.
+_GPU_GIB: Final = {
+    "T4": 16,
+    "V100": 16,
+    "A10G": 24,
+    "L4": 24,
+    "A100": 40,
+    "A100-40G": 40,
+    "A100-80G": 80,
+    "L40S": 48,
+    "H100": 80,
+    "H200": 141,
+    "B200": 180,
+}
+_KIND: Final = "accelerator_type:"
 
 _TALKATIVE: Final = ("ray.data", "ray.data._internal.progress", "ray.train", "ray._private.authentication")
 
@@ -74,9 +90,14 @@ def _scale() -> Scale:
     ray.data.DataContext.get_current().enable_progress_bars = False
     resources = ray.cluster_resources()
     local = len(ray.nodes()) == 1
-    return derive(
-        min(int(resources["CPU"]), _cores()) if local else int(resources["CPU"]), int(resources.get("GPU", 0))
-    )
+    cpus = min(int(resources["CPU"]), _cores()) if local else int(resources["CPU"])
+    return derive(cpus, int(resources.get("GPU", 0)), _smallest_gpu(resources))
+
+
+def _smallest_gpu(resources: Mapping[str, float]) -> int:
+    """GiB of memory of the smallest kind of GPU; of a kind that is not known, what every kind in use has."""
+    kinds = [name.removeprefix(_KIND) for name in resources if name.startswith(_KIND)]
+    return min((_GPU_GIB.get(kind, min(_GPU_GIB.values())) for kind in kinds), default=min(_GPU_GIB.values()))
 
 
 def _cores() -> int:
