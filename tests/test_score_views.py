@@ -24,11 +24,11 @@ def test_scores_beside_accuracy_are_fractions_and_blank_where_unknown() -> None:
     assert random["text"]["hlr"] == full["text"]["ior"] == ""
 
 
-def test_vlcp_and_the_best_four_others_are_drawn() -> None:
+def test_vlcp_random_and_the_best_three_others_are_drawn() -> None:
     others = {"rded": 0.7, "herding": 0.6, "random": 0.5, "k-center": 0.4, "d4m": 0.3, "centroid": 0.9}
     groups = [trials(method, ipc, (value,)) for ipc in (1, 5) for method, value in others.items()]
     shown = view(*groups, trials("vlcp", 1, (0.1,)), trials("vlcp", 5, (0.2,)))
-    assert shown["classes"]["methods"] == ["vlcp", "centroid", "rded", "herding", "random"]
+    assert shown["classes"]["methods"] == ["vlcp", "random", "centroid", "rded", "herding"]
     for chart in (shown["by_ipc"], shown["learning"]):
         assert chart.count("<polyline") == 5
         assert re.findall(r"<rect.*?<text[^>]*>([^<]+)</text>", chart) == shown["classes"]["methods"]

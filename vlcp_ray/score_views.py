@@ -10,7 +10,7 @@ import pyarrow as pa
 from vlcp_ray import charts
 from vlcp_ray.scores import cells, score_summary
 
-#: A chart has five colours, so the best four methods stand beside vlcp.
+#: A chart has five colours, so the best three of the others stand beside vlcp and random.
 MAX_CURVES: Final = 5
 #: More classes than this are not told one by one, only the weakest and the most confused of them.
 MAX_CLASSES: Final = 20
@@ -60,11 +60,10 @@ def judgements(scores: pa.Table, class_names: Sequence[str]) -> list[Row]:
 
 
 def _leading(rows: Sequence[Row], ipc: int) -> list[str]:
-    """vlcp, then the best of the others at this ipc."""
+    """vlcp, random, then the best of the others at this ipc."""
     ranked = sorted((row for row in rows if row["ipc"] == ipc), key=lambda row: -row["top1_last_mean"])
-    names = [row["method"] for row in ranked]
-    ours = [name for name in names if name == "vlcp"]
-    return (ours + [name for name in names if name != "vlcp"])[:MAX_CURVES]
+    first = [name for name in ("vlcp", "random") if any(row["method"] == name for row in ranked)]
+    return list(dict.fromkeys([*first, *(row["method"] for row in ranked)]))[:MAX_CURVES]
 
 
 def _bars(rows: Sequence[Row], trials: Sequence[Row], title: str) -> str:

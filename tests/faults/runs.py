@@ -11,13 +11,13 @@ from pathlib import Path
 import pyarrow as pa
 
 from vlcp_ray.config import load_job
+from vlcp_ray.demo import digits
 from vlcp_ray.pipeline import graph
 from vlcp_ray.store import MANIFEST, Step, Store
 
 JOB = Path(__file__).parents[2] / "jobs" / "digits.toml"
-#: Three digits, descriptions by the real tiny LLaVA in vLLM, small everywhere else.
+#: Descriptions by the real tiny LLaVA in vLLM, and small everywhere.
 OVERRIDES = (
-    'ingest.classes=["zero","one","two"]',
     "ipc=[2,4]",
     "finetune.epochs=3",
     "generate.num_inference_steps=10",
@@ -61,7 +61,7 @@ class Run:
     def __init__(self, root: Path, scale: Path, *more: str, address: str | None = None) -> None:
         self.root, self.log = root, root.with_suffix(f".{time.monotonic_ns()}.log")
         environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-        sets = [part for override in OVERRIDES for part in ("--set", override)]
+        sets = [part for override in overrides(root) for part in ("--set", override)]
         self.process = subprocess.Popen(
             [
                 sys.executable,
@@ -109,8 +109,26 @@ def write_scale(folder: Path, workers: int = 2, cpus: int = 2, batch: int = 32) 
     return path
 
 
-def steps() -> tuple[Step, ...]:
-    return graph(load_job(JOB, OVERRIDES))
+def write_images(folder: Path) -> Path:
+    """Some of the digits 0, 1 and 2 as an image folder; the last one of train is broken."""
+    counts: dict[tuple[str, str], int] = {}
+    for row in digits.rows():
+        place = (row["split"], row["class_name"])
+        counts[place] = counts.get(place, 0) + 1
+        if row["label"] < 3 and counts[place] <= (120 if row["split"] == "train" else 20):
+            path = folder / row["split"] / row["class_name"] / f"{counts[place]:03}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(row["image"] if (row["split"], counts[place]) != ("train", 120) else b"broken")
+    return folder
+
+
+def overrides(root: Path) -> list[str]:
+    """The job's images lie beside every root."""
+    return [*OVERRIDES, f"ingest.source={root.parent / 'images'}"]
+
+
+def steps(root: Path) -> tuple[Step, ...]:
+    return graph(load_job(JOB, overrides(root)))
 
 
 def begun(root: Path, stage: str, table: str) -> bool:
@@ -122,15 +140,15 @@ def begun(root: Path, stage: str, table: str) -> bool:
 def sealed(root: Path, stage: str) -> bool:
     """Whether all artifacts of a stage are complete."""
     return all(
-        (root / f"{step.stage}-{step.fingerprint}" / MANIFEST).exists() for step in steps() if step.stage == stage
+        (root / f"{step.stage}-{step.fingerprint}" / MANIFEST).exists() for step in steps(root) if step.stage == stage
     )
 
 
-def tables(root: Path) -> dict[str, pa.Table]:
-    """All rows of all tables, sorted, but for the seconds that a trial took."""
+def tables(root: Path, stage: str = "") -> dict[str, pa.Table]:
+    """All rows of all tables, or of one stage's, sorted; without the seconds that a trial took."""
     found = {}
-    for step in steps():
-        for name in TABLES.get(step.stage, ()):
+    for step in steps(root):
+        for name in TABLES.get(step.stage, ()) if stage in ("", step.stage) else ():
             table = pa.concat_tables(_files(Store.at(str(root)), step, name)).combine_chunks()
             found[f"{step.title} {name}"] = table.sort_by(table.column_names[0])
     return found
@@ -145,7 +163,7 @@ def _files(store: Store, step: Step, name: str) -> Iterator[pa.Table]:
 def assert_equal(root: Path, calm: dict[str, pa.Table]) -> None:
     """Everything sealed, every row there once, every table that of the undisturbed run; rows in = out + rejected."""
     store = Store.at(str(root))
-    for step in steps():
+    for step in steps(root):
         manifest = store.artifact(step).manifest()
         assert manifest is not None, step.title
         assert manifest["rows_in"] == manifest["rows"] + manifest["rejected"], step.title
@@ -169,6 +187,11 @@ def children(pid: int) -> dict[int, str]:
         level = {child for child, parent in parents.items() if parent in level and child not in found}
         found |= {child: titles.get(child, "") for child in level}
     return found
+
+
+def resident(pid: int) -> int:
+    """Pages of memory that a process has."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1])
 
 
 def kill_one(pid: int, title: str) -> bool:
