@@ -62,24 +62,12 @@ class Run:
         self.root, self.log = root, root.with_suffix(f".{time.monotonic_ns()}.log")
         environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
         sets = [part for override in overrides(root) for part in ("--set", override)]
-        self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "vlcp_ray.cli",
-                "run",
-                str(JOB),
-                "--root",
-                str(root),
-                "--scale",
-                str(scale),
-                *sets,
-                *more,
-            ],
-            stdout=self.log.open("w"),
-            stderr=subprocess.STDOUT,
-            env=environment | ({"RAY_ADDRESS": address} if address else {}),
-        )
+        command = [sys.executable, "-m", "vlcp_ray.cli", "run", str(JOB), f"--root={root}", f"--scale={scale}"]
+        joins = {"RAY_ADDRESS": address} if address else {}
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [*command, *sets, *more], stdout=log, stderr=subprocess.STDOUT, env=environment | joins
+            )
 
     def until(self, happened: Callable[[], object]) -> None:
         """Wait for something that happens while the run goes on."""

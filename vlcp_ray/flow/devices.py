@@ -1,6 +1,7 @@
 """Knows which devices a stage needs to begin, says what each will take, and waits for what is still to come."""
 
 import os
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -11,16 +12,19 @@ from ray.autoscaler.sdk import request_resources
 from vlcp_ray.scale import Pool, Scale
 
 _LOOK: Final = 2.0  # seconds between looks at the cluster
+_WIDTH: Final = 100
 _TELL: Final = 60.0  # seconds between words about the waiting
 
 Bundle = dict[str, float]
 
 
 def tell(scale: Scale, pools: Sequence[str]) -> None:
-    """Print what the cluster has and what each pool takes of it."""
-    print(f"{'scale':<28} {_shown(ray.cluster_resources())}", flush=True)
-    for name in dict.fromkeys(pools):
-        print(f"{'scale':<28} {name:<10} {getattr(scale, name)}", flush=True)
+    """Print what the cluster has and what each pool takes of it; on this machine alone in one line."""
+    shares = [f"{name} {getattr(scale, name)}" for name in dict.fromkeys(pools)]
+    if os.environ.get("RAY_ADDRESS"):
+        print(f"{'scale':<28} {_shown(ray.cluster_resources())}", flush=True)
+    for line in textwrap.wrap("; ".join(shares), _WIDTH, break_on_hyphens=False):
+        print(f"{'scale':<28} {line}", flush=True)
 
 
 def wait_for(scale: Scale, pools: Sequence[str], title: str) -> None:
