@@ -6,7 +6,7 @@ EXTRA ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --retries 10
 LOG = $(VENV)/install.log
 
-.PHONY: setup demo test check-data lint clean
+.PHONY: setup demo test test-faults check-data lint clean
 
 setup: $(VENV)/installed
 
@@ -15,6 +15,10 @@ demo: setup
 
 test: lint
 	@$(VENV)/bin/python -m pytest
+
+# Workers, drivers, machines and stores of real runs fail; README.md says how long it takes.
+test-faults: $(VENV)/installed-dev
+	@$(VENV)/bin/python -m pytest -m faults tests
 
 # Three real image sets of ../shared/data through the chain; README.md says what comes out.
 check-data: $(VENV)/installed-dev

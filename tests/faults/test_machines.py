@@ -1,0 +1,170 @@
+"""Takes machines away from a real run, lets them come late, and has an autoscaler bring and remove them."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from ray.cluster_utils import Cluster
+
+from tests.faults.runs import Run, assert_equal, begun, children, tables, write_scale
+
+pytestmark = [pytest.mark.faults, pytest.mark.filterwarnings("default")]
+
+STORE = 200 * 2**20
+#: A pool of logical GPUs for all that computes on whatever device is really there.
+ON_GPUS = """
+[caption]
+num_cpus = 1
+num_gpus = 0.5
+batch_size = 32
+[encode]
+num_gpus = 0.5
+[generate]
+num_workers = 2
+min_workers = 1
+num_gpus = 1
+"""
+
+#: What Ray's autoscaler is told; the provider starts raylets on this machine. It insists on every key.
+AUTOSCALER = {
+    "cluster_name": "faults",
+    "max_workers": 2,
+    "idle_timeout_minutes": 0.2,
+    "upscaling_speed": 1,
+    "head_node_type": "ray.head.default",
+    "provider": {
+        "type": "external",
+        "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+    },
+    "available_node_types": {
+        "ray.head.default": {"resources": {"CPU": 6}, "node_config": {}, "max_workers": 0},
+        "gpu": {
+            "resources": {"CPU": 3, "GPU": 1, "object_store_memory": STORE},
+            "node_config": {},
+            "min_workers": 0,
+            "max_workers": 2,
+        },
+    },
+    "auth": {},
+    "docker": {},
+    "file_mounts": {},
+    "cluster_synced_files": [],
+    "file_mounts_sync_continuously": False,
+    "rsync_exclude": [],
+    "rsync_filter": [],
+    "initialization_commands": [],
+    "setup_commands": [],
+    "head_setup_commands": [],
+    "worker_setup_commands": [],
+    "head_start_ray_commands": [],
+    "worker_start_ray_commands": [],
+}
+
+
+@contextmanager
+def machines(count: int) -> Iterator[Cluster]:
+    """A head without work, and so many workers of four cores."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": STORE})
+    try:
+        for _ in range(count):
+            cluster.add_node(num_cpus=4, object_store_memory=STORE)
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+def test_machines_die_in_mid_stage_and_others_come(folder: Path, calm: dict[str, pa.Table]) -> None:
+    with machines(2) as cluster:
+        first, second = sorted(cluster.worker_nodes, key=lambda node: node.node_id)
+        run = Run(folder / "machines", write_scale(folder), address=cluster.address)
+        run.until(lambda: begun(run.root, "pair", "pairs"))
+        cluster.remove_node(first, allow_graceful=False)
+        third = cluster.add_node(num_cpus=4, object_store_memory=STORE)
+        run.until(lambda: begun(run.root, "finetune", "progress"))
+        cluster.remove_node(second, allow_graceful=False)
+        cluster.add_node(num_cpus=4, object_store_memory=STORE)
+        run.until(lambda: begun(run.root, "evaluate", "scores"))
+        cluster.remove_node(third, allow_graceful=False)
+        assert run.code() == 0, run.said()
+    assert_equal(run.root, calm)
+
+
+def test_a_gpu_that_comes_late_is_waited_for(folder: Path, calm: dict[str, pa.Table]) -> None:
+    scale = folder / "gpus.toml"
+    scale.write_text("rows_per_block = 32\npatience = 300\n" + ON_GPUS)
+    with machines(1) as cluster:
+        run = Run(folder / "late", scale, "--to", "pair", address=cluster.address)
+        run.until(lambda: "waits for caption 1 x 1 CPU 0.5 GPU" in run.said())
+        cluster.add_node(num_cpus=4, num_gpus=1, object_store_memory=STORE)
+        assert run.code() == 0, run.said()
+    assert tables(run.root, "pair")["pair pairs"].equals(calm["pair pairs"])
+
+
+def test_a_gpu_that_never_comes_ends_the_run_with_the_cure(folder: Path) -> None:
+    scale = folder / "never.toml"
+    scale.write_text("rows_per_block = 32\npatience = 3\n" + ON_GPUS)
+    with machines(1) as cluster:
+        run = Run(folder / "never", scale, "--to", "pair", address=cluster.address)
+        assert run.code() == 1
+    assert "Add machines, raise patience in the scale file" in run.said()
+    assert "Traceback" not in run.said()
+
+
+def test_an_autoscaler_brings_gpus_and_takes_them_away(folder: Path, calm: dict[str, pa.Table]) -> None:
+    scale = folder / "autoscaled.toml"
+    scale.write_text(f"patience = 300\n{ON_GPUS}\n[finetune]\nnum_workers = 2\n")
+    with autoscaled(folder) as (address, head):
+        assert gpu_machines(head) == 0
+        run = Run(folder / "autoscaled", scale, "--to", "generate", address=address)
+        run.until(lambda: gpu_machines(head) > 0)
+        assert run.code() == 0, run.said()
+        end = time.monotonic() + 120
+        while gpu_machines(head) and time.monotonic() < end:
+            time.sleep(1)
+        assert gpu_machines(head) == 0
+    made = tables(run.root, "generate")
+    assert {name: calm[name] for name in made} == made
+
+
+@contextmanager
+def autoscaled(folder: Path) -> Iterator[tuple[str, int]]:
+    """A head whose autoscaler starts up to two machines with a logical GPU each: its address and its process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    config = folder / "autoscaler.json"
+    config.write_text(json.dumps(AUTOSCALER))
+    options = ["--head", "--block", f"--port={port}", "--num-cpus=6", f"--object-store-memory={STORE}"]
+    options.append("--include-dashboard=False")
+    with (folder / "autoscaler.log").open("w") as log:
+        head = subprocess.Popen(
+            [sys.executable, "-m", "ray.scripts.scripts", "start", *options, f"--autoscaling-config={config}"],
+            env=os.environ | {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        time.sleep(10)
+        assert head.poll() is None, (folder / "autoscaler.log").read_text()
+        yield f"127.0.0.1:{port}", head.pid
+    finally:
+        for pid in [*children(head.pid), head.pid]:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        head.wait()
+
+
+def gpu_machines(head: int) -> int:
+    """The raylets that the autoscaler has started, the head's own not among them."""
+    return sum("raylet/raylet" in title for title in children(head).values()) - 1
