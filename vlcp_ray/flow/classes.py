@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import ray
 
 from vlcp_ray.flow.data import keep, read, stream_groups
-from vlcp_ray.flow.tasks import in_flight
+from vlcp_ray.flow.tasks import in_flight, task
 from vlcp_ray.scale import Pool
 from vlcp_ray.schedule import WINDOW
 from vlcp_ray.store import Artifact
@@ -45,7 +45,7 @@ def each_class(
     """
     if n_rows <= WINDOW:  # small enough to be read by one worker and shared: no shuffle, which takes half a minute
         table = ray.remote(_read).remote(rows)
-        call = ray.remote(num_cpus=pool.num_cpus, num_gpus=pool.num_gpus, max_calls=0)(_one_class)
+        call = task(_one_class, pool)
         shared = ray.put(work)
         yield from in_flight((partial(call.remote, table, label, shared) for label in labels), pool.num_workers)
     elif labels:

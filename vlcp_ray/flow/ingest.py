@@ -14,7 +14,7 @@ import ray
 from vlcp_ray.flow.context import Context
 from vlcp_ray.flow.data import REJECTED_TABLE, Write
 from vlcp_ray.flow.rowwise import apart, counts, done_ids, seal_rows
-from vlcp_ray.flow.tasks import in_flight
+from vlcp_ray.flow.tasks import in_flight, task
 from vlcp_ray.progress import Progress
 from vlcp_ray.schemas import IMAGES, REJECTED, conform, with_column
 from vlcp_ray.settings import ConfigError
@@ -98,7 +98,7 @@ def ingest(context: Context, steps: Sequence[Step]) -> None:
 
 def _read_all(context: Context, step: Step, parts: Sequence[Part], work: ReadPart, before: int) -> None:
     pool, reference, done = context.scale.ingest, ray.put(work), done_ids(work.write, work.artifact)
-    call = ray.remote(num_cpus=pool.num_cpus)(_read_part)
+    call = task(_read_part, pool)
     with Progress(step.title, None, "rows", before) as told:
         for rows in in_flight((partial(call.remote, reference, part, done) for part in parts), pool.num_workers):
             told.add(rows)

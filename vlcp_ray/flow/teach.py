@@ -11,6 +11,7 @@ from vlcp_ray import config
 from vlcp_ray.filesystems import open_uri
 from vlcp_ray.flow.context import Context
 from vlcp_ray.flow.labelled import check_classes, check_val, load_split
+from vlcp_ray.flow.tasks import task
 from vlcp_ray.memory import kept_memory
 from vlcp_ray.sources.classes import expand, glossary
 from vlcp_ray.store import Artifact, Step
@@ -27,7 +28,7 @@ def teach(context: Context, steps: Sequence[Step]) -> None:
     names = manifest["class_names"]
     check_classes(manifest, max(context.job.ipc))
     check_val(manifest, "teach")
-    call = ray.remote(num_cpus=pool.num_cpus, num_gpus=pool.num_gpus, max_calls=0)(_teach)
+    call = task(_teach, pool)
     settings = context.job.teach
     what = f"loads {settings.checkpoint}" if settings.checkpoint else f"trains {settings.epochs} epochs"
     print(f"{step.title:<28} {settings.network} {what}", flush=True)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 MODEL: Final = "model"
 _BLOCKS_HELD: Final = 64  # zero-copy views into the object store
 _COLUMNS: Final = ("image_id", "caption", "train_moments")
+_FAILURES: Final = 8  # of a rank or its machine; each costs the steps since the last epoch
 _POLL: Final = 1.0  # seconds between looks at what the ranks have recorded
 
 
@@ -108,7 +109,7 @@ def _one_seed(context: Context, step: Step, rows: Rows) -> None:
             storage_path=artifact.path,
             storage_filesystem=artifact.filesystem,
             checkpoint_config=CheckpointConfig(num_to_keep=1),
-            failure_config=FailureConfig(max_failures=3),
+            failure_config=FailureConfig(max_failures=_FAILURES),
         ),
     )
     images = schedule.images_after(schedule.steps)

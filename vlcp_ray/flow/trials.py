@@ -13,7 +13,7 @@ from safetensors.torch import load
 from vlcp_ray import config
 from vlcp_ray.flow.context import Context
 from vlcp_ray.flow.labelled import check_val, load_split
-from vlcp_ray.flow.tasks import in_flight
+from vlcp_ray.flow.tasks import in_flight, task
 from vlcp_ray.flow.teach import TEACHER
 from vlcp_ray.memory import kept_memory
 from vlcp_ray.progress import Progress
@@ -87,8 +87,7 @@ def trials_of(step: Step, settings: config.Evaluate) -> list[Trial]:
 def _submissions(context: Context, left: Sequence[tuple[Step, Trial]]) -> Iterator[Callable[[], ray.ObjectRef]]:
     settings, pool, sets = context.job.evaluate, context.scale.evaluate, Sets(context)
     device = "cuda" if pool.num_gpus else "cpu"
-    # Without `max_calls=0` Ray ends a worker after each call that had a GPU, and torch would be loaded again.
-    run = ray.remote(num_cpus=pool.num_cpus, num_gpus=pool.num_gpus, max_calls=0)(_trial)
+    run = task(_trial, pool)
     before = ""
     for step, trial in left:
         if before not in ("", step.fingerprint):
