@@ -21,7 +21,7 @@ pytestmark = pytest.mark.faults
 WORKERS = {
     "ingest": ("ingest", "images", "ray::_read_part"),
     "captioning or encoding": ("pair", "pairs", "ray::MapWorker(MapBatches(Stage)).submit"),
-    "a rank": ("finetune", "progress", "ray::RayTrainWorker.run_train_fn"),
+    "a rank": ("finetune", "progress", "ray::RayTrainWorker"),
     "a class": ("prototype", "prototypes", "ray::_one_class"),
     "generation": ("generate", "synthetic", "ray::MapWorker(MapBatches(Stage)).submit"),
     "a trial": ("evaluate", "scores", "ray::_trial"),
