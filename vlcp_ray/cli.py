@@ -1,8 +1,11 @@
-"""Knows the command line: plan, run, status, report and doctor."""
+"""Knows the command line: plan, run, submit, status, report and doctor."""
 
 import argparse
 import json
+import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +18,15 @@ from vlcp_ray.scale import load_scale
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.store import Step, Store
 
+_JOB_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the driver of a submitted job
 _BAD_SETTINGS = 2  # exit code, as argparse uses it for wrong arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns 0, 1 where the work failed, 2 where the settings cannot be used."""
     arguments = _parser().parse_args(argv)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)
     try:
         return int(arguments.command(arguments))
     except ConfigError as error:
@@ -31,9 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"\nvlcp-ray: {reason}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("\nvlcp-ray: stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+        return 128 + (stop.args[0] if stop.args else signal.SIGINT)
+
+
+def _interrupt(number: int, _: object) -> None:
+    """`ray job stop` and a machine that shuts down send SIGTERM: a run then ends as by Ctrl-C, everything put away."""
+    raise KeyboardInterrupt(number)
 
 
 def _reason(error: BaseException) -> BaseException:
@@ -62,10 +73,20 @@ def _parser() -> argparse.ArgumentParser:
 
     command("plan", _plan, "show the stages, their fingerprints and what will run")
     runner = command("run", _run, "run the job, or go on where it stopped")
-    runner.add_argument(
-        "--to", choices=STAGE_NAMES, default=STAGE_NAMES[-1], metavar="STAGE", help="stop after a stage"
+    sender = command("submit", _submit, "run the job on a cluster, through Ray's Jobs API")
+    for sub in (runner, sender):
+        sub.add_argument(
+            "--to", choices=STAGE_NAMES, default=STAGE_NAMES[-1], metavar="STAGE", help="stop after a stage"
+        )
+        sub.add_argument("--scale", metavar="FILE", help="workers, GPUs and batches per stage; default: what is there")
+    sender.add_argument("--address", metavar="URL", help="of the cluster's dashboard (http://127.0.0.1:8265)")
+    sender.add_argument(
+        "--env",
+        choices=("image", "cpu", "gpu"),
+        default="image",
+        help="what the machines have: everything (image), or Ray installs the dependencies of an extra there",
     )
-    runner.add_argument("--scale", metavar="FILE", help="workers, GPUs and batches per stage; default: what is there")
+    sender.add_argument("--detach", action="store_true", help="come back once the job is accepted")
     command("status", _status, "show rows, rejected rows and seconds of every stage")
     report = command("report", _report, "print the scores and where the report is")
     report.add_argument("--json", action="store_true", help="the scores as a list of objects")
@@ -100,6 +121,8 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if _JOB_MARK in os.environ:
+        _check_root(arguments.root)
     scale = load_scale(arguments.scale) if arguments.scale else None
     job, store, _ = _open(arguments)
     for step in run(job, store, arguments.to, scale):
@@ -107,6 +130,35 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.to == STAGE_NAMES[-1]:
         return _report(argparse.Namespace(**vars(arguments), json=False))
     return 0
+
+
+def _check_root(root: str) -> None:
+    if "://" not in root:
+        raise ConfigError(
+            f"--root {root}: a job runs on other machines, in a folder that is thrown away; give a URI that they all "
+            "reach: s3://bucket/runs, gs://bucket/runs, or file:///shared/runs for a folder that they share"
+        )
+
+
+def _submit(arguments: argparse.Namespace) -> int:
+    from vlcp_ray.flow import submit
+
+    _check_root(arguments.root)
+    job = load_job(arguments.job, arguments.set)
+    preflight(job)
+    if arguments.scale:
+        load_scale(arguments.scale)
+    options = ["--root", arguments.root, "--to", arguments.to]
+    options += [part for override in arguments.set for part in ("--set", override)]
+    return submit.submit(
+        arguments.job,
+        job,
+        options,
+        scale=arguments.scale,
+        address=arguments.address,
+        environment=arguments.env,
+        wait=not arguments.detach,
+    )
 
 
 def _status(arguments: argparse.Namespace) -> int:

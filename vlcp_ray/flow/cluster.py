@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
@@ -45,10 +47,11 @@ def joined() -> Iterator[Scale]:
     if ray.is_initialized():
         yield _scale()
         return
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
-    else:
-        _start_local()
+    with _handler_kept():
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        else:
+            _start_local()
     try:
         yield _scale()
     finally:
@@ -65,11 +68,21 @@ def _start_local() -> None:
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
     with _core_unheard():
         ray.init(
+            address="local",  # and no other that somebody has started on this machine
             num_cpus=_cores() + _SLOTS_FOR_READERS,
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
+
+
+@contextmanager
+def _handler_kept() -> Iterator[None]:
+    """Ray puts a handler of SIGTERM in the place of the program's, which knows how to end in order."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread() and before is not None:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -22,6 +22,8 @@ def check(model: str, field: str) -> None:
     """
     path = Path(folder(model)).expanduser()
     is_path = model.startswith((DEMO, ".", "/", "~")) or model.count("/") != 1  # a hub id is owner/name
+    if model.startswith(DEMO) and path.is_dir() and not any(path.rglob("*.safetensors")):
+        raise ValueError(f"{field}: the weights of {model} did not travel with this job; send it by vlcp-ray submit")
     if is_path and not path.is_dir():
         raise ValueError(f"{field}: there is no folder {model!r}; give a folder or a hub id such as owner/name")
 
