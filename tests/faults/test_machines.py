@@ -148,7 +148,8 @@ def autoscaled(folder: Path) -> Iterator[tuple[str, int]]:
     with (folder / "autoscaler.log").open("w") as log:
         head = subprocess.Popen(
             [sys.executable, "-m", "ray.scripts.scripts", "start", *options, f"--autoscaling-config={config}"],
-            env=os.environ | {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"},
+            env=os.environ
+            | {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1", "RAY_AUTH_MODE": "disabled"},
             stdout=log,
             stderr=subprocess.STDOUT,
         )

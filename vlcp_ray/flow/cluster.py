@@ -12,6 +12,7 @@ from typing import Final
 import ray
 
 from vlcp_ray.scale import Scale, derive
+from vlcp_ray.settings import ConfigError
 
 #: Slots of a local Ray beyond the cores. Slots are logical: the actors of one streaming plan hold the cores, and its
 #: readers and writers, which mostly wait, need places beside them. Each slot that is used is a process to start.
@@ -42,20 +43,33 @@ def joined() -> Iterator[Scale]:
 
     A program that is connected already stays so. Where RAY_ADDRESS names a cluster (`ray job submit` sets it), that
     one is joined. Else a local Ray runs for as long as the work does.
+
+    Raises:
+        ConfigError: no Ray answers at RAY_ADDRESS.
     """
     _quiet()
     if ray.is_initialized():
         yield _scale()
         return
     with _handler_kept():
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        if address := os.environ.get("RAY_ADDRESS"):
+            _join(address)
         else:
             _start_local()
     try:
         yield _scale()
     finally:
         ray.shutdown()
+
+
+def _join(address: str) -> None:
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+    except ConnectionError as error:
+        raise ConfigError(
+            f"RAY_ADDRESS {address}: no Ray takes this run in ({str(error).splitlines()[0]}); start it, or name another; "
+            "where the cluster asks for a token set RAY_AUTH_MODE=token here, and unset RAY_ADDRESS to work locally"
+        ) from error
 
 
 def _start_local() -> None:
