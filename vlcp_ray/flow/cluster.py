@@ -67,7 +67,7 @@ def _join(address: str) -> None:
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
     except ConnectionError as error:
         raise ConfigError(
-            f"RAY_ADDRESS {address}: no Ray takes this run in ({str(error).splitlines()[0]}); start it or name another; "
+            f"RAY_ADDRESS {address}: no Ray takes this run in ({str(error).splitlines()[0]}); start or name another; "
             "where the cluster asks for a token set RAY_AUTH_MODE=token here, and unset RAY_ADDRESS to work locally"
         ) from error
 
