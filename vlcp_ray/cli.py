@@ -116,7 +116,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         print(f"{step.title:<34} {step.fingerprint:<14} {state(store, step):<9} {note}".rstrip())
     todo = sum(state(store, step) != "done" for step in steps)
     print(f"\n{todo} of {len(steps)} artifacts to make under {store.path}")
-    print(*needs(job).lines(), sep="\n")
+    print(*needs(job, {step.stage for step in steps}).lines(), sep="\n")
     return 0
 
 

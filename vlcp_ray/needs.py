@@ -1,7 +1,7 @@
 """Knows what a job needs before anything is read: images, disk at the root, GPU memory; computed from its settings."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -46,24 +46,30 @@ class Needs:
             parts = ", ".join(f"{name} {_told(gib)}" for name, gib in self.disk.items())
             yield f"disk        {_told(sum(self.disk.values()))} at the root: {parts}"
         memory = (f"{name} {'unknown' if gib is None else _told(gib)}" for name, gib in self.gpu.items())
-        yield f"GPU memory  {', '.join(memory)}, and what a batch needs"
+        if self.gpu:
+            yield f"GPU memory  {', '.join(memory)}, and what a batch needs"
 
 
-def needs(job: Job) -> Needs:
-    """What a job needs."""
+def needs(job: Job, stages: Set[str]) -> Needs:
+    """What a job needs.
+
+    Args:
+        stages: those that its graph has: where no set is drawn, no diffusion model is loaded.
+    """
     images = job.ingest.expect or _embedded(job)
     sizes = {part: parameters(job.base_model, part) for part in ("unet", "vae", "text_encoder")}
     whole = None if None in sizes.values() else sum(size or 0 for size in sizes.values())
+    memory = {
+        "describe": ("pair", _gib(parameters(job.caption.model, ""), _HALF)),
+        "fine-tune": ("finetune", _gib(sizes["unet"], _TRAINED)),
+        "generate": ("generate", _gib(whole, _HALF)),
+    }
     return Needs(
         images,
         sets=len(job.seeds) * len(job.ipc),
         drawn=len(job.seeds) * sum(job.ipc) * (images.classes if images else 0),
-        disk=_disk(job, images, whole) if images else {},
-        gpu={
-            "describe": _gib(parameters(job.caption.model, ""), _HALF),
-            "fine-tune": _gib(sizes["unet"], _TRAINED),
-            "generate": _gib(whole, _HALF),
-        },
+        disk=_disk(job, images, whole, stages) if images else {},
+        gpu={name: gib for name, (stage, gib) in memory.items() if stage in stages},
     )
 
 
@@ -89,12 +95,14 @@ def _product(shape: Sequence[int]) -> int:
     return count
 
 
-def _disk(job: Job, images: Expect, model: int | None) -> dict[str, float]:
+def _disk(job: Job, images: Expect, model: int | None, stages: Set[str]) -> dict[str, float]:
     channels, height, width = _latent(job, job.encode.resolution)
     moments = 2 * 2 * _product(_latent(job, job.encode.train_resolution))  # mean and logvar, plain and flipped
     row = _HALF * (channels * height * width + moments) + _CAPTION_BYTES
-    found = {"images": images.gib, "pairs": images.train * row / _GIB}
-    if model is not None:
+    found = {"images": images.gib}
+    if "pair" in stages:
+        found["pairs"] = images.train * row / _GIB
+    if model is not None and "finetune" in stages:
         found["models"] = len(job.seeds) * model * _FULL / _GIB
     side, sets = job.generate.image_size, len(job.seeds) * (1 + len({"random", "centroid"} & set(job.compare.methods)))
     found["distilled"] = sets * sum(job.ipc) * images.classes * 3 * side**2 * _PNG / _GIB
