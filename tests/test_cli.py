@@ -1,10 +1,12 @@
 """Whether wrong settings end with one sentence and exit code 2, before anything starts."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from ray.exceptions import WorkerCrashedError
 
 from vlcp_ray.cli import main
 
@@ -69,3 +71,34 @@ def test_plan_imports_nothing_heavy(tmp_path: Path) -> None:
 def test_a_report_before_any_score_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", JOB, "--root", str(tmp_path)]) == 1
     assert "start with: vlcp-ray run" in capsys.readouterr().err
+
+
+def test_what_ray_cannot_survive_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lose(*_: object) -> None:
+        raise WorkerCrashedError
+
+    monkeypatch.setattr("vlcp_ray.cli.run", lose)
+    assert main(["run", JOB, "--root", "nowhere"]) == 1
+    told = capsys.readouterr().err
+    assert "the cluster gave up: The worker died" in told
+    assert told.endswith("the same command goes on from here\n")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_run_in_order(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    run = subprocess.Popen(
+        [sys.executable, "-m", "vlcp_ray.cli", "run", JOB, "--root", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert run.stdout is not None
+    assert run.stdout.readline().startswith("scale")  # Ray is up
+    run.send_signal(number)
+    _, told = run.communicate(timeout=60)
+    assert run.returncode == code
+    assert "the same command goes on from here" in told
+    assert "Traceback" not in told
+    assert not list((tmp_path / "leases").iterdir())

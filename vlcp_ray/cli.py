@@ -33,7 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"vlcp-ray: {error}", file=sys.stderr)
         return _BAD_SETTINGS
     except Exception as error:
-        if not isinstance(reason := _reason(error), ValueError):
+        reason = _reason(error)
+        if type(reason).__module__.partition(".")[0] == "ray":  # no error of the work, but of the machines that did it
+            told = f"the cluster gave up: {str(reason).splitlines()[0]} See ray status and its logs for why"
+            print(f"\nvlcp-ray: {told}; the same command goes on from here", file=sys.stderr)
+            return 1
+        if not isinstance(reason, ValueError):
             raise
         print(f"\nvlcp-ray: {reason}", file=sys.stderr)
         return 1

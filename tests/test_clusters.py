@@ -1,0 +1,176 @@
+"""Whether the files of clusters/ are what Ray and KubeRay read, agree with each other, and hold nothing secret."""
+
+import copy
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import ray.autoscaler
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from vlcp_ray import __version__
+from vlcp_ray.scale import Scale, load_scale
+
+ROOT = Path(__file__).parents[1]
+CLUSTERS = ROOT / "clusters"
+SCHEMAS = ROOT.parent / "shared" / "data" / "kuberay"
+CLOUDS = ["aws", "gcp"]
+MANIFESTS = ["raycluster", "rayjob"]
+FILES = sorted(path for path in CLUSTERS.rglob("*") if path.is_file())
+LAUNCHERS = {CLUSTERS / f"{cloud}.yaml": CLUSTERS / f"{cloud}.toml" for cloud in CLOUDS}
+
+
+def read(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((CLUSTERS / f"{name}.yaml").read_text(encoding="utf-8"))
+    return found
+
+
+def check_launcher(config: dict[str, Any]) -> None:
+    """As `ray up` does before it calls a cloud; the zones' addresses are the cloud's to give."""
+    config["provider"]["project_id"] = config["provider"].get("project_id") or "project"
+    validate_config(prepare_config(copy.deepcopy(config)))
+    provider = json.loads(Path(ray.autoscaler.__file__).with_name("ray-schema.json").read_text(encoding="utf-8"))
+    assert config["provider"].keys() <= provider["properties"]["provider"]["properties"].keys()
+    known = {"resources", "node_config", "min_workers", "max_workers"}
+    assert not {key for kind in config["available_node_types"].values() for key in kind} - known
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_a_launcher_file_is_one_that_ray_takes(cloud: str) -> None:
+    check_launcher(read(cloud))
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+@pytest.mark.parametrize(
+    "place", [(), ("provider", "security_group"), ("docker",), ("available_node_types", "gpu_spot")]
+)
+def test_a_misspelt_key_fails(cloud: str, place: tuple[str, ...]) -> None:
+    config = inner = read(cloud)
+    for key in place:
+        inner = inner.setdefault(key, {})
+    inner["max_wrokers"] = 1
+    with pytest.raises((jsonschema.ValidationError, AssertionError)):
+        check_launcher(config)
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_the_head_is_idle_and_everything_else_comes_and_goes(cloud: str) -> None:
+    kinds = read(cloud)["available_node_types"]
+    assert kinds["head"]["resources"] == {"CPU": 0}
+    assert all(kind["min_workers"] == 0 for name, kind in kinds.items() if name != "head")
+    spot = {name for name, kind in kinds.items() if re.search("spot", json.dumps(kind["node_config"]), re.IGNORECASE)}
+    assert spot == {"cpu_spot", "gpu_spot"}
+    assert sum(kind.get("max_workers", 0) for kind in kinds.values()) == read(cloud)["max_workers"]
+    assert any("--dashboard-host=127.0.0.1" in line for line in read(cloud)["head_start_ray_commands"])
+
+
+def strict(schema: Any) -> Any:
+    """The same schema, in which a key that it does not name is an error."""
+    if isinstance(schema, dict):
+        closed = {key: strict(value) for key, value in schema.items()}
+        keeps = schema.get("x-kubernetes-preserve-unknown-fields") or "additionalProperties" in schema
+        return closed | ({"additionalProperties": False} if "properties" in schema and not keeps else {})
+    return [strict(item) for item in schema] if isinstance(schema, list) else schema
+
+
+def check_manifest(name: str, manifest: dict[str, Any]) -> None:
+    file = SCHEMAS / f"{name}-v1.schema.json"
+    if not file.exists():
+        pytest.skip("KubeRay's schemas are not beside the project")
+    schema = strict(json.loads(file.read_text(encoding="utf-8")))
+    schema["properties"]["metadata"] = {"type": "object"}
+    jsonschema.validate(manifest, schema)
+
+
+def cluster_of(name: str) -> dict[str, Any]:
+    spec: dict[str, Any] = read(f"kuberay/{name}")["spec"]
+    return spec if name == "raycluster" else spec["rayClusterSpec"]
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_a_manifest_is_one_that_kuberay_takes(name: str) -> None:
+    check_manifest(name, read(f"kuberay/{name}"))
+
+
+@pytest.mark.parametrize("place", ["", "headGroupSpec", "autoscalerOptions", "workerGroupSpecs"])
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_a_misspelt_key_of_a_manifest_fails(name: str, place: str) -> None:
+    manifest = read(f"kuberay/{name}")
+    spec = manifest["spec"] if name == "raycluster" else manifest["spec"]["rayClusterSpec"]
+    inner = spec[place] if place else spec
+    (inner[0] if isinstance(inner, list) else inner)["maxReplcas"] = 1
+    with pytest.raises(jsonschema.ValidationError, match="maxReplcas"):
+        check_manifest(name, manifest)
+
+
+def test_the_job_s_cluster_is_the_cluster() -> None:
+    assert cluster_of("rayjob") == cluster_of("raycluster")
+
+
+def test_the_cluster_of_kuberay_is_idle_at_its_head_and_asks_for_a_token() -> None:
+    spec = cluster_of("raycluster")
+    assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    assert spec["headGroupSpec"]["serviceType"] == "ClusterIP"
+    assert (spec["authOptions"]["mode"], spec["autoscalerOptions"]["version"]) == ("token", "v2")
+    assert {group["groupName"]: group["minReplicas"] for group in spec["workerGroupSpecs"]} == dict.fromkeys(
+        ("cpu-spot", "gpu", "gpu-spot"), 0
+    )
+
+
+def devices(name: str) -> dict[str, tuple[float, float]]:
+    """The most CPUs and GPUs that each kind of machine of a cluster can come to."""
+    if name != "kuberay/scale":
+        kinds = read(name)["available_node_types"].items()
+        return {
+            kind: tuple(group.get("max_workers", 0) * group["resources"].get(what, 0) for what in ("CPU", "GPU"))
+            for kind, group in kinds
+        }
+    found = {}
+    for group in cluster_of("raycluster")["workerGroupSpecs"]:
+        limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+        has = (float(limits["cpu"]), float(limits.get("nvidia.com/gpu", 0)))
+        found[group["groupName"].replace("-", "_")] = tuple(group["maxReplicas"] * count for count in has)
+    return found
+
+
+@pytest.mark.parametrize("name", [*CLOUDS, "kuberay/scale"])
+def test_a_scale_file_asks_for_no_more_than_its_cluster_can_have(name: str) -> None:
+    scale, most = load_scale(str(CLUSTERS / f"{name}.toml")), devices(name)
+    cpus, gpus = (sum(counts) for counts in zip(*most.values(), strict=True))
+    for pools in (("ingest",), ("caption", "encode"), ("finetune",), ("prototype",), ("generate",), ("evaluate",)):
+        taken = [getattr(scale, pool) for pool in pools]
+        assert sum(pool.num_workers * pool.num_gpus for pool in taken) <= gpus, pools
+        assert sum(pool.num_workers * pool.num_cpus for pool in taken) <= cpus, pools
+    assert scale.finetune.num_workers * scale.finetune.num_gpus == most["gpu"][1]  # all ranks fit without spot
+    assert scale.finetune.fewest < scale.finetune.num_workers
+    assert scale.patience > Scale().patience
+
+
+def test_the_image_has_the_one_list_of_dependencies() -> None:
+    docker = (CLUSTERS / "Dockerfile").read_text(encoding="utf-8")
+    pins = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    assert re.findall(r"pip install (.*?) &&", docker) == ["--no-cache-dir '.[gpu]'"]
+    assert len(re.findall(r"\b(?:pip|conda|apt|uv) ", docker)) == 1
+    (ray,) = (pin.partition("==")[2] for pin in pins if pin.startswith("ray["))
+    assert re.findall(r"^FROM rayproject/ray:(.*?)-py(\d)(\d+)", docker, re.MULTILINE) == [(ray, "3", "11")]
+    sent = (ROOT / ".dockerignore").read_text(encoding="utf-8")
+    assert all(f"!{name}" in sent for name in re.findall(r"^COPY \S+ (\w[\w.]*)", docker, re.MULTILINE))
+
+
+def test_all_files_name_the_same_image_and_ray() -> None:
+    images = {name for file in FILES for name in re.findall(r"vlcp-ray:[\d.]*\d", file.read_text(encoding="utf-8"))}
+    assert images == {f"vlcp-ray:{__version__}"}
+    assert {cluster_of(name)["rayVersion"] for name in MANIFESTS} == {"2.60.0"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CLUSTERS)))
+def test_files_name_what_is_there_and_nothing_secret(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    for name in re.findall(r"(?:clusters|jobs)/[\w/.-]+\.(?:toml|yaml)", text):
+        assert (ROOT / name).exists(), name
+    assert not re.search(r"access_?key|password|AKIA|BEGIN |ghp_|hf_[A-Za-z]{8}", text, re.IGNORECASE)
