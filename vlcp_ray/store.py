@@ -98,7 +98,7 @@ class Artifact:
                 return content
 
         try:
-            return _patiently(read, f"read {self.path}/{name}")
+            return patiently(read, f"read {self.path}/{name}")
         except FileNotFoundError:
             return None
 
@@ -123,7 +123,7 @@ class Artifact:
         """The complete files of a folder, sorted; none where the folder is not there yet."""
         place = f"{self.path}/{folder}" if folder else self.path
         selector = pafs.FileSelector(place, allow_not_found=True)
-        found = _patiently(lambda: self.filesystem.get_file_info(selector), f"list {place}")
+        found = patiently(lambda: self.filesystem.get_file_info(selector), f"list {place}")
         paths = (str(info.path) for info in found if info.is_file)
         return sorted(p for p in paths if p.endswith(suffix) and not Path(p).name.startswith("."))
 
@@ -135,7 +135,7 @@ class Artifact:
         from pyarrow import dataset as pads
 
         wanted = None if columns is None else list(columns)
-        return _patiently(
+        return patiently(
             lambda: pads.dataset(files, filesystem=self.filesystem, format="parquet").to_table(columns=wanted),
             f"read {self.path}/{folder}",
         )
@@ -152,7 +152,7 @@ class Artifact:
             return self.table(folder, schema, columns)
         values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
         wanted = {"columns": list(columns), "filter": pc.field(key).isin(values)}
-        return _patiently(
+        return patiently(
             lambda: pads.dataset(files, filesystem=self.filesystem, format="parquet").to_table(**wanted),
             f"read {self.path}/{folder}",
         )
@@ -178,7 +178,7 @@ class Artifact:
 
     def _write_whole(self, name: str, write: Callable[[Any], object]) -> None:
         path = f"{self.path}/{name}"
-        _patiently(lambda: self._attempt(path, write), f"write {path}")
+        patiently(lambda: self._attempt(path, write), f"write {path}")
 
     def _attempt(self, path: str, write: Callable[[Any], object]) -> None:
         folder, _, file = path.rpartition("/")
@@ -202,7 +202,7 @@ class Artifact:
             self.filesystem.delete_file(path)
 
 
-def _patiently(act: Callable[[], T], what: str) -> T:
+def patiently(act: Callable[[], T], what: str) -> T:
     """Do it, again and again if the store refuses it for a while: it may be full, busy or out of reach.
 
     Args:

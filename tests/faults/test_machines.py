@@ -10,10 +10,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 from ray.cluster_utils import Cluster
+from ray.util import get_node_ip_address
 
 from tests.faults.runs import Run, assert_equal, begun, children, tables, write_scale
 
@@ -35,7 +37,7 @@ num_gpus = 1
 """
 
 #: What Ray's autoscaler is told; the provider starts raylets on this machine. It insists on every key.
-AUTOSCALER = {
+AUTOSCALER: dict[str, Any] = {
     "cluster_name": "faults",
     "max_workers": 2,
     "idle_timeout_minutes": 0.2,
@@ -142,7 +144,9 @@ def autoscaled(folder: Path) -> Iterator[tuple[str, int]]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     config = folder / "autoscaler.json"
-    config.write_text(json.dumps(AUTOSCALER))
+    # Where it is not told, the provider sends its machines to port 6379, which may be somebody else's Ray.
+    provider = AUTOSCALER["provider"] | {"gcs_address": f"{get_node_ip_address()}:{port}"}
+    config.write_text(json.dumps(AUTOSCALER | {"provider": provider}))
     options = ["--head", "--block", f"--port={port}", "--num-cpus=6", f"--object-store-memory={STORE}"]
     options.append("--include-dashboard=False")
     with (folder / "autoscaler.log").open("w") as log:

@@ -1,5 +1,6 @@
 """Knows how a run comes to its Ray: it joins the cluster it is on, or starts one on this machine."""
 
+import errno
 import logging
 import os
 import signal
@@ -33,6 +34,9 @@ _GPU_GIB: Final = {
     "B200": 180,
 }
 _KIND: Final = "accelerator_type:"
+
+#: What a mounted store says while it is busy, full or out of reach; Ray Data knows the words of the object stores.
+_PASSING: Final = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET)
 
 _TALKATIVE: Final = ("ray.data", "ray.data._internal.progress", "ray.train", "ray._private.authentication")
 
@@ -114,7 +118,9 @@ def _core_unheard() -> Iterator[None]:
 
 
 def _scale() -> Scale:
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.retried_io_errors = [*context.retried_io_errors, *(f"[Errno {code}]" for code in _PASSING)]
     resources = ray.cluster_resources()
     local = len(ray.nodes()) == 1
     cpus = min(int(resources["CPU"]), _cores()) if local else int(resources["CPU"])

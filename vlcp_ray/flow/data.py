@@ -12,7 +12,7 @@ from ray.data import ActorPoolStrategy, Dataset
 
 from vlcp_ray.scale import Pool
 from vlcp_ray.schemas import REJECTED, conform, with_column
-from vlcp_ray.store import Artifact, part_name
+from vlcp_ray.store import Artifact, part_name, patiently
 
 REJECTED_TABLE: Final = "rejected"
 #: The column that says which artifact a row belongs to, where one plan fills several.
@@ -118,11 +118,10 @@ def read_all(
     for artifact in artifacts:
         if not artifact.files(table):
             raise ValueError(f"{artifact.path}/{table} has no rows; remove the folder {artifact.path} and run again")
-    return ray.data.read_parquet(
-        [file for artifact in artifacts for file in artifact.files(table)],
-        filesystem=artifacts[0].filesystem,
-        columns=None if columns is None else list(columns),
-        include_paths=include_paths,
+    files = [file for artifact in artifacts for file in artifact.files(table)]
+    options = {"columns": None if columns is None else list(columns), "include_paths": include_paths}
+    return patiently(  # it looks into the first files at once
+        lambda: ray.data.read_parquet(files, filesystem=artifacts[0].filesystem, **options), f"read {table}"
     )
 
 
