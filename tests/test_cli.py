@@ -86,7 +86,7 @@ def test_what_ray_cannot_survive_is_one_sentence(
     assert told.endswith("the same command goes on from here\n")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143)])
 def test_a_signal_ends_a_run_in_order(number: signal.Signals, code: int, tmp_path: Path) -> None:
     run = subprocess.Popen(
         [sys.executable, "-m", "vlcp_ray.cli", "run", JOB, "--root", str(tmp_path)],

@@ -1,5 +1,6 @@
 """Whether row-wise and group-wise plans keep every row, resume by row, and write nothing twice."""
 
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -26,15 +27,18 @@ def artifact(root: Path, name: str) -> Artifact:
 
 
 class Square:
-    """Squares the distance; rejects every tenth row; dies on request after some rows, as a power cut would."""
+    """Squares the distance; rejects every tenth row; on request fails at a row, or dies there once."""
 
-    def __init__(self, fail_at: str = "") -> None:
-        self.fail_at = fail_at
+    def __init__(self, fail_at: str = "", dies_at: str = "", died: str = "") -> None:
+        self.fail_at, self.dies_at, self.died = fail_at, dies_at, died
 
     def __call__(self, table: pa.Table) -> pa.Table:
         ids = table["image_id"].to_pylist()
         if self.fail_at in ids:
             raise RuntimeError("power cut")
+        if self.dies_at in ids and not os.path.exists(self.died):
+            open(self.died, "w").close()
+            os._exit(1)  # as a worker that is killed, or whose machine is taken away
         table = with_column(table, "distance", pc.multiply(table["distance"], table["distance"]))
         table = with_column(table, "source", pa.array(ids))
         return reject(table, {row: ("undecodable", "x") for row, name in enumerate(ids) if name.endswith("0")})
@@ -64,6 +68,18 @@ def test_rows_in_are_rows_out_plus_rejected_whatever_the_workers(tmp_path: Path)
     assert [row["image_id"] for row in bad] == [f"i{i:03d}" for i in range(0, ROWS, 10)]
     assert {row["stage"] for row in bad} == {"square"}
     assert tables(two) == (good, bad)
+
+
+def test_a_worker_that_dies_costs_no_row_and_doubles_none(tmp_path: Path) -> None:
+    source, calm, target = (artifact(tmp_path, name) for name in ("source", "calm", "target"))
+    source.write_table("members/a.parquet", members(ROWS))
+    run(source, calm)
+    write = Write({"": target}, "square", "members", MEMBERS)
+    dying = {"dies_at": "i050", "died": str(tmp_path / "died")}
+    work = Work(f"{__name__}:Square", dying, Pool(num_workers=2, min_workers=1, num_cpus=0.5, batch_size=10))
+    assert sum(good + bad for good, bad in stream(read(source, "members"), [work], write, 10)) == ROWS
+    assert (tmp_path / "died").exists()
+    assert tables(target) == tables(calm)
 
 
 def test_a_run_that_broke_goes_on_with_the_rest_and_ends_equal(tmp_path: Path) -> None:

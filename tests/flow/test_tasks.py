@@ -1,11 +1,14 @@
 """Whether work in flight stays within its limit and every result comes back."""
 
+import os
 from functools import partial
+from pathlib import Path
 
 import pytest
 import ray
 
-from vlcp_ray.flow.tasks import in_flight
+from vlcp_ray.flow.tasks import in_flight, task
+from vlcp_ray.scale import Pool
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.filterwarnings("default")]
 
@@ -47,3 +50,17 @@ def test_pieces_are_started_late() -> None:
     results = in_flight((partial(start, number) for number in range(100)), limit=3)
     next(results)
     assert len(started) == 3
+
+
+def _dies_once(died: str) -> int:
+    if not os.path.exists(died):
+        open(died, "w").close()
+        os._exit(1)
+    return os.getpid()
+
+
+def test_a_piece_whose_worker_dies_is_begun_again(tmp_path: Path) -> None:
+    call = task(_dies_once, Pool(num_cpus=0.5))
+    (pid,) = in_flight([partial(call.remote, str(tmp_path / "died"))], limit=1)
+    assert (tmp_path / "died").exists()
+    assert pid != os.getpid()
