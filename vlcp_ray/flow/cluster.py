@@ -120,7 +120,7 @@ def _core_unheard() -> Iterator[None]:
 def _scale() -> Scale:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.retried_io_errors = [*context.retried_io_errors, *(f"[Errno {code}]" for code in _PASSING)]
+    context.retried_io_errors = [*context.retried_io_errors, *(f"Errno {code}" for code in _PASSING)]
     resources = ray.cluster_resources()
     local = len(ray.nodes()) == 1
     cpus = min(int(resources["CPU"]), _cores()) if local else int(resources["CPU"])
