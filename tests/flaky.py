@@ -12,7 +12,10 @@ from vlcp_ray.store import Store
 
 
 class Flaky(LocalFileSystem):
-    """The local filesystem, of which a share of the calls fail: the disk is full when it writes, busy when it reads."""
+    """The local filesystem, of which a share of the calls fail: full when it writes, and when it reads as S3 says it.
+
+    Ray Data's reader of parquet footers takes the words of S3 alone for something that passes.
+    """
 
     cachable = False
 
@@ -22,7 +25,10 @@ class Flaky(LocalFileSystem):
 
     def _maybe(self, code: int) -> None:
         if random.random() < self.share:
-            raise OSError(code, "No space left on device" if code == errno.ENOSPC else "the store is busy")
+            said = (
+                "No space left on device" if code == errno.ENOSPC else "AWS Error SLOW_DOWN: reduce your request rate"
+            )
+            raise OSError(code, said)
 
     def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
         self._maybe(errno.EIO if "r" in mode else errno.ENOSPC)

@@ -45,6 +45,7 @@ AUTOSCALER: dict[str, Any] = {
     "head_node_type": "ray.head.default",
     "provider": {
         "type": "external",
+        "disable_node_updaters": True,
         "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
     },
     "available_node_types": {
