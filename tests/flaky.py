@@ -25,9 +25,7 @@ class Flaky(LocalFileSystem):
 
     def _maybe(self, code: int) -> None:
         if random.random() < self.share:
-            said = (
-                "No space left on device" if code == errno.ENOSPC else "AWS Error SLOW_DOWN: reduce your request rate"
-            )
+            said = "No space left on device" if code == errno.ENOSPC else "AWS Error SLOW_DOWN: reduce the rate"
             raise OSError(code, said)
 
     def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
