@@ -17,7 +17,8 @@ import pytest
 from ray.cluster_utils import Cluster
 from ray.util import get_node_ip_address
 
-from tests.faults.runs import Run, assert_equal, begun, children, tables, write_scale
+from tests.faults.runs import Run, assert_equal, begun, children, steps, tables, write_scale
+from vlcp_ray.store import Store
 
 pytestmark = [pytest.mark.faults, pytest.mark.filterwarnings("default")]
 
@@ -110,6 +111,22 @@ def test_a_gpu_that_comes_late_is_waited_for(folder: Path, calm: dict[str, pa.Ta
         cluster.add_node(num_cpus=4, num_gpus=1, object_store_memory=STORE)
         assert run.code() == 0, run.said()
     assert tables(run.root, "pair")["pair pairs"].equals(calm["pair pairs"])
+
+
+def test_fine_tuning_begins_with_the_ranks_that_fit(folder: Path, calm: dict[str, pa.Table]) -> None:
+    scale = folder / "elastic.toml"
+    scale.write_text("rows_per_block = 32\n[finetune]\nnum_workers = 2\nmin_workers = 1\nnum_cpus = 3\n")
+    with machines(1) as cluster:
+        run = Run(folder / "elastic", scale, "--to", "finetune", address=cluster.address)
+        assert run.code() == 0, run.said()
+    (made,), (whole,) = (
+        [Store.at(str(root)).artifact(step).manifest() for step in steps(root) if step.stage == "finetune"]
+        for root in (folder / "elastic", folder / "calm")
+    )
+    assert made is not None
+    assert whole is not None
+    assert (made["steps"], made["images"]) == (whole["steps"], whole["images"])  # the global batch is the same
+    assert made["losses"][-1][1] == pytest.approx(whole["losses"][-1][1], abs=0.01)
 
 
 def test_a_gpu_that_never_comes_ends_the_run_with_the_cure(folder: Path) -> None:
