@@ -13,6 +13,7 @@ from vlcp_ray.scale import Pool, Scale
 
 _LOOK: Final = 2.0  # seconds between looks at the cluster
 _WIDTH: Final = 100
+_UNBROKEN: Final = "\N{NO-BREAK SPACE}"
 _TELL: Final = 60.0  # seconds between words about the waiting
 
 Bundle = dict[str, float]
@@ -23,8 +24,9 @@ def tell(scale: Scale, pools: Sequence[str]) -> None:
     shares = [f"{name} {getattr(scale, name)}" for name in dict.fromkeys(pools)]
     if os.environ.get("RAY_ADDRESS"):
         print(f"{'scale':<28} {_shown(ray.cluster_resources())}", flush=True)
-    for line in textwrap.wrap("; ".join(shares), _WIDTH, break_on_hyphens=False):
-        print(f"{'scale':<28} {line}", flush=True)
+    whole = "; ".join(share.replace(" ", _UNBROKEN) for share in shares)
+    for line in textwrap.wrap(whole, _WIDTH, break_on_hyphens=False):
+        print(f"{'scale':<28} {line.replace(_UNBROKEN, ' ')}", flush=True)
 
 
 def wait_for(scale: Scale, pools: Sequence[str], title: str) -> None:
