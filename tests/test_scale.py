@@ -19,6 +19,15 @@ def test_streaming_pools_never_ask_for_more_gpus_than_there_are(gpus: int) -> No
         assert 0 < pool.num_workers * pool.num_gpus <= gpus
 
 
+@pytest.mark.parametrize(("cpus", "gpus"), [(2, 1), (8, 8), (4, 8), (96, 8), (1, 1)])
+def test_few_cpus_beside_many_gpus_are_shared_out(cpus: int, gpus: int) -> None:
+    scale = derive(cpus, gpus)
+    room = max(cpus, gpus / 2)  # half a CPU is the least that a worker with a GPU gets
+    for together in ([scale.caption, scale.encode], [scale.finetune], [scale.generate], [scale.evaluate]):
+        assert sum(pool.num_workers * pool.num_cpus for pool in together) <= max(room, 2 * scale.encode.num_cpus)
+    assert scale.prototype.num_cpus <= cpus
+
+
 def test_batches_per_device_follow_from_its_memory() -> None:
     small, large = derive(8, 1, 16), derive(8, 1, 80)
     assert (small.finetune.batch_size, large.finetune.batch_size) == (4, 20)

@@ -71,16 +71,17 @@ def derive(cpus: int, gpus: int, gpu_gib: int = 16) -> Scale:
     encoders = max(1, gpus // 8)
     shared = gpus == 1  # describing and encoding stream at the same time: on one GPU each takes its part
     fold = max(1, gpu_gib // 16)
+    each = min(2.0, max(0.5, cpus / gpus))  # CPUs of a worker with a GPU: machines with many GPUs may have few of them
     return Scale(
         rows_per_block=256,
         ingest=Pool(num_workers=cpus),
-        caption=Pool(num_workers=max(1, gpus - encoders), num_cpus=2, num_gpus=0.8 if shared else 1, batch_size=256),
-        encode=Pool(num_workers=encoders, num_cpus=2, num_gpus=0.2 if shared else 1, batch_size=32),
+        caption=Pool(num_workers=max(1, gpus - encoders), num_cpus=each, num_gpus=0.8 if shared else 1, batch_size=256),
+        encode=Pool(num_workers=encoders, num_cpus=each, num_gpus=0.2 if shared else 1, batch_size=32),
         # Each rank adds up as many of these as its part of the global batch has.
-        finetune=Pool(num_workers=gpus, num_cpus=2, num_gpus=1, batch_size=4 * fold),
-        prototype=Pool(num_workers=max(1, cpus // 4), num_cpus=4),
-        generate=Pool(num_workers=gpus, num_cpus=2, num_gpus=1, batch_size=8 * fold),
-        evaluate=Pool(num_workers=gpus * 2, num_cpus=1, num_gpus=0.5),
+        finetune=Pool(num_workers=gpus, num_cpus=each, num_gpus=1, batch_size=4 * fold),
+        prototype=Pool(num_workers=max(1, cpus // 4), num_cpus=min(4, cpus)),
+        generate=Pool(num_workers=gpus, num_cpus=each, num_gpus=1, batch_size=8 * fold),
+        evaluate=Pool(num_workers=gpus * 2, num_cpus=each / 2, num_gpus=0.5),
     )
 
 

@@ -123,8 +123,8 @@ def _scale() -> Scale:
     context.retried_io_errors = [*context.retried_io_errors, *(f"Errno {code}" for code in _PASSING)]
     resources = ray.cluster_resources()
     local = len(ray.nodes()) == 1
-    cpus = min(int(resources["CPU"]), _cores()) if local else int(resources["CPU"])
-    return derive(cpus, int(resources.get("GPU", 0)), _smallest_gpu(resources))
+    there = max(1, int(resources.get("CPU", 0)))  # a head without work has none, until the first machine comes
+    return derive(min(there, _cores()) if local else there, int(resources.get("GPU", 0)), _smallest_gpu(resources))
 
 
 def _smallest_gpu(resources: Mapping[str, float]) -> int:
