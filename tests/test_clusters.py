@@ -4,6 +4,7 @@ import copy
 import json
 import re
 import tomllib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -78,18 +79,37 @@ def strict(schema: Any) -> Any:
     return [strict(item) for item in schema] if isinstance(schema, list) else schema
 
 
-def check_manifest(name: str, manifest: dict[str, Any]) -> None:
+@cache
+def schema_of(name: str) -> Any:
     file = SCHEMAS / f"{name}-v1.schema.json"
     if not file.exists():
         pytest.skip("KubeRay's schemas are not beside the project")
-    schema = strict(json.loads(file.read_text(encoding="utf-8")))
-    schema["properties"]["metadata"] = {"type": "object"}
-    jsonschema.validate(manifest, schema)
+    return strict(json.loads(file.read_text(encoding="utf-8")))
+
+
+def check(value: Any, schema: Any) -> None:
+    # Not `jsonschema.validate`, which also checks the schema itself, a second each time.
+    jsonschema.Draft202012Validator(schema).validate(value)
+
+
+def check_manifest(name: str, manifest: dict[str, Any]) -> None:
+    """Against KubeRay's schema, and the pods, which it leaves open there, against the one of a RayJob's submitter."""
+    metadata = strict({"required": ["name"], "properties": {"name": {"type": "string"}}})
+    schema = schema_of(name)
+    check(manifest, schema | {"properties": schema["properties"] | {"metadata": metadata}})
+    pod = schema_of("rayjob")["properties"]["spec"]["properties"]["submitterPodTemplate"]
+    cluster = cluster_in(name, manifest)
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        check(group["template"], pod)
+
+
+def cluster_in(name: str, manifest: dict[str, Any]) -> dict[str, Any]:
+    spec: dict[str, Any] = manifest["spec"]
+    return spec if name == "raycluster" else spec["rayClusterSpec"]
 
 
 def cluster_of(name: str) -> dict[str, Any]:
-    spec: dict[str, Any] = read(f"kuberay/{name}")["spec"]
-    return spec if name == "raycluster" else spec["rayClusterSpec"]
+    return cluster_in(name, read(f"kuberay/{name}"))
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
@@ -97,13 +117,34 @@ def test_a_manifest_is_one_that_kuberay_takes(name: str) -> None:
     check_manifest(name, read(f"kuberay/{name}"))
 
 
-@pytest.mark.parametrize("place", ["", "headGroupSpec", "autoscalerOptions", "workerGroupSpecs"])
+POD = ("workerGroupSpecs", 2, "template", "spec")
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        (),
+        ("headGroupSpec",),
+        ("authOptions",),
+        ("autoscalerOptions",),
+        ("workerGroupSpecs", 0),
+        ("workerGroupSpecs", 0, "template"),
+        POD,
+        (*POD, "tolerations", 0),
+        (*POD, "initContainers", 0, "securityContext"),
+        (*POD, "containers", 0),
+        (*POD, "containers", 0, "resources"),
+        (*POD, "volumes", 0, "hostPath"),
+    ],
+    ids=lambda place: ".".join(map(str, place)) or "spec",
+)
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_a_misspelt_key_of_a_manifest_fails(name: str, place: str) -> None:
+def test_a_misspelt_key_of_a_manifest_fails(name: str, place: tuple[str | int, ...]) -> None:
     manifest = read(f"kuberay/{name}")
-    spec = manifest["spec"] if name == "raycluster" else manifest["spec"]["rayClusterSpec"]
-    inner = spec[place] if place else spec
-    (inner[0] if isinstance(inner, list) else inner)["maxReplcas"] = 1
+    inner: Any = cluster_in(name, manifest)
+    for key in place:
+        inner = inner[key]
+    inner["maxReplcas"] = 1
     with pytest.raises(jsonschema.ValidationError, match="maxReplcas"):
         check_manifest(name, manifest)
 
@@ -122,25 +163,28 @@ def test_the_cluster_of_kuberay_is_idle_at_its_head_and_asks_for_a_token() -> No
     )
 
 
-def devices(name: str) -> dict[str, tuple[float, float]]:
-    """The most CPUs and GPUs that each kind of machine of a cluster can come to."""
+def machines(name: str) -> dict[str, tuple[int, float, float]]:
+    """Of each kind of machine of a cluster: how many there can be, and the CPUs and GPUs of one."""
     if name != "kuberay/scale":
         kinds = read(name)["available_node_types"].items()
-        return {
-            kind: tuple(group.get("max_workers", 0) * group["resources"].get(what, 0) for what in ("CPU", "GPU"))
-            for kind, group in kinds
-        }
+        has = {kind: (group.get("max_workers", 0), group["resources"]) for kind, group in kinds}
+        return {kind: (count, one["CPU"], one.get("GPU", 0)) for kind, (count, one) in has.items()}
     found = {}
     for group in cluster_of("raycluster")["workerGroupSpecs"]:
         limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-        has = (float(limits["cpu"]), float(limits.get("nvidia.com/gpu", 0)))
-        found[group["groupName"].replace("-", "_")] = tuple(group["maxReplicas"] * count for count in has)
+        one = (float(limits["cpu"]), float(limits.get("nvidia.com/gpu", 0)))
+        found[group["groupName"].replace("-", "_")] = (group["maxReplicas"], *one)
     return found
+
+
+def most_devices(name: str) -> dict[str, tuple[float, float]]:
+    """The most CPUs and GPUs that each kind of machine of a cluster can come to."""
+    return {kind: (count * cpus, count * gpus) for kind, (count, cpus, gpus) in machines(name).items()}
 
 
 @pytest.mark.parametrize("name", [*CLOUDS, "kuberay/scale"])
 def test_a_scale_file_asks_for_no_more_than_its_cluster_can_have(name: str) -> None:
-    scale, most = load_scale(str(CLUSTERS / f"{name}.toml")), devices(name)
+    scale, most = load_scale(str(CLUSTERS / f"{name}.toml")), most_devices(name)
     cpus, gpus = (sum(counts) for counts in zip(*most.values(), strict=True))
     for pools in (("ingest",), ("caption", "encode"), ("finetune",), ("prototype",), ("generate",), ("evaluate",)):
         taken = [getattr(scale, pool) for pool in pools]
@@ -149,6 +193,25 @@ def test_a_scale_file_asks_for_no_more_than_its_cluster_can_have(name: str) -> N
     assert scale.finetune.num_workers * scale.finetune.num_gpus == most["gpu"][1]  # all ranks fit without spot
     assert scale.finetune.fewest < scale.finetune.num_workers
     assert scale.patience > Scale().patience
+
+
+@pytest.mark.parametrize("name", [*CLOUDS, "kuberay/scale"])
+def test_ranks_fit_on_the_machines_on_demand_and_on_no_spot_machine(name: str) -> None:
+    rank, kinds = load_scale(str(CLUSTERS / f"{name}.toml")).finetune, machines(name)
+    count, cpus, gpus = kinds["gpu"]
+    on_one = min(cpus // rank.num_cpus, gpus // rank.num_gpus)
+    assert rank.fewest <= on_one
+    assert rank.num_workers <= count * on_one
+    assert all(one < rank.num_cpus for kind, (_, one, has) in kinds.items() if kind != "gpu" and has)
+
+
+@pytest.mark.parametrize("name", [*CLOUDS, "kuberay/scale"])
+def test_a_spot_machine_holds_a_worker_of_each_other_pool(name: str) -> None:
+    scale, (_, cpus, gpus) = load_scale(str(CLUSTERS / f"{name}.toml")), machines(name)["gpu_spot"]
+    for pool in (scale.caption, scale.encode, scale.generate, scale.evaluate):
+        assert pool.num_cpus <= cpus
+        assert pool.num_gpus <= gpus
+    assert all(pool.fewest == 1 for pool in (scale.caption, scale.encode, scale.generate))
 
 
 def test_the_image_has_the_one_list_of_dependencies() -> None:
@@ -173,4 +236,5 @@ def test_files_name_what_is_there_and_nothing_secret(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
     for name in re.findall(r"(?:clusters|jobs)/[\w/.-]+\.(?:toml|yaml)", text):
         assert (ROOT / name).exists(), name
-    assert not re.search(r"access_?key|password|AKIA|BEGIN |ghp_|hf_[A-Za-z]{8}", text, re.IGNORECASE)
+    assert not re.search(r"access[_-]?key|password|AKIA|BEGIN |ghp_|hf_[A-Za-z]{8}", text, re.IGNORECASE)
+    assert not re.search(r"(secret|token)\w*[\"']?\s*[:=]\s*\S", text, re.IGNORECASE)
