@@ -47,6 +47,7 @@ AUTOSCALER: dict[str, Any] = {
     "provider": {
         "type": "external",
         "disable_node_updaters": True,
+        "use_node_id_as_ip": True,
         "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
     },
     "available_node_types": {
