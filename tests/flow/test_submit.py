@@ -114,6 +114,8 @@ def test_within_a_job_a_root_that_is_thrown_away_is_refused(
 def cluster() -> Iterator[str]:
     """Three machines, the head without work: the address of its Jobs API."""
     head = {"num_cpus": 0, "object_store_memory": 300 * 2**20, "include_dashboard": True, "dashboard_port": 18265}
+    before = os.environ["PATH"]
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{before}"  # a job's `python` is the machines'
     machines = Cluster(initialize_head=True, head_node_args=head)
     try:
         for _ in range(2):
@@ -121,6 +123,7 @@ def cluster() -> Iterator[str]:
         yield "http://127.0.0.1:18265"
     finally:
         machines.shutdown()
+        os.environ["PATH"] = before
 
 
 @pytest.mark.faults

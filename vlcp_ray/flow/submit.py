@@ -5,6 +5,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +22,7 @@ Environment = Literal["image", "cpu", "gpu"]
 
 _PACKAGE: Final = Path(__file__).parents[1]
 _WEIGHTS: Final = ("llava", "stable_diffusion")  # the demo's, 6.6 MB of the package's 7
+_PAUSES: Final = (2.0, 4.0, 8.0, 16.0, 30.0)
 _OF_A_PATH: Final = ("ingest.source", "ingest.class_list", "caption.source", "teach.checkpoint")
 
 
@@ -58,7 +60,7 @@ def submit(
         runtime: dict[str, Any] = {"working_dir": folder}
         if environment != "image":
             runtime["pip"] = requirements(environment)
-        submission = client.submit_job(entrypoint=shlex.join(command), runtime_env=runtime)
+        submission = _send(client, shlex.join(command), runtime)
     print(f"job {submission}; follow: ray job logs -f {submission}; stop: ray job stop {submission}", flush=True)
     return _follow(client, submission) if wait else 0
 
@@ -109,6 +111,18 @@ def _connect(address: str | None) -> JobSubmissionClient:
             else "start one (ray start --head), or name its dashboard: --address http://HOST:8265"
         )
         raise ConfigError(f"no cluster takes the job: {said}; {cure}") from error
+
+
+def _send(client: JobSubmissionClient, command: str, runtime: dict[str, Any]) -> str:
+    """Submit, again and again while a cluster that has just started says that it is not ready."""
+    for pause in (*_PAUSES, None):
+        try:
+            return str(client.submit_job(entrypoint=command, runtime_env=runtime))
+        except RuntimeError as error:
+            if pause is None or "No available agent" not in str(error):
+                raise ConfigError(f"the cluster refuses the job: {str(error).splitlines()[0]}") from error
+            time.sleep(pause)
+    raise AssertionError
 
 
 def _follow(client: JobSubmissionClient, submission: str) -> int:
