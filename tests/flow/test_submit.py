@@ -2,8 +2,10 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from collections.abc import Iterator
@@ -116,14 +118,19 @@ def cluster() -> Iterator[str]:
     head = {"num_cpus": 0, "object_store_memory": 300 * 2**20, "include_dashboard": True, "dashboard_port": 18265}
     before = os.environ["PATH"]
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{before}"  # a job's `python` is the machines'
-    machines = Cluster(initialize_head=True, head_node_args=head)
+    machines, folders = Cluster(initialize_head=True, head_node_args=head), list[str]()
     try:
         for _ in range(2):
-            machines.add_node(num_cpus=4, object_store_memory=300 * 2**20)
+            # A folder of its own: a machine's agent unpacks a job anew, away from under the feet of its neighbours.
+            folder = tempfile.mkdtemp(prefix="ray")
+            machines.add_node(num_cpus=4, object_store_memory=300 * 2**20, temp_dir=folder)
+            folders.append(folder)
         yield "http://127.0.0.1:18265"
     finally:
         machines.shutdown()
         os.environ["PATH"] = before
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.faults
