@@ -48,6 +48,7 @@ num_workers = {workers}
 [prototype]
 num_workers = {workers}
 [generate]
+num_workers = {workers}
 batch_size = {batch}
 [evaluate]
 num_workers = {workers}
@@ -91,7 +92,7 @@ class Run:
 
 
 def write_scale(folder: Path, workers: int = 2, cpus: int = 2, batch: int = 32) -> Path:
-    """A scale file of two ranks: their number decides the sums of fine-tuning, all others nothing."""
+    """A scale file of two ranks: their number decides the sums of fine-tuning, and `batch` how a pixel is rounded."""
     path = folder / f"scale-{workers}-{cpus}-{batch}.toml"
     path.write_text(SCALE.format(workers=workers, cpus=cpus, batch=batch))
     return path

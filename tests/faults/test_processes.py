@@ -66,11 +66,11 @@ def test_a_killed_driver_goes_on_with_other_workers(folder: Path, calm: dict[str
         "evaluate": lambda: begun(root, "evaluate", "scores"),
     }
     for number, (stage, is_middle) in enumerate(middles.items()):
-        run = Run(root, write_scale(folder, workers=1 + number % 2, cpus=1 + number % 2, batch=(32, 20, 7)[number]))
+        run = Run(root, write_scale(folder, workers=1 + number % 2, cpus=1 + number % 2))
         run.until(lambda is_middle=is_middle: is_middle())
         run.kill()
         assert not sealed(root, stage)
-    last = Run(root, write_scale(folder, workers=1, cpus=1, batch=50))
+    last = Run(root, write_scale(folder, workers=1, cpus=1))
     assert last.code() == 0, last.said()
     assert_equal(root, calm)
 

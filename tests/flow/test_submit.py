@@ -145,8 +145,9 @@ def test_a_submitted_job_is_stopped_resumes_and_makes_the_local_tables(cluster: 
     there = tmp_path / "there"
     submit = [*command, "submit", arguments(there, captions)[0], "--root", f"file://{there}", *sets, "--scale", scale]
     submit += ["--address", cluster]
-    detached = subprocess.run([*submit, "--detach"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    submission = detached.split()[1].rstrip(";")
+    detached = subprocess.run([*submit, "--detach"], cwd=ROOT, capture_output=True, text=True)
+    assert detached.returncode == 0, detached.stderr
+    submission = detached.stdout.split()[1].rstrip(";")
     client, end = JobSubmissionClient(cluster), time.monotonic() + 300
     while not list(there.glob("finetune-*/progress/*.json")):
         assert time.monotonic() < end, client.get_job_logs(submission)

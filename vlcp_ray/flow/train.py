@@ -24,9 +24,10 @@ from vlcp_ray.flow.context import Context
 from vlcp_ray.flow.data import read
 from vlcp_ray.memory import kept_memory
 from vlcp_ray.progress import Progress
+from vlcp_ray.scale import Pool
 from vlcp_ray.schedule import WINDOW, Positions, Schedule
 from vlcp_ray.schemas import pairs_schema
-from vlcp_ray.store import Artifact, Step
+from vlcp_ray.store import Artifact, Step, patiently
 
 if TYPE_CHECKING:
     from vlcp_ray.stages.finetune import Finetune
@@ -94,6 +95,21 @@ def _one_seed(context: Context, step: Step, rows: Rows) -> None:
     names = context.manifest(step.inputs["pairs"].inputs["images"])["class_names"]
     resolution, base = job.encode.train_resolution, job.base_model
     plan = Plan(settings, base, seed, resolution, pool.batch_size, names, schedule, rows, artifact)
+    images = schedule.images_after(schedule.steps)
+    with _told(step.title, images, artifact):
+        patiently(lambda: _fit(plan, pool), f"keep the checkpoints of {artifact.path}")
+    facts: dict[str, Any] = {"images": images, "steps": schedule.steps, "losses": losses(artifact)}
+    context.seal(step, rows_in=n_rows, rows=n_rows, seconds=time.monotonic() - start, **facts)
+    artifact.delete("checkpoints")
+
+
+def _fit(plan: Plan, pool: Pool) -> None:
+    """Train from the last checkpoint on, or from the start, to the end.
+
+    Raises:
+        OSError: the store refused Ray Train, which asks it once.
+    """
+    artifact = plan.artifact
     trainer = ray.train.torch.TorchTrainer(
         _rank,
         train_loop_config={"plan": plan},
@@ -112,12 +128,12 @@ def _one_seed(context: Context, step: Step, rows: Rows) -> None:
             failure_config=FailureConfig(max_failures=_FAILURES),
         ),
     )
-    images = schedule.images_after(schedule.steps)
-    with _told(step.title, images, artifact):
+    try:
         trainer.fit()
-    facts: dict[str, Any] = {"images": images, "steps": schedule.steps, "losses": losses(artifact)}
-    context.seal(step, rows_in=n_rows, rows=n_rows, seconds=time.monotonic() - start, **facts)
-    artifact.delete("checkpoints")
+    except ray.train.ControllerError as error:
+        if isinstance(error.controller_failure, OSError):
+            raise error.controller_failure from error
+        raise
 
 
 def losses(artifact: Artifact) -> list[tuple[int, float]]:
