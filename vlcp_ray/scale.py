@@ -17,7 +17,9 @@ class Pool(Settings):
     )
     num_cpus: float = Field(1.0, gt=0, description="logical CPUs of each worker")
     num_gpus: float = Field(0.0, ge=0, description="GPUs of each worker; a fraction shares one")
-    batch_size: Positive = Field(32, description="rows per call; per device in fine-tuning")
+    batch_size: Positive = Field(
+        32, description="rows per call, per device in fine-tuning; another size may round the last bit another way"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -40,7 +40,7 @@ rows_per_block = 32
 num_cpus = {cpus}
 batch_size = 32
 [encode]
-batch_size = {batch}
+batch_size = 32
 [finetune]
 num_workers = 2
 [ingest]
@@ -49,7 +49,7 @@ num_workers = {workers}
 num_workers = {workers}
 [generate]
 num_workers = {workers}
-batch_size = {batch}
+batch_size = 32
 [evaluate]
 num_workers = {workers}
 """
@@ -91,10 +91,10 @@ class Run:
         return self.log.read_text()[-6000:]
 
 
-def write_scale(folder: Path, workers: int = 2, cpus: int = 2, batch: int = 32) -> Path:
-    """A scale file of two ranks: their number decides the sums of fine-tuning, and `batch` how a pixel is rounded."""
-    path = folder / f"scale-{workers}-{cpus}-{batch}.toml"
-    path.write_text(SCALE.format(workers=workers, cpus=cpus, batch=batch))
+def write_scale(folder: Path, workers: int = 2, cpus: int = 2) -> Path:
+    """A scale file of two ranks: their number decides the sums of fine-tuning, all others nothing."""
+    path = folder / f"scale-{workers}-{cpus}.toml"
+    path.write_text(SCALE.format(workers=workers, cpus=cpus))
     return path
 
 

@@ -116,6 +116,7 @@ def test_within_a_job_a_root_that_is_thrown_away_is_refused(
 def cluster() -> Iterator[str]:
     """Three machines, the head without work: the address of its Jobs API."""
     head = {"num_cpus": 0, "object_store_memory": 300 * 2**20, "include_dashboard": True, "dashboard_port": 18265}
+    head["dashboard_agent_listen_port"] = 0  # any: another Ray of this machine has the usual one
     before = os.environ["PATH"]
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{before}"  # a job's `python` is the machines'
     machines, folders = Cluster(initialize_head=True, head_node_args=head), list[str]()

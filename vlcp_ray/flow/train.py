@@ -107,7 +107,7 @@ def _fit(plan: Plan, pool: Pool) -> None:
     """Train from the last checkpoint on, or from the start, to the end.
 
     Raises:
-        OSError: the store refused Ray Train, which asks it once.
+        OSError: the store refused Ray Train, which asks it once, or the controller's machine is gone.
     """
     artifact = plan.artifact
     trainer = ray.train.torch.TorchTrainer(
@@ -134,6 +134,9 @@ def _fit(plan: Plan, pool: Pool) -> None:
         if isinstance(error.controller_failure, OSError):
             raise error.controller_failure from error
         raise
+    except ray.exceptions.ActorDiedError as error:
+        # The controller dies at birth of a store that it cannot write, and its last words are all that is left.
+        raise OSError(str(error).strip().splitlines()[-1]) from error
 
 
 def losses(artifact: Artifact) -> list[tuple[int, float]]:
