@@ -22,17 +22,19 @@ FLOORS = (
     {"sources", "needs", "protocols", "methods", "score_views"},
     {"stages"},
     {"store"},
-    {"lease"},
+    {"lease", "exports"},
     {"flow"},
     {"pipeline", "doctor"},
     {"cli"},
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Who may be imported from within the own room: the training of the demo's models is one program in several files, all
-# layouts hand over the same rows of the same classes, a model's folder is what all models share, and the rest of flow
-# stands on its context and its ways to run work. The protocols and the teacher share their images and their loop.
+# layouts hand over the same rows of the same classes, all exports read rows in one order, a model's folder is what all
+# models share, and the rest of flow stands on its context and its ways to run work. The protocols and the teacher
+# share their images and their loop.
 NEIGHBOURS = {
     ("demo", "*"),
+    ("exports", "rows"),
     ("sources", "*"),
     ("models", "folders"),
     ("models", "shapes"),
@@ -40,7 +42,7 @@ NEIGHBOURS = {
     ("protocols", "training"),
     *(
         ("flow", way)
-        for way in ("choose", "classes", "context", "data", "feeds", "labelled", "rowwise", "tasks", "teach")
+        for way in ("choose", "classes", "context", "data", "feeds", "labelled", "rowwise", "storage", "tasks", "teach")
     ),
 }
 KNOWS_RAY = {"flow", "pipeline", "cli"}

@@ -22,6 +22,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from vlcp_ray import config
 from vlcp_ray.flow.context import Context
 from vlcp_ray.flow.data import read
+from vlcp_ray.flow.storage import patient
 from vlcp_ray.memory import kept_memory
 from vlcp_ray.progress import Progress
 from vlcp_ray.scale import Pool
@@ -107,7 +108,7 @@ def _fit(plan: Plan, pool: Pool) -> None:
     """Train from the last checkpoint on, or from the start, to the end.
 
     Raises:
-        OSError: the store refused Ray Train, which asks it once, or the controller's machine is gone.
+        OSError: the store refused to go on with a file that it had begun.
     """
     artifact = plan.artifact
     trainer = ray.train.torch.TorchTrainer(
@@ -123,7 +124,7 @@ def _fit(plan: Plan, pool: Pool) -> None:
         run_config=RunConfig(
             name="checkpoints",
             storage_path=artifact.path,
-            storage_filesystem=artifact.filesystem,
+            storage_filesystem=patient(artifact.filesystem),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             failure_config=FailureConfig(max_failures=_FAILURES),
         ),
@@ -134,9 +135,6 @@ def _fit(plan: Plan, pool: Pool) -> None:
         if isinstance(error.controller_failure, OSError):
             raise error.controller_failure from error
         raise
-    except ray.exceptions.ActorDiedError as error:
-        # The controller dies at birth of a store that it cannot write, and its last words are all that is left.
-        raise OSError(str(error).strip().splitlines()[-1]) from error
 
 
 def losses(artifact: Artifact) -> list[tuple[int, float]]:
