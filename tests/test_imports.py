@@ -34,6 +34,8 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # share their images and their loop.
 NEIGHBOURS = {
     ("demo", "*"),
+    ("exports", "cards"),
+    ("exports", "dataset"),
     ("exports", "rows"),
     ("sources", "*"),
     ("models", "folders"),

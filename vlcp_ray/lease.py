@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
-from vlcp_ray.store import Artifact, Step, Store
+from vlcp_ray.store import Artifact, Step, Store, patiently
 
 FOLDER: Final = "leases"
 BEAT: Final = 10.0  # seconds between the signs of life of a run
@@ -115,6 +115,7 @@ def _read(leases: Artifact, name: str) -> dict[str, Any] | None:
 
 def _delete(leases: Artifact, name: str) -> None:
     try:
-        leases.filesystem.delete_file(f"{leases.path}/{name}")
+        path = f"{leases.path}/{name}"
+        patiently(lambda: leases.filesystem.delete_file(path), f"delete {path}")
     except FileNotFoundError:  # another run has taken over, or removed this one's after it was killed
         return

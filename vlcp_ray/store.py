@@ -78,7 +78,8 @@ class Artifact:
 
     def exists(self) -> bool:
         """Whether anything was ever written for it."""
-        return bool(self.filesystem.get_file_info(self.path).type != pafs.FileType.NotFound)
+        info = patiently(lambda: self.filesystem.get_file_info(self.path), f"look for {self.path}")
+        return bool(info.type != pafs.FileType.NotFound)
 
     def manifest(self) -> dict[str, Any] | None:
         """What the seal says, or None while the artifact is not sealed."""
@@ -159,7 +160,7 @@ class Artifact:
 
     def delete(self, folder: str) -> None:
         """Remove a folder of the artifact and all that is in it."""
-        self.filesystem.delete_dir(f"{self.path}/{folder}")
+        patiently(lambda: self.filesystem.delete_dir(f"{self.path}/{folder}"), f"delete {self.path}/{folder}")
 
     def put_folder(self, local: Path, name: str) -> None:
         """Copy a local folder, file by file, to `<artifact>/<name>`."""
@@ -171,9 +172,8 @@ class Artifact:
         """A local folder with the files of `<artifact>/<name>`: the folder itself where it is local already."""
         if isinstance(self.filesystem, pafs.LocalFileSystem):
             return f"{self.path}/{name}"
-        pafs.copy_files(
-            f"{self.path}/{name}", str(local), source_filesystem=self.filesystem, destination_filesystem=None
-        )
+        source, here = f"{self.path}/{name}", pafs.LocalFileSystem()
+        patiently(lambda: pafs.copy_files(source, str(local), self.filesystem, here), f"read {source}")
         return str(local)
 
     def _write_whole(self, name: str, write: Callable[[Any], object]) -> None:

@@ -10,9 +10,10 @@ import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy, Dataset
 
+from vlcp_ray.flow.storage import patient
 from vlcp_ray.scale import Pool
 from vlcp_ray.schemas import REJECTED, conform, with_column
-from vlcp_ray.store import Artifact, part_name, patiently
+from vlcp_ray.store import Artifact, part_name
 
 REJECTED_TABLE: Final = "rejected"
 #: The column that says which artifact a row belongs to, where one plan fills several.
@@ -120,9 +121,7 @@ def read_all(
             raise ValueError(f"{artifact.path}/{table} has no rows; remove the folder {artifact.path} and run again")
     files = [file for artifact in artifacts for file in artifact.files(table)]
     options = {"columns": None if columns is None else list(columns), "include_paths": include_paths}
-    return patiently(  # it looks into the first files at once
-        lambda: ray.data.read_parquet(files, filesystem=artifacts[0].filesystem, **options), f"read {table}"
-    )
+    return ray.data.read_parquet(files, filesystem=patient(artifacts[0].filesystem), **options)
 
 
 def keep(dataset: Dataset, **arguments: Any) -> Dataset:

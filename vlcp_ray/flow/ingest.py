@@ -14,6 +14,7 @@ import ray
 from vlcp_ray.flow.context import Context
 from vlcp_ray.flow.data import REJECTED_TABLE, Write
 from vlcp_ray.flow.rowwise import apart, counts, done_ids, seal_rows
+from vlcp_ray.flow.storage import patient
 from vlcp_ray.flow.tasks import in_flight, task
 from vlcp_ray.progress import Progress
 from vlcp_ray.schemas import IMAGES, REJECTED, conform, with_column
@@ -132,7 +133,8 @@ def reject_duplicates(artifact: Artifact) -> None:
     files = artifact.files(_IMAGES)
     if not files:
         return
-    index = pads.dataset(files, filesystem=artifact.filesystem).to_table(columns=["image_id", "source", "__filename"])
+    store = patient(artifact.filesystem)
+    index = pads.dataset(files, filesystem=store).to_table(columns=["image_id", "source", "__filename"])
     ids = pc.value_counts(index["image_id"])
     twice = ids.field("values").filter(pc.greater(ids.field("counts"), 1))
     if not len(twice):
@@ -147,11 +149,11 @@ def reject_duplicates(artifact: Artifact) -> None:
         else:
             first[row["image_id"]] = row["source"]
     written = {
-        _move(artifact, parquet.read_table(file, filesystem=artifact.filesystem, partitioning=None), lost)
+        _move(artifact, parquet.read_table(file, filesystem=store, partitioning=None), lost)
         for file, lost in losers.items()
     }
     for file in set(losers) - {f"{artifact.path}/{name}" for name in written}:
-        artifact.filesystem.delete_file(file)
+        store.delete_file(file)
 
 
 def _move(artifact: Artifact, table: pa.Table, lost: dict[str, str]) -> str:
