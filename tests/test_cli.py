@@ -51,6 +51,27 @@ def test_what_a_run_reads_is_looked_at_before_it_starts(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ([], "say where it goes: --to FOLDER, or --push-to-hub OWNER/NAME"),
+        (["--to", "out"], "generate seed 0 ipc 5 vlcp is not made yet under"),
+        (["--to", "out", "--ipc", "7"], "the job makes no set vlcp, seed 0, ipc 7; it has the methods vlcp, random"),
+        (["--to", "nope://bucket"], "--to nope://bucket"),
+        (["--to", "s3://bucket/x", "--push-to-hub", "me/digits"], "the hub takes a folder of this machine"),
+    ],
+)
+def test_an_export_that_cannot_be_made_is_one_sentence(
+    wrong: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", JOB, "--format", "parquet", *wrong]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert len(error.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_missing_job_file_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "jobs/nothing.toml"]) == 2
     assert "no such file" in capsys.readouterr().err

@@ -19,7 +19,7 @@ FLOORS = (
     {"scale", "repair", "schedule"},
     {"demo"},
     {"models", "images", "text", "augment", "charts", "scores"},
-    {"sources", "needs", "protocols", "methods", "score_views"},
+    {"sources", "needs", "reference", "protocols", "methods", "score_views"},
     {"stages"},
     {"store"},
     {"lease", "exports"},

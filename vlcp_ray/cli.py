@@ -1,10 +1,12 @@
-"""Knows the command line: plan, run, submit, status, report and doctor."""
+"""Knows the command line: plan, run, submit, status, report, export and doctor."""
 
 import argparse
 import json
 import os
+import shlex
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +21,7 @@ from vlcp_ray.settings import ConfigError
 from vlcp_ray.store import Step, Store
 
 _JOB_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the driver of a submitted job
+FORMS = ("imagefolder", "parquet", "webdataset", "descriptions", "model")
 _BAD_SETTINGS = 2  # exit code, as argparse uses it for wrong arguments
 
 
@@ -95,6 +98,14 @@ def _parser() -> argparse.ArgumentParser:
     command("status", _status, "show rows, rejected rows and seconds of every stage")
     report = command("report", _report, "print the scores and where the report is")
     report.add_argument("--json", action="store_true", help="the scores as a list of objects")
+    export = command("export", _export, "write a distilled set, the descriptions or the model as others open them")
+    export.add_argument("--format", required=True, choices=FORMS, help="what, and for whom")
+    export.add_argument("--to", metavar="URI", help="an empty folder, or a URI as --root takes it")
+    export.add_argument("--method", default="vlcp", help="which of the job's sets (vlcp)")
+    export.add_argument("--seed", type=int, help="of the set or the model (the job's first)")
+    export.add_argument("--ipc", type=int, help="images per class (the job's most)")
+    export.add_argument("--license", default="other", metavar="ID", help="for the card, as the hub writes it: mit")
+    export.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload it to the Hugging Face hub")
     doctor = command("doctor", _doctor, "check this machine, with a cure for each problem")
     doctor.add_argument("--fix", action="store_true", help="repair a torchvision that does not fit a CPU torch")
     return parser
@@ -193,6 +204,32 @@ def _report(arguments: argparse.Namespace) -> int:
     page = store.artifact(steps[-1])
     if page.manifest() is not None:
         print(f"\nreport: {_shown(page.path)}/index.html")
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from vlcp_ray.exports import job as exports
+
+    if not arguments.to and not arguments.push_to_hub:
+        raise ConfigError("say where it goes: --to FOLDER, or --push-to-hub OWNER/NAME")
+    job, store, steps = _open(arguments)
+    parts = [text.partition("=") for text in arguments.set]
+    sets = "".join(f" --set {shlex.quote(f'{key}={exports.public(value)}')}" for key, _, value in parts)
+    choice = exports.Choice(
+        arguments.format,
+        arguments.method,
+        arguments.seed,
+        arguments.ipc,
+        arguments.license,
+        f"vlcp-ray run {exports.public(arguments.job)}{sets}",
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        to = arguments.to or folder
+        if arguments.push_to_hub and "://" in to:
+            raise ConfigError(f"--to {to}: the hub takes a folder of this machine; leave --to out")
+        print(f"{exports.export(job, store, steps, choice, exports.opened(to))}{f': {to}' if arguments.to else ''}")
+        if arguments.push_to_hub:
+            print(exports.push(to, arguments.push_to_hub, arguments.format))
     return 0
 
 

@@ -216,8 +216,8 @@ class Compare(Settings):
 class Job(Settings):
     """One experiment: what to distil, how, and how to judge it. `[scale]` is no part of it: see `scale.py`."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
-    seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = (0,)
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="of the job, in reports and exports")
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field((0,), description="a distilled set each")
     ipc: tuple[Positive, ...] = Field((10,), description="images per class, one distilled set each")
     base_model: str = Field(
         "benjamin-paine/stable-diffusion-v1-5",

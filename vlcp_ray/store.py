@@ -163,10 +163,10 @@ class Artifact:
         patiently(lambda: self.filesystem.delete_dir(f"{self.path}/{folder}"), f"delete {self.path}/{folder}")
 
     def put_folder(self, local: Path, name: str) -> None:
-        """Copy a local folder, file by file, to `<artifact>/<name>`."""
+        """Copy a local folder, file by file, to `<artifact>/<name>`; an empty name is the artifact itself."""
         for file in sorted(p for p in local.rglob("*") if p.is_file()):
             with file.open("rb") as source:
-                self._write_whole(f"{name}/{file.relative_to(local)}", _copy_from(source))
+                self._write_whole(f"{name}/{file.relative_to(local)}".lstrip("/"), _copy_from(source))
 
     def get_folder(self, name: str, local: Path) -> str:
         """A local folder with the files of `<artifact>/<name>`: the folder itself where it is local already."""

@@ -119,8 +119,10 @@ def _send(client: JobSubmissionClient, command: str, runtime: dict[str, Any]) ->
         try:
             return str(client.submit_job(entrypoint=command, runtime_env=runtime))
         except RuntimeError as error:
-            if pause is None or "No available agent" not in str(error):
-                raise ConfigError(f"the cluster refuses the job: {str(error).splitlines()[0]}") from error
+            starting = "No available agent" in str(error)
+            if pause is None or not starting:
+                cure = "; on the head's machine another Ray may hold its agent's port" if starting else ""
+                raise ConfigError(f"the cluster refuses the job: {str(error).splitlines()[0]}{cure}") from error
             time.sleep(pause)
     raise AssertionError
 

@@ -1,0 +1,30 @@
+"""Whether what is written down of settings and tables is what the code takes and makes."""
+
+from pathlib import Path
+
+from vlcp_ray.config import Job
+from vlcp_ray.reference import reference
+from vlcp_ray.schemas import REASONS, SYNTHETIC
+
+PAGE = Path(__file__).parents[1] / "REFERENCE.md"
+
+
+def test_the_page_is_not_stale() -> None:
+    assert PAGE.read_text(encoding="utf-8") == reference(), "python -m vlcp_ray.reference > REFERENCE.md"
+
+
+def test_every_setting_column_and_reason_has_a_line() -> None:
+    lines = reference().splitlines()
+    for name, field in Job.model_fields.items():
+        inner = getattr(field.annotation, "model_fields", {name: field})
+        assert all(any(line.startswith(f"| `{setting}` |") for line in lines) for setting in inner), name
+    assert all(any(line.startswith(f"| `{column}` |") for line in lines) for column in SYNTHETIC.names)
+    assert all(any(line.startswith(f"| {reason} |") for line in lines) for reason in REASONS)
+
+
+def test_values_are_told() -> None:
+    page = reference()
+    assert "| `guidance_scale` | `10.0` | float, >= 1 | 1 is without guidance |" in page
+    assert "| list of `minimax`, `rded` |" in page
+    assert "| list of int |" in page
+    assert "| `image` | `binary` | the file's bytes, PNG |" in page

@@ -1,0 +1,65 @@
+"""Knows the cards of the data set, the descriptions and the model, as the hub reads them."""
+
+import json
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any, Final
+
+import jinja2
+from huggingface_hub import DatasetCardData, ModelCardData
+
+from vlcp_ray.exports.dataset import features
+
+_TAGS: Final = ["dataset-distillation", "vlcp"]
+_SIZES: Final = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+
+
+def dataset_card(form: str, facts: Mapping[str, Any]) -> str:
+    """README.md of a distilled set.
+
+    Args:
+        form: imagefolder, parquet or webdataset.
+        facts: what the template `dataset.md.j2` tells, and license, class_names and images.
+    """
+    header = _data_header(facts, "image-classification", facts["images"])
+    if form == "parquet":  # the builders of the other forms find their columns themselves
+        header |= {"dataset_info": {"features": features(facts["class_names"])}, "configs": [_config("data/train-*")]}
+    return _card("dataset.md.j2", DatasetCardData(**header).to_yaml(), facts)
+
+
+def descriptions_card(facts: Mapping[str, Any]) -> str:
+    """README.md of a set's descriptions."""
+    header = _data_header(facts, "image-to-text", facts["images"]) | {"configs": [_config("descriptions.parquet")]}
+    return _card("descriptions.md.j2", DatasetCardData(**header).to_yaml(), facts)
+
+
+def model_card(facts: Mapping[str, Any]) -> str:
+    """README.md of a fine-tuned model."""
+    base = {} if facts["base_model"].startswith("demo/") else {"base_model": facts["base_model"]}
+    header = {"license": facts["license"], "library_name": "diffusers", "pipeline_tag": "text-to-image"}
+    tags = ["stable-diffusion", *_TAGS]
+    return _card("model.md.j2", ModelCardData(**header, **base, tags=tags).to_yaml(), facts)
+
+
+def _data_header(facts: Mapping[str, Any], task: str, rows: int) -> dict[str, Any]:
+    size = next((name for limit, name in _SIZES if rows < limit), "n>1M")
+    named = {"pretty_name": facts["title"], "license": facts["license"], "language": "en"}
+    return named | {"tags": ["synthetic", *_TAGS], "task_categories": [task], "size_categories": [size]}
+
+
+def _config(files: str) -> dict[str, Any]:
+    return {"config_name": "default", "data_files": [{"split": "train", "path": files}]}
+
+
+def _card(template: str, header: str, facts: Mapping[str, Any]) -> str:
+    folder = resources.files(__package__)
+    loader = jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8"))
+    environment = jinja2.Environment(  # noqa: S701  # Markdown, not HTML
+        loader=loader,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    environment.filters["json"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    return environment.get_template(template).render(header=header.strip(), **facts) + "\n"

@@ -1,0 +1,99 @@
+"""Knows how the settings and the tables are written down: `python -m vlcp_ray.reference > REFERENCE.md`."""
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, get_args, get_origin
+
+import pyarrow as pa
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from vlcp_ray import schemas
+from vlcp_ray.config import Job
+from vlcp_ray.scale import Scale
+
+_TABLES: Final = {
+    "IMAGES": schemas.IMAGES,
+    "PAIRS": schemas.pairs_schema((4, 64, 64), (8, 64, 64)),
+    "PROTOTYPES": schemas.prototypes_schema((4, 64, 64)),
+    "MEMBERS": schemas.MEMBERS,
+    "SYNTHETIC": schemas.SYNTHETIC,
+    "SCORES": schemas.SCORES,
+    "REJECTED": schemas.REJECTED,
+}
+_HEAD: Final = """# Settings and tables
+
+Written by `python -m vlcp_ray.reference > REFERENCE.md` from `config.py`, `scale.py` and `schemas.py`.
+"""
+
+
+def reference() -> str:
+    """The page, in Markdown."""
+    parts = [_HEAD, "## The job file", _settings(Job, "the top of the file")]
+    parts += [_settings(kind, f"[{name}]") for name, kind in _sections(Job)]
+    parts += ["## The scale file", _settings(Scale, "the top of the file")]
+    parts.append(
+        _settings(dict(_sections(Scale))["ingest"], "each of " + ", ".join(f"[{n}]" for n, _ in _sections(Scale)))
+    )
+    parts += ["## The tables", "Shapes are those of Stable Diffusion at 512 pixels. No column has nulls."]
+    parts += [_table(name, schema) for name, schema in _TABLES.items()]
+    parts += ["### Reasons of REJECTED", _rows(("reason", "meaning"), schemas.REASONS.items())]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _sections(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield name, field.annotation
+
+
+def _settings(model: type[BaseModel], title: str) -> str:
+    told = (model.__doc__ or "").strip().splitlines()[0]
+    inner = dict(_sections(model))
+    rows = [
+        (f"`{name}`", _default(field), _type(field), field.description or "")
+        for name, field in model.model_fields.items()
+        if name not in inner
+    ]
+    return f"### {title}\n\n{told}\n\n{_rows(('setting', 'default', 'values', 'meaning'), rows)}"
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "the file's name"  # of the job, the only one that must be there
+    value = field.get_default(call_default_factory=True)
+    return "none" if value is None else f"`{json.dumps(value, ensure_ascii=False)}`"
+
+
+def _type(field: FieldInfo) -> str:
+    """The words that a field takes, or its type and its bounds."""
+    rules = [(rule, name, sign) for rule in field.metadata for name, sign in _BOUNDS if hasattr(rule, name)]
+    return ", ".join([_kind(field.annotation), *(f"{sign} {getattr(rule, name)}" for rule, name, sign in rules)])
+
+
+def _kind(kind: Any) -> str:
+    """A type in words: its name, the words of a literal, what a list holds."""
+    if isinstance(kind, str):
+        return f"`{kind}`"
+    inner = [_kind(part) for part in get_args(kind) if isinstance(part, (str, type)) or get_args(part)]
+    inner = [part for part in inner if part not in ("NoneType", "")]
+    if get_origin(kind) is tuple:
+        return f"list of {inner[0]}"
+    return ", ".join(inner) or str(getattr(kind, "__name__", ""))
+
+
+_BOUNDS: Final = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="), ("multiple_of", "multiple of"))
+
+
+def _table(name: str, schema: pa.Schema) -> str:
+    rows = [(f"`{field.name}`", f"`{field.type}`", field.metadata[b"meaning"].decode()) for field in schema]
+    return f"### {name}\n\n{_rows(('column', 'type', 'meaning'), rows)}"
+
+
+def _rows(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *(tuple(cell.replace("|", "\\|") for cell in row) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    print(reference(), end="")
