@@ -70,6 +70,21 @@ def test_centroids_are_those_of_scikit_learn() -> None:
     np.testing.assert_array_equal(column(prototypes, "size"), np.bincount(cluster))
 
 
+@pytest.mark.parametrize("chosen", [NO_OUTLIERS, OUTLIERS], ids=["all", "inliers"])
+def test_more_values_than_images_change_nothing(chosen: Prototype) -> None:
+    """Latents are turned into fewer dimensions then: the same values with zeros beside them come out the same."""
+    values = latents(60)
+    wide = np.pad(values, [(0, 0), (0, 0), (0, 0), (0, 8)])
+    assert wide[0].size > len(wide) > values[0].size
+    prototypes, members = prototype(pairs(values), chosen, [(3, 4)])[3, 4]
+    turned, others = prototype(pairs(wide), chosen, [(3, 4)])[3, 4]
+    assert members.drop_columns("distance").equals(others.drop_columns("distance"))
+    np.testing.assert_allclose(column(others, "distance"), column(members, "distance"), rtol=1e-5, atol=1e-6)
+    kept = tensors(turned["latent"])[..., : values.shape[3]]
+    np.testing.assert_allclose(kept, tensors(prototypes["latent"]), atol=1e-5)
+    assert turned["text"].equals(prototypes["text"])
+
+
 def test_clusters_are_numbered_by_their_first_member() -> None:
     for seed in range(5):
         _, members = prototype(pairs(latents(40)), NO_OUTLIERS, [(seed, 4)])[seed, 4]

@@ -30,6 +30,7 @@ class Images:
     image_ids: Sequence[str]
     captions: Sequence[str]
     latents: Floats  # (n, c * h * w)
+    points: Floats  # (n, n or c * h * w, the smaller): the latents turned, with the same distances
     n_inliers: int
 
 
@@ -106,7 +107,23 @@ def _load(table: pa.Table) -> Images:
         raise ValueError(f"class {class_name!r}: the latent of image_id {first!r} is not finite, encode it anew")
     shape = tuple(table.schema.field("latent").type.shape)
     captions = table["caption"].take(order).to_pylist()
-    return Images(label, class_name, shape, image_ids, captions, latents, len(image_ids))
+    return Images(label, class_name, shape, image_ids, captions, latents, _turned(latents), len(image_ids))
+
+
+def _turned(latents: Floats) -> Floats:
+    """Points with the distances of the latents, in no more dimensions than there are points.
+
+    LOF and k-means know nothing but distances. n points lie in a subspace of n dimensions: R of the QR decomposition
+    holds their coordinates there. Of 1,300 latents of 16,384 values that leaves a thirteenth of the work, and each
+    distance is the same up to rounding (2e-7 of the largest).
+    """
+    from scipy.linalg import qr
+
+    n, d = latents.shape
+    if n >= d:
+        return latents
+    (_, _), r = qr((latents - latents.mean(axis=0)).T, mode="raw", overwrite_a=True, check_finite=False)
+    return np.ascontiguousarray(r.T)
 
 
 def _outliers_last(images: Images, settings: config.Prototype) -> Images:
@@ -115,11 +132,13 @@ def _outliers_last(images: Images, settings: config.Prototype) -> Images:
         return images
     outlier = _outliers(images, settings.contamination, min(settings.n_neighbors, n - 1))
     order = np.argsort(outlier, kind="stable")
+    latents = images.latents[order]  # one more copy for a moment, so that the inliers are a view in every run
     return replace(
         images,
         image_ids=[images.image_ids[i] for i in order],
         captions=[images.captions[i] for i in order],
-        latents=images.latents[order],  # one more copy for a moment, so that the inliers are a view in every run
+        latents=latents,
+        points=latents if images.points is images.latents else images.points[order],
         n_inliers=n - int(outlier.sum()),
     )
 
@@ -130,7 +149,7 @@ def _outliers(images: Images, contamination: float, n_neighbors: int) -> npt.NDA
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Duplicate values", category=UserWarning)
         try:
-            found = LocalOutlierFactor(n_neighbors=n_neighbors, contamination=contamination).fit_predict(images.latents)
+            found = LocalOutlierFactor(n_neighbors=n_neighbors, contamination=contamination).fit_predict(images.points)
         except UserWarning as warning:
             raise ValueError(
                 f"class {images.class_name!r}: more than prototype.n_neighbors = {n_neighbors} images have the same "
@@ -153,7 +172,7 @@ def _cluster(images: Images, n_init: int, seed: int, ipc: int) -> Clusters:
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
-    inliers = images.latents[: images.n_inliers]
+    inliers = images.points[: images.n_inliers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer clusters than ipc are an error below
         kmeans = KMeans(n_clusters=ipc, n_init=n_init, random_state=seed).fit(inliers)
@@ -164,7 +183,11 @@ def _cluster(images: Images, n_init: int, seed: int, ipc: int) -> Clusters:
             f"latents, fewer than ipc = {ipc}: lower ipc or replace duplicate images"
         )
     order = np.argsort(first)
-    return Clusters(kmeans.cluster_centers_[order], np.argsort(order)[kmeans.labels_])
+    labels = np.argsort(order)[kmeans.labels_]
+    if images.points is images.latents:
+        return Clusters(kmeans.cluster_centers_[order], labels)
+    members = (images.latents[: images.n_inliers][labels == cluster] for cluster in range(ipc))
+    return Clusters(np.stack([own.mean(axis=0) for own in members]), labels)
 
 
 def _distances(images: Images, clusters: Clusters) -> Floats:

@@ -1,0 +1,233 @@
+"""Knows the way it is done today: the released code's stages, rebuilt from METHOD.md as plain sequential programs.
+
+No batch where the released code has none, every latent as Python floats, the VAE within the training loop.
+"""
+
+import io
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL
+from diffusers.training_utils import EMAModel
+from PIL import Image
+from sklearn.cluster import KMeans
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+from sklearn.neighbors import LocalOutlierFactor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+from vlcp_ray import config
+from vlcp_ray.models import diffusion
+from vlcp_ray.models.folders import folder
+
+WORKERS = 2
+
+
+class Describer:
+    """transformers' `generate`, an image at a time (METHOD 2.1)."""
+
+    def __init__(self, settings: config.Caption) -> None:
+        self.settings = settings
+        self.processor = AutoProcessor.from_pretrained(folder(settings.model))
+        self.model = LlavaForConditionalGeneration.from_pretrained(folder(settings.model)).eval()
+
+    @torch.no_grad()
+    def __call__(self, data: bytes, class_name: str) -> str:
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        prompt = self.settings.prompt.replace("{class_name}", class_name)
+        chat = f"USER: <image>\n{prompt} ASSISTANT:"
+        inputs = self.processor(images=image, text=chat, return_tensors="pt")
+        output = self.model.generate(
+            **inputs,
+            do_sample=True,
+            temperature=self.settings.temperature,
+            num_beams=1,
+            max_new_tokens=self.settings.max_tokens,
+        )
+        answer = output[0, inputs["input_ids"].shape[1] :]
+        return str(self.processor.decode(answer, skip_special_tokens=True)).replace('"', "").replace("'s", "")
+
+
+class Images(Dataset[Tensor]):
+    """Image files through torchvision's transforms, one at a time."""
+
+    def __init__(self, files: Sequence[bytes], transform: Any) -> None:
+        self.files, self.transform = files, transform
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Tensor:
+        pixels: Tensor = self.transform(Image.open(io.BytesIO(self.files[index])).convert("RGB"))
+        return pixels
+
+
+_TO_TENSOR = (transforms.ToTensor(), transforms.Normalize([0.5], [0.5]))
+
+
+class Encoder:
+    """DataLoader, VAE, latents as lists (METHOD 2.3)."""
+
+    def __init__(self, base_model: str, files: Sequence[bytes], size: int, batch_size: int) -> None:
+        self.vae: AutoencoderKL = diffusion.load_vae(base_model, "cpu")
+        square = transforms.Compose([transforms.Resize((size, size)), *_TO_TENSOR])
+        self.loader = DataLoader(Images(files, square), batch_size, num_workers=WORKERS, persistent_workers=True)
+
+    @torch.no_grad()
+    def __call__(self) -> list[list[float]]:
+        """The latents of all files."""
+        latents: list[list[float]] = []
+        for pixels in self.loader:
+            drawn = self.vae.encode(pixels).latent_dist.sample() * self.vae.config.scaling_factor
+            latents += drawn.flatten(1).tolist()
+        return latents
+
+
+class Trainer:
+    """diffusers' text-to-image recipe on accelerate (METHOD 2.2): `next` takes one step of the optimiser.
+
+    Eight images at a time, four times a step, as released.
+    """
+
+    BATCH, ACCUMULATION = 8, 4
+
+    def __init__(
+        self, base_model: str, settings: config.Finetune, size: int, files: Sequence[bytes], captions: Sequence[str]
+    ) -> None:
+        self.settings = settings
+        self.accelerator = Accelerator(cpu=True, gradient_accumulation_steps=self.ACCUMULATION)
+        self.vae = diffusion.load_vae(base_model, "cpu")
+        self.schedule = diffusion.load_noise_schedule(base_model)
+        self.tokenizer, self.text_encoder = diffusion.load_text(base_model, "cpu", torch.float32)
+        unet = diffusion.load_unet(base_model, "cpu").train().requires_grad_(True)
+        self.ema = EMAModel(unet.parameters(), decay=settings.ema_decay)
+        optimizer = torch.optim.AdamW(unet.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        flips = [transforms.RandomHorizontalFlip()] if settings.random_flip else []
+        views = transforms.Compose([transforms.Resize(size), transforms.CenterCrop(size), *flips, *_TO_TENSOR])
+        loader = DataLoader(
+            Pairs(files, captions, views), self.BATCH, shuffle=True, num_workers=WORKERS, persistent_workers=True
+        )
+        self.unet, self.optimizer, self.loader = self.accelerator.prepare(unet, optimizer, loader)
+        self.steps = self._steps()
+
+    def __next__(self) -> float:
+        """The mean loss of one step."""
+        return next(self.steps)
+
+    def _steps(self) -> Iterator[float]:
+        losses: list[float] = []
+        while True:
+            for pixels, captions in self.loader:
+                with self.accelerator.accumulate(self.unet):
+                    loss = self._loss(pixels, captions)
+                    self.accelerator.backward(loss)
+                    if self.accelerator.sync_gradients:
+                        self.accelerator.clip_grad_norm_(self.unet.parameters(), self.settings.max_grad_norm)
+                    self.optimizer.step()
+                    self.optimizer.zero_grad()
+                losses.append(loss.item())
+                if self.accelerator.sync_gradients:
+                    self.ema.step(self.unet.parameters())
+                    yield sum(losses) / len(losses)
+                    losses.clear()
+
+    def _loss(self, pixels: Tensor, captions: Sequence[str]) -> Tensor:
+        with torch.no_grad():
+            latents = self.vae.encode(pixels).latent_dist.sample() * self.vae.config.scaling_factor
+            hidden = diffusion.embed_captions(self.tokenizer, self.text_encoder, captions)
+        noise = torch.randn_like(latents)
+        timesteps = torch.randint(0, self.schedule.config.num_train_timesteps, (len(latents),))
+        noisy = self.schedule.add_noise(latents, noise, timesteps)
+        return nn.functional.mse_loss(self.unet(noisy, timesteps, hidden, return_dict=False)[0], noise)
+
+
+class Pairs(Dataset[tuple[Tensor, str]]):
+    """Images with their captions."""
+
+    def __init__(self, files: Sequence[bytes], captions: Sequence[str], transform: Any) -> None:
+        self.images, self.captions = Images(files, transform), captions
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, str]:
+        return self.images[index], self.captions[index]
+
+
+def prototypes(
+    latents: Sequence[Sequence[float]],
+    captions: Sequence[str],
+    class_name: str,
+    settings: config.Prototype,
+    ipc: int,
+    seed: int,
+) -> tuple[list[list[float]], list[str]]:
+    """Centroids and texts of one class from latents as lists (METHOD 2.4, 2.5), on all threads that scikit-learn takes."""
+    kept = list(range(len(latents)))
+    if settings.contamination:
+        found = LocalOutlierFactor(settings.n_neighbors, contamination=settings.contamination).fit_predict(
+            np.array(latents)
+        )
+        kept = [row for row in kept if found[row] != -1]
+    inliers, said = [latents[row] for row in kept], [captions[row] for row in kept]
+    kmeans = KMeans(ipc, n_init=settings.n_init, random_state=seed).fit(np.array(inliers))
+    common = _common(said, settings.max_df)
+    texts = []
+    for cluster in range(ipc):
+        members = [text for text, label in zip(said, kmeans.labels_, strict=True) if label == cluster]
+        texts.append(_text(members, common, class_name, settings.n_words))
+    return kmeans.cluster_centers_.tolist(), texts
+
+
+def _common(texts: Sequence[str], max_df: float) -> set[str]:
+    counts: Counter[str] = Counter()
+    for text in texts:
+        for word in set(_words(text)):
+            counts[word] += 1
+    return {word for word, count in counts.items() if count >= max_df * len(texts)}
+
+
+def _text(members: Sequence[str], common: set[str], class_name: str, n_words: int) -> str:
+    counts: Counter[str] = Counter()
+    for text in members:
+        for word in _words(text):
+            if word not in common and word not in ENGLISH_STOP_WORDS and word not in class_name:
+                counts[word] += 1
+    top = counts.most_common(n_words)
+    best, highest = "", 0
+    for text in members:
+        score = sum(count for word, count in top if word in text)
+        if score > highest:
+            best, highest = text, score
+    return best
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in "".join(c if c.isalpha() else " " for c in text.lower()).split() if len(word) > 1]
+
+
+class Drawer:
+    """Stock img2img from a latent, an image at a time (METHOD 2.6)."""
+
+    def __init__(self, base_model: str, settings: config.Generate) -> None:
+        self.settings, self.pipeline = settings, diffusion.load_pipeline(base_model, "cpu")
+
+    def __call__(self, latent: np.ndarray[Any, Any], text: str, seed: int) -> bytes:
+        image = self.pipeline(
+            prompt=text,
+            negative_prompt=self.settings.negative_prompt,
+            image=torch.from_numpy(latent)[None],
+            generator=torch.Generator().manual_seed(seed),
+            strength=self.settings.strength,
+            guidance_scale=self.settings.guidance_scale,
+            num_inference_steps=self.settings.num_inference_steps,
+        ).images[0]
+        sink = io.BytesIO()
+        image.resize((self.settings.image_size,) * 2, Image.Resampling.BICUBIC).save(sink, "PNG")
+        return sink.getvalue()

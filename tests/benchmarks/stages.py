@@ -1,0 +1,159 @@
+"""Measures every stage of ours against the way it is done today, in turns, over the same models and images."""
+
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from tests.benchmarks import ours, reference
+from tests.benchmarks.turns import PAIRS, Row, in_turns
+from vlcp_ray import config
+from vlcp_ray.flow.tasks import in_flight, task
+from vlcp_ray.scale import Scale
+from vlcp_ray.schemas import pairs_schema, tensor_array
+from vlcp_ray.stages.encode import Encode
+from vlcp_ray.stages.prototype import prototype
+
+_DEMO = "demo/stable_diffusion"
+
+
+def describe(scale: Scale) -> Iterator[Row]:
+    """vLLM in an actor against transformers' generate, an image at a time; the engine's start is shown apart."""
+    settings = ours.job().caption
+    rows = ours.cifar(512)
+    few = rows.slice(0, 12)
+    theirs = reference.Describer(settings)
+    asked = list(zip(ours.files(few), few["class_name"].to_pylist(), strict=True))
+
+    def one_by_one() -> float:
+        return float(len([theirs(data, name) for data, name in asked]))
+
+    with ours.actors("vlcp_ray.stages.caption:Caption", {"settings": settings}, scale.caption) as engine:
+        yield Row("pair: describe", "images/s", 8, in_turns(one_by_one, partial(engine, rows)))
+
+
+def encode(scale: Scale) -> Iterator[Row]:
+    """One pass of the VAE an image on both sides; ours keeps moments for training besides, and another pass flipped."""
+    rows = ours.cifar(4096)
+    settings, pool = ours.job().encode, scale.encode
+    theirs = reference.Encoder(_DEMO, ours.files(rows), settings.resolution, pool.batch_size)
+    arguments = {"settings": settings, "base_model": _DEMO, "batch_size": pool.batch_size}
+
+    def as_lists() -> float:
+        return float(len(theirs()))
+
+    with ours.actors("vlcp_ray.stages.encode:Encode", arguments, pool) as actors:
+        yield Row("pair: encode", "images/s", 1.5, in_turns(as_lists, partial(actors, rows)))
+
+
+def finetune(scale: Scale) -> Iterator[Row]:
+    """Ranks that draw from stored moments against the recipe with the VAE in its loop, 32 images a step on both sides."""
+    rows, job = ours.cifar(2048), ours.job()
+    settings, size, steps = job.finetune, job.encode.train_resolution, 8
+    said = ours.captions(rows)
+    theirs = reference.Trainer(_DEMO, settings, size, ours.files(rows), said)
+    pairs = _pairs(rows, said)
+    losses: list[list[float]] = [[], []]
+
+    def recipe() -> float:
+        losses[0].append(float(np.mean([next(theirs) for _ in range(steps)])))
+        return float(steps * settings.batch_size)
+
+    with ours.ranks(pairs, job, scale.finetune) as ranks:
+
+        def from_moments() -> float:
+            losses[1].append(float(np.mean([ranks.step() for _ in range(steps)])))
+            return float(steps * settings.batch_size)
+
+        found = in_turns(recipe, from_moments)
+    mean = [f"{np.mean(side):.3f}±{np.std(side):.3f}" for side in losses]
+    note = f"loss {mean[1]}, reference {mean[0]}"
+    yield Row("finetune", "images/s", 1.3, found, note)
+
+
+def prototypes(scale: Scale) -> Iterator[Row]:
+    """A class a task against all latents as lists: ten classes of CIFAR-10, and classes of ImageNet's size."""
+    rows = ours.cifar(8000)
+    job = ours.job("prototype.contamination=0.1")
+    small = _pairs(rows, ours.captions(rows))
+    by_class = [small.filter(pa.compute.equal(small["label"], label)) for label in range(10)]
+    yield _prototypes("prototype: 10 classes of CIFAR-10", by_class, job.prototype, 10, scale, PAIRS, 10)
+    large = [_large(by_class[label]) for label in range(scale.prototype.num_workers)]
+    yield _prototypes("prototype: 1,300 x 16,384, k = 50", large, job.prototype, 50, scale, PAIRS, 1)
+
+
+def _prototypes(
+    title: str, classes: list[pa.Table], settings: config.Prototype, ipc: int, scale: Scale, pairs: int, theirs: int
+) -> Row:
+    """Classes a second.
+
+    Args:
+        theirs: how many of the classes the reference does in its turn.
+    """
+    lists = [
+        table["latent"].combine_chunks().to_numpy_ndarray().reshape(len(table), -1).tolist()
+        for table in classes[:theirs]
+    ]
+    call, shared = task(_one_class, scale.prototype), [ray.put(table) for table in classes]
+
+    def as_lists() -> float:
+        for latents, table in zip(lists, classes, strict=False):
+            name = table["class_name"][0].as_py()
+            reference.prototypes(latents, table["caption"].to_pylist(), name, settings, ipc, 0)
+        return float(theirs)
+
+    def tasks() -> float:
+        work = (partial(call.remote, table, settings, ipc) for table in shared)
+        return float(sum(1 for _ in in_flight(work, scale.prototype.num_workers)))
+
+    return Row(title, "classes/s", 3, in_turns(as_lists, tasks, pairs))
+
+
+def _one_class(table: pa.Table, settings: config.Prototype, ipc: int) -> int:
+    return len(prototype(table, settings, [(0, ipc)]))
+
+
+def generate(scale: Scale) -> Iterator[Row]:
+    """Batches of prototypes against one image at a time."""
+    rows, settings = ours.cifar(64), ours.job().generate
+    said, pool = ours.captions(rows, words=20), scale.generate
+    latents = _pairs(rows, said)["latent"].combine_chunks().to_numpy_ndarray().astype(np.float32)
+    columns = {
+        "prototype_id": [f"{number:04d}" for number in range(len(rows))],
+        "label": rows["label"],
+        "class_name": rows["class_name"],
+        "latent": tensor_array(latents),
+        "text": said,
+        "seed": pa.array([0] * len(rows), pa.int64()),
+    }
+    theirs = reference.Drawer(_DEMO, settings)
+
+    def one_by_one() -> float:
+        return float(len([theirs(*row) for row in islice(zip(latents, said, range(len(said)), strict=True), 6)]))
+
+    arguments = {"settings": settings, "model": _DEMO, "batch_size": pool.batch_size}
+    with ours.actors("vlcp_ray.stages.generate:Generate", arguments, pool) as actors:
+        yield Row("generate", "images/s", 3, in_turns(one_by_one, partial(actors, pa.table(columns))))
+
+
+def _pairs(rows: pa.Table, captions: list[str]) -> pa.Table:
+    """PAIRS of rows under given captions."""
+    encoded = Encode(ours.job().encode, _DEMO, 128)(rows)
+    table = encoded.append_column("caption", pa.array(captions, pa.string()))
+    names = pairs_schema((4, 4, 4), (8, 4, 4)).names
+    return table.select(names).combine_chunks()
+
+
+def _large(table: pa.Table) -> pa.Table:
+    """A class of ImageNet's size: 1,300 latents of 4 x 64 x 64, real ones of 4 x 4 x 4 enlarged, with noise of their own."""
+    random = np.random.default_rng(0)
+    rows = table.take(np.arange(1300) % len(table))
+    small = rows["latent"].combine_chunks().to_numpy_ndarray().astype(np.float32)
+    latents = small.repeat(16, axis=2).repeat(16, axis=3) + random.normal(0, 0.7, (1300, 4, 64, 64)).astype(np.float32)
+    ids = pa.array([f"train/{number:05d}" for number in range(1300)])
+    said = pa.array([f"{text} {' '.join(random.permutation(text.split()))}" for text in rows["caption"].to_pylist()])
+    columns = {"image_id": ids, "label": rows["label"], "class_name": rows["class_name"], "caption": said}
+    return pa.table({**columns, "latent": tensor_array(latents.astype(np.float16))})
