@@ -6,7 +6,7 @@ EXTRA ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --retries 10
 LOG = $(VENV)/install.log
 
-.PHONY: setup demo test test-faults check-data lint clean
+.PHONY: setup demo test test-faults bench check-data lint clean
 
 setup: $(VENV)/installed
 
@@ -19,6 +19,10 @@ test: lint
 # Workers, drivers, machines and stores of real runs fail; README.md says how long it takes.
 test-faults: $(VENV)/installed-dev
 	@$(VENV)/bin/python -m pytest -m faults tests
+
+# Every stage against the way it is done today; README.md says what comes out.
+bench: $(VENV)/installed-dev
+	@$(VENV)/bin/python -m tests.benchmarks
 
 # Three real image sets of ../shared/data through the chain; README.md says what comes out.
 check-data: $(VENV)/installed-dev

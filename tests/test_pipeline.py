@@ -20,7 +20,7 @@ from vlcp_ray.store import Step, Store
 
 SCHEMAS = {
     "images": IMAGES,
-    "pairs": pairs_schema((4, 4, 4), (8, 4, 4)),
+    "pairs": pairs_schema((4, 4, 4), (8, 4, 4), 1),
     "prototypes": prototypes_schema((4, 4, 4)),
     "members": MEMBERS,
     "synthetic": SYNTHETIC,

@@ -97,7 +97,8 @@ def _product(shape: Sequence[int]) -> int:
 
 def _disk(job: Job, images: Expect, model: int | None, stages: Set[str]) -> dict[str, float]:
     channels, height, width = _latent(job, job.encode.resolution)
-    moments = 2 * 2 * _product(_latent(job, job.encode.train_resolution))  # mean and logvar, plain and flipped
+    views = 1 + job.finetune.random_flip
+    moments = views * 2 * _product(_latent(job, job.encode.train_resolution))  # mean and logvar of each
     row = _HALF * (channels * height * width + moments) + _CAPTION_BYTES
     found = {"images": images.gib}
     if "pair" in stages:

@@ -36,7 +36,7 @@ STAGES: Final = (
         "pair", 1, "vlcp_ray.flow.rows", ("caption", "encode"), "IMAGES -> PAIRS + REJECTED: descriptions and latents"
     ),
     Stage("finetune", 1, "vlcp_ray.flow.train", ("finetune",), "PAIRS -> a Stable Diffusion that knows them"),
-    Stage("prototype", 1, "vlcp_ray.flow.groups", ("prototype",), "PAIRS -> PROTOTYPES + MEMBERS, a class at a time"),
+    Stage("prototype", 2, "vlcp_ray.flow.groups", ("prototype",), "PAIRS -> PROTOTYPES + MEMBERS, a class at a time"),
     Stage("generate", 2, "vlcp_ray.flow.rows", ("generate",), "PROTOTYPES + model -> SYNTHETIC"),
     Stage(
         "teach", 1, "vlcp_ray.flow.teach", ("evaluate",), "IMAGES -> the network that labels softly and sees features"
@@ -148,7 +148,7 @@ def _pair_science(job: Job, base: str) -> dict[str, Any]:
         caption = {"source": identity(job.caption.source)}
     else:
         caption["model"] = identity(job.caption.model)
-    return {"caption": caption, "encode": job.encode.model_dump(), "base_model": base}
+    return {"caption": caption, "encode": job.encode.model_dump(), "flip": job.finetune.random_flip, "base_model": base}
 
 
 def preflight(job: Job) -> None:

@@ -92,9 +92,9 @@ def _on_cpus(cpus: int) -> Scale:
         rows_per_block=128,
         ingest=Pool(num_workers=cpus),
         caption=Pool(num_workers=max(1, cpus // 16), num_cpus=min(2, cpus), batch_size=128),
-        encode=Pool(num_workers=max(1, cpus // 16), num_cpus=1, batch_size=128),
+        encode=Pool(num_workers=cpus, min_workers=1, num_cpus=1, batch_size=128),
         finetune=Pool(num_workers=min(2, cpus), num_cpus=1, batch_size=32),
         prototype=Pool(num_workers=cpus),
-        generate=Pool(num_workers=max(1, cpus // 2), batch_size=32),
+        generate=Pool(num_workers=cpus, batch_size=32),
         evaluate=Pool(num_workers=cpus),
     )

@@ -30,8 +30,8 @@ def _image_columns(encoding: str) -> list[pa.Field]:
     ]
 
 
-def pairs_schema(latent: tuple[int, int, int], moments: tuple[int, int, int]) -> pa.Schema:
-    """PAIRS for latents of shape (c, h, w) and posterior moments of shape (2c, h', w')."""
+def pairs_schema(latent: tuple[int, int, int], moments: tuple[int, int, int], views: int = 2) -> pa.Schema:
+    """PAIRS for latents of shape (c, h, w) and posterior moments of shape (2c, h', w') of so many views."""
     return pa.schema(
         [
             *_identity(),
@@ -39,8 +39,8 @@ def pairs_schema(latent: tuple[int, int, int], moments: tuple[int, int, int]) ->
             _field("latent", pa.fixed_shape_tensor(pa.float16(), latent), "VAE posterior sample x scaling factor"),
             _field(
                 "train_moments",
-                pa.fixed_shape_tensor(pa.float16(), (2, *moments)),
-                "VAE posterior mean and logvar of the training view, plain and flipped",
+                pa.fixed_shape_tensor(pa.float16(), (views, *moments)),
+                "VAE posterior mean and logvar of the training view: plain, and flipped if finetune.random_flip",
             ),
         ]
     )

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.benchmarks import stages
-from tests.benchmarks.turns import HEADER, PAIRS, Row, machine
+from tests.benchmarks import digits, evaluate, machine, stages
+from tests.benchmarks.turns import HEADER, PAIRS, Row, facts
 from vlcp_ray.flow import cluster
 from vlcp_ray.scale import Scale
 
@@ -18,6 +18,8 @@ WORK: dict[str, Callable[[Scale], Iterator[Row]]] = {
     "finetune": stages.finetune,
     "prototype": stages.prototypes,
     "generate": stages.generate,
+    "evaluate": evaluate.evaluate,
+    "machine": machine.machine,
 }
 
 
@@ -29,7 +31,7 @@ def main() -> int:
     chosen = parser.parse_args()
     if unknown := set(chosen.stages) - set(WORK):
         parser.error(f"no such stage: {', '.join(sorted(unknown))}; there are {', '.join(WORK)}")
-    about, start = machine(), time.monotonic()
+    about, start = facts(), time.monotonic()
     print(f"{about['cpu']}, {about['cores']} cores, {about['memory_gib']} GiB; medians of {PAIRS} pairs, A B A B")
     print(HEADER)
     rows: list[Row] = []
@@ -38,8 +40,12 @@ def main() -> int:
             for row in WORK[name](scale):
                 print(row, flush=True)
                 rows.append(row)
-    facts = {"machine": about, "seconds": round(time.monotonic() - start), "rows": [row.facts() for row in rows]}
-    chosen.to.write_text(json.dumps(facts, indent=2) + "\n")
+    rates = {row.stage: row.reference for row in rows}
+    if not chosen.stages:
+        rows.append(digits.whole(rates))
+        print(rows[-1], flush=True)
+    told = {"machine": about, "seconds": round(time.monotonic() - start), "rows": [row.facts() for row in rows]}
+    chosen.to.write_text(json.dumps(told, indent=2) + "\n")
     print(f"{time.monotonic() - start:.0f} s; all repetitions: {chosen.to}")
     return 0
 

@@ -1,7 +1,5 @@
 """Measures training images a second: batched on tensors in memory, against a DataLoader that does the same with Pillow.
 
-    python -m tests.benchmarks.evaluate          about five minutes on 2 cores
-
 Both train the same network under the minimax protocol, with the same augmentations, CutMix and optimizer, on all cores:
 ours as `vlcp-ray` does, a trial a core with one thread each; the loader's one trial with 2 workers, and with one thread
 or one a core, whichever is faster in a turn: beside busy workers threads wait for each other. The loader has
@@ -11,9 +9,7 @@ network's own work, the same in both, hides it where it is large.
 """
 
 import os
-import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from multiprocessing import get_context
@@ -26,16 +22,17 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from tests.benchmarks.turns import PAIRS, Row, rate
 from vlcp_ray import augment
 from vlcp_ray.config import Evaluate, Network
 from vlcp_ray.memory import kept_memory
 from vlcp_ray.models.classifiers import build_classifier
 from vlcp_ray.protocols import minimax
 from vlcp_ray.protocols.images import LabelledImages, to_device
+from vlcp_ray.scale import Scale
 
 Case = tuple[Network, int, int, int, int]
 
-PAIRS = 5
 CLASSES = 10
 WORKERS = 2
 CORES = os.cpu_count() or 1
@@ -75,15 +72,14 @@ class Images(Dataset[tuple[Tensor, int]]):
         return self.transform(self.images[index]), self.labels[index]
 
 
-def main() -> None:
-    """Print the rates and the median of the ratios of every case."""
-    print(f"{CORES} cores, {WORKERS} workers, {PAIRS} pairs")
+def evaluate(_: Scale) -> Iterator[Row]:
+    """The views alone and the trainings of every case."""
     for case in CASES:
-        views(case)
-        trainings(case)
+        yield views(case)
+        yield trainings(case)
 
 
-def views(case: Case) -> None:
+def views(case: Case) -> Row:
     """Images a second that are augmented, on one core, nothing being trained."""
     _, _, size, count, _ = case
     images, generator = noise(count, size), torch.Generator().manual_seed(0)
@@ -91,15 +87,15 @@ def views(case: Case) -> None:
     torch.set_num_threads(1)
     pairs = [
         (
-            rate(lambda: [loader[i] for i in range(count)], count),
-            rate(lambda: [augment.augment(part, generator, True) for part in pixels.split(64)], count),
+            rate(lambda: len([loader[i] for i in range(count)])),
+            rate(lambda: sum(len(augment.augment(part, generator, True)) for part in pixels.split(64))),
         )
         for _ in range(PAIRS)
     ]
-    tell(f"views of {size} px alone", pairs)
+    return Row(f"evaluate: views of {size} px alone", "images/s", None, pairs)
 
 
-def trainings(case: Case) -> None:
+def trainings(case: Case) -> Row:
     """Images a second that are learned, by the loader's one trial and by ours at once, in turns."""
     name, width, size, count, epochs = case
     theirs = per_image(case)
@@ -110,44 +106,27 @@ def trainings(case: Case) -> None:
         pairs = [
             (
                 max(threaded(threads, theirs, count, epochs) for threads in (1, CORES)),
-                rate(lambda: advance_all(pools, epochs), count * epochs * CORES),
+                rate(lambda: advance_all(pools, epochs) * count),
             )
             for _ in range(PAIRS)
         ]
     finally:
         for pool in pools:
             pool.shutdown()
-    tell(f"{name} of width {width}, {size} px", pairs)
+    return Row(f"evaluate: {name}, width {width}, {size} px", "images/s", 3, pairs)
 
 
 def threaded(threads: int, trial: Iterator[int], count: int, epochs: int) -> float:
     """Images a second of the loader's trial with so many threads."""
     torch.set_num_threads(threads)
-    return rate(lambda: [next(trial) for _ in range(epochs)], count * epochs)
+    return rate(lambda: count * len([next(trial) for _ in range(epochs)]))
 
 
-def tell(what: str, pairs: list[tuple[float, float]]) -> None:
-    """Print a case, the loader's rates first."""
-    ratios = [ours / theirs for theirs, ours in pairs]
-    theirs, ours = (statistics.median(column) for column in zip(*pairs, strict=True))
-    print(
-        f"{what}: loader {theirs:,.0f} images/s, ours {ours:,.0f} images/s; ratio: median "
-        f"{statistics.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}",
-        flush=True,
-    )
-
-
-def rate(work: Callable[[], object], count: int) -> float:
-    """Images a second."""
-    begin = time.perf_counter()
-    work()
-    return count / (time.perf_counter() - begin)
-
-
-def advance_all(pools: list[ProcessPoolExecutor], epochs: int) -> None:
-    """So many epochs of every trial of ours, all at once."""
+def advance_all(pools: list[ProcessPoolExecutor], epochs: int) -> int:
+    """So many epochs of every trial of ours, all at once; returns how many they were together."""
     for done in [pool.submit(advance, epochs) for pool in pools]:
         done.result()
+    return epochs * len(pools)
 
 
 def start(case: Case) -> None:
@@ -211,7 +190,3 @@ def noise(count: int, size: int) -> LabelledImages:
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 256, (count, 3, size, size), np.uint8)
     return LabelledImages(pixels, generator.integers(0, CLASSES, count))
-
-
-if __name__ == "__main__":
-    main()

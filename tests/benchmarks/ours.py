@@ -20,18 +20,86 @@ from vlcp_ray.images import decode
 from vlcp_ray.memory import kept_memory
 from vlcp_ray.scale import Pool
 from vlcp_ray.schedule import Schedule
+from vlcp_ray.schemas import pairs_schema, tensor_array
+from vlcp_ray.stages.encode import Encode
 
 JOB = Path(__file__).parents[2] / "jobs" / "digits.toml"
+MODEL = "demo/stable_diffusion"
 CIFAR = SHARED / "cifar10" / "train-00000-of-00001.parquet"
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-WORDS = ["bright", "dark", "round", "square", "long", "short", "thin", "wide", "smooth", "rough", "striped", "spotted", "plain", "shiny", "dull", "curved", "straight", "tall", "small", "large", "heavy", "light", "sharp", "blunt", "open", "closed", "upright", "leaning", "crouching", "standing", "facing", "left", "right", "wings", "tail", "wheels", "windows", "fur", "feathers", "horns", "deck", "mast", "cabin", "muzzle", "ears", "eyes", "legs", "body", "roof", "door", "grass", "water", "sky", "road", "snow"]
+WORDS = [
+    "bright",
+    "dark",
+    "round",
+    "square",
+    "long",
+    "short",
+    "thin",
+    "wide",
+    "smooth",
+    "rough",
+    "striped",
+    "spotted",
+    "plain",
+    "shiny",
+    "dull",
+    "curved",
+    "straight",
+    "tall",
+    "small",
+    "large",
+    "heavy",
+    "light",
+    "sharp",
+    "blunt",
+    "open",
+    "closed",
+    "upright",
+    "leaning",
+    "crouching",
+    "standing",
+    "facing",
+    "left",
+    "right",
+    "wings",
+    "tail",
+    "wheels",
+    "windows",
+    "fur",
+    "feathers",
+    "horns",
+    "deck",
+    "mast",
+    "cabin",
+    "muzzle",
+    "ears",
+    "eyes",
+    "legs",
+    "body",
+    "roof",
+    "door",
+    "grass",
+    "water",
+    "sky",
+    "road",
+    "snow",
+]
+
+
+class Warm(Stage):
+    """A stage that says how much memory its process has."""
+
+    def memory(self) -> float:
+        """MiB that are resident."""
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) / 2**10 for line in lines if line.startswith("VmRSS:"))
 
 
 class Actors:
     """The actors of one pool with a stage loaded in each."""
 
     def __init__(self, stage: str, arguments: Mapping[str, Any], pool: Pool) -> None:
-        actor = ray.remote(num_cpus=pool.num_cpus)(Stage)
+        actor = ray.remote(num_cpus=pool.num_cpus)(Warm)
         self.actors = [actor.remote(stage, dict(arguments)) for _ in range(pool.num_workers)]
         self.batch_size = pool.batch_size
 
@@ -41,6 +109,10 @@ class Actors:
         blocks = [rows.slice(start, self.batch_size) for start in range(0, len(rows), self.batch_size)]
         made = pool.map_unordered(lambda actor, block: actor.__call__.remote(block), blocks)
         return float(sum(len(table) for table in made))
+
+    def memory(self) -> float:
+        """MiB that the largest of them has."""
+        return float(max(ray.get([actor.memory.remote() for actor in self.actors])))
 
     def end(self) -> None:
         for actor in self.actors:
@@ -130,6 +202,28 @@ def cifar(count: int) -> pa.Table:
         "split": ["train"] * count,
         "image": pa.array([image["bytes"] for image in rows["img"].to_pylist()], pa.binary()),
         "source": [f"cifar {number}" for number in range(count)],
+    }
+    return pa.table(columns)
+
+
+def pairs(rows: pa.Table, said: Sequence[str]) -> pa.Table:
+    """PAIRS of rows under given captions."""
+    encoded = Encode(job().encode, MODEL, 128)(rows)
+    table = encoded.append_column("caption", pa.array(said, pa.string()))
+    return table.select(pairs_schema((4, 4, 4), (8, 4, 4)).names).combine_chunks()
+
+
+def prototypes(rows: pa.Table) -> pa.Table:
+    """PROTOTYPES, with the seed of their set, as `generate` is given them: the rows' own latents under captions."""
+    said = captions(rows, words=20)
+    latents = pairs(rows, said)["latent"].combine_chunks().to_numpy_ndarray().astype(np.float32)
+    columns = {
+        "prototype_id": [f"{number:04d}" for number in range(len(rows))],
+        "label": rows["label"],
+        "class_name": rows["class_name"],
+        "latent": tensor_array(latents),
+        "text": said,
+        "seed": pa.array([0] * len(rows), pa.int64()),
     }
     return pa.table(columns)
 

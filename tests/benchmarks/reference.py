@@ -168,7 +168,7 @@ def prototypes(
     ipc: int,
     seed: int,
 ) -> tuple[list[list[float]], list[str]]:
-    """Centroids and texts of one class from latents as lists (METHOD 2.4, 2.5), on all threads that scikit-learn takes."""
+    """Centroids and texts of one class from latents as lists (METHOD 2.4, 2.5), on scikit-learn's own threads."""
     kept = list(range(len(latents)))
     if settings.contamination:
         found = LocalOutlierFactor(settings.n_neighbors, contamination=settings.contamination).fit_predict(

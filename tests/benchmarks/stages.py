@@ -13,11 +13,8 @@ from tests.benchmarks.turns import PAIRS, Row, in_turns
 from vlcp_ray import config
 from vlcp_ray.flow.tasks import in_flight, task
 from vlcp_ray.scale import Scale
-from vlcp_ray.schemas import pairs_schema, tensor_array
-from vlcp_ray.stages.encode import Encode
+from vlcp_ray.schemas import tensor_array
 from vlcp_ray.stages.prototype import prototype
-
-_DEMO = "demo/stable_diffusion"
 
 
 def describe(scale: Scale) -> Iterator[Row]:
@@ -36,33 +33,38 @@ def describe(scale: Scale) -> Iterator[Row]:
 
 
 def encode(scale: Scale) -> Iterator[Row]:
-    """One pass of the VAE an image on both sides; ours keeps moments for training besides, and another pass flipped."""
-    rows = ours.cifar(4096)
-    settings, pool = ours.job().encode, scale.encode
-    theirs = reference.Encoder(_DEMO, ours.files(rows), settings.resolution, pool.batch_size)
-    arguments = {"settings": settings, "base_model": _DEMO, "batch_size": pool.batch_size}
+    """One pass of the VAE an image on both sides; with mirrored views for training ours makes two."""
+    rows, settings = ours.cifar(4096), ours.job().encode
+    pool = scale.encode
+    theirs = reference.Encoder(ours.MODEL, ours.files(rows), settings.resolution, pool.batch_size)
 
     def as_lists() -> float:
         return float(len(theirs()))
 
-    with ours.actors("vlcp_ray.stages.encode:Encode", arguments, pool) as actors:
-        yield Row("pair: encode", "images/s", 1.5, in_turns(as_lists, partial(actors, rows)))
+    for flip, target, title in ((False, 1.5, "pair: encode"), (True, None, "pair: encode, mirrored too")):
+        arguments = {"settings": settings, "base_model": ours.MODEL, "batch_size": pool.batch_size, "flip": flip}
+        with ours.actors("vlcp_ray.stages.encode:Encode", arguments, pool) as actors:
+            actors(rows)
+            before = actors.memory()
+            found = in_turns(as_lists, partial(actors, rows))
+            grown = f"memory of an actor {before:.0f} MiB before, {actors.memory():.0f} after {len(found) + 1} turns"
+            yield Row(title, "images/s", target, found, grown)
 
 
 def finetune(scale: Scale) -> Iterator[Row]:
-    """Ranks that draw from stored moments against the recipe with the VAE in its loop, 32 images a step on both sides."""
+    """Ranks that draw from stored moments against the recipe with the VAE in its loop, 32 images a step."""
     rows, job = ours.cifar(2048), ours.job()
     settings, size, steps = job.finetune, job.encode.train_resolution, 8
     said = ours.captions(rows)
-    theirs = reference.Trainer(_DEMO, settings, size, ours.files(rows), said)
-    pairs = _pairs(rows, said)
+    theirs = reference.Trainer(ours.MODEL, settings, size, ours.files(rows), said)
+    table = ours.pairs(rows, said)
     losses: list[list[float]] = [[], []]
 
     def recipe() -> float:
         losses[0].append(float(np.mean([next(theirs) for _ in range(steps)])))
         return float(steps * settings.batch_size)
 
-    with ours.ranks(pairs, job, scale.finetune) as ranks:
+    with ours.ranks(table, job, scale.finetune) as ranks:
 
         def from_moments() -> float:
             losses[1].append(float(np.mean([ranks.step() for _ in range(steps)])))
@@ -78,7 +80,7 @@ def prototypes(scale: Scale) -> Iterator[Row]:
     """A class a task against all latents as lists: ten classes of CIFAR-10, and classes of ImageNet's size."""
     rows = ours.cifar(8000)
     job = ours.job("prototype.contamination=0.1")
-    small = _pairs(rows, ours.captions(rows))
+    small = ours.pairs(rows, ours.captions(rows))
     by_class = [small.filter(pa.compute.equal(small["label"], label)) for label in range(10)]
     yield _prototypes("prototype: 10 classes of CIFAR-10", by_class, job.prototype, 10, scale, PAIRS, 10)
     large = [_large(by_class[label]) for label in range(scale.prototype.num_workers)]
@@ -97,7 +99,7 @@ def _prototypes(
         table["latent"].combine_chunks().to_numpy_ndarray().reshape(len(table), -1).tolist()
         for table in classes[:theirs]
     ]
-    call, shared = task(_one_class, scale.prototype), [ray.put(table) for table in classes]
+    call, shared = task(one_class, scale.prototype), [ray.put(table) for table in classes]
 
     def as_lists() -> float:
         for latents, table in zip(lists, classes, strict=False):
@@ -112,43 +114,28 @@ def _prototypes(
     return Row(title, "classes/s", 3, in_turns(as_lists, tasks, pairs))
 
 
-def _one_class(table: pa.Table, settings: config.Prototype, ipc: int) -> int:
+def one_class(table: pa.Table, settings: config.Prototype, ipc: int) -> int:
     return len(prototype(table, settings, [(0, ipc)]))
 
 
 def generate(scale: Scale) -> Iterator[Row]:
     """Batches of prototypes against one image at a time."""
     rows, settings = ours.cifar(64), ours.job().generate
-    said, pool = ours.captions(rows, words=20), scale.generate
-    latents = _pairs(rows, said)["latent"].combine_chunks().to_numpy_ndarray().astype(np.float32)
-    columns = {
-        "prototype_id": [f"{number:04d}" for number in range(len(rows))],
-        "label": rows["label"],
-        "class_name": rows["class_name"],
-        "latent": tensor_array(latents),
-        "text": said,
-        "seed": pa.array([0] * len(rows), pa.int64()),
-    }
-    theirs = reference.Drawer(_DEMO, settings)
+    pool, table = scale.generate, ours.prototypes(rows)
+    latents = table["latent"].combine_chunks().to_numpy_ndarray()
+    asked = list(islice(zip(latents, table["text"].to_pylist(), range(len(table)), strict=True), 6))
+    theirs = reference.Drawer(ours.MODEL, settings)
 
     def one_by_one() -> float:
-        return float(len([theirs(*row) for row in islice(zip(latents, said, range(len(said)), strict=True), 6)]))
+        return float(len([theirs(*row) for row in asked]))
 
-    arguments = {"settings": settings, "model": _DEMO, "batch_size": pool.batch_size}
+    arguments = {"settings": settings, "model": ours.MODEL, "batch_size": pool.batch_size}
     with ours.actors("vlcp_ray.stages.generate:Generate", arguments, pool) as actors:
-        yield Row("generate", "images/s", 3, in_turns(one_by_one, partial(actors, pa.table(columns))))
-
-
-def _pairs(rows: pa.Table, captions: list[str]) -> pa.Table:
-    """PAIRS of rows under given captions."""
-    encoded = Encode(ours.job().encode, _DEMO, 128)(rows)
-    table = encoded.append_column("caption", pa.array(captions, pa.string()))
-    names = pairs_schema((4, 4, 4), (8, 4, 4)).names
-    return table.select(names).combine_chunks()
+        yield Row("generate", "images/s", 3, in_turns(one_by_one, partial(actors, table)))
 
 
 def _large(table: pa.Table) -> pa.Table:
-    """A class of ImageNet's size: 1,300 latents of 4 x 64 x 64, real ones of 4 x 4 x 4 enlarged, with noise of their own."""
+    """A class of ImageNet's size: 1,300 latents of 4 x 64 x 64, smaller real ones enlarged, with noise of their own."""
     random = np.random.default_rng(0)
     rows = table.take(np.arange(1300) % len(table))
     small = rows["latent"].combine_chunks().to_numpy_ndarray().astype(np.float32)

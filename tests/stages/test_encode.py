@@ -64,6 +64,15 @@ def test_a_square_image_is_encoded_once_and_the_same(encode: Encode, tiny_stable
     assert values(apart, "train_moments").shape == (2, 2, 8, 8, 8)
 
 
+def test_without_mirrored_views_the_plain_ones_are_the_same(encode: Encode, tiny_stable_diffusion: str) -> None:
+    table = rows([(32, 32), (40, 30), (20, 50)])
+    plain = Encode(SETTINGS, tiny_stable_diffusion, batch_size=4, flip=False)(table)
+    both = encode(table)
+    schemas.conform(plain, schemas.pairs_schema((4, 4, 4), (8, 4, 4), views=1))
+    np.testing.assert_array_equal(values(plain, "latent"), values(both, "latent"))
+    np.testing.assert_array_equal(values(plain, "train_moments"), values(both, "train_moments")[:, :1])
+
+
 def test_views_of_an_oblong_image(encode: Encode) -> None:
     table = rows([(48, 32)])
     image = images.decode(table["image"][0].as_py())

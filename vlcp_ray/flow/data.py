@@ -1,8 +1,10 @@
 """Knows how row-wise and group-wise stages run on Ray Data: streamed, resumed by row or class, written whole."""
 
 import importlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 
 import pyarrow as pa
@@ -98,9 +100,18 @@ class Keep:
     def __call__(self, block: pa.Table) -> pa.Table:
         for column, value in self.where.items():
             block = block.filter(pc.equal(block[column], value))
-        if self.done is not None:
-            block = block.filter(pc.invert(pc.is_in(block[self.id_column], value_set=ray.get(self.done))))
+        if self.done is not None and len(block):
+            places = _places(self.done).get_indexer(block[self.id_column].to_numpy(zero_copy_only=False))
+            block = block.filter(pa.array(places < 0))
         return block
+
+
+@lru_cache(maxsize=2)
+def _places(done: ray.ObjectRef) -> Any:
+    """The ids that are done as pandas' index: hashed once a process, where Arrow would hash them for every block."""
+    import pandas as pd
+
+    return pd.Index(ray.get(done).to_numpy(zero_copy_only=False)).unique()
 
 
 def read(artifact: Artifact, table: str, columns: Sequence[str] | None = None) -> Dataset:
@@ -129,16 +140,28 @@ def keep(dataset: Dataset, **arguments: Any) -> Dataset:
     return dataset.map_batches(Keep(**arguments), batch_size=None, batch_format="pyarrow")
 
 
-def stream(dataset: Dataset, works: Sequence[Work], write: Write, rows_per_block: int) -> Iterator[tuple[int, int]]:
-    """Run the plan and yield (good, rejected) rows as blocks land in the store."""
+def stream(
+    dataset: Dataset, works: Sequence[Work], write: Write, rows_per_block: int, left: int | None = None
+) -> Iterator[tuple[int, int]]:
+    """Run the plan and yield (good, rejected) rows as blocks land in the store.
+
+    Args:
+        rows_per_block: at most; fewer where some worker would get none.
+        left: how many rows there are to do, where that is known: no more actors are started than get a block.
+    """
+    widest = max((work.pool.num_workers for work in works), default=1)
+    if left is not None:
+        rows_per_block = max(1, min(rows_per_block, math.ceil(left / widest)))
+    blocks = widest if left is None else math.ceil(left / rows_per_block)
     dataset = dataset.repartition(target_num_rows_per_block=rows_per_block)
     for work in works:
+        most = max(1, min(work.pool.num_workers, blocks))
         dataset = dataset.map_batches(
             Stage,
             fn_constructor_kwargs={"stage": work.stage, "arguments": dict(work.arguments)},
             batch_size=work.pool.batch_size,
             batch_format="pyarrow",
-            compute=ActorPoolStrategy(min_size=work.pool.fewest, max_size=work.pool.num_workers),
+            compute=ActorPoolStrategy(min_size=min(work.pool.fewest, most), max_size=most),
             num_cpus=work.pool.num_cpus,
             num_gpus=work.pool.num_gpus or None,
         )

@@ -17,7 +17,7 @@ from vlcp_ray.flow.feeds import Chosen, Route, Routed
 from vlcp_ray.flow.labelled import check_classes
 from vlcp_ray.flow.rowwise import apart, done_ids, run_rows, seal_rows
 from vlcp_ray.models.shapes import latent_shape
-from vlcp_ray.scale import Pool
+from vlcp_ray.scale import Pool, Scale
 from vlcp_ray.schemas import IMAGES, SYNTHETIC, pairs_schema
 from vlcp_ray.stages.select import random_ids
 from vlcp_ray.store import Artifact, Step
@@ -33,20 +33,21 @@ def pair(context: Context, steps: Sequence[Step]) -> None:
     check_classes(manifest, max(job.ipc))
     model = job.base_model
     channels, height, width = latent_shape(model, job.encode.train_resolution)
-    schema = pairs_schema(latent_shape(model, job.encode.resolution), (2 * channels, height, width))
+    flip = job.finetune.random_flip
+    schema = pairs_schema(latent_shape(model, job.encode.resolution), (2 * channels, height, width), 1 + flip)
     write = Write({"": artifact}, "pair", "pairs", schema)
-    encoding = {"settings": job.encode, "base_model": model, "batch_size": scale.encode.batch_size}
-    works = [_captioning(job.caption, scale.caption), Work(f"{_STAGES}.encode:Encode", encoding, scale.encode)]
+    encoding = {"settings": job.encode, "base_model": model, "batch_size": scale.encode.batch_size, "flip": flip}
+    works = [_captioning(job.caption, scale), Work(f"{_STAGES}.encode:Encode", encoding, scale.encode)]
     columns = ["image_id", "label", "class_name", "split", "image", "source"]
     rows = read(context.input(step, "images"), "images", columns)
     rows = keep(rows, done=done_ids(write, artifact), where={"split": "train"})
     _run(context, [step], rows, works, write, {step.fingerprint: sum(manifest["train"])})
 
 
-def _captioning(settings: config.Caption, pool: Pool) -> Work:
-    if settings.source:
-        return Work("vlcp_ray.flow.feeds:CarryFrom", {"uri": settings.source}, pool)
-    return Work(f"{_STAGES}.caption:Caption", {"settings": settings}, pool)
+def _captioning(settings: config.Caption, scale: Scale) -> Work:
+    if settings.source:  # one worker without a device joins faster than any number of encoders encode
+        return Work("vlcp_ray.flow.feeds:CarryFrom", {"uri": settings.source}, Pool(batch_size=scale.rows_per_block))
+    return Work(f"{_STAGES}.caption:Caption", {"settings": settings}, scale.caption)
 
 
 def generate(context: Context, steps: Sequence[Step]) -> None:

@@ -26,8 +26,9 @@ def run_rows(
     """
     start = time.monotonic()
     title = steps[0].title if len(steps) == 1 else f"{write.stage} ({len(steps)} sets)"
-    with Progress(title, total, "rows", sum(counts(write, context.artifact(step))["ids"] for step in steps)) as told:
-        for good, rejected in stream(rows, works, write, context.scale.rows_per_block):
+    done = sum(counts(write, context.artifact(step))["ids"] for step in steps)
+    with Progress(title, total, "rows", done) as told:
+        for good, rejected in stream(rows, works, write, context.scale.rows_per_block, total - done):
             told.add(good + rejected)
     return (time.monotonic() - start) / len(steps)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
@@ -60,16 +61,18 @@ class CarryCaptions:
                 f"caption.source: the table lacks {' and '.join(missing)}; it has {', '.join(captions.column_names)}, "
                 "needed are image_id and caption, or file_name and text"
             )
-        self.image_ids = pc.cast(captions[names[0]], pa.string()).combine_chunks()
+        image_ids = pc.cast(captions[names[0]], pa.string()).combine_chunks()
         self.captions = pc.cast(captions[names[1]], pa.string()).combine_chunks()
-        self.folders = _folders(self.image_ids) if names[0] == "file_name" else None
+        self.folders = _folders(image_ids) if names[0] == "file_name" else None
         self.taken: dict[str, str] = {}
         if self.folders is not None:
-            self.image_ids = _file_names(self.image_ids, self.folders)
-        counts = pc.value_counts(self.image_ids)
+            image_ids = _file_names(image_ids, self.folders)
+        counts = pc.value_counts(image_ids)
         twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
         if len(twice):
             raise ValueError(f"caption.source: {len(twice)} ids occur twice or more, {twice[0].as_py()!r} for one")
+        # Arrow would hash all ids anew for every batch: at ImageNet's size that is nearly all of the time.
+        self.places = pd.Index(image_ids.to_numpy(zero_copy_only=False))
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Add `caption`; rejects rows that the table does not know (`missing_caption`) or has no word for
@@ -77,9 +80,10 @@ class CarryCaptions:
         image_ids = table["image_id"]
         if self.folders is not None:
             image_ids = _file_names(image_ids, self.folders)
-        where = pc.index_in(image_ids, self.image_ids)
+        places = self.places.get_indexer(image_ids.to_numpy(zero_copy_only=False))
+        where = pa.array(places, mask=places < 0)
         if self.folders is not None:
-            known = pc.is_valid(where)
+            known = where.is_valid()
             self._take(image_ids.filter(known), table["image_id"].filter(known))
         unknown = _rows(pc.is_null(where))
         captions = pc.fill_null(self.captions.take(where), "")

@@ -16,23 +16,26 @@ from vlcp_ray.seeds import seed_for
 class Encode:
     """Row-wise: images in, latents and moments out. A row's result does not depend on the rows beside it."""
 
-    def __init__(self, settings: config.Encode, base_model: str, batch_size: int) -> None:
+    def __init__(self, settings: config.Encode, base_model: str, batch_size: int, flip: bool = True) -> None:
         """Load the VAE.
 
         Args:
             settings: resolutions in pixels and the seed of the posterior samples.
             base_model: hub id, folder or demo/stable_diffusion.
             batch_size: images that the VAE sees at once.
+            flip: whether training mirrors images, so that it needs the moments of both views.
         """
         self.settings = settings
         self.batch_size = batch_size
+        self.flip = flip
         self.latent_shape = shapes.latent_shape(base_model, settings.resolution)
         self.train_shape = shapes.latent_shape(base_model, settings.train_resolution)
         self.vae = diffusion.load_vae(base_model, diffusion.pick_device())
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Replace `image` by `latent` (c, h, w), a posterior sample x scaling factor of the square view, and
-        `train_moments` (2, 2c, h', w'), mean and logvar of the centre crop, plain and flipped; both float16.
+        `train_moments` (1 or 2, 2c, h', w'), mean and logvar of the centre crop, plain and, with `flip`, mirrored;
+        both float16.
 
         Rows that are rejected, here or before, hold zeros.
         """
@@ -50,9 +53,9 @@ class Encode:
 
     def _train_moments(self, found: Sequence[Image.Image]) -> torch.Tensor:
         crops = [images.center_crop(image, self.settings.train_resolution) for image in found]
-        views = [view for crop in crops for view in (crop, crop[:, ::-1])]
+        views = [view for crop in crops for view in (crop, crop[:, ::-1])] if self.flip else crops
         moments = self._moments(views, self.train_shape)
-        return moments.reshape(len(found), 2, *moments.shape[1:])  # (n, 2, 2c, h', w')
+        return moments.reshape(len(found), 1 + self.flip, *moments.shape[1:])  # (n, views, 2c, h', w')
 
     def _square_moments(self, found: Sequence[Image.Image], crops: torch.Tensor) -> torch.Tensor:
         """Moments of the square views; where that view is the centre crop, its moments serve again."""

@@ -134,7 +134,7 @@ class Finetune:
 
     def _draws(self, table: pa.Table, epochs: Positions) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Latents, noise (n, c, h, w) and timesteps (n,): a function of seed, epoch and image_id for every row."""
-        moments = schemas.tensors(table["train_moments"])  # (n, 2, 2c, h, w)
+        moments = schemas.tensors(table["train_moments"])  # (n, views, 2c, h, w)
         n, _, doubled, height, width = moments.shape
         normal = torch.empty(n, 2, doubled // 2, height, width)
         whole = torch.empty(n, 2, dtype=torch.int64)
