@@ -215,7 +215,7 @@ def pairs(rows: pa.Table, said: Sequence[str]) -> pa.Table:
 
 def prototypes(rows: pa.Table) -> pa.Table:
     """PROTOTYPES, with the seed of their set, as `generate` is given them: the rows' own latents under captions."""
-    said = captions(rows, words=20)
+    said = captions(rows, words=10)  # no more than 77 tokens: the stock pipeline of the reference cuts what is longer
     latents = pairs(rows, said)["latent"].combine_chunks().to_numpy_ndarray().astype(np.float32)
     columns = {
         "prototype_id": [f"{number:04d}" for number in range(len(rows))],

@@ -122,7 +122,7 @@ def generate(scale: Scale) -> Iterator[Row]:
     """Batches of prototypes against one image at a time."""
     rows, settings = ours.cifar(64), ours.job().generate
     pool, table = scale.generate, ours.prototypes(rows)
-    latents = table["latent"].combine_chunks().to_numpy_ndarray()
+    latents = table["latent"].combine_chunks().to_numpy_ndarray().copy()
     asked = list(islice(zip(latents, table["text"].to_pylist(), range(len(table)), strict=True), 6))
     theirs = reference.Drawer(ours.MODEL, settings)
 
