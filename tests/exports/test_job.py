@@ -8,18 +8,22 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from datasets import ClassLabel, Image, load_dataset
+from datasets import ClassLabel, Image, List, Value, load_dataset
 from diffusers import StableDiffusionPipeline
 from huggingface_hub import DatasetCard, ModelCard
+from safetensors.torch import save
 
 from tests.small_job import JOB
 from vlcp_ray.config import Job, load_job
 from vlcp_ray.exports.dataset import folder_names
 from vlcp_ray.exports.job import Choice, Form, export, opened, public
+from vlcp_ray.exports.soft_labels import labeller
 from vlcp_ray.images import encode_png
 from vlcp_ray.models.folders import folder
 from vlcp_ray.pipeline import graph
-from vlcp_ray.schemas import SCORES, SYNTHETIC, conform, pairs_schema, prototypes_schema, tensor_array
+from vlcp_ray.protocols.images import LabelledImages
+from vlcp_ray.protocols.teacher import teach
+from vlcp_ray.schemas import SCORES, SYNTHETIC, TEACHER, conform, pairs_schema, prototypes_schema, tensor_array
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.stages.caption import CarryCaptions
 from vlcp_ray.store import Step, Store
@@ -78,6 +82,10 @@ def job() -> Job:
 
 @pytest.fixture
 def exported(job: Job, tmp_path: Path) -> Export:
+    return exporter(job, tmp_path)
+
+
+def exporter(job: Job, tmp_path: Path) -> Export:
     """A job with one distilled set, its files out of order, and a function that exports of it."""
     store, steps = Store.at(str(tmp_path / "runs")), graph(job)
 
@@ -98,6 +106,13 @@ def exported(job: Job, tmp_path: Path) -> Export:
     for step, facts in ((find("ingest"), ingested), (made, {"rows": 12}), (find("pair"), {}), (find("finetune"), {})):
         store.artifact(step).seal(facts)
 
+    for step in steps:
+        if step.stage == "teach":
+            train = LabelledImages(PIXELS.reshape(-1, 8, 8, 3).transpose(0, 3, 1, 2), np.repeat(np.arange(3), IPC))
+            state = teach(train, train, NAMES, job.teach, 0, "cpu").state
+            store.artifact(step).write_bytes(TEACHER, save(state))
+            store.artifact(step).seal({"top1": 0.75})
+
     def write(form: Form, **options: Any) -> tuple[Path, str]:
         to = tmp_path / form
         choice = Choice(form, **options)
@@ -111,8 +126,7 @@ def test_datasets_opens_it_as_it_is(form: Form, exported: Export, tmp_path: Path
     to, told = exported(form)
     assert told == "12 images of 3 classes, generate seed 0 ipc 4 vlcp"
     data = load_dataset(str(to), split="train", cache_dir=str(tmp_path / "cache"))
-    if form == "imagefolder":  # its builder takes the label of metadata.jsonl for a number
-        data = data.cast_column("label", ClassLabel(names=NAMES))
+    assert "soft_label" not in data.features
     assert data.features["label"] == ClassLabel(names=NAMES)
     assert isinstance(data.features["image"], Image)
     assert data["image_id"][:] == synthetic()["image_id"].to_pylist()
@@ -129,6 +143,27 @@ def test_datasets_opens_the_webdataset(exported: Export, tmp_path: Path) -> None
     assert [row["text"] for row in data["json"]] == synthetic()["text"].to_pylist()
     assert np.array_equal(np.stack([np.asarray(image) for image in data["png"]]), PIXELS.reshape(-1, 8, 8, 3))
     assert (to / "classes.txt").read_text().splitlines() == NAMES
+
+
+@pytest.mark.parametrize("form", ["imagefolder", "parquet", "webdataset"])
+def test_soft_labels_travel_with_the_images(form: Form, tmp_path: Path) -> None:
+    settings = ["network='ConvNet-3'", "width=8", "input_size=8", "epochs=2", "batch_size=4"]
+    sets = [f"ipc=[1,{IPC}]", "evaluate.protocols=['minimax','rded']", "evaluate.input_size=8"]
+    job = load_job(JOB, [*sets, *(f"teach.{setting}" for setting in settings)])
+    to, _ = exporter(job, tmp_path)(form)
+    data = load_dataset(str(to), split="train", cache_dir=str(tmp_path / "cache"))
+    if form == "webdataset":
+        said = np.array([row["soft_label"] for row in data["json"]], np.float32)
+    else:
+        assert data.features["soft_label"] == List(Value("float32"), length=len(NAMES))
+        said = np.array(data["soft_label"][:], np.float32)
+    (teacher,) = [step for step in graph(job) if step.stage == "teach"]
+    label = labeller(Store.at(str(tmp_path / "runs")).artifact(teacher), job.teach)
+    told = np.stack(label(synthetic()).to_numpy(zero_copy_only=False))
+    assert np.array_equal(said, told)  # nine digits of text are the same float32 again
+    card = (to / "README.md").read_text()
+    assert "every\nview of every step" in card
+    assert "top-1 75.0 %" in card
 
 
 def test_an_image_folder_has_a_folder_for_each_class(exported: Export) -> None:

@@ -1,7 +1,7 @@
 """Knows which of a job's artifacts an export is made of, and where it goes."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -92,12 +92,21 @@ def _dataset(job: Job, store: Store, steps: Sequence[Step], choice: Choice, targ
     manifest = _sealed(store, step, job)
     facts = _facts(job, store, step, choice)
     names, images = facts["class_names"], int(manifest["rows"])
-    dataset.write(choice.form, store.artifact(step), target, names, images)
+    teacher = next((s.inputs["teacher"] for s in steps if s.stage == "evaluate" and "teacher" in s.inputs), None)
+    taught = _sealed(store, teacher, job) | {"network": job.teach.network} if teacher else None
+    soft_labels = _soft_labels(store.artifact(teacher), job) if teacher else None
+    dataset.write(choice.form, store.artifact(step), target, names, images, soft_labels)
     told = facts | {"title": f"{job.name}: {facts['ipc']} images a class", "images": images, "method": choice.method}
     told |= {"drawn": step.stage == "generate" or choice.method == "centroid", "size": job.generate.image_size}
-    told |= {"scores": _scores(store, steps, step), "texts": _texts(store, step)}
+    told |= {"scores": _scores(store, steps, step), "texts": _texts(store, step), "teacher": taught}
     target.write_bytes("README.md", cards.dataset_card(choice.form, told).encode())
     return f"{images:,} images of {len(names):,} classes, {step.title}"
+
+
+def _soft_labels(teacher: Artifact, job: Job) -> Callable[[pa.Table], pa.Array]:
+    from vlcp_ray.exports.soft_labels import labeller  # here, as it loads torch
+
+    return labeller(teacher, job.teach)
 
 
 def _descriptions(job: Job, store: Store, steps: Sequence[Step], choice: Choice, target: Artifact) -> str:
