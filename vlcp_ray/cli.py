@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         reason = _reason(error)
         if _is_rays(reason):  # no error of the work, but of the machines that did it
-            told = f"the cluster gave up: {str(reason).splitlines()[0]} See ray status and its logs for why"
+            said = (str(reason).strip() or type(reason).__name__).splitlines()[0]
+            told = f"the cluster gave up: {said} See ray status and its logs for why"
             print(f"\nvlcp-ray: {told}; the same command goes on from here", file=sys.stderr)
             return 1
         if not isinstance(reason, ValueError | OSError):
@@ -208,7 +209,10 @@ def _report(arguments: argparse.Namespace) -> int:
         print(json.dumps(scores_json(scores), indent=2))
         return 0
     if not len(scores):
-        print(f"vlcp-ray: no scores yet under {_shown(store.path)}; start with: vlcp-ray run {arguments.job}", file=sys.stderr)
+        print(
+            f"vlcp-ray: no scores yet under {_shown(store.path)}; start with: vlcp-ray run {arguments.job}",
+            file=sys.stderr,
+        )
         return 1
     print(f"\n{score_table(scores)}")
     page = store.artifact(steps[-1])

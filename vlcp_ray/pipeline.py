@@ -202,6 +202,10 @@ def _look(job: Job, stages: Set[str]) -> None:
     """Refuse what the stages that are left to do would read and could not."""
     if "ingest" in stages:
         layouts.open_source(job.ingest)
+    if "pair" in stages and job.caption.source:
+        from vlcp_ray.flow.feeds import captions_at  # here, as it loads Ray
+
+        captions_at(job.caption.source)
     checkpoint = job.teach.checkpoint
     if "teach" in stages and checkpoint and "://" not in checkpoint and not Path(checkpoint).is_file():
         raise ConfigError(

@@ -14,7 +14,7 @@ from huggingface_hub import DatasetCard, ModelCard
 from safetensors.torch import save
 
 from tests.small_job import JOB
-from vlcp_ray.config import Job, load_job
+from vlcp_ray.config import Ingest, Job, load_job
 from vlcp_ray.exports.dataset import folder_names
 from vlcp_ray.exports.job import Choice, Form, export, opened, public
 from vlcp_ray.exports.soft_labels import labeller
@@ -25,6 +25,7 @@ from vlcp_ray.protocols.images import LabelledImages
 from vlcp_ray.protocols.teacher import teach
 from vlcp_ray.schemas import SCORES, SYNTHETIC, TEACHER, conform, pairs_schema, prototypes_schema, tensor_array
 from vlcp_ray.settings import ConfigError
+from vlcp_ray.sources.layouts import open_source
 from vlcp_ray.stages.caption import CarryCaptions
 from vlcp_ray.store import Step, Store
 
@@ -113,8 +114,8 @@ def exporter(job: Job, tmp_path: Path) -> Export:
             store.artifact(step).write_bytes(TEACHER, save(state))
             store.artifact(step).seal({"top1": 0.75})
 
-    def write(form: Form, **options: Any) -> tuple[Path, str]:
-        to = tmp_path / form
+    def write(form: Form, to: str = "", **options: Any) -> tuple[Path, str]:
+        to = tmp_path / (to or form)
         choice = Choice(form, **options)
         return to, export(job, store, steps, choice, opened(str(to)))
 
@@ -143,6 +144,27 @@ def test_datasets_opens_the_webdataset(exported: Export, tmp_path: Path) -> None
     assert [row["text"] for row in data["json"]] == synthetic()["text"].to_pylist()
     assert np.array_equal(np.stack([np.asarray(image) for image in data["png"]]), PIXELS.reshape(-1, 8, 8, 3))
     assert (to / "classes.txt").read_text().splitlines() == NAMES
+
+
+def test_the_readmes_loader_trains_on_it_as_it_is(exported: Export, monkeypatch: pytest.MonkeyPatch) -> None:
+    to, _ = exported("parquet")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(to.parent / "cache"))
+    code = (JOB.parents[1] / "README.md").read_text(encoding="utf-8").partition("## Take it away")[2]
+    made: dict[str, Any] = {}
+    exec(code.partition("```python\n")[2].partition("```")[0].replace("FOLDER", str(to)), made)
+    assert (made["net"](made["x"]).argmax(1) == made["y"]).float().mean() > 0.9
+    assert made["y"].tolist() == synthetic()["label"].to_pylist()
+
+
+@pytest.mark.parametrize("form", ["imagefolder", "parquet", "webdataset"])
+def test_a_distilled_set_is_a_data_set(form: Form, exported: Export) -> None:
+    source = open_source(Ingest(source=str(exported(form)[0]), val_fraction=0.25))
+    rows = pa.concat_tables([table for part in source.parts() for table in source.read(part, set())])
+    names = ["0002 a_b" if form == "imagefolder" and name == "a/b" else name for name in NAMES]
+    assert sorted(source.classes.names) == sorted(names)
+    assert len(set(rows["image_id"].to_pylist())) == len(synthetic())
+    assert set(rows["reason"].to_pylist()) == {""}
+    assert sorted(rows["class_key"].to_pylist()) == sorted(name for name in names for _ in range(IPC))
 
 
 @pytest.mark.parametrize("form", ["imagefolder", "parquet", "webdataset"])
@@ -228,7 +250,7 @@ def test_a_card_tells_of_paths_the_last_part_alone() -> None:
     assert (public("s3://bucket/x"), public("file:///home/me/set"), public(1)) == ("s3://bucket/x", "set", 1)
 
 
-def test_what_cannot_be_exported_is_one_sentence(exported: Export) -> None:
+def test_what_cannot_be_exported_is_one_sentence(exported: Export, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the job makes no set herding"):
         exported("parquet", method="herding")
     with pytest.raises(ConfigError, match="select seed 0 ipc 4 random is not made yet"):
@@ -236,6 +258,9 @@ def test_what_cannot_be_exported_is_one_sentence(exported: Export) -> None:
     with pytest.raises(ConfigError, match="--seed 3: the job fine-tunes no model with it"):
         exported("model", seed=3)
     exported("parquet")
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="it is a file; give an empty folder"):
+        exported("parquet", to="file")
     with pytest.raises(ConfigError, match="it holds files already"):
         exported("parquet")
     with pytest.raises(ConfigError, match="nope://x"):

@@ -59,6 +59,11 @@ def test_an_unknown_layout_is_told_with_the_known_ones(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
+def test_an_empty_folder_is_told_as_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is an empty folder; give the one that holds"):
+        opened(tmp_path)
+
+
 def test_a_fingerprint_holds_what_decides_the_rows_and_reads_nothing(tmp_path: Path) -> None:
     def of(**settings: object) -> dict[str, object]:
         return science(config.Ingest(**{"source": str(tmp_path / "missing"), **settings}))
