@@ -59,7 +59,9 @@ def _sentence(model: type[BaseModel], where: str, error: dict[str, Any]) -> str:
         close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
         cure = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
         return f"{where}: unknown setting {location!r}; {cure}"
-    message = _SHAPES.get(error["type"], str(error["msg"]).removeprefix("Value error, ")).format(location)
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] in _SHAPES:
+        message = _SHAPES[error["type"]].format(location)
     given = "" if isinstance(error["input"], dict | BaseModel) else f", not {error['input']!r}"
     return f"{where}: {location}: {message}{given}" if location else f"{where}: {message}"
 

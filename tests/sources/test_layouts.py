@@ -35,7 +35,7 @@ def test_the_job_can_say_the_layout(tmp_path: Path) -> None:
     ("settings", "sentence"),
     [
         ({"source": "/nowhere/at/all"}, "there is no /nowhere/at/all; give the image set's folder, file or URI"),
-        ({"source": "gopher://x/y"}, "ingest.source: gopher://x/y cannot be opened"),
+        ({"source": "gopher://x/y"}, "ingest.source gopher://x/y: .* give a folder or a URI"),
         ({"source": "digits", "layout": "folder"}, "the embedded digits have one layout"),
         ({"source": "digits", "classes": ["digit one"]}, "the embedded digits have one layout"),
     ],

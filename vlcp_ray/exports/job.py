@@ -154,7 +154,8 @@ def _sealed(store: Store, step: Step) -> dict[str, Any]:
     manifest = store.artifact(step).manifest()
     if manifest is None:
         raise ConfigError(
-            f"{step.title} is not made yet under {store.path}; first: vlcp-ray run with this job and the same --root and --set"
+            f"{step.title} is not made yet under {store.path}; first: vlcp-ray run with this job and the same --root "
+            "and --set"
         )
     return manifest
 
