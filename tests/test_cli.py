@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from ray.exceptions import WorkerCrashedError
+from ray.exceptions import RaySystemError, RayTaskError, WorkerCrashedError
 
 from vlcp_ray.cli import main
+from vlcp_ray.store import StoreError
 
 JOB = str(Path(__file__).parents[1] / "jobs" / "digits.toml")
 
@@ -39,6 +40,7 @@ def test_wrong_settings_are_one_sentence(
     [
         ("ingest.source=mnist", "ingest.source: there is no mnist; give the image set's folder, file or URI"),
         ("teach.checkpoint=none.pth", "teach.checkpoint: there is no file 'none.pth'"),
+        (f"caption.source={JOB}", "digits.toml cannot be read as parquet (JSON lines end in .jsonl)"),
     ],
 )
 def test_what_a_run_reads_is_looked_at_before_it_starts(
@@ -105,6 +107,39 @@ def test_what_ray_cannot_survive_is_one_sentence(
     told = capsys.readouterr().err
     assert "the cluster gave up: The worker died" in told
     assert told.endswith("the same command goes on from here\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (PermissionError(13, "no right to write", "/data"), "PermissionError: [Errno 13] no right to write: '/data'"),
+        (RayTaskError("work", "trace", ValueError("class 'cat': lower ipc")), "vlcp-ray: class 'cat': lower ipc"),
+        (RayTaskError("work", "trace", OSError("disk full")), "vlcp-ray: OSError: disk full; mend that"),
+        (RaySystemError(""), "the cluster gave up: "),
+    ],
+)
+def test_what_the_work_raises_is_one_sentence(
+    error: Exception, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("vlcp_ray.cli.run", fail)
+    assert main(["run", JOB, "--root", "nowhere"]) == 1
+    said = capsys.readouterr().err
+    assert told in said
+    assert len(said.strip().splitlines()) == 1
+
+
+def test_a_sentence_of_ours_hides_what_it_came_from(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise StoreError("the store refuses; free space") from OSError("errno 28")
+
+    monkeypatch.setattr("vlcp_ray.cli.run", fail)
+    assert main(["run", JOB, "--root", "nowhere"]) == 1
+    assert capsys.readouterr().err == "\nvlcp-ray: the store refuses; free space\n"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143)])

@@ -47,6 +47,9 @@ def test_defaults_are_the_papers() -> None:
         ({"generate": {"strength": 0.01}}, "generate: strength leaves no denoising step"),
         ({"caption": {"prompt": "What is it?"}}, "prompt must hold {class_name}"),
         ({"caption": {"max_tokens": 512, "max_model_len": 512}}, "max_tokens must be smaller than max_model_len"),
+        ({"ipc": 5}, "ipc: must be a list in brackets, as [1, 10], not 5"),
+        ({"caption": 3}, "caption: is a section; write its settings as [caption] in the file"),
+        ({"name": "My Job"}, "name: must be of lower-case letters, digits and hyphens"),
         ({"encode": {"resolution": 30}}, "encode.resolution: Input should be a multiple of 8"),
         ({"ipc": []}, "ipc must be a list of different values"),
         ({"seeds": [1, 1]}, "seeds must be a list of different values"),
@@ -91,6 +94,8 @@ def test_bad_overrides_are_refused(tmp_path: Path, override: str, message: str) 
 def test_missing_and_broken_files_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         load_job(tmp_path / "none.toml")
+    with pytest.raises(ConfigError, match=r"is a folder; name a \.toml file in it"):
+        load_job(tmp_path)
     broken = tmp_path / "broken.toml"
     broken.write_text("ipc = [1\n")
     with pytest.raises(ConfigError, match=r"broken\.toml: cannot be read as TOML"):

@@ -28,3 +28,8 @@ def test_what_pyarrow_does_not_know_fsspec_may(tmp_path: Path) -> None:
 def test_an_unknown_scheme_is_told() -> None:
     with pytest.raises(ValueError, match=r"--root nope://x: .* give a folder or a URI"):
         open_uri("nope://x", "--root")
+
+
+def test_a_scheme_alone_is_no_place() -> None:
+    with pytest.raises(ValueError, match=r"--root s3://: it names no bucket; write s3://bucket/folder"):
+        open_uri("s3://", "--root")

@@ -37,6 +37,7 @@ NEIGHBOURS = {
     ("exports", "cards"),
     ("exports", "dataset"),
     ("exports", "rows"),
+    ("exports", "soft_labels"),
     ("sources", "*"),
     ("models", "folders"),
     ("models", "shapes"),

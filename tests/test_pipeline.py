@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.small_job import arguments, job, write_captions
+from tests.small_job import JOB, arguments, job, write_captions
 from vlcp_ray.cli import main
-from vlcp_ray.config import Job
+from vlcp_ray.config import Job, load_job
 from vlcp_ray.pipeline import STAGES, graph, run, state
 from vlcp_ray.scale import Pool, Scale, pools
 from vlcp_ray.schemas import IMAGES, MEMBERS, SCORES, SYNTHETIC, pairs_schema, prototypes_schema, tensors
-from vlcp_ray.settings import build
+from vlcp_ray.settings import ConfigError, build
 from vlcp_ray.store import Step, Store
 
 SCHEMAS = {
@@ -189,3 +189,11 @@ def test_a_stage_that_breaks_its_promise_is_not_sealed(tmp_path: Path) -> None:
         context.seal(step, rows_in=3, rows=1, rejected=1, seconds=1.0)
     assert state(context.store, step) == "new"
     assert dataclasses.replace(step).fingerprint == step.fingerprint
+
+
+@pytest.mark.filterwarnings("default")
+def test_half_precision_without_a_gpu_is_refused_before_anything_is_made(ray_session: None, tmp_path: Path) -> None:
+    wanted = load_job(JOB, ["finetune.mixed_precision=fp16"])
+    with pytest.raises(ConfigError, match=r"finetune\.mixed_precision: fp16 needs a GPU, .* set it to no or bf16"):
+        list(run(wanted, Store.at(str(tmp_path)), "report", Scale()))
+    assert not list(tmp_path.rglob("*.parquet"))

@@ -85,6 +85,14 @@ def test_a_store_that_refuses_for_good_ends_with_one_sentence_and_no_part(
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+def test_a_file_in_the_place_of_a_folder_is_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"--root .*file: it is a file; give a folder"):
+        Store.at(str(tmp_path / "file"))
+    with pytest.raises(StoreError, match="on that path lies a file, not a folder"):
+        Store.at(str(tmp_path / "file" / "runs")).artifact(step()).manifest()
+
+
 def test_the_same_rows_written_twice_are_one_file() -> None:
     assert part_name(["a", "b"]) == part_name(iter(["a", "b"]))
     assert part_name(["a", "b"]) != part_name(["ab"])

@@ -37,13 +37,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _BAD_SETTINGS
     except Exception as error:
         reason = _reason(error)
-        if type(reason).__module__.partition(".")[0] == "ray":  # no error of the work, but of the machines that did it
-            told = f"the cluster gave up: {str(reason).splitlines()[0]} See ray status and its logs for why"
+        if _is_rays(reason):  # no error of the work, but of the machines that did it
+            said = (str(reason).strip() or type(reason).__name__).splitlines()[0]
+            told = f"the cluster gave up: {said} See ray status and its logs for why"
             print(f"\nvlcp-ray: {told}; the same command goes on from here", file=sys.stderr)
             return 1
-        if not isinstance(reason, ValueError):
+        if not isinstance(reason, ValueError | OSError):
             raise
-        print(f"\nvlcp-ray: {reason}", file=sys.stderr)
+        told = str(reason)
+        if isinstance(reason, OSError):
+            said = " ".join(told.split())
+            told = f"{type(reason).__name__}: {said}; mend that, and the same command goes on from here"
+        print(f"\nvlcp-ray: {told}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
         print("\nvlcp-ray: stopped; the same command goes on from here", file=sys.stderr)
@@ -56,9 +61,15 @@ def _interrupt(number: int, _: object) -> None:
 
 
 def _reason(error: BaseException) -> BaseException:
-    """What a worker has really raised, beneath the layers in which Ray hands it on."""
+    """What a worker has really raised, beneath the layers in which Ray hands it on; what that came from is no news."""
+    if not _is_rays(error):
+        return error
     inner = getattr(error, "cause", None) or error.__cause__
     return _reason(inner) if isinstance(inner, BaseException) else error
+
+
+def _is_rays(error: BaseException) -> bool:
+    return type(error).__module__.partition(".")[0] == "ray"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -198,7 +209,10 @@ def _report(arguments: argparse.Namespace) -> int:
         print(json.dumps(scores_json(scores), indent=2))
         return 0
     if not len(scores):
-        print(f"vlcp-ray: no scores yet; start with: vlcp-ray run {arguments.job}", file=sys.stderr)
+        print(
+            f"vlcp-ray: no scores yet under {_shown(store.path)}; start with: vlcp-ray run {arguments.job}",
+            file=sys.stderr,
+        )
         return 1
     print(f"\n{score_table(scores)}")
     page = store.artifact(steps[-1])

@@ -13,7 +13,7 @@ def open_uri(uri: str, field: str) -> tuple[pafs.FileSystem, str]:
         field: the setting it comes from, for the error.
 
     Raises:
-        ValueError: the URI's scheme is not known or its driver is not installed.
+        ValueError: the URI's scheme is not known, its driver is not installed, or it names nothing but a scheme.
     """
     if "://" not in uri:
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
@@ -21,6 +21,8 @@ def open_uri(uri: str, field: str) -> tuple[pafs.FileSystem, str]:
         filesystem, path = _of_pyarrow(uri)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ImportError, ValueError) as error:
         raise ValueError(f"{field} {uri}: {error}; give a folder or a URI such as s3://bucket/folder") from error
+    if not path.strip("/") and not isinstance(filesystem, pafs.LocalFileSystem):
+        raise ValueError(f"{field} {uri}: it names no bucket; write s3://bucket/folder")
     return filesystem, path.rstrip("/")
 
 

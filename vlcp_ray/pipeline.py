@@ -188,6 +188,7 @@ def run(job: Job, store: Store, to: str, scale: Scale | None) -> Iterator[Step]:
 
     with held(store, [step for step in steps if step.fingerprint in left]), cluster.joined() as derived:
         context = Context(job, scale or derived, store)
+        _check_precision(context, {step.stage for step in steps if step.fingerprint in left})
         at_work = [stage for stage in todo if any(s.stage == stage.name and s.fingerprint in left for s in steps)]
         devices.tell(context.scale, [name for stage in at_work for name in stage.pools])
         for stage in todo:
@@ -202,10 +203,24 @@ def _look(job: Job, stages: Set[str]) -> None:
     """Refuse what the stages that are left to do would read and could not."""
     if "ingest" in stages:
         layouts.open_source(job.ingest)
+    if "pair" in stages and job.caption.source:
+        from vlcp_ray.flow.feeds import captions_at  # here, as it loads Ray
+
+        captions_at(job.caption.source)
     checkpoint = job.teach.checkpoint
     if "teach" in stages and checkpoint and "://" not in checkpoint and not Path(checkpoint).is_file():
         raise ConfigError(
             f"teach.checkpoint: there is no file {checkpoint!r}; give a .pth or leave it out to train one"
+        )
+
+
+def _check_precision(context: Context, stages: Set[str]) -> None:
+    """Refuse here what fine-tuning would refuse, hours later, once the images are described."""
+    fp16 = context.job.finetune.mixed_precision == "fp16"
+    if "finetune" in stages and fp16 and not context.scale.finetune.num_gpus:
+        raise ConfigError(
+            "finetune.mixed_precision: fp16 needs a GPU, and fine-tuning has none here; set it to no or bf16, or give "
+            "it one in the scale file (--scale FILE)"
         )
 
 

@@ -59,7 +59,7 @@ def pools(scale: Scale) -> dict[str, Pool]:
 
 def load_scale(path: str) -> Scale:
     """Read a scale file; the errors are those of `load_job`."""
-    return build(Scale, read_toml(path), path)
+    return build(Scale, read_toml(path, "clusters/"), path)
 
 
 def derive(cpus: int, gpus: int, gpu_gib: int = 16) -> Scale:

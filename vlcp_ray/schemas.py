@@ -9,6 +9,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+#: The file of the teacher's weights, the one thing that passes between stages and is no table and no model folder.
+TEACHER: Final = "teacher.safetensors"
+
 
 def _field(name: str, dtype: pa.DataType, meaning: str) -> pa.Field:
     return pa.field(name, dtype, nullable=False, metadata={"meaning": meaning})

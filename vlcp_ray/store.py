@@ -63,7 +63,10 @@ class Store:
 
     @classmethod
     def at(cls, root: str) -> "Store":
-        return cls(*open_uri(root, "--root"))
+        filesystem, path = open_uri(root, "--root")
+        if isinstance(filesystem, pafs.LocalFileSystem) and Path(path).is_file():
+            raise ValueError(f"--root {root}: it is a file; give a folder, or one that is not there yet")
+        return cls(filesystem, path)
 
     def artifact(self, step: Step) -> "Artifact":
         return Artifact(self.filesystem, f"{self.path}/{step.stage}-{step.fingerprint}")
@@ -210,13 +213,15 @@ def patiently(act: Callable[[], T], what: str) -> T:
 
     Raises:
         FileNotFoundError: at once; that is an answer and no refusal.
-        StoreError: the store refused every time.
+        StoreError: the store refused every time, or at once where a file is in the place of a folder.
     """
     for pause in _PAUSES:
         try:
             return act()
         except FileNotFoundError:
             raise
+        except NotADirectoryError as error:
+            raise StoreError(f"cannot {what}: on that path lies a file, not a folder; name another folder") from error
         except OSError:
             time.sleep(pause)
     try:

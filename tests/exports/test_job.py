@@ -8,19 +8,24 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from datasets import ClassLabel, Image, load_dataset
+from datasets import ClassLabel, Image, List, Value, load_dataset
 from diffusers import StableDiffusionPipeline
 from huggingface_hub import DatasetCard, ModelCard
+from safetensors.torch import save
 
 from tests.small_job import JOB
-from vlcp_ray.config import Job, load_job
+from vlcp_ray.config import Ingest, Job, load_job
 from vlcp_ray.exports.dataset import folder_names
 from vlcp_ray.exports.job import Choice, Form, export, opened, public
+from vlcp_ray.exports.soft_labels import labeller
 from vlcp_ray.images import encode_png
 from vlcp_ray.models.folders import folder
 from vlcp_ray.pipeline import graph
-from vlcp_ray.schemas import SCORES, SYNTHETIC, conform, pairs_schema, prototypes_schema, tensor_array
+from vlcp_ray.protocols.images import LabelledImages
+from vlcp_ray.protocols.teacher import teach
+from vlcp_ray.schemas import SCORES, SYNTHETIC, TEACHER, conform, pairs_schema, prototypes_schema, tensor_array
 from vlcp_ray.settings import ConfigError
+from vlcp_ray.sources.layouts import open_source
 from vlcp_ray.stages.caption import CarryCaptions
 from vlcp_ray.store import Step, Store
 
@@ -78,6 +83,10 @@ def job() -> Job:
 
 @pytest.fixture
 def exported(job: Job, tmp_path: Path) -> Export:
+    return exporter(job, tmp_path)
+
+
+def exporter(job: Job, tmp_path: Path) -> Export:
     """A job with one distilled set, its files out of order, and a function that exports of it."""
     store, steps = Store.at(str(tmp_path / "runs")), graph(job)
 
@@ -98,8 +107,15 @@ def exported(job: Job, tmp_path: Path) -> Export:
     for step, facts in ((find("ingest"), ingested), (made, {"rows": 12}), (find("pair"), {}), (find("finetune"), {})):
         store.artifact(step).seal(facts)
 
-    def write(form: Form, **options: Any) -> tuple[Path, str]:
-        to = tmp_path / form
+    for step in steps:
+        if step.stage == "teach":
+            train = LabelledImages(PIXELS.reshape(-1, 8, 8, 3).transpose(0, 3, 1, 2), np.repeat(np.arange(3), IPC))
+            state = teach(train, train, NAMES, job.teach, 0, "cpu").state
+            store.artifact(step).write_bytes(TEACHER, save(state))
+            store.artifact(step).seal({"top1": 0.75})
+
+    def write(form: Form, to: str = "", **options: Any) -> tuple[Path, str]:
+        to = tmp_path / (to or form)
         choice = Choice(form, **options)
         return to, export(job, store, steps, choice, opened(str(to)))
 
@@ -111,8 +127,7 @@ def test_datasets_opens_it_as_it_is(form: Form, exported: Export, tmp_path: Path
     to, told = exported(form)
     assert told == "12 images of 3 classes, generate seed 0 ipc 4 vlcp"
     data = load_dataset(str(to), split="train", cache_dir=str(tmp_path / "cache"))
-    if form == "imagefolder":  # its builder takes the label of metadata.jsonl for a number
-        data = data.cast_column("label", ClassLabel(names=NAMES))
+    assert "soft_label" not in data.features
     assert data.features["label"] == ClassLabel(names=NAMES)
     assert isinstance(data.features["image"], Image)
     assert data["image_id"][:] == synthetic()["image_id"].to_pylist()
@@ -129,6 +144,48 @@ def test_datasets_opens_the_webdataset(exported: Export, tmp_path: Path) -> None
     assert [row["text"] for row in data["json"]] == synthetic()["text"].to_pylist()
     assert np.array_equal(np.stack([np.asarray(image) for image in data["png"]]), PIXELS.reshape(-1, 8, 8, 3))
     assert (to / "classes.txt").read_text().splitlines() == NAMES
+
+
+def test_the_readmes_loader_trains_on_it_as_it_is(exported: Export, monkeypatch: pytest.MonkeyPatch) -> None:
+    to, _ = exported("parquet")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(to.parent / "cache"))
+    code = (JOB.parents[1] / "README.md").read_text(encoding="utf-8").partition("## Take it away")[2]
+    made: dict[str, Any] = {}
+    exec(code.partition("```python\n")[2].partition("```")[0].replace("FOLDER", str(to)), made)
+    assert (made["net"](made["x"]).argmax(1) == made["y"]).float().mean() > 0.9
+    assert made["y"].tolist() == synthetic()["label"].to_pylist()
+
+
+@pytest.mark.parametrize("form", ["imagefolder", "parquet", "webdataset"])
+def test_a_distilled_set_is_a_data_set(form: Form, exported: Export) -> None:
+    source = open_source(Ingest(source=str(exported(form)[0]), val_fraction=0.25))
+    rows = pa.concat_tables([table for part in source.parts() for table in source.read(part, set())])
+    names = ["0002 a_b" if form == "imagefolder" and name == "a/b" else name for name in NAMES]
+    assert sorted(source.classes.names) == sorted(names)
+    assert len(set(rows["image_id"].to_pylist())) == len(synthetic())
+    assert set(rows["reason"].to_pylist()) == {""}
+    assert sorted(rows["class_key"].to_pylist()) == sorted(name for name in names for _ in range(IPC))
+
+
+@pytest.mark.parametrize("form", ["imagefolder", "parquet", "webdataset"])
+def test_soft_labels_travel_with_the_images(form: Form, tmp_path: Path) -> None:
+    settings = ["network='ConvNet-3'", "width=8", "input_size=8", "epochs=2", "batch_size=4"]
+    sets = [f"ipc=[1,{IPC}]", "evaluate.protocols=['minimax','rded']", "evaluate.input_size=8"]
+    job = load_job(JOB, [*sets, *(f"teach.{setting}" for setting in settings)])
+    to, _ = exporter(job, tmp_path)(form)
+    data = load_dataset(str(to), split="train", cache_dir=str(tmp_path / "cache"))
+    if form == "webdataset":
+        said = np.array([row["soft_label"] for row in data["json"]], np.float32)
+    else:
+        assert data.features["soft_label"] == List(Value("float32"), length=len(NAMES))
+        said = np.array(data["soft_label"][:], np.float32)
+    (teacher,) = [step for step in graph(job) if step.stage == "teach"]
+    label = labeller(Store.at(str(tmp_path / "runs")).artifact(teacher), job.teach)
+    told = np.stack(label(synthetic()).to_numpy(zero_copy_only=False))
+    assert np.array_equal(said, told)  # nine digits of text are the same float32 again
+    card = (to / "README.md").read_text()
+    assert "every\nview of every step" in card
+    assert "top-1 75.0 %" in card
 
 
 def test_an_image_folder_has_a_folder_for_each_class(exported: Export) -> None:
@@ -193,7 +250,7 @@ def test_a_card_tells_of_paths_the_last_part_alone() -> None:
     assert (public("s3://bucket/x"), public("file:///home/me/set"), public(1)) == ("s3://bucket/x", "set", 1)
 
 
-def test_what_cannot_be_exported_is_one_sentence(exported: Export) -> None:
+def test_what_cannot_be_exported_is_one_sentence(exported: Export, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the job makes no set herding"):
         exported("parquet", method="herding")
     with pytest.raises(ConfigError, match="select seed 0 ipc 4 random is not made yet"):
@@ -201,6 +258,9 @@ def test_what_cannot_be_exported_is_one_sentence(exported: Export) -> None:
     with pytest.raises(ConfigError, match="--seed 3: the job fine-tunes no model with it"):
         exported("model", seed=3)
     exported("parquet")
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="it is a file; give an empty folder"):
+        exported("parquet", to="file")
     with pytest.raises(ConfigError, match="it holds files already"):
         exported("parquet")
     with pytest.raises(ConfigError, match="nope://x"):

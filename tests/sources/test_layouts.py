@@ -35,7 +35,7 @@ def test_the_job_can_say_the_layout(tmp_path: Path) -> None:
     ("settings", "sentence"),
     [
         ({"source": "/nowhere/at/all"}, "there is no /nowhere/at/all; give the image set's folder, file or URI"),
-        ({"source": "gopher://x/y"}, "ingest.source: gopher://x/y cannot be opened"),
+        ({"source": "gopher://x/y"}, "ingest.source gopher://x/y: .* give a folder or a URI"),
         ({"source": "digits", "layout": "folder"}, "the embedded digits have one layout"),
         ({"source": "digits", "classes": ["digit one"]}, "the embedded digits have one layout"),
     ],
@@ -56,6 +56,11 @@ def test_a_layout_that_is_not_there_is_told(tmp_path: Path, layout: str) -> None
 def test_an_unknown_layout_is_told_with_the_known_ones(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing here")
     with pytest.raises(ConfigError, match="is none of the layouts that can be read: train/<class>"):
+        opened(tmp_path)
+
+
+def test_an_empty_folder_is_told_as_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is an empty folder; give the one that holds"):
         opened(tmp_path)
 
 

@@ -19,11 +19,14 @@ def dataset_card(form: str, facts: Mapping[str, Any]) -> str:
 
     Args:
         form: imagefolder, parquet or webdataset.
-        facts: what the template `dataset.md.j2` tells, and license, class_names and images.
+        facts: what the template `dataset.md.j2` tells, and license, class_names, images and whether it has soft labels.
     """
     header = _data_header(facts, "image-classification", facts["images"])
-    if form == "parquet":  # the builders of the other forms find their columns themselves
-        header |= {"dataset_info": {"features": features(facts["class_names"])}, "configs": [_config("data/train-*")]}
+    listed = features(facts["class_names"], bool(facts["teacher"]))
+    if form == "parquet":
+        header |= {"dataset_info": {"features": listed}, "configs": [_config("data/train-*")]}
+    elif form == "imagefolder":  # its builder takes the label of metadata.jsonl for a number unless it is told
+        header |= {"dataset_info": {"features": listed}, "configs": [_config("train/**") | {"features": listed}]}
     return _card("dataset.md.j2", DatasetCardData(**header).to_yaml(), facts)
 
 

@@ -18,41 +18,55 @@ from vlcp_ray.store import Artifact
 #: Rows of a shard, and of what is in memory at once: 100 MB of images of 256 pixels.
 SHARD: Final = 1000
 _FACTS: Final = ("image_id", "class_name", "prototype_id", "text", "seed")
+SOFT: Final = "soft_label"  # of a set whose job has a teacher
 _TYPES: Final = {pa.string(): "string", pa.int64(): "int64"}
 
 
-def write(form: str, synthetic: Artifact, target: Artifact, class_names: Sequence[str], n_rows: int) -> None:
+def write(
+    form: str,
+    synthetic: Artifact,
+    target: Artifact,
+    class_names: Sequence[str],
+    n_rows: int,
+    soft_labels: Callable[[pa.Table], pa.Array] | None = None,
+) -> None:
     """Write a set of SYNTHETIC under `target`, sorted by label and image_id.
 
     Args:
         form: a key of `FORMS`.
         class_names: by label.
         n_rows: of the set.
+        soft_labels: the class probabilities of rows, in the order of the labels; where there are none, no column.
     """
     parts = in_order(synthetic, "synthetic", SYNTHETIC.names, ("label", "image_id"), SHARD)
+    if soft_labels:
+        parts = (part.append_column(SOFT, soft_labels(part)) for part in parts)
     FORMS[form](parts, target, class_names, -(-n_rows // SHARD))
 
 
 def _imagefolder(parts: Iterable[pa.Table], target: Artifact, class_names: Sequence[str], _: int) -> None:
     """`train/<class>/<image_id>.png`, and a line of train/metadata.jsonl for each."""
-    folders, lines = folder_names(class_names), list[str]()
-    for part in parts:
-        for row in part.to_pylist():
-            name = f"{folders[row['label']]}/{_file_name(row['image_id'])}{suffix(row['image'])}"
-            target.write_bytes(f"train/{name}", row["image"])
-            facts = {fact: row[fact] for fact in _FACTS}
-            lines.append(json.dumps({"file_name": name, "label": row["label"], **facts}, ensure_ascii=False))
-    target.write_bytes("train/metadata.jsonl", "".join(f"{line}\n" for line in lines).encode())
+    folders = folder_names(class_names)
+    with tempfile.TemporaryDirectory() as here:
+        with (Path(here) / "metadata.jsonl").open("w", encoding="utf-8") as lines:
+            for part in parts:
+                for row in part.to_pylist():
+                    name = f"{folders[row['label']]}/{_file_name(row['image_id'])}{suffix(row['image'])}"
+                    target.write_bytes(f"train/{name}", row["image"])
+                    lines.write(f"{json.dumps({'file_name': name} | _told(row), ensure_ascii=False)}\n")
+        target.put_folder(Path(here), "train")
 
 
 def _parquet(parts: Iterable[pa.Table], target: Artifact, class_names: Sequence[str], shards: int) -> None:
     """`data/train-*.parquet` as `datasets` writes them: an image is a struct of bytes and path, a label has names."""
-    features = {"info": {"features": _features(class_names)}}
-    metadata = {b"huggingface": json.dumps(features, ensure_ascii=False).encode()}
     for number, part in enumerate(parts):
+        soft = SOFT in part.column_names
+        described = {"info": {"features": _features(class_names, soft)}}
+        metadata = {b"huggingface": json.dumps(described, ensure_ascii=False).encode()}
         paths = pa.array([f"{_file_name(row)}.png" for row in part["image_id"].to_pylist()], pa.string())
         image = pa.StructArray.from_arrays([part["image"].combine_chunks(), paths], ["bytes", "path"])
-        columns = {"image": image, "label": part["label"].cast(pa.int64())} | {fact: part[fact] for fact in _FACTS}
+        columns = {"image": image, "label": part["label"].cast(pa.int64())}
+        columns |= {fact: part[fact] for fact in (*_FACTS, SOFT) if fact in part.column_names}
         sink = io.BytesIO()
         parquet.write_table(pa.table(columns).replace_schema_metadata(metadata), sink, row_group_size=100)
         target.write_bytes(f"data/train-{number:05d}-of-{shards:05d}.parquet", sink.getvalue())
@@ -64,11 +78,10 @@ def _webdataset(parts: Iterable[pa.Table], target: Artifact, class_names: Sequen
         sink = io.BytesIO()
         with tarfile.open(fileobj=sink, mode="w") as tar:
             for row in part.to_pylist():
-                facts = {"label": row["label"]} | {fact: row[fact] for fact in _FACTS}
                 key = _file_name(row["image_id"]).replace(".", "_")  # what follows the first point is the kind
                 _add(tar, f"{key}{suffix(row['image'])}", row["image"])
                 _add(tar, f"{key}.cls", str(row["label"]).encode())
-                _add(tar, f"{key}.json", json.dumps(facts, ensure_ascii=False).encode())
+                _add(tar, f"{key}.json", json.dumps(_told(row), ensure_ascii=False).encode())
         target.write_bytes(f"train-{number:06d}.tar", sink.getvalue())
     target.write_bytes("classes.txt", "".join(f"{name}\n" for name in class_names).encode())
 
@@ -80,14 +93,15 @@ FORMS: Final[Mapping[str, Callable[[Iterable[pa.Table], Artifact, Sequence[str],
 }
 
 
-def features(class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """The columns as a dataset card lists them."""
+def features(class_names: Sequence[str], soft: bool) -> list[dict[str, Any]]:
+    """The columns as a dataset card lists them, in words that `datasets` knew before its version 4 too."""
     names = {str(label): name for label, name in enumerate(class_names)}
     listed: list[dict[str, Any]] = [
         {"name": "image", "dtype": "image"},
         {"name": "label", "dtype": {"class_label": {"names": names}}},
     ]
-    return listed + [{"name": fact, "dtype": _TYPES[SYNTHETIC.field(fact).type]} for fact in _FACTS]
+    listed += [{"name": fact, "dtype": _TYPES[SYNTHETIC.field(fact).type]} for fact in _FACTS]
+    return listed + ([{"name": SOFT, "sequence": "float32", "length": len(class_names)}] if soft else [])
 
 
 def folder_names(class_names: Sequence[str]) -> list[str]:
@@ -104,13 +118,20 @@ def suffix(image: bytes) -> str:
     return ".png" if image[:4] == b"\x89PNG" else ".jpg" if image[:2] == b"\xff\xd8" else ".img"
 
 
-def _features(class_names: Sequence[str]) -> dict[str, Any]:
+def _features(class_names: Sequence[str], soft: bool) -> dict[str, Any]:
     described: dict[str, Any] = {
         "image": {"_type": "Image"},
         "label": {"names": list(class_names), "_type": "ClassLabel"},
     }
-    values = {fact: {"dtype": _TYPES[SYNTHETIC.field(fact).type], "_type": "Value"} for fact in _FACTS}
-    return described | values
+    described |= {fact: {"dtype": _TYPES[SYNTHETIC.field(fact).type], "_type": "Value"} for fact in _FACTS}
+    one = {"dtype": "float32", "_type": "Value"}
+    return described | ({SOFT: {"feature": one, "length": len(class_names), "_type": "Sequence"}} if soft else {})
+
+
+def _told(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said of an image beside its pixels; nine digits are enough to read a float32 as it was."""
+    soft = {SOFT: [float(f"{share:.9g}") for share in row[SOFT]]} if SOFT in row else {}
+    return {"label": row["label"]} | {fact: row[fact] for fact in _FACTS} | soft
 
 
 def _file_name(image_id: str) -> str:

@@ -1,7 +1,7 @@
 """Knows which of a job's artifacts an export is made of, and where it goes."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -43,7 +43,10 @@ def export(job: Job, store: Store, steps: Sequence[Step], choice: Choice, target
     Raises:
         ConfigError: the job makes no such thing or has not made it yet, or the target holds files.
     """
-    if pafs.FileType.NotFound != target.filesystem.get_file_info(target.path).type and _files(target):
+    kind = target.filesystem.get_file_info(target.path).type
+    if kind == pafs.FileType.File:
+        raise ConfigError(f"--to {target.path}: it is a file; give an empty folder or one that is not there")
+    if kind != pafs.FileType.NotFound and _files(target):
         raise ConfigError(f"--to {target.path}: it holds files already; give an empty folder or one that is not there")
     write = {"descriptions": _descriptions, "model": _model}.get(choice.form, _dataset)
     return write(job, store, steps, choice, target)
@@ -89,20 +92,29 @@ def public(value: Any) -> Any:
 
 def _dataset(job: Job, store: Store, steps: Sequence[Step], choice: Choice, target: Artifact) -> str:
     step = _find(job, steps, choice)
-    manifest = _sealed(store, step, job)
+    manifest = _sealed(store, step)
     facts = _facts(job, store, step, choice)
     names, images = facts["class_names"], int(manifest["rows"])
-    dataset.write(choice.form, store.artifact(step), target, names, images)
+    teacher = next((s.inputs["teacher"] for s in steps if s.stage == "evaluate" and "teacher" in s.inputs), None)
+    taught = _sealed(store, teacher) | {"network": job.teach.network} if teacher else None
+    soft_labels = _soft_labels(store.artifact(teacher), job) if teacher else None
+    dataset.write(choice.form, store.artifact(step), target, names, images, soft_labels)
     told = facts | {"title": f"{job.name}: {facts['ipc']} images a class", "images": images, "method": choice.method}
     told |= {"drawn": step.stage == "generate" or choice.method == "centroid", "size": job.generate.image_size}
-    told |= {"scores": _scores(store, steps, step), "texts": _texts(store, step)}
+    told |= {"scores": _scores(store, steps, step), "texts": _texts(store, step), "teacher": taught}
     target.write_bytes("README.md", cards.dataset_card(choice.form, told).encode())
     return f"{images:,} images of {len(names):,} classes, {step.title}"
 
 
+def _soft_labels(teacher: Artifact, job: Job) -> Callable[[pa.Table], pa.Array]:
+    from vlcp_ray.exports.soft_labels import labeller  # here, as it loads torch
+
+    return labeller(teacher, job.teach)
+
+
 def _descriptions(job: Job, store: Store, steps: Sequence[Step], choice: Choice, target: Artifact) -> str:
     (step,) = [step for step in steps if step.stage == "pair"]
-    _sealed(store, step, job)
+    _sealed(store, step)
     count = dataset.descriptions(store.artifact(step), target)
     model = public(job.caption.source or job.caption.model)
     told = {"title": f"{job.name}: descriptions", "images": count, "captioner": model, "prompt": job.caption.prompt}
@@ -115,7 +127,7 @@ def _model(job: Job, store: Store, steps: Sequence[Step], choice: Choice, target
     found = [step for step in steps if step.stage == "finetune" and step.key["seed"] == seed]
     if not found:
         raise ConfigError(f"--seed {seed}: the job fine-tunes no model with it; seeds are {list(job.seeds)}")
-    _sealed(store, found[0], job)
+    _sealed(store, found[0])
     with tempfile.TemporaryDirectory() as folder:
         target.put_folder(Path(store.artifact(found[0]).get_folder("model", Path(folder))), "")
     told = {"title": f"{job.name}: the fine-tuned model", "seed": seed, "base_model": public(job.base_model)}
@@ -138,15 +150,18 @@ def _find(job: Job, steps: Sequence[Step], choice: Choice) -> Step:
     )
 
 
-def _sealed(store: Store, step: Step, job: Job) -> dict[str, Any]:
+def _sealed(store: Store, step: Step) -> dict[str, Any]:
     manifest = store.artifact(step).manifest()
     if manifest is None:
-        raise ConfigError(f"{step.title} is not made yet under {store.path}; first run the job {job.name}")
+        raise ConfigError(
+            f"{step.title} is not made yet under {store.path}; first: vlcp-ray run with this job and the same --root "
+            "and --set"
+        )
     return manifest
 
 
 def _facts(job: Job, store: Store, step: Step, choice: Choice) -> dict[str, Any]:
-    ingested = _sealed(store, _source(step), job)
+    ingested = _sealed(store, _source(step))
     return {
         "license": choice.license,
         "version": __version__,

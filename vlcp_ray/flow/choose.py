@@ -12,9 +12,8 @@ import ray
 from vlcp_ray import config
 from vlcp_ray.flow.classes import Rows, class_file, classes_done, each_class
 from vlcp_ray.flow.context import Context
-from vlcp_ray.flow.teach import TEACHER
 from vlcp_ray.progress import Progress
-from vlcp_ray.schemas import SYNTHETIC
+from vlcp_ray.schemas import SYNTHETIC, TEACHER
 from vlcp_ray.store import Artifact, Step
 
 _COLUMNS: Final = ("image_id", "label", "class_name", "split", "image", "source")

@@ -11,6 +11,7 @@ from vlcp_ray.filesystems import open_uri
 from vlcp_ray.flow.data import TARGET
 from vlcp_ray.methods.real import as_synthetic
 from vlcp_ray.schemas import with_column
+from vlcp_ray.settings import ConfigError
 from vlcp_ray.stages.caption import CarryCaptions
 
 
@@ -18,15 +19,28 @@ class CarryFrom:
     """The stage that takes descriptions from a table: its actor reads it, parquet or JSON lines, at any URI."""
 
     def __init__(self, uri: str) -> None:
-        filesystem, path = open_uri(uri, "caption.source")
-        kind = "json" if path.endswith((".jsonl", ".json")) else "parquet"
-        table = pads.dataset(path, filesystem=filesystem, format=kind)
+        table = captions_at(uri)
         # PAIRS of an earlier run are such a table: its latents stay where they are.
         columns = [name for name in ("image_id", "caption", "file_name", "text") if name in table.schema.names]
         self.carry = CarryCaptions(table.to_table(columns=columns))
 
     def __call__(self, table: pa.Table) -> pa.Table:
         return self.carry(table)
+
+
+def captions_at(uri: str) -> pads.Dataset:
+    """The table of descriptions at a URI; of its files the first is looked at.
+
+    Raises:
+        ConfigError: it is not there, or is neither parquet nor JSON lines.
+    """
+    kind = "json" if uri.endswith((".jsonl", ".json")) else "parquet"
+    try:
+        filesystem, path = open_uri(uri, "caption.source")
+        return pads.dataset(path, filesystem=filesystem, format=kind)
+    except (OSError, ValueError) as error:
+        what = "JSON lines" if kind == "json" else "parquet (JSON lines end in .jsonl)"
+        raise ConfigError(f"caption.source: {uri} cannot be read as {what}: {str(error).splitlines()[0]}") from error
 
 
 @dataclass

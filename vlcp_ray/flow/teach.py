@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import ray
 
@@ -13,10 +13,9 @@ from vlcp_ray.flow.context import Context
 from vlcp_ray.flow.labelled import check_classes, check_val, load_split
 from vlcp_ray.flow.tasks import task
 from vlcp_ray.memory import kept_memory
+from vlcp_ray.schemas import TEACHER
 from vlcp_ray.sources.classes import expand, glossary
 from vlcp_ray.store import Artifact, Step
-
-TEACHER: Final = "teacher.safetensors"
 
 
 def teach(context: Context, steps: Sequence[Step]) -> None:

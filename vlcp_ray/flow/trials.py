@@ -14,12 +14,11 @@ from vlcp_ray import config
 from vlcp_ray.flow.context import Context
 from vlcp_ray.flow.labelled import check_val, load_split
 from vlcp_ray.flow.tasks import in_flight, task
-from vlcp_ray.flow.teach import TEACHER
 from vlcp_ray.memory import kept_memory
 from vlcp_ray.progress import Progress
 from vlcp_ray.protocols.images import LabelledImages, val_resize
 from vlcp_ray.protocols.teacher import load_teacher
-from vlcp_ray.schemas import SCORES, conform
+from vlcp_ray.schemas import SCORES, TEACHER, conform
 from vlcp_ray.stages.evaluate import Trial, run_trial
 from vlcp_ray.store import Artifact, Step
 

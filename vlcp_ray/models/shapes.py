@@ -30,8 +30,15 @@ def _vae_config(base_model: str) -> dict[str, Any]:
     path = _vae_file(base_model)
     if not path.exists():
         from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError
 
-        path = Path(hf_hub_download(base_model, "vae/config.json"))
+        try:
+            path = Path(hf_hub_download(base_model, "vae/config.json"))
+        except (HfHubHTTPError, OSError, ValueError) as error:
+            raise ValueError(
+                f"base_model: {base_model} cannot be fetched from the hub ({str(error).strip().splitlines()[0]}); "
+                "check its name and the network, or give a folder"
+            ) from error
     loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return loaded
 

@@ -178,6 +178,18 @@ def features(network: nn.Module, pixels: npt.NDArray[np.uint8], device: str) -> 
     return torch.cat(seen).numpy()
 
 
+@torch.inference_mode()
+def soft_labels(network: nn.Module, pixels: npt.NDArray[np.uint8], device: str) -> npt.NDArray[np.float32]:
+    """A teacher's class probabilities at temperature 1: (n, 3, s, s) uint8 -> (n, classes) float32, each row of sum 1.
+
+    Args:
+        network: of `load_teacher`; it is moved to the device and set to eval mode, so that an image is judged alone.
+    """
+    network = network.to(device).eval()
+    batches = (torch.tensor(pixels[start : start + BATCH], device=device) for start in range(0, len(pixels), BATCH))
+    return torch.cat([network(normalise(batch)).float().softmax(1).cpu() for batch in batches]).numpy()
+
+
 def _loss(network: nn.Module, pixels: Tensor, labels: Tensor, generator: torch.Generator, settings: Teach) -> Tensor:
     if settings.input_size <= _SMALL:
         views = shift(pixels, generator, settings.flip, settings.input_size // _PADDING)

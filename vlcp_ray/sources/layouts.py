@@ -42,6 +42,9 @@ def open_source(settings: config.Ingest) -> Source:
         raise ConfigError(f"ingest.layout: {settings.source} is not the embedded digits; leave layout out")
     try:
         filesystem, path = open_uri(settings.source, "ingest.source")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    try:
         if filesystem.get_file_info(path).type == pafs.FileType.NotFound:
             raise ConfigError(f"ingest.source: there is no {settings.source}; give the image set's folder, file or URI")
         layout = _recognise(filesystem, path) if settings.layout == "auto" else settings.layout
@@ -73,6 +76,8 @@ def _recognise(filesystem: pafs.FileSystem, path: str) -> str:
             return layout
     if folders_in(filesystem, path):
         return "folder"
+    if not filesystem.get_file_info(path).is_file and not filesystem.get_file_info(pafs.FileSelector(path)):
+        raise ConfigError(f"ingest.source: {path} is an empty folder; give the one that holds train/ or the images")
     raise ConfigError(
         f"ingest.source: {path} is none of the layouts that can be read: train/<class>/*.jpg with val/<class>/*.jpg, "
         "train-*.parquet, *train*.tar (WebDataset), Tiny-ImageNet's tree"
