@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from vlcp_ray.progress import Reading
+from vlcp_ray.progress import Reading, span
 from vlcp_ray.store import Artifact, Step, Store, patiently
 
 FOLDER: Final = "leases"
@@ -35,9 +35,9 @@ class Sign:
     def __str__(self) -> str:
         run = f"a run (process {self.pid} on {self.host}, since {self.since})"
         if not self.fresh:
-            return f"{run} gave its last sign of life {self.age:,.0f} s ago and is dead; the same command goes on"
+            return f"{run} gave its last sign of life {span(self.age)} ago and is dead; the same command goes on"
         far = f"{self.reading.title:<28} {self.reading}\n" if self.reading else ""
-        return f"{far}{run} makes this; this is what it said {self.age:,.0f} s ago"
+        return f"{far}{run} makes this; this is what it said {span(self.age)} ago"
 
     @property
     def fresh(self) -> bool:

@@ -12,7 +12,8 @@ from rich.text import Text
 from vlcp_ray.progress import Progress, Reading, View
 
 _STYLES: Final = {"running": "bold", "done": "green", "skipped": "dim", "waiting": "dim"}
-_BAR: Final = 24  # cells
+_NAME: Final = 18  # cells, as the next
+_BAR: Final = 24
 
 
 class LiveView(View):
@@ -24,7 +25,7 @@ class LiveView(View):
     def __init__(self, console: Console) -> None:
         super().__init__()
         self.console = console
-        self.took: dict[str, str] = {}
+        self.made: dict[str, str] = {}
         self.began = self.clock()
         self.live = Live(get_renderable=self.table, console=console, refresh_per_second=4, transient=True)
 
@@ -41,12 +42,17 @@ class LiveView(View):
 
     def leave(self, stage: str) -> None:
         super().leave(stage)
-        self.took[stage] = f"{self.clock() - self.began:,.1f} s"
+        self.made[stage] = f"{self.clock() - self.began:,.1f} s{self.made.get(stage, '')}"
 
     def starts(self, progress: Progress) -> None:
         self.current = progress
         if progress.count:
             super().starts(progress)
+
+    def ends(self, progress: Progress, stopped: bool) -> None:
+        super().ends(progress, stopped)
+        for stage in (name for name, state in self.stages.items() if state == "running"):
+            self.made[stage] = f", {progress.count:,} {progress.unit}, {progress.rejected:,} rejected"
 
     def moved(self, progress: Progress) -> None:
         """Nothing: the table is drawn from what the progress has counted."""
@@ -54,8 +60,8 @@ class LiveView(View):
     def table(self) -> Table:
         """What is drawn."""
         table = Table(box=None, padding=(0, 1, 0, 0), show_header=False)
-        table.add_column(no_wrap=True)
-        table.add_column(no_wrap=True)
+        table.add_column(min_width=_NAME, no_wrap=True)
+        table.add_column(min_width=_BAR, no_wrap=True)
         table.add_column()
         now = self.reading()
         for stage, state in self.stages.items():
@@ -70,7 +76,7 @@ class LiveView(View):
 
     def _beside(self, stage: str, state: str) -> str:
         since = f"{self.clock() - self.began:,.0f} s, on {self.devices}"
-        return since if state == "running" else self.took.get(stage, "")
+        return since if state == "running" else self.made.get(stage, "")
 
 
 def _bar(now: Reading) -> ProgressBar:

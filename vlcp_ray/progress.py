@@ -43,7 +43,7 @@ class Reading:
     def speed(self) -> str:
         if self.rate <= 0:
             return ""
-        left = "" if self.total is None else f", {_span((self.total - self.rows) / self.rate)} left"
+        left = "" if self.total is None else f", {span((self.total - self.rows) / self.rate)} left"
         return f"{self.rate:,.1f}/s{left}"
 
     def __str__(self) -> str:
@@ -165,7 +165,8 @@ class Progress:
         self.view.ends(self, kind is not None)
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
+    """A time as people say it: `90 s`, `12 min`, `3 h 20 min`."""
     if seconds < 120:
         return f"{seconds:,.0f} s"
     minutes = round(seconds / 60)
