@@ -1,6 +1,7 @@
 """Whether a stage's log has what was told, warned of and gone wrong, a file for every attempt."""
 
 import logging
+import time
 import warnings
 from pathlib import Path
 
@@ -54,4 +55,4 @@ def test_a_log_comes_to_the_store_while_the_work_goes_on(tmp_path: Path, monkeyp
     with logged(Store.at(str(tmp_path)), "digits", "pair", ""):
         say("pair", "under way")
         while not list(tmp_path.rglob("*.log")) or "under way" not in files(tmp_path)[0]:
-            pass
+            time.sleep(0.01)
