@@ -128,6 +128,15 @@ def test_a_tracker_that_is_not_installed_ends_a_run_before_it_starts(
     assert not list(tmp_path.iterdir())
 
 
+def test_what_a_run_is_asked_for_travels_with_a_submitted_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[list[str]] = []
+    monkeypatch.setattr("vlcp_ray.flow.submit.submit", lambda _file, _job, options, **_: sent.append(options) or 0)
+    assert main(["submit", JOB, "--root", "s3://bucket/runs", "--track", "wandb", "--ray-logs"]) == 0
+    assert main(["submit", JOB, "--root", "s3://bucket/runs"]) == 0
+    common = ["--root", "s3://bucket/runs", "--to", "report"]
+    assert sent == [[*common, "--track", "wandb", "--ray-logs"], common]
+
+
 def test_what_ray_cannot_survive_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

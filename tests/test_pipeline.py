@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from tests.small_job import arguments, job, write_captions
+from tests.test_records import scalars
 from vlcp_ray.cli import main
 from vlcp_ray.config import Job
 from vlcp_ray.pipeline import STAGES, graph, run, state
@@ -114,6 +115,40 @@ def test_every_stage_counts_its_rows(ran: tuple[Path, Path]) -> None:
         made = rows(root, step, "synthetic")
         assert len(made) == 10 * step.key["ipc"]
         assert set(made["label"].to_pylist()) == set(range(10))
+
+
+@pytest.mark.filterwarnings("default")
+def test_every_stage_has_its_log_and_its_peak_of_memory(ran: tuple[Path, Path]) -> None:
+    root, captions = ran
+    store = Store.at(str(root))
+    for step in graph(job(captions)):
+        (log,) = (root / "logs" / "digits" / step.stage).iterdir()
+        text = log.read_text()
+        assert step.fingerprint in text.splitlines()[0]
+        assert text.rstrip().endswith(f"{step.stage}: done")
+        manifest = store.artifact(step).manifest()
+        assert manifest is not None
+        assert 50 < manifest["peak_memory"] < 20_000, step.title
+
+
+@pytest.mark.filterwarnings("default")
+def test_tensorboard_has_what_was_recorded(ran: tuple[Path, Path]) -> None:
+    root, captions = ran
+    board = root / "tensorboard" / "digits"
+    (tuned,) = of_stage(captions, "finetune")
+    files = sorted((root / f"finetune-{tuned.fingerprint}" / "progress").iterdir())
+    epochs = [json.loads(file.read_text()) for file in files]
+    names = ("loss", "images_per_second", "learning_rate", "gradient_norm")
+    expected = [(epoch["step"], name, np.float32(epoch[name])) for epoch in epochs for name in names]
+    assert len(epochs) == 2
+    assert scalars(board / "finetune" / f"seed-0-{tuned.fingerprint}") == expected
+    trials = [row for step in of_stage(captions, "evaluate") for row in rows(root, step, "scores").to_pylist()]
+    assert len(trials) == len(list((board / "evaluate").iterdir()))
+    for row in trials:
+        (folder,) = (board / "evaluate").glob(f"{row['trial_id']}-*")
+        curve = [value for _, name, value in scalars(folder) if name == "top1"]
+        assert curve == row["curve"]
+        assert (row["epochs"], "top1_last", row["top1_last"]) in scalars(folder)
 
 
 @pytest.mark.filterwarnings("default")

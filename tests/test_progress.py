@@ -40,7 +40,7 @@ def test_rows_from_before_count_for_the_share_and_not_for_the_rate() -> None:
     first, line, _ = out.getvalue().splitlines()
     assert "resumes after 8 of 10 rows" in first
     assert "9 of 10 rows (90%)" in line
-    assert "0.1/s, 10 s left, 0 rejected" in line
+    assert "6.0/min, 10 s left, 0 rejected" in line
 
 
 def test_a_line_has_every_fact_and_comes_every_ten_seconds_at_most() -> None:

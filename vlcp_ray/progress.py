@@ -44,7 +44,8 @@ class Reading:
         if self.rate <= 0:
             return ""
         left = "" if self.total is None else f", {span((self.total - self.rows) / self.rate)} left"
-        return f"{self.rate:,.1f}/s{left}"
+        pace = f"{self.rate:,.1f}/s" if self.rate >= 1 else f"{60 * self.rate:,.1f}/min"
+        return f"{pace}{left}"
 
     def __str__(self) -> str:
         paced = " ".join(part for part in (self.share(), self.speed()) if part)
