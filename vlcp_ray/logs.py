@@ -38,7 +38,7 @@ def logged(store: Store, job: str, stage: str, facts: str) -> Iterator[None]:
                 yield
                 LOG.info("%s: done", stage)
             except BaseException as error:
-                LOG.debug("%s: stopped", stage, exc_info=error)
+                LOG.error("%s: stopped", stage, exc_info=error)
                 error.add_note(f"log: {logs.path}/{name}")
                 with suppress(StoreError):  # the error at hand is the one to be told
                     _put(logs, name, file)
@@ -66,9 +66,10 @@ def _listening(file: Path) -> Iterator[None]:
         shown(message, category, filename, lineno, *more)
 
     warnings.showwarning = show  # type: ignore[assignment]
-    LOG.setLevel(logging.DEBUG)
+    LOG.setLevel(logging.INFO)
+    LOG.propagate = False  # what is told there was printed, and an error is printed where the run ends
     alone = [logger for logger in map(logging.getLogger, _ALONE) if not logger.propagate]
-    for logger, one in (pairs := [*product([root], heard), *product(alone, [handler])]):
+    for logger, one in (pairs := [*product([root], heard), *product([LOG, *alone], [handler])]):
         logger.addHandler(one)
     try:
         yield
@@ -77,6 +78,7 @@ def _listening(file: Path) -> Iterator[None]:
             logger.removeHandler(one)
         handler.close()
         LOG.setLevel(level)
+        LOG.propagate = True
         warnings.showwarning = shown
 
 

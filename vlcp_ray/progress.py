@@ -94,7 +94,7 @@ class View:
         of = "" if now.total is None else f" of {now.total:,}"
         begins = f"resumes after {now.rows:,}{of} {now.unit}" if now.rows else ""
         if not begins and self.devices:
-            begins = f"starts: {now.unit if now.total is None else f'{now.total:,} {now.unit}'}"
+            begins = "starts" if now.total is None else f"starts: {now.total:,} {now.unit}"
         if begins:
             self.say(progress.title, f"{begins}{f', on {self.devices}' if self.devices else ''}")
 
