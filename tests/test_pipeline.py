@@ -213,6 +213,8 @@ def test_a_class_smaller_than_ipc_ends_with_one_sentence(
     assert sentence.startswith("vlcp-ray: ")
     assert "digit" in sentence
     assert "200" in sentence
+    assert sentence.endswith(".log)")
+    assert Path(sentence.rpartition("(log: ")[2].removesuffix(")")).is_file()
 
 
 def test_a_stage_that_breaks_its_promise_is_not_sealed(tmp_path: Path) -> None:
