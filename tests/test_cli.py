@@ -1,14 +1,20 @@
 """Whether wrong settings end with one sentence and exit code 2, before anything starts."""
 
+import dataclasses
+import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from ray.exceptions import RaySystemError, RayTaskError, WorkerCrashedError
 
 from vlcp_ray.cli import main
+from vlcp_ray.config import load_job
+from vlcp_ray.pipeline import graph
+from vlcp_ray.progress import Reading
 from vlcp_ray.store import StoreError
 
 JOB = str(Path(__file__).parents[1] / "jobs" / "digits.toml")
@@ -94,6 +100,43 @@ def test_plan_imports_nothing_heavy(tmp_path: Path) -> None:
 def test_a_report_before_any_score_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", JOB, "--root", str(tmp_path)]) == 1
     assert "start with: vlcp-ray run" in capsys.readouterr().err
+
+
+def test_status_tells_how_far_another_machine_s_run_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pair = next(step for step in graph(load_job(JOB)) if step.stage == "pair")
+    far = Reading("pair", [pair.fingerprint], 640, 1297, "rows", 2, 35.0, "caption 1 x 1 GPU", "")
+    lease = {"host": "far away", "pid": 7, "since": "24 Nov 21:00:00", "makes": {pair.fingerprint: "pair"}, "beat": 3}
+    (tmp_path / "leases").mkdir()
+    (tmp_path / "leases" / "one.json").write_text(
+        json.dumps(lease | {"at": time.time() - 4, "reading": dataclasses.asdict(far)})
+    )
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["status", JOB, "--root", str(tmp_path)]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].split() == ["ingest", "new"]
+    assert told[1].split() == ["pair", "running"]
+    assert told[-2].endswith("640 of 1,297 rows (49%) 35.0/s, 19 s left, 2 rejected, on caption 1 x 1 GPU")
+    assert told[-1].startswith("a run (process 7 on far away, since 24 Nov 21:00:00) makes this")
+    assert told[-1].endswith("s ago")
+    assert sorted(tmp_path.rglob("*")) == before  # it only reads
+
+
+def test_a_tracker_that_is_not_installed_ends_a_run_before_it_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlcp_ray.trackers.find_spec", lambda _: None)
+    assert main(["run", JOB, "--root", str(tmp_path), "--track", "mlflow"]) == 2
+    assert "--track mlflow: the package is not installed; pip install mlflow" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_run_is_asked_for_travels_with_a_submitted_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[list[str]] = []
+    monkeypatch.setattr("vlcp_ray.flow.submit.submit", lambda _file, _job, options, **_: sent.append(options) or 0)
+    assert main(["submit", JOB, "--root", "s3://bucket/runs", "--track", "wandb", "--ray-logs"]) == 0
+    assert main(["submit", JOB, "--root", "s3://bucket/runs"]) == 0
+    common = ["--root", "s3://bucket/runs", "--to", "report"]
+    assert sent == [[*common, "--track", "wandb", "--ray-logs"], common]
 
 
 def test_what_ray_cannot_survive_is_one_sentence(

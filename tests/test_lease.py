@@ -5,12 +5,14 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from vlcp_ray import lease
-from vlcp_ray.lease import HeldError, held
+from vlcp_ray.lease import HeldError, held, signs
+from vlcp_ray.progress import Reading
 from vlcp_ray.store import Step, Store
 
 ONE, OTHER = Step("pair", 1, {"a": 1}), Step("pair", 1, {"a": 2})
@@ -108,3 +110,23 @@ def test_a_run_whose_lease_was_taken_over_stops(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         work()
+
+
+def test_how_far_a_run_is_can_be_read_from_the_store(tmp_path: Path) -> None:
+    store = Store.at(str(tmp_path))
+    far = Reading("pair", [ONE.fingerprint], 640, 1297, "rows", 2, 35.0, "caption 1 x 1 GPU", "")
+    with held(store, [ONE, OTHER], lambda: far):
+        while not (now := signs(store)[0]).reading:
+            time.sleep(0.01)
+        assert now.reading == far
+        assert now.makes == {ONE.fingerprint, OTHER.fingerprint}
+        assert now.fresh
+        assert "640 of 1,297 rows (49%) 35.0/s, 19 s left, 2 rejected, on caption 1 x 1 GPU" in str(now)
+        (file,) = leases(tmp_path)
+        left = json.loads(file.read_text()) | {"at": time.time() - 300, "host": "elsewhere"}
+    assert signs(store) == []
+    file.write_text(json.dumps(left))
+    (dead,) = signs(store)
+    assert not dead.fresh
+    assert "on elsewhere" in str(dead)
+    assert "its last sign of life 5 min ago and is dead" in str(dead)

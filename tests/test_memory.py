@@ -1,16 +1,16 @@
-"""Holds that memory is kept while tensors come and go, and given back after."""
+"""Holds that memory is kept while tensors come and go and given back after, and that peaks are those of the work."""
 
 import subprocess
 import sys
 
 import pytest
 
-from vlcp_ray.memory import kept_memory
+from vlcp_ray.memory import begin, kept_memory, peaks
 
 # A fresh interpreter: page faults and resident memory are those of the whole process.
 _PROGRAM = """
 import resource, numpy as np
-from vlcp_ray.memory import kept_memory
+from vlcp_ray.memory import begin, kept_memory, peaks
 
 def faults(times):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -44,3 +44,29 @@ def test_memory_is_kept_within_and_given_back_after() -> None:
 def test_an_error_passes() -> None:
     with pytest.raises(ValueError, match="mine"), kept_memory():
         raise ValueError("mine")
+
+
+def test_the_peak_is_that_of_the_work_at_hand() -> None:
+    begin("before")
+    before = peaks().memory
+    held = bytearray(200 << 20)
+    held[:: 1 << 12] = b"1" * len(held[:: 1 << 12])
+    high = peaks().memory
+    assert 190 < high - before < 400
+    del held
+    begin("before")
+    assert peaks().memory == high  # the same work
+    begin("after")
+    assert peaks().memory < high - 150
+    assert peaks().gpu_memory == 0
+
+
+def test_a_child_counts_where_it_is_asked_for() -> None:
+    begin("a child's")
+    size = peaks().memory + 200
+    code = f"held = bytearray({size} << 20); held[::4096] = b'1' * len(held[::4096]); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert peaks().memory < size <= peaks(children=True).memory
+        child.communicate(b"\n")

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from tests.small_job import JOB, arguments, job, write_captions
+from tests.test_records import scalars
 from vlcp_ray.cli import main
 from vlcp_ray.config import Job, load_job
 from vlcp_ray.pipeline import STAGES, graph, run, state
@@ -117,6 +118,40 @@ def test_every_stage_counts_its_rows(ran: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.filterwarnings("default")
+def test_every_stage_has_its_log_and_its_peak_of_memory(ran: tuple[Path, Path]) -> None:
+    root, captions = ran
+    store = Store.at(str(root))
+    for step in graph(job(captions)):
+        (log,) = (root / "logs" / "digits" / step.stage).iterdir()
+        text = log.read_text()
+        assert step.fingerprint in text.splitlines()[0]
+        assert text.rstrip().endswith(f"{step.stage}: done")
+        manifest = store.artifact(step).manifest()
+        assert manifest is not None
+        assert 50 < manifest["peak_memory"] < 20_000, step.title
+
+
+@pytest.mark.filterwarnings("default")
+def test_tensorboard_has_what_was_recorded(ran: tuple[Path, Path]) -> None:
+    root, captions = ran
+    board = root / "tensorboard" / "digits"
+    (tuned,) = of_stage(captions, "finetune")
+    files = sorted((root / f"finetune-{tuned.fingerprint}" / "progress").iterdir())
+    epochs = [json.loads(file.read_text()) for file in files]
+    names = ("loss", "images_per_second", "learning_rate", "gradient_norm")
+    expected = [(epoch["step"], name, np.float32(epoch[name])) for epoch in epochs for name in names]
+    assert len(epochs) == 2
+    assert scalars(board / "finetune" / f"seed-0-{tuned.fingerprint}") == expected
+    trials = [row for step in of_stage(captions, "evaluate") for row in rows(root, step, "scores").to_pylist()]
+    assert len(trials) == len(list((board / "evaluate").iterdir()))
+    for row in trials:
+        (folder,) = (board / "evaluate").glob(f"{row['trial_id']}-*")
+        curve = [value for _, name, value in scalars(folder) if name == "top1"]
+        assert curve == row["curve"]
+        assert (row["epochs"], "top1_last", row["top1_last"]) in scalars(folder)
+
+
+@pytest.mark.filterwarnings("default")
 def test_the_second_run_skips_everything(ran: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     root, captions = ran
     files = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
@@ -178,6 +213,8 @@ def test_a_class_smaller_than_ipc_ends_with_one_sentence(
     assert sentence.startswith("vlcp-ray: ")
     assert "digit" in sentence
     assert "200" in sentence
+    assert sentence.endswith(".log)")
+    assert Path(sentence.rpartition("(log: ")[2].removesuffix(")")).is_file()
 
 
 def test_a_stage_that_breaks_its_promise_is_not_sealed(tmp_path: Path) -> None:

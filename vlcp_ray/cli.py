@@ -12,8 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vlcp_ray import __version__
+from vlcp_ray import __version__, trackers
 from vlcp_ray.config import Job, load_job
+from vlcp_ray.lease import signs
+from vlcp_ray.logs import place
 from vlcp_ray.needs import needs
 from vlcp_ray.pipeline import STAGE_NAMES, STAGES, graph, preflight, run, state
 from vlcp_ray.scale import load_scale
@@ -40,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if _is_rays(reason):  # no error of the work, but of the machines that did it
             said = (str(reason).strip() or type(reason).__name__).splitlines()[0]
             told = f"the cluster gave up: {said} See ray status and its logs for why"
-            print(f"\nvlcp-ray: {told}; the same command goes on from here", file=sys.stderr)
+            print(f"\nvlcp-ray: {told}; the same command goes on from here{place(error)}", file=sys.stderr)
             return 1
         if not isinstance(reason, ValueError | OSError):
             raise
@@ -48,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(reason, OSError):
             said = " ".join(told.split())
             told = f"{type(reason).__name__}: {said}; mend that, and the same command goes on from here"
-        print(f"\nvlcp-ray: {told}", file=sys.stderr)
+        print(f"\nvlcp-ray: {told}{place(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
         print("\nvlcp-ray: stopped; the same command goes on from here", file=sys.stderr)
@@ -98,6 +100,8 @@ def _parser() -> argparse.ArgumentParser:
             "--to", choices=STAGE_NAMES, default=STAGE_NAMES[-1], metavar="STAGE", help="stop after a stage"
         )
         sub.add_argument("--scale", metavar="FILE", help="workers, GPUs and batches per stage; default: what is there")
+        sub.add_argument("--track", choices=trackers.NAMES, default="", help="mirror curves and pictures there as well")
+        sub.add_argument("--ray-logs", action="store_true", help="show what Ray and its workers say; no live view then")
     sender.add_argument("--address", metavar="URL", help="of the cluster's dashboard (http://127.0.0.1:8265)")
     sender.add_argument(
         "--env",
@@ -152,8 +156,12 @@ def _run(arguments: argparse.Namespace) -> int:
         _check_root(arguments.root)
     scale = load_scale(arguments.scale) if arguments.scale else None
     job, store, _ = _open(arguments)
-    for step in run(job, store, arguments.to, scale):
-        print(f"{step.title:<28} {_counts(store.artifact(step).manifest() or {})}", flush=True)
+    from vlcp_ray import live
+
+    trackers.check(arguments.track)
+    with live.view(plain=arguments.ray_logs) as view:
+        for step in run(job, store, arguments.to, scale, view, arguments.track, arguments.ray_logs):
+            view.say(step.title, _counts(store.artifact(step).manifest() or {}))
     if arguments.to == STAGE_NAMES[-1]:
         return _report(argparse.Namespace(**vars(arguments), json=False))
     return 0
@@ -177,6 +185,7 @@ def _submit(arguments: argparse.Namespace) -> int:
         load_scale(arguments.scale)
     options = ["--root", arguments.root, "--to", arguments.to]
     options += [part for override in arguments.set for part in ("--set", override)]
+    options += (["--track", arguments.track] if arguments.track else []) + ["--ray-logs"] * arguments.ray_logs
     return submit.submit(
         arguments.job,
         job,
@@ -190,10 +199,15 @@ def _submit(arguments: argparse.Namespace) -> int:
 
 def _status(arguments: argparse.Namespace) -> int:
     _, store, steps = _open(arguments)
+    mine = [sign for sign in signs(store) if sign.makes & {step.fingerprint for step in steps}]
+    at_work = {made for sign in mine if sign.fresh and sign.reading for made in sign.reading.makes}
     for step in _in_order(steps):
-        artifact = store.artifact(step)
-        manifest = artifact.manifest()
-        print(f"{step.title:<34} {state(store, step):<9} {_counts(manifest) if manifest else ''}".rstrip())
+        manifest = store.artifact(step).manifest()
+        now = state(store, step)
+        shown = "running" if now != "done" and step.fingerprint in at_work else now
+        print(f"{step.title:<34} {shown:<9} {_counts(manifest) if manifest else ''}".rstrip())
+    for sign in mine:
+        print(f"\n{sign}")
     return 0
 
 

@@ -7,10 +7,12 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from vlcp_ray.progress import Reading, span
 from vlcp_ray.store import Artifact, Step, Store, patiently
 
 FOLDER: Final = "leases"
@@ -19,13 +21,36 @@ _DEAD_AFTER: Final = 3.5 * BEAT  # seconds without one
 _LOOK: Final = 0.5
 
 
+@dataclass(frozen=True)
+class Sign:
+    """The last sign of life of a run: the fingerprints that it makes, how far it was, and how long ago that was."""
+
+    host: str
+    pid: int
+    since: str
+    makes: frozenset[str]
+    reading: Reading | None
+    age: float  # seconds, by this machine's clock
+
+    def __str__(self) -> str:
+        run = f"a run (process {self.pid} on {self.host}, since {self.since})"
+        if not self.fresh:
+            return f"{run} gave its last sign of life {span(self.age)} ago and is dead; the same command goes on"
+        far = f"{self.reading.title:<28} {self.reading}\n" if self.reading else ""
+        return f"{far}{run} makes this; this is what it said {span(self.age)} ago"
+
+    @property
+    def fresh(self) -> bool:
+        return self.age <= _DEAD_AFTER and (self.host != socket.gethostname() or _is_process(self.pid))
+
+
 class HeldError(ValueError):
     """Another run is making what this one wants to make."""
 
 
 @contextmanager
-def held(store: Store, steps: Sequence[Step]) -> Iterator[None]:
-    """Be the only run that makes these artifacts.
+def held(store: Store, steps: Sequence[Step], reading: Callable[[], Reading | None] = lambda: None) -> Iterator[None]:
+    """Be the only run that makes these artifacts, and say with every sign of life how far it is.
 
     The run first writes what it makes to `<root>/leases` and then looks at the others there. Whoever sees a living one
     that makes some of the same withdraws, so two that start in the same moment may both, and never go on both. A run
@@ -40,7 +65,7 @@ def held(store: Store, steps: Sequence[Step]) -> Iterator[None]:
     lease = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%d %b %H:%M:%S"), "makes": mine}
     _write(leases, name, lease, 0)
     ended = threading.Event()
-    beating = threading.Thread(target=_beat, args=(leases, name, lease, ended), daemon=True)
+    beating = threading.Thread(target=_beat, args=(leases, name, lease, reading, ended), daemon=True)
     beating.start()
     try:
         _refuse_others(leases, name, mine)
@@ -49,6 +74,24 @@ def held(store: Store, steps: Sequence[Step]) -> Iterator[None]:
         ended.set()
         beating.join()
         _delete(leases, name)
+
+
+def signs(store: Store) -> list[Sign]:
+    """The last signs of life of all runs on a root; those that ended in order have left none."""
+    leases = Artifact(store.filesystem, f"{store.path}/{FOLDER}")
+    found = (_read(leases, path.rpartition("/")[2]) for path in leases.files("", ".json"))
+    return [
+        Sign(
+            lease["host"],
+            lease["pid"],
+            lease["since"],
+            frozenset(lease["makes"]),
+            Reading(**lease["reading"]) if "reading" in lease else None,
+            max(0.0, time.time() - lease["at"]),
+        )
+        for lease in found
+        if lease
+    ]
 
 
 def _refuse_others(leases: Artifact, name: str, mine: dict[str, str]) -> None:
@@ -92,7 +135,9 @@ def _is_process(pid: int) -> bool:
     return True
 
 
-def _beat(leases: Artifact, name: str, lease: dict[str, Any], ended: threading.Event) -> None:
+def _beat(
+    leases: Artifact, name: str, lease: dict[str, Any], reading: Callable[[], Reading | None], ended: threading.Event
+) -> None:
     beat = 0
     while not ended.wait(BEAT):
         if _read(leases, name) is None:  # this process slept too long, and another run has taken over
@@ -100,11 +145,12 @@ def _beat(leases: Artifact, name: str, lease: dict[str, Any], ended: threading.E
             _thread.interrupt_main()
             return
         beat += 1
-        _write(leases, name, lease, beat)
+        now = reading()
+        _write(leases, name, lease | ({"reading": asdict(now)} if now else {}), beat)
 
 
 def _write(leases: Artifact, name: str, lease: dict[str, Any], beat: int) -> None:
-    leases.write_bytes(name, json.dumps({**lease, "beat": beat}).encode())
+    leases.write_bytes(name, json.dumps({**lease, "beat": beat, "at": time.time()}).encode())
 
 
 def _read(leases: Artifact, name: str) -> dict[str, Any] | None:

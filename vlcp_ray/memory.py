@@ -1,9 +1,12 @@
-"""Knows how a process keeps the memory of its large tensors while it computes on the CPU."""
+"""Knows how a process keeps the memory of its large tensors on the CPU, and how much memory it had at its peak."""
 
 import ctypes
+import resource
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Final
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
 # Of mallopt(3), each with its default: trim threshold, top padding, the number of blocks that come from mmap.
 _DEFAULTS: Final = {-1: 128 * 1024, -2: 128 * 1024, -4: 65536}
@@ -31,3 +34,51 @@ def kept_memory() -> Iterator[None]:
         for option, value in _DEFAULTS.items():
             library.mallopt(option, value)
         library.malloc_trim(0)
+
+
+class Peaks(NamedTuple):
+    """The most memory that a process held, in MiB, and the most that its tensors held on a GPU."""
+
+    memory: int = 0
+    gpu_memory: int = 0
+
+    def most(self, other: "Peaks") -> "Peaks":
+        return Peaks(max(self.memory, other.memory), max(self.gpu_memory, other.gpu_memory))
+
+
+_at_work_on = [""]
+
+
+def begin(work: str) -> None:
+    """Forget the peaks of other work that this process did before: workers go on from stage to stage."""
+    if _at_work_on[0] == work:
+        return
+    _at_work_on[0] = work
+    with suppress(OSError):  # no Linux, or none that lets one: the peak is then that of the process's whole life
+        Path("/proc/self/clear_refs").write_text("5")
+    if cuda := _cuda():
+        cuda.reset_peak_memory_stats()
+
+
+def peaks(children: bool = False) -> Peaks:
+    """The peaks of this process since `begin`; with its children's, where a library works in processes of its own."""
+    pids = ["self", *(_children() if children else ())]
+    return Peaks(max(map(_resident, pids)), cuda.max_memory_allocated() >> 20 if (cuda := _cuda()) else 0)
+
+
+def _cuda() -> Any:
+    """torch.cuda where this process uses it: nothing is loaded or started to find out."""
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized() else None
+
+
+def _children() -> list[str]:
+    return [pid for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()]
+
+
+def _resident(pid: str) -> int:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:  # a child that has ended, or no Linux
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10 if pid == "self" else 0
+    return next((int(line.split()[1]) >> 10 for line in status.splitlines() if line.startswith("VmHWM")), 0)

@@ -1,19 +1,24 @@
 """THE page: the stages as a table, the artifacts of a job as a graph, and the loop that runs, resumes or skips them."""
 
 import importlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from vlcp_ray.config import Job
-from vlcp_ray.flow.context import Context
+from vlcp_ray.flow.context import Context, versions
 from vlcp_ray.lease import held
+from vlcp_ray.logs import logged
 from vlcp_ray.models.folders import check, identity
+from vlcp_ray.progress import View
 from vlcp_ray.scale import Scale
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.sources import layouts
 from vlcp_ray.store import Step, Store
+from vlcp_ray.trackers import Tracker, opened
 
 
 @dataclass(frozen=True)
@@ -175,8 +180,22 @@ def state(store: Store, step: Step) -> str:
     return "started" if artifact.exists() else "new"
 
 
-def run(job: Job, store: Store, to: str, scale: Scale | None) -> Iterator[Step]:
-    """Run, resume or skip every stage up to `to`; yield the steps as their stages end."""
+def run(
+    job: Job,
+    store: Store,
+    to: str,
+    scale: Scale | None,
+    view: View | None = None,
+    track: str = "",
+    ray_logs: bool = False,
+) -> Iterator[Step]:
+    """Run, resume or skip every stage up to `to`; yield the steps as their stages end.
+
+    Args:
+        view: is told how the work goes on; by default lines on the output.
+        track: the tracker to which curves and pictures are mirrored.
+        ray_logs: Ray's own words are let through.
+    """
     todo = STAGES[: STAGE_NAMES.index(to) + 1]
     steps = [step for step in graph(job) if step.stage in {stage.name for stage in todo}]
     left = {step.fingerprint for step in steps if store.artifact(step).manifest() is None}
@@ -186,17 +205,40 @@ def run(job: Job, store: Store, to: str, scale: Scale | None) -> Iterator[Step]:
     _look(job, {step.stage for step in steps if step.fingerprint in left})
     from vlcp_ray.flow import cluster, devices
 
-    with held(store, [step for step in steps if step.fingerprint in left]), cluster.joined() as derived:
-        context = Context(job, scale or derived, store)
+    view = view or View()
+    with (
+        held(store, [step for step in steps if step.fingerprint in left], view.reading),
+        _tracked(track, job, steps) as tracker,
+        cluster.joined(ray_logs) as derived,
+    ):
+        context = Context(job, scale or derived, store, view, tracker)
         _check_precision(context, {step.stage for step in steps if step.fingerprint in left})
         at_work = [stage for stage in todo if any(s.stage == stage.name and s.fingerprint in left for s in steps)]
+        view.plan(
+            {s.name: "waiting" if s in at_work else "skipped" for s in todo if s.name in {t.stage for t in steps}}
+        )
         devices.tell(context.scale, [name for stage in at_work for name in stage.pools])
         for stage in todo:
             mine = [step for step in steps if step.stage == stage.name]
             if open_steps := [step for step in mine if step.fingerprint in left]:
-                devices.wait_for(context.scale, stage.pools, stage.name)
-                _work(stage)(context, open_steps)
+                view.enter(stage.name, devices.taken(context.scale, stage.pools))
+                with logged(store, job.name, stage.name, _facts(context, open_steps)):
+                    devices.wait_for(context.scale, stage.pools, stage.name)
+                    _work(stage)(context, open_steps)
+                view.leave(stage.name)
             yield from mine
+
+
+def _tracked(track: str, job: Job, steps: Sequence[Step]) -> AbstractContextManager[Tracker | None]:
+    tracker = opened(track, job.name, steps[-1].fingerprint)
+    return closing(tracker) if tracker else nullcontext()
+
+
+def _facts(context: Context, steps: Sequence[Step]) -> str:
+    """What a stage's log begins with: what is made, with what, and how much of the cluster it takes."""
+    makes = [f"{step.title} {step.fingerprint}" for step in steps]
+    facts = {"makes": makes, "versions": versions(), "scale": context.scale.model_dump(exclude_none=True)}
+    return json.dumps(facts)
 
 
 def _look(job: Job, stages: Set[str]) -> None:

@@ -58,7 +58,7 @@ def _row_wise(stage: str, arguments: Mapping[str, Any], rows: pa.Table, pool: Po
             target = store.artifact(Step("ray", turn, {}))
             write = Write({"": target}, stage, table, schema, key)
             works = [Work(name, arguments, pool)]
-            yield from (good for good, _ in stream(read(source, "rows"), works, write, pool.batch_size))
+            yield from (good for good, _, _ in stream(read(source, "rows"), works, write, pool.batch_size))
 
         def in_processes(turn: int) -> Iterator[int]:
             target = store.artifact(Step("bare", turn, {}))

@@ -14,7 +14,7 @@ from vlcp_ray.protocols.images import LabelledImages
 from vlcp_ray.protocols.teacher import load_teacher, teach
 from vlcp_ray.schemas import SCORES, conform
 from vlcp_ray.stages import evaluate
-from vlcp_ray.stages.evaluate import Trial, run_trial
+from vlcp_ray.stages.evaluate import Trial, checked_epochs, run_trial
 
 SETTINGS = Evaluate(
     protocols=("minimax", "rded"), networks=("ConvNet-3",), width=16, input_size=16, epochs=50, flip=False
@@ -165,3 +165,13 @@ def test_soft_labels_need_a_teacher_of_these_classes(teacher: torch.nn.Module) -
         run(SOFT)
     with pytest.raises(ValueError, match="the teacher of rded has 10 outputs, but there are 11 class names"):
         run_trial(TRAIN, VAL, (*NAMES, "ten"), SETTINGS, SOFT, "cpu", teacher)
+
+
+@pytest.mark.parametrize("trial", [TRIAL, SOFT], ids=["minimax", "rded"])
+def test_the_epochs_of_a_curve_are_known(trial: Trial) -> None:
+    settings = SETTINGS.model_copy(update={"epochs": 7, "rded_epochs": 11, "checks": 3})
+    teacher = load_teacher(TEACH, teach(TRAIN, VAL, NAMES, TEACH.model_copy(update={"epochs": 1}), 0, "cpu").state)
+    row = run_trial(TRAIN, VAL, NAMES, settings, trial, "cpu", teacher if trial == SOFT else None)
+    epochs = checked_epochs(trial.protocol, row["epochs"], settings.checks)
+    assert len(epochs) == len(row["curve"])
+    assert epochs[-1] == row["epochs"]

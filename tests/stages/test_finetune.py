@@ -143,6 +143,20 @@ def test_reports_come_at_the_end_of_every_epoch(learner: Callable[..., Finetune]
     assert all(report.loss > 0 and report.images_per_second > 0 for report in reports)
 
 
+def test_reports_have_the_rate_and_the_mean_norm_of_the_gradient(learner: Callable[..., Finetune]) -> None:
+    reports: list[Progress] = []
+    table, schedule, one = pairs(), Schedule(12, 3, 8, 0), learner()
+    train(learner(), schedule, fetcher(table), reports.append)
+    norms = []
+    for step in range(schedule.steps):
+        one.accumulate(fetcher(table)(schedule.part(step).positions), schedule.part(step))
+        norms.append(gradient(one).norm().item())  # before it is clipped
+        one.update()
+    means = [np.mean(norms[:2]), norms[2], np.mean(norms[3:])]  # the epochs end after steps 2, 3 and 5
+    assert [report.gradient_norm for report in reports] == pytest.approx(means, rel=1e-4)  # float32
+    assert {report.learning_rate for report in reports} == {SETTINGS.learning_rate}
+
+
 def test_a_resumed_run_is_the_undisturbed_one(learner: Callable[..., Finetune], tmp_path: Path) -> None:
     table, schedule = pairs(), Schedule(12, 3, 8, 0)
     whole, first, second = learner(), learner(), learner()

@@ -12,7 +12,6 @@ import ray
 from vlcp_ray import config
 from vlcp_ray.flow.classes import Rows, class_file, classes_done, each_class
 from vlcp_ray.flow.context import Context
-from vlcp_ray.progress import Progress
 from vlcp_ray.schemas import SYNTHETIC, TEACHER
 from vlcp_ray.store import Artifact, Step
 
@@ -30,14 +29,13 @@ class Chooser:
     runs: Mapping[tuple[str, int, int], Artifact]  # method, seed, ipc
     device: str
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
+    def __call__(self, rows: pa.Table) -> None:
         # Here, as it loads torch: the driver that imports this file has no use for it.
         from vlcp_ray.stages.choose import Choose
 
         stage = Choose(self.settings, ray.get(self.state), self.image_size, self.factor, self.device)
         for (method, seed, ipc), made in stage(rows, list(self.runs)).items():
             self.runs[method, seed, ipc].write_table(f"synthetic/{class_file(rows)}", made)
-        return pa.table({"rows": [len(rows)]})
 
 
 def choose(context: Context, steps: Sequence[Step]) -> None:
@@ -50,9 +48,9 @@ def choose(context: Context, steps: Sequence[Step]) -> None:
     work = Chooser(job.teach, ray.put(state), job.generate.image_size, job.evaluate.factor, runs, device)
     labels, done = rows.labels(), classes_done(list(runs.values()), "synthetic")
     left = [label for label in labels if label not in done]
-    with Progress(f"select ({len(steps)} sets)", len(labels), "classes", len(labels) - len(left)) as progress:
-        for _ in each_class(rows, int(context.manifest(images)["rows"]), left, work, context.scale.evaluate):
-            progress.add(1)
+    with context.progress(steps, len(labels), "classes", len(labels) - len(left)) as progress:
+        for peaks in each_class(rows, int(context.manifest(images)["rows"]), left, work, context.scale.evaluate):
+            progress.add(1, peaks=peaks)
     seconds = (time.monotonic() - start) / len(steps)
     for step in steps:
         made = len(context.artifact(step).table("synthetic", SYNTHETIC, ["image_id"]))

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,6 +10,7 @@ import ray
 
 from vlcp_ray.flow.data import keep, read, stream_groups
 from vlcp_ray.flow.tasks import in_flight, task
+from vlcp_ray.memory import Peaks, begin, peaks
 from vlcp_ray.scale import Pool
 from vlcp_ray.schedule import WINDOW
 from vlcp_ray.store import Artifact
@@ -34,9 +34,9 @@ class Rows:
 
 
 def each_class(
-    rows: Rows, n_rows: int, labels: Sequence[int], work: Callable[[pa.Table], pa.Table], pool: Pool
-) -> Iterator[Any]:
-    """Do one class after another, `pool.num_workers` at a time, and yield as each is done.
+    rows: Rows, n_rows: int, labels: Sequence[int], work: Callable[[pa.Table], None], pool: Pool
+) -> Iterator[Peaks]:
+    """Do one class after another, `pool.num_workers` at a time, and yield the worker's peaks as each is done.
 
     Args:
         n_rows: of the whole table.
@@ -53,7 +53,8 @@ def each_class(
         wanted = keep(
             read(rows.artifact, rows.table, rows.columns), done=ray.put(done), id_column="label", where=rows.where
         )
-        yield from stream_groups(wanted, "label", len(labels), work, pool)
+        for row in stream_groups(wanted, "label", len(labels), partial(_measured, work), pool):
+            yield Peaks(row["memory"], row["gpu_memory"])
 
 
 def classes_done(artifacts: Sequence[Artifact], table: str) -> list[int]:
@@ -74,5 +75,13 @@ def _read(rows: Rows) -> pa.Table:
     return table
 
 
-def _one_class(table: pa.Table, label: int, work: Callable[[pa.Table], pa.Table]) -> int:
-    return len(work(table.filter(pc.equal(table["label"], label))))
+def _one_class(table: pa.Table, label: int, work: Callable[[pa.Table], None]) -> Peaks:
+    begin(type(work).__name__)
+    work(table.filter(pc.equal(table["label"], label)))
+    return peaks()
+
+
+def _measured(work: Callable[[pa.Table], None], rows: pa.Table) -> pa.Table:
+    begin(type(work).__name__)
+    work(rows)
+    return pa.table({name: [value] for name, value in peaks()._asdict().items()})

@@ -7,8 +7,8 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Final
+from contextlib import contextmanager, nullcontext
+from typing import Any, Final
 
 import ray
 
@@ -42,33 +42,38 @@ _TALKATIVE: Final = ("ray.data", "ray.data._internal.progress", "ray.train", "ra
 
 
 @contextmanager
-def joined() -> Iterator[Scale]:
+def joined(logs: bool = False) -> Iterator[Scale]:
     """Be connected to Ray: yield the scale that fits what it has, and end what was started here.
 
     A program that is connected already stays so. Where RAY_ADDRESS names a cluster (`ray job submit` sets it), that
     one is joined. Else a local Ray runs for as long as the work does.
 
+    Args:
+        logs: let Ray say all it says of itself, and what its workers print.
+
     Raises:
         ConfigError: no Ray answers at RAY_ADDRESS.
     """
-    _quiet()
+    if not logs:
+        _quiet()
     if ray.is_initialized():
-        yield _scale()
+        yield _scale(logs)
         return
+    says = {"log_to_driver": logs, "logging_level": logging.INFO if logs else logging.WARNING}
     with _handler_kept():
         if address := os.environ.get("RAY_ADDRESS"):
-            _join(address)
+            _join(address, says)
         else:
-            _start_local()
+            _start_local(says)
     try:
-        yield _scale()
+        yield _scale(logs)
     finally:
         ray.shutdown()
 
 
-def _join(address: str) -> None:
+def _join(address: str, says: Mapping[str, Any]) -> None:
     try:
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        ray.init(**says)
     except ConnectionError as error:
         raise ConfigError(
             f"RAY_ADDRESS {address}: no Ray takes this run in ({str(error).splitlines()[0]}); start or name another; "
@@ -76,21 +81,21 @@ def _join(address: str) -> None:
         ) from error
 
 
-def _start_local() -> None:
+def _start_local(says: Mapping[str, Any]) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray announces as its future default
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the C++ core tells users of its own open issues
+    if not says["log_to_driver"]:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the C++ core tells users of its own open issues
     # Idle workers are for the next stage: a new process loads Ray Data and arrow for seconds before it works.
     os.environ.setdefault("RAY_num_workers_soft_limit", "16")
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
     # Ray warns of more than four times as many workers as it starts at once, which is one for each core.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
-    with _core_unheard():
+    with nullcontext() if says["log_to_driver"] else _core_unheard():
         ray.init(
             address="local",  # and no other that somebody has started on this machine
             num_cpus=_cores() + _SLOTS_FOR_READERS,
             include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
+            **says,
         )
 
 
@@ -117,9 +122,9 @@ def _core_unheard() -> Iterator[None]:
         os.close(stderr)
 
 
-def _scale() -> Scale:
+def _scale(logs: bool) -> Scale:
     context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
+    context.enable_progress_bars = logs
     context.retried_io_errors = [*context.retried_io_errors, *(f"Errno {code}" for code in _PASSING)]
     resources = ray.cluster_resources()
     local = len(ray.nodes()) == 1

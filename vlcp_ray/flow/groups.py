@@ -13,7 +13,6 @@ from vlcp_ray import config
 from vlcp_ray.flow.classes import Rows, class_file, classes_done, each_class
 from vlcp_ray.flow.context import Context
 from vlcp_ray.models.shapes import latent_shape
-from vlcp_ray.progress import Progress
 from vlcp_ray.schemas import MEMBERS, conform, prototypes_schema
 from vlcp_ray.stages.prototype import prototype as prototypes_of
 from vlcp_ray.store import Artifact, Step
@@ -29,14 +28,13 @@ class OneClass:
     runs: Mapping[tuple[int, int], Artifact]
     schema: pa.Schema
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
+    def __call__(self, rows: pa.Table) -> None:
         made = prototypes_of(rows, self.settings, list(self.runs))
         name = class_file(rows)
         for run, (prototypes, members) in made.items():
             self.runs[run].write_table(f"members/{name}", conform(members, MEMBERS))
             # The class counts as done once this second file is there.
             self.runs[run].write_table(f"prototypes/{name}", conform(prototypes, self.schema))
-        return pa.table({"rows": [len(rows)]})
 
 
 def prototype(context: Context, steps: Sequence[Step]) -> None:
@@ -49,9 +47,9 @@ def prototype(context: Context, steps: Sequence[Step]) -> None:
         work = OneClass(settings, runs, schema)
         labels, done = rows.labels(), classes_done(list(runs.values()), "prototypes")
         left = [label for label in labels if label not in done]
-        with Progress(f"prototype ({len(alike)} sets)", len(labels), "classes", len(labels) - len(left)) as progress:
-            for _ in each_class(rows, context.rows(steps[0], "pairs"), left, work, context.scale.prototype):
-                progress.add(1)
+        with context.progress(alike, len(labels), "classes", len(labels) - len(left)) as progress:
+            for peaks in each_class(rows, context.rows(steps[0], "pairs"), left, work, context.scale.prototype):
+                progress.add(1, peaks=peaks)
     seconds = (time.monotonic() - start) / len(steps)
     for step in steps:
         artifact = context.artifact(step)

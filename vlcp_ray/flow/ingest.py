@@ -16,7 +16,8 @@ from vlcp_ray.flow.data import REJECTED_TABLE, Write
 from vlcp_ray.flow.rowwise import apart, counts, done_ids, seal_rows
 from vlcp_ray.flow.storage import patient
 from vlcp_ray.flow.tasks import in_flight, task
-from vlcp_ray.progress import Progress
+from vlcp_ray.memory import Peaks, begin, peaks
+from vlcp_ray.progress import say
 from vlcp_ray.schemas import IMAGES, REJECTED, conform, with_column
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.sources.classes import Classes
@@ -56,14 +57,16 @@ class ReadPart:
     write: Write
     artifact: Artifact
 
-    def __call__(self, part: Part, done: pa.Array) -> int:
-        mine, rows = Done(done, part), 0
+    def __call__(self, part: Part, done: pa.Array) -> tuple[int, int, Peaks]:
+        """Returns rows, rejected rows and the worker's peaks."""
+        mine, rows, rejected = Done(done, part), 0, 0
+        begin("ingest")
         for table in self.source.read(part, mine):
             rows += len(table)
-            self.write(self.stage(table))
+            rejected += self.write(self.stage(table))["rejected"][0].as_py()
         read = pa.table([[part.path], [part.split], [rows + mine.hits], [mine.hits]], schema=_READ)
         self.artifact.write_table(f"{_PARTS}/{part_name(map(str, asdict(part).values()))}", read)
-        return rows
+        return rows, rejected, peaks()
 
 
 def ingest(context: Context, steps: Sequence[Step]) -> None:
@@ -71,7 +74,7 @@ def ingest(context: Context, steps: Sequence[Step]) -> None:
     (step,) = steps
     settings, start = context.job.ingest, time.monotonic()
     source, artifact = open_source(settings), context.artifact(step)
-    print(f"{step.title:<28} {settings.source} is {source.description}", flush=True)
+    say(step.title, f"{settings.source} is {source.description}")
     parts = [part for part in source.parts() if part.split != "val" or not settings.val_fraction]
     if not parts:
         raise ConfigError("ingest.source: the image set has no train split; rename its folders or files")
@@ -86,7 +89,7 @@ def ingest(context: Context, steps: Sequence[Step]) -> None:
     train = apart(_count_train, artifact, len(names))
     if settings.expect and abs(sum(train) - settings.expect.train) > _UNEXPECTED * settings.expect.train:
         expected = f"the job expects about {settings.expect.train:,} training images"
-        print(f"{step.title:<28} {expected}, the set has {sum(train):,}: is it the right one?", flush=True)
+        say(step.title, f"{expected}, the set has {sum(train):,}: is it the right one?")
     read = artifact.table(_PARTS, _READ)
     if (found := int(pc.sum(read["done"]).as_py() or 0)) != before:
         raise ValueError(
@@ -100,12 +103,13 @@ def ingest(context: Context, steps: Sequence[Step]) -> None:
 def _read_all(context: Context, step: Step, parts: Sequence[Part], work: ReadPart, before: int) -> None:
     pool, reference, done = context.scale.ingest, ray.put(work), done_ids(work.write, work.artifact)
     call = task(_read_part, pool)
-    with Progress(step.title, None, "rows", before) as told:
-        for rows in in_flight((partial(call.remote, reference, part, done) for part in parts), pool.num_workers):
-            told.add(rows)
+    submit = (partial(call.remote, reference, part, done) for part in parts)
+    with context.progress([step], None, "rows", before) as told:
+        for rows, rejected, most in in_flight(submit, pool.num_workers):
+            told.add(rows, rejected=rejected, peaks=most)
 
 
-def _read_part(work: ReadPart, part: Part, done: pa.Array) -> int:
+def _read_part(work: ReadPart, part: Part, done: pa.Array) -> tuple[int, int, Peaks]:
     return work(part, done)
 
 
@@ -190,7 +194,7 @@ def _check_rejected(step: Step, artifact: Artifact, limit: float) -> None:
             f"run again, or raise ingest.max_rejected; all rejected rows are in {artifact.path}/{REJECTED_TABLE}"
         )
     if rejected:
-        print(f"{step.title:<28} {told}: {'; '.join(commonest)}", flush=True)
+        say(step.title, f"{told}: {'; '.join(commonest)}")
 
 
 def _commonest(artifact: Artifact) -> tuple[int, list[str]]:

@@ -11,7 +11,6 @@ from ray.data import Dataset
 
 from vlcp_ray.flow.context import Context
 from vlcp_ray.flow.data import REJECTED_TABLE, Work, Write, stream
-from vlcp_ray.progress import Progress
 from vlcp_ray.schemas import REJECTED
 from vlcp_ray.store import Artifact, Step
 
@@ -25,11 +24,11 @@ def run_rows(
         total: how many rows there are with those that are done.
     """
     start = time.monotonic()
-    title = steps[0].title if len(steps) == 1 else f"{write.stage} ({len(steps)} sets)"
-    done = sum(counts(write, context.artifact(step))["ids"] for step in steps)
-    with Progress(title, total, "rows", done) as told:
-        for good, rejected in stream(rows, works, write, context.scale.rows_per_block, total - done):
-            told.add(good + rejected)
+    found = [counts(write, context.artifact(step)) for step in steps]
+    done, bad = (sum(count[name] for count in found) for name in ("ids", "rejected"))
+    with context.progress(steps, total, "rows", done, bad) as told:
+        for good, rejected, peaks in stream(rows, works, write, context.scale.rows_per_block, total - done):
+            told.add(good + rejected, rejected=rejected, peaks=peaks)
     return (time.monotonic() - start) / len(steps)
 
 

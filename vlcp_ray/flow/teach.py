@@ -12,7 +12,8 @@ from vlcp_ray.filesystems import open_uri
 from vlcp_ray.flow.context import Context
 from vlcp_ray.flow.labelled import check_classes, check_val, load_split
 from vlcp_ray.flow.tasks import task
-from vlcp_ray.memory import kept_memory
+from vlcp_ray.memory import Peaks, begin, kept_memory, peaks
+from vlcp_ray.progress import say
 from vlcp_ray.schemas import TEACHER
 from vlcp_ray.sources.classes import expand, glossary
 from vlcp_ray.store import Artifact, Step
@@ -30,23 +31,27 @@ def teach(context: Context, steps: Sequence[Step]) -> None:
     call = task(_teach, pool)
     settings = context.job.teach
     what = f"loads {settings.checkpoint}" if settings.checkpoint else f"trains {settings.epochs} epochs"
-    print(f"{step.title:<28} {settings.network} {what}", flush=True)
-    found = ray.get(call.remote(images, context.artifact(step), settings, names, "cuda" if pool.num_gpus else "cpu"))
-    print(f"{step.title:<28} top-1 on val {found['top1']:.1%}", flush=True)
+    say(step.title, f"{settings.network} {what}")
+    found, most = ray.get(
+        call.remote(images, context.artifact(step), settings, names, "cuda" if pool.num_gpus else "cpu")
+    )
+    context.view.note(most)
+    say(step.title, f"top-1 on val {found['top1']:.1%}")
     context.seal(step, rows_in=1, rows=1, seconds=time.monotonic() - start, class_names=names, **found)
 
 
 def _teach(
     images: Artifact, artifact: Artifact, settings: config.Teach, names: Sequence[str], device: str
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Peaks]:
     import torch
 
+    begin("teach")
     threads = torch.get_num_threads()
     if device == "cpu":  # nothing else runs beside it; the cores of a machine are no setting of the run
         torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     try:
         with kept_memory():
-            return _taught(images, artifact, settings, names, device)
+            return _taught(images, artifact, settings, names, device), peaks()
     finally:
         torch.set_num_threads(threads)  # the process goes on with trials, whose sums depend on it
 

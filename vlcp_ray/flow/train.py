@@ -23,8 +23,8 @@ from vlcp_ray import config
 from vlcp_ray.flow.context import Context
 from vlcp_ray.flow.data import read
 from vlcp_ray.flow.storage import patient
-from vlcp_ray.memory import kept_memory
-from vlcp_ray.progress import Progress
+from vlcp_ray.memory import Peaks, begin, kept_memory, peaks
+from vlcp_ray.records import Record
 from vlcp_ray.scale import Pool
 from vlcp_ray.schedule import WINDOW, Positions, Schedule
 from vlcp_ray.schemas import pairs_schema
@@ -38,6 +38,7 @@ MODEL: Final = "model"
 _BLOCKS_HELD: Final = 64  # zero-copy views into the object store
 _COLUMNS: Final = ("image_id", "caption", "train_moments")
 _FAILURES: Final = 8  # of a rank or its machine; each costs the steps since the last epoch
+_MEMORY: Final = "memory"  # of each rank, until the seal says the largest
 _POLL: Final = 1.0  # seconds between looks at what the ranks have recorded
 
 
@@ -97,11 +98,16 @@ def _one_seed(context: Context, step: Step, rows: Rows) -> None:
     resolution, base = job.encode.train_resolution, job.base_model
     plan = Plan(settings, base, seed, resolution, pool.batch_size, names, schedule, rows, artifact)
     images = schedule.images_after(schedule.steps)
-    with _told(step.title, images, artifact):
+    with _told(context, step, images):
         patiently(lambda: _fit(plan, pool), f"keep the checkpoints of {artifact.path}")
+    for file in artifact.files(_MEMORY, ".json"):
+        context.view.note(Peaks(*json.loads(artifact.read_bytes(f"{_MEMORY}/{file.rpartition('/')[2]}") or b"[]")))
+    for reached in _reached(artifact):  # of which a run that was killed may have handed on a part
+        _keep(context, step, reached)
     facts: dict[str, Any] = {"images": images, "steps": schedule.steps, "losses": losses(artifact)}
     context.seal(step, rows_in=n_rows, rows=n_rows, seconds=time.monotonic() - start, **facts)
-    artifact.delete("checkpoints")
+    for folder in ("checkpoints", _MEMORY):
+        artifact.delete(folder)
 
 
 def _fit(plan: Plan, pool: Pool) -> None:
@@ -165,6 +171,7 @@ def _rank(loop: dict[str, Any]) -> None:
     # The ranks alone load diffusers, which takes ten seconds.
     from vlcp_ray.stages.finetune import Finetune, train
 
+    begin("finetune")
     plan: Plan = loop["plan"]
     place = ray.train.get_context()
     rank, device = place.get_world_rank(), str(ray.train.torch.get_device())
@@ -196,6 +203,7 @@ def _rank(loop: dict[str, Any]) -> None:
         with tempfile.TemporaryDirectory() as local:
             learner.export(local)
             plan.artifact.put_folder(Path(local), MODEL)
+    plan.artifact.write_bytes(f"{_MEMORY}/rank-{rank:04d}.json", json.dumps(peaks()).encode())
 
 
 def _record(plan: Plan, learner: "Finetune", reached: "Reached") -> None:
@@ -205,25 +213,30 @@ def _record(plan: Plan, learner: "Finetune", reached: "Reached") -> None:
     plan.artifact.write_bytes(f"progress/epoch-{reached.epoch:04d}.json", json.dumps(asdict(reached)).encode())
 
 
-def _reached(artifact: Artifact) -> list[dict[str, Any]]:
-    names = [f"progress/{path.rpartition('/')[2]}" for path in artifact.files("progress", ".json")]
+def _reached(artifact: Artifact, seen: int = 0) -> list[dict[str, Any]]:
+    """What the epochs have recorded that are done, from the one numbered `seen` on."""
+    names = [f"progress/{path.rpartition('/')[2]}" for path in artifact.files("progress", ".json")][seen:]
     return [json.loads(artifact.read_bytes(name) or b"{}") for name in names]
 
 
 @contextmanager
-def _told(title: str, images: int, artifact: Artifact) -> Iterator[None]:
+def _told(context: Context, step: Step, images: int) -> Iterator[None]:
     """Tell how far the ranks are, by what they have recorded: it works wherever they run."""
-    ended = threading.Event()
+    ended, artifact = threading.Event(), context.artifact(step)
     done = max((reached["images"] for reached in _reached(artifact)), default=0)
-    with Progress(title, images, "images", done) as progress:
+    with context.progress([step], images, "images", done) as progress:
 
         def look() -> None:
-            over = False
+            over, seen = False, 0
             while not over:
                 over = ended.wait(_POLL)
-                if reached := _reached(artifact):
-                    last = reached[-1]
-                    progress.add(last["images"] - progress.count, f"epoch {last['epoch']}, loss {last['loss']:.4f}")
+                reached = _reached(artifact, seen)
+                for epoch in reached:
+                    _keep(context, step, epoch)
+                    note = f"epoch {epoch['epoch']}, loss {epoch['loss']:.4f}"
+                    progress.add(max(0, epoch["images"] - progress.count), note)
+                seen += len(reached)
+                progress.add(0)
 
         watcher = threading.Thread(target=look, daemon=True)
         watcher.start()
@@ -232,3 +245,19 @@ def _told(title: str, images: int, artifact: Artifact) -> Iterator[None]:
         finally:
             ended.set()
             watcher.join()
+
+
+def _keep(context: Context, step: Step, reached: dict[str, Any]) -> None:
+    """Hand what an epoch has recorded on, unless that was done before."""
+    series, name = f"finetune/seed-{step.key['seed']}-{step.fingerprint}", f"epoch-{reached['epoch']:04d}"
+    if name in context.records.kept(series):
+        return
+    artifact = context.artifact(step)
+    files = [path.rpartition("/")[2] for path in artifact.files("validation", ".png")]
+    images = {
+        f"validation/{file.removesuffix('.png').rpartition('-')[2]}": artifact.read_bytes(f"validation/{file}") or b""
+        for file in files
+        if file.startswith(f"{name}-")
+    }
+    curves = {key: value for key, value in reached.items() if key not in ("step", "epoch", "images")}
+    context.records.keep(series, Record(name, [(reached["step"], curves)], images))

@@ -8,18 +8,19 @@ from typing import Any
 
 import pyarrow as pa
 import ray
+from pyarrow import parquet
 from safetensors.torch import load
 
 from vlcp_ray import config
 from vlcp_ray.flow.context import Context
 from vlcp_ray.flow.labelled import check_val, load_split
 from vlcp_ray.flow.tasks import in_flight, task
-from vlcp_ray.memory import kept_memory
-from vlcp_ray.progress import Progress
+from vlcp_ray.memory import Peaks, begin, kept_memory, peaks
 from vlcp_ray.protocols.images import LabelledImages, val_resize
 from vlcp_ray.protocols.teacher import load_teacher
+from vlcp_ray.records import Record
 from vlcp_ray.schemas import SCORES, TEACHER, conform
-from vlcp_ray.stages.evaluate import Trial, run_trial
+from vlcp_ray.stages.evaluate import Trial, checked_epochs, run_trial
 from vlcp_ray.store import Artifact, Step
 
 
@@ -61,13 +62,31 @@ def evaluate(context: Context, steps: Sequence[Step]) -> None:
     trials = [(step, trial) for step in steps for trial in trials_of(step, context.job.evaluate)]
     trials.sort(key=lambda pair: -(pair[1].ipc or 2**31))
     left = [(step, trial) for step, trial in trials if trial.trial_id not in recorded[step.fingerprint]]
-    with Progress(f"evaluate ({len(steps)} sets)", len(trials), "trials", len(trials) - len(left)) as progress:
-        for trial_id, top1 in in_flight(_submissions(context, left), pool.num_workers):
-            progress.add(1, f"{trial_id} {top1:.1%}")
+    made = {trial.trial_id: step for step, trial in trials}
+    for step, trial in trials:
+        if trial.trial_id in recorded[step.fingerprint]:
+            _keep(context, step, trial.trial_id)
+    with context.progress(steps, len(trials), "trials", len(trials) - len(left)) as progress:
+        for trial_id, top1, most in in_flight(_submissions(context, left), pool.num_workers):
+            progress.add(1, f"{trial_id} {top1:.1%}", peaks=most)
+            _keep(context, made[trial_id], trial_id)
     seconds = (time.monotonic() - start) / len(steps)
     for step in steps:
         rows_in = len(trials_of(step, context.job.evaluate))
         context.seal(step, rows_in=rows_in, rows=len(_recorded(context.artifact(step))), seconds=seconds)
+
+
+def _keep(context: Context, step: Step, trial_id: str) -> None:
+    """Hand the curve of a trial on, unless that was done before."""
+    series = f"evaluate/{trial_id}-{step.fingerprint}"
+    if "trial" in context.records.kept(series):
+        return
+    content = context.artifact(step).read_bytes(f"scores/{trial_id}.parquet")
+    (row,) = parquet.read_table(pa.BufferReader(content)).to_pylist()
+    epochs = checked_epochs(row["protocol"], row["epochs"], context.job.evaluate.checks)
+    curve = [(epoch, {"top1": top1}) for epoch, top1 in zip(epochs, row["curve"], strict=True)]
+    end = {name: row[name] for name in ("top1_last", "top1_best", "top5_last", "seconds")}
+    context.records.keep(series, Record("trial", [*curve, (row["epochs"], end)]))
 
 
 def trials_of(step: Step, settings: config.Evaluate) -> list[Trial]:
@@ -108,12 +127,13 @@ def _trial(
     artifact: Artifact,
     device: str,
     taught: tuple[config.Teach, bytes] | None,
-) -> tuple[str, float]:
+) -> tuple[str, float, Peaks]:
+    begin("evaluate")
     teacher = load_teacher(taught[0], load(taught[1])) if taught else None
     with kept_memory():
         row: dict[str, Any] = run_trial(train, val, class_names, settings, trial, device, teacher)
     artifact.write_table(f"scores/{trial.trial_id}.parquet", conform(pa.Table.from_pylist([row]), SCORES))
-    return trial.trial_id, row["top1_last"]
+    return trial.trial_id, row["top1_last"], peaks()
 
 
 def _recorded(artifact: Artifact) -> set[str]:

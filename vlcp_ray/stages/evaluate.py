@@ -93,6 +93,12 @@ def run_trial(
     }
 
 
+def checked_epochs(protocol: Protocol, epochs: int, checks: int) -> list[int]:
+    """The epochs, counted from 1, after which a trial's network is tested: those of the `curve` of SCORES."""
+    is_check = training.is_check if protocol == "minimax" else rded.is_check
+    return [epoch for epoch in range(1, epochs + 1) if is_check(epoch, epochs, checks)]
+
+
 def _judge(
     network: nn.Module, trained: Iterator[int], val: Split, classes: int, is_check: Callable[[int], bool]
 ) -> dict[str, Any]:

@@ -29,13 +29,18 @@ _DTYPES: Final = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bflo
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training is, at the end of an epoch. The loss is the mean over the epoch and all ranks."""
+    """Where a training is, at the end of an epoch.
+
+    The loss is the mean over the epoch and all ranks, the norm that of the gradient before it was clipped, a mean too.
+    """
 
     step: int
     epoch: int
     images: int
     loss: float
     images_per_second: float
+    learning_rate: float
+    gradient_norm: float
 
 
 class Finetune:
@@ -87,6 +92,7 @@ class Finetune:
         self.optimizer = torch.optim.AdamW(self.unet.parameters(), lr=rate, weight_decay=decay)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.steps_done = 0
+        self.norms = torch.zeros(2, device=self.device)  # sum and number of the gradients' since `mean_norm`
 
     def step(self, table: pa.Table, part: Part) -> float:
         """One optimiser step on the PAIRS rows of `part`. Returns this rank's share of the batch's mean loss."""
@@ -117,11 +123,19 @@ class Finetune:
         norm = nn.utils.clip_grad_norm_(self.unet.parameters(), self.settings.max_grad_norm)
         if not self.scaler.is_enabled() and not torch.isfinite(norm):
             raise ValueError(f"finetune.learning_rate: training diverged at step {self.steps_done + 1}; lower it")
+        # In fp16 a step that is skipped has none. Nothing here waits for the device.
+        self.norms += torch.stack([norm, torch.ones_like(norm)]).where(torch.isfinite(norm), 0.0)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.step(self.unet.parameters())
         self.steps_done += 1
+
+    def mean_norm(self) -> float:
+        """The mean norm of the gradient, before clipping, over the steps since it was asked for last."""
+        total, count = self.norms.tolist()
+        self.norms.zero_()
+        return float(total / max(count, 1.0))
 
     def _losses(self, table: pa.Table, epochs: Positions) -> torch.Tensor:
         """The mean squared error of the predicted noise, one a row."""
@@ -201,7 +215,8 @@ def train(learner: Finetune, schedule: Schedule, fetch: Fetch, report: Callable[
         if schedule.epochs_after(step) > epoch:
             mean = _over_ranks(loss, learner.device) / (seen - since)
             speed = (seen - since) / (time.perf_counter() - clock)
-            report(Progress(step, schedule.epochs_after(step), seen, mean, speed))
+            rate = learner.optimizer.param_groups[0]["lr"]
+            report(Progress(step, schedule.epochs_after(step), seen, mean, speed, rate, learner.mean_norm()))
             loss, since, clock = 0.0, seen, time.perf_counter()
 
 
