@@ -52,14 +52,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             told = f"{type(reason).__name__}: {said}; mend that, and the same command goes on from here"
         print(f"\nvlcp-ray: {told}{place(error)}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt as stop:
+    except KeyboardInterrupt:
         print("\nvlcp-ray: stopped; the same command goes on from here", file=sys.stderr)
-        return 128 + (stop.args[0] if stop.args else signal.SIGINT)
+        return 128 + _stopped_by[-1]
+
+
+_stopped_by: list[int] = [signal.SIGINT]
 
 
 def _interrupt(number: int, _: object) -> None:
     """`ray job stop` and a machine that shuts down send SIGTERM: a run then ends as by Ctrl-C, everything put away."""
-    raise KeyboardInterrupt(number)
+    _stopped_by.append(number)  # Ray's waiting raises an exception of its own, which does not say by what
+    raise KeyboardInterrupt
 
 
 def _reason(error: BaseException) -> BaseException:
