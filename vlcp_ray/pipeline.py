@@ -43,7 +43,7 @@ STAGES: Final = (
     ),
     Stage("select", 1, "vlcp_ray.flow.rows", ("generate",), "the compared sets -> SYNTHETIC"),
     Stage("evaluate", 2, "vlcp_ray.flow.trials", ("evaluate",), "SYNTHETIC + IMAGES(val) -> SCORES"),
-    Stage("report", 2, "vlcp_ray.flow.page", (), "everything -> one HTML page"),
+    Stage("report", 3, "vlcp_ray.flow.page", (), "everything -> one HTML page"),
 )
 STAGE_NAMES: Final = tuple(stage.name for stage in STAGES)
 _VERSIONS: Final = {stage.name: stage.version for stage in STAGES}
@@ -175,7 +175,7 @@ def state(store: Store, step: Step) -> str:
     return "started" if artifact.exists() else "new"
 
 
-def run(job: Job, store: Store, to: str, scale: Scale | None) -> Iterator[Step]:
+def run(job: Job, store: Store, to: str, scale: Scale | None, command: str = "") -> Iterator[Step]:
     """Run, resume or skip every stage up to `to`; yield the steps as their stages end."""
     todo = STAGES[: STAGE_NAMES.index(to) + 1]
     steps = [step for step in graph(job) if step.stage in {stage.name for stage in todo}]
@@ -187,7 +187,7 @@ def run(job: Job, store: Store, to: str, scale: Scale | None) -> Iterator[Step]:
     from vlcp_ray.flow import cluster, devices
 
     with held(store, [step for step in steps if step.fingerprint in left]), cluster.joined() as derived:
-        context = Context(job, scale or derived, store)
+        context = Context(job, scale or derived, store, command)
         at_work = [stage for stage in todo if any(s.stage == stage.name and s.fingerprint in left for s in steps)]
         devices.tell(context.scale, [name for stage in at_work for name in stage.pools])
         for stage in todo:

@@ -19,6 +19,7 @@ class Context:
     job: Job
     scale: Scale
     store: Store
+    command: str = ""  # what makes the same again, for the report
 
     def artifact(self, step: Step) -> Artifact:
         return self.store.artifact(step)
