@@ -149,7 +149,7 @@ def cloud_chart(clouds: Sequence[Cloud], title: str) -> str:
         for axes, cloud in zip(figure.subplots(1, len(clouds), squeeze=False)[0], clouds, strict=True):
             inside = cloud.clusters >= 0
             colours = [_COLOUR[f"c{cluster % _PALETTE}"] for cluster in cloud.clusters[inside]]
-            axes.scatter(*cloud.points[inside].T, s=9, c=colours, linewidths=0, alpha=0.65, clip_on=False)
+            axes.scatter(*cloud.points[inside].T, s=12, c=colours, linewidths=0, alpha=0.65, clip_on=False)
             axes.scatter(*cloud.points[~inside].T, s=26, marker="x", c=_COLOUR["bad"], linewidths=1.4, gid="outliers")
             axes.scatter(
                 *cloud.centres.T, s=110, marker="*", c=_COLOUR["ink"], edgecolors=_COLOUR["card"], gid="centres"
@@ -211,7 +211,7 @@ def _inline(svg: ET.Element, title: str) -> str:
                 parent.remove(child)
     for node in svg.iter():
         node.tag = node.tag.rpartition("}")[2]
-        node.attrib = {name.rpartition("}")[2]: value for name, value in node.attrib.items()}
+        node.attrib = {name.rpartition("}")[2]: _plain(value) for name, value in node.attrib.items()}
         if node.tag == "g" and (known := _KNOWN.match(node.get("id", ""))):
             node.set("class", known[0])
     used = set(re.findall(r"#(\w+)", ET.tostring(svg, encoding="unicode")))
@@ -222,11 +222,14 @@ def _inline(svg: ET.Element, title: str) -> str:
     svg.attrib = {"viewBox": svg.get("viewBox", ""), "role": "img", "aria-label": title}
     svg.insert(0, ET.Element("title"))
     svg[0].text = title
-    text = _SENTINEL.sub(lambda found: _VARIABLE[found[0]], ET.tostring(svg, encoding="unicode"))
-    return _DECIMALS.sub(r"\1", _FAMILY.sub("", text))
+    return ET.tostring(svg, encoding="unicode")
 
 
-#: The page has a font of its own, and more than two decimals are finer than a pixel.
+def _plain(value: str) -> str:
+    """An attribute in the page's colours and font; more than two decimals are finer than a pixel."""
+    return _DECIMALS.sub(r"\1", _FAMILY.sub("", _SENTINEL.sub(lambda found: _VARIABLE[found[0]], value)))
+
+
 _FAMILY: Final = re.compile(r" font-family: [^;]*;")
 _DECIMALS: Final = re.compile(r"(\.\d\d)\d+")
 _KNOWN: Final = re.compile("curve|bar|std|trials|reference|outliers|centres")

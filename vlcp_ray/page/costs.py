@@ -1,9 +1,12 @@
 """Knows what a run has cost, stage by stage, and how it stands to what was expected."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from vlcp_ray.page.contents import StageRow
+
+#: As they are made; a graph lists each artifact just before what needs it first.
+_ORDER: Final = ("ingest", "pair", "finetune", "prototype", "teach", "generate", "select", "evaluate")
 
 Row = dict[str, Any]
 
@@ -33,13 +36,14 @@ def costs(stages: Sequence[StageRow], estimates: Mapping[str, float]) -> list[Ro
     `rate` is of the stage's own unit a second, `peak_memory` the largest MiB that was measured; either is None where
     nothing is known. `share` is of the longest stage.
     """
-    rows = [_stage([row for row in stages if row.stage == name], name) for name in dict.fromkeys(_names(stages))]
+    names = sorted({row.stage for row in stages}, key=_place)
+    rows = [_stage([row for row in stages if row.stage == name], name) for name in names]
     longest = max((row["seconds"] for row in rows), default=0.0) or 1.0
     return [row | {"share": row["seconds"] / longest, "estimate": estimates.get(row["name"])} for row in rows]
 
 
-def _names(stages: Sequence[StageRow]) -> list[str]:
-    return [row.stage for row in stages]
+def _place(name: str) -> tuple[int, str]:
+    return (_ORDER.index(name) if name in _ORDER else len(_ORDER)), name
 
 
 def _stage(rows: Sequence[StageRow], name: str) -> Row:

@@ -40,9 +40,10 @@ def score_rows(summary: Sequence[Row], stated: Sequence[Published] = ()) -> list
 
 def insignificant(summary: Sequence[Row]) -> list[str]:
     """The comparisons with vlcp that these trials do not decide, in words."""
+    several = len({_size(row)[:2] for row in summary}) > 1
     return [
-        f"{row['method']} at {row['ipc']:,} per class ({cells(row)['difference']} points; {row['network']}, "
-        f"{row['protocol']})"
+        f"{row['method']} at {row['ipc']:,} per class ({cells(row)['difference']} points"
+        f"{'; {network}, {protocol}'.format(**row) if several else ''})"
         for row in summary
         if row["shown"] is False
     ]
@@ -162,7 +163,8 @@ def _classes(trials: Sequence[Row], methods: Sequence[str], ipc: int, class_name
         {"name": _name(class_names, label), "values": [float(mean[label]) for mean in means.values()]}
         for label in order[:MAX_CLASSES].tolist()
     ]
-    return {"methods": list(means), "rows": rows, "left_out": len(lead) - len(rows)}
+    low = min(value for row in rows for value in row["values"])
+    return {"methods": list(means), "rows": rows, "left_out": len(lead) - len(rows), "low": low}
 
 
 def _confused(trials: Sequence[Row], method: str, ipc: int, class_names: Sequence[str]) -> Row | None:
