@@ -30,7 +30,7 @@ def published(name: str, class_lists: Sequence[str], classes: int) -> list[Publi
         class_lists: `ingest.classes`, which tells the subsets of ImageNet-1K.
         classes: how many the images really have: a part of a set has other figures.
     """
-    mine = class_lists[0] if len(class_lists) == 1 else name
+    mine = "" if len(class_lists) > 1 else class_lists[0] if class_lists else name
     return [
         Published(block["protocol"], block["network"], ipc, method, value[0], value[1] if len(value) > 1 else None)
         for block in _figures()

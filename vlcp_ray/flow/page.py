@@ -137,7 +137,9 @@ def _dropped_words(context: Context, lead: Step, budget: Budget) -> dict[int, li
     said = pairs.rows("pairs", pairs_schema((1, 1, 1), (1, 1, 1)), columns, "label", labels)
     said = said.filter(pc.invert(pc.is_in(said["image_id"], value_set=outliers)))
     of = partial(common_words, max_df=context.job.prototype.max_df)
-    return {label: of(said.filter(pc.equal(said["label"], label))["caption"].to_pylist()) for label in labels.to_pylist()}
+    return {
+        label: of(said.filter(pc.equal(said["label"], label))["caption"].to_pylist()) for label in labels.to_pylist()
+    }
 
 
 def _planes(context: Context, lead: Step, budget: Budget) -> list[Plane]:

@@ -38,7 +38,9 @@ def distilled(context: Context, step: Step, by_stage: By, budget: Budget, *, det
         centroids=decoded[0] if decoded else None,
         nearest=_nearest(seen, shown, images),
         outliers=_with_images(_outliers(seen), images),
-        outlier_counts={label: int(pc.sum(pc.equal(apart["label"], label)).as_py() or 0) for label in labels.to_pylist()},
+        outlier_counts={
+            label: int(pc.sum(pc.equal(apart["label"], label)).as_py() or 0) for label in labels.to_pylist()
+        },
         classes=len(pc.unique(rows["label"])),
         images=len(rows),
         n_bytes=image_bytes(context.artifact(step), "synthetic", "train"),

@@ -37,6 +37,7 @@ _STYLE: Final[Mapping[str, Any]] = {
     "xtick.labelcolor": _COLOUR["quiet"],
     "ytick.labelcolor": _COLOUR["quiet"],
     "figure.facecolor": "none",
+    "axes.prop_cycle": f"cycler(color=['{_COLOUR['c0']}'])",
     "legend.frameon": False,
     "legend.fontsize": 10,
 }
@@ -178,7 +179,12 @@ def _draw_bar(axes: "Axes", bar: Bar, y: float) -> None:
         axes.errorbar(100 * bar.value, y, xerr=100 * bar.std, fmt="none", ecolor=_COLOUR["ink"], capsize=3, gid="std")
     if len(bar.trials) > 1:
         places = [100 * trial for trial in bar.trials]
-        look = {"markersize": 4, "markerfacecolor": _COLOUR["card"], "markeredgecolor": _COLOUR["ink"]}
+        look = {
+            "color": _COLOUR["ink"],
+            "markersize": 4,
+            "markerfacecolor": _COLOUR["card"],
+            "markeredgecolor": _COLOUR["ink"],
+        }
         axes.plot(places, [y] * len(places), "o", markeredgewidth=0.8, gid="trials", clip_on=False, **look)
     spread = f" ± {100 * bar.std:.1f}" if bar.std is not None else ""
     place = {"transform": axes.get_yaxis_transform(), "va": "center"}
