@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _PALETTE: Final = 8
 _NAMES: Final = ("ink", "quiet", "rule", "bar", "ours", "card", "bad", *(f"c{i}" for i in range(_PALETTE)))
 _COLOUR: Final = {name: f"#0a00{number + 1:02x}" for number, name in enumerate(_NAMES)}
-_STYLE: Final[Mapping[str, Any]] = {
+_STYLE: Final[dict[Any, Any]] = {
     "svg.fonttype": "none",  # words stay words, in the reader's font
     "svg.hashsalt": "vlcp_ray",  # the same figure has the same bytes
     "font.size": 11,
@@ -125,7 +125,12 @@ def line_chart(
         for i, (name, points) in enumerate(curves.items()):
             finite = [place for place, point in enumerate(points) if math.isfinite(point[1])]
             x, y = ([points[place][axis] for place in finite] for axis in (0, 1))
-            look = {"color": _COLOUR[f"c{i % _PALETTE}"], "linewidth": 1.8, "gid": "curve", "label": name}
+            look: dict[str, Any] = {
+                "color": _COLOUR[f"c{i % _PALETTE}"],
+                "linewidth": 1.8,
+                "gid": "curve",
+                "label": name,
+            }
             look |= {"marker": _MARKERS[i % _PALETTE], "markersize": 4.5 if len(finite) < 30 else 0}
             axes.plot(x, y, linestyle="--" if name in dashed else "-", **look)
             if spreads and name in spreads:
@@ -179,7 +184,7 @@ def _draw_bar(axes: "Axes", bar: Bar, y: float) -> None:
         axes.errorbar(100 * bar.value, y, xerr=100 * bar.std, fmt="none", ecolor=_COLOUR["ink"], capsize=3, gid="std")
     if len(bar.trials) > 1:
         places = [100 * trial for trial in bar.trials]
-        look = {
+        look: dict[str, Any] = {
             "color": _COLOUR["ink"],
             "markersize": 4,
             "markerfacecolor": _COLOUR["card"],
@@ -187,7 +192,7 @@ def _draw_bar(axes: "Axes", bar: Bar, y: float) -> None:
         }
         axes.plot(places, [y] * len(places), "o", markeredgewidth=0.8, gid="trials", clip_on=False, **look)
     spread = f" ± {100 * bar.std:.1f}" if bar.std is not None else ""
-    place = {"transform": axes.get_yaxis_transform(), "va": "center"}
+    place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center"}
     weight = "bold" if bar.ours else "normal"
     axes.text(1.03, y, f"{100 * bar.value:.1f}{spread}", color=colour, fontweight=weight, **place)
 
@@ -202,7 +207,7 @@ def _svg(draw: Any, height: float, title: str, width: float = _WIDTH) -> str:
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(dict(_STYLE)):
+    with matplotlib.rc_context(_STYLE):
         figure, buffer = Figure((width, height), layout="constrained"), io.BytesIO()
         draw(figure)
         figure.savefig(buffer, format="svg", metadata={"Date": None})

@@ -127,8 +127,8 @@ def _by_ipc(rows: Sequence[Row], methods: Sequence[str], title: str, stated: Seq
     sizes = sorted({x for points in curves.values() for x, _ in points})
     if full is not None:
         curves |= {"full": [(sizes[0], 100 * full), (sizes[-1], 100 * full)]}
-    how = {"spreads": spreads, "ticks": sizes, "dashed": (_STATED, "full")}
-    return charts.line_chart(curves, "images per class", f"Top-1 over images per class, {title}", **how)
+    heading, dashed = f"Top-1 over images per class, {title}", (_STATED, "full")
+    return charts.line_chart(curves, "images per class", heading, spreads=spreads, ticks=sizes, dashed=dashed)
 
 
 _STATED: Final = "vlcp, published"
@@ -159,7 +159,7 @@ def _classes(trials: Sequence[Row], methods: Sequence[str], ipc: int, class_name
         return None
     lead = next(iter(means.values()))
     order = np.argsort(lead, kind="stable") if len(lead) > MAX_CLASSES else np.arange(len(lead))
-    rows = [
+    rows: list[Row] = [
         {"name": _name(class_names, label), "values": [float(mean[label]) for mean in means.values()]}
         for label in order[:MAX_CLASSES].tolist()
     ]
