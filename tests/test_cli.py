@@ -1,14 +1,16 @@
 """Whether wrong settings end with one sentence and exit code 2, before anything starts."""
 
+import shlex
 import signal
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 from ray.exceptions import WorkerCrashedError
 
-from vlcp_ray.cli import main
+from vlcp_ray.cli import command_of, main
 
 JOB = str(Path(__file__).parents[1] / "jobs" / "digits.toml")
 
@@ -123,3 +125,11 @@ def test_a_signal_ends_a_run_in_order(number: signal.Signals, code: int, tmp_pat
     assert "the same command goes on from here" in told
     assert "Traceback" not in told
     assert not list((tmp_path / "leases").iterdir())
+
+
+def test_the_command_that_makes_the_same_again_can_be_typed() -> None:
+    typed = Namespace(job="jobs/a b.toml", set=["caption.prompt=It's {class_name}"], root="s3://b/r", scale="x.toml")
+    words = ["--set", "caption.prompt=It's {class_name}", "--scale", "x.toml", "--root", "s3://b/r"]
+    assert shlex.split(command_of(typed)) == ["vlcp-ray", "run", "jobs/a b.toml", *words]
+    plain = Namespace(job="jobs/digits.toml", set=[], root="runs", scale=None)
+    assert command_of(plain) == "vlcp-ray run jobs/digits.toml"

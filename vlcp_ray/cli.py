@@ -141,14 +141,14 @@ def _run(arguments: argparse.Namespace) -> int:
         _check_root(arguments.root)
     scale = load_scale(arguments.scale) if arguments.scale else None
     job, store, _ = _open(arguments)
-    for step in run(job, store, arguments.to, scale, _command(arguments)):
+    for step in run(job, store, arguments.to, scale, command_of(arguments)):
         print(f"{step.title:<28} {_counts(store.artifact(step).manifest() or {})}", flush=True)
     if arguments.to == STAGE_NAMES[-1]:
         return _report(argparse.Namespace(**vars(arguments), json=False))
     return 0
 
 
-def _command(arguments: argparse.Namespace) -> str:
+def command_of(arguments: argparse.Namespace) -> str:
     """What a person types to have the same again."""
     parts = ["vlcp-ray", "run", arguments.job]
     parts += [part for override in arguments.set for part in ("--set", override)]

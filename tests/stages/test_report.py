@@ -12,6 +12,7 @@ from tests.small_report import EMPTY, EVIL, distilled, full_report, nearest, pla
 from tests.test_scores import scores, trials
 from vlcp_ray.images import encode_png
 from vlcp_ray.page.contents import DistilledSet, Sample, StageRow
+from vlcp_ray.page.pictures import thumbnail
 from vlcp_ray.schemas import SYNTHETIC
 from vlcp_ray.stages.report import render
 
@@ -139,12 +140,15 @@ def test_a_thousand_classes_stay_small_and_say_what_is_left_out() -> None:
     images = images.set_column(4, "image", pa.array(files))
     one = DistilledSet(0, 11, prototypes(1000, 11), images, images, nearest(images))
     sets = [dataclasses.replace(one, seed=seed) for seed in range(3)]
-    html = render(dataclasses.replace(EMPTY, sets=sets))
+    names = [f"class <{label}>" for label in range(20, 1000)]
+    others = pa.table({"label": range(20, 1000), "class_name": names, "image": [thumbnail(noise)] * 980})
+    html = render(dataclasses.replace(EMPTY, sets=sets, others=others))
     page = Page(html)
     assert len(html) < 20e6
+    assert all(name in page.text for name in names)
     assert "Shown are 200 images of the first 20 classes; 10,800 images are left out" in page.text
     assert "980 of 1,000 classes among them" in page.text
-    assert len(page.all("img")) == 20 + 3 * 20 * 10 + 20 * (1 + 10 * 3)
+    assert len(page.all("img")) == 20 + 3 * 20 * 10 + 20 * (1 + 10 * 3) + 980
 
 
 def test_a_job_of_ten_classes_stays_under_five_megabytes() -> None:

@@ -18,7 +18,7 @@ from vlcp_ray.flow.sets import By, distilled, members_of, shown_prototypes
 from vlcp_ray.page.contents import Plane, Report, Sample, StageRow
 from vlcp_ray.page.sets import Budget
 from vlcp_ray.scale import Scale, pools
-from vlcp_ray.schemas import IMAGES, REJECTED, SCORES, pairs_schema
+from vlcp_ray.schemas import IMAGES, REJECTED, SCORES, pairs_schema, prototypes_schema
 from vlcp_ray.stages.report import MAX_EXAMPLES, render
 from vlcp_ray.store import Step
 from vlcp_ray.text import common_words
@@ -152,7 +152,8 @@ def _planes(context: Context, lead: Step, budget: Budget) -> list[Plane]:
 
 def _others(context: Context, lead: Step, budget: Budget) -> pa.Table | None:
     """One small image of every class that no set shows in full."""
-    rows = context.input(lead, "prototypes").table("prototypes", IMAGES, ["prototype_id", "label", "cluster"])
+    columns = ["prototype_id", "label", "cluster"]
+    rows = context.input(lead, "prototypes").table("prototypes", prototypes_schema((1, 1, 1)), columns)
     shown = budget.shown_labels(rows["label"].to_pylist())
     rest = rows.filter(pc.and_(pc.equal(rows["cluster"], 0), pc.invert(pc.is_in(rows["label"], pa.array(shown)))))
     return thumbnails(context.artifact(lead), rest["prototype_id"].to_pylist()) if len(rest) else None
