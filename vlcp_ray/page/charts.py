@@ -43,7 +43,7 @@ _STYLE: Final[dict[Any, Any]] = {
 }
 #: Width in inches of 72 units; narrow, so that words stay readable when a phone scales the figure down.
 _WIDTH: Final = 5.6
-_KEYS: Final = 3  # names of curves side by side
+_KEYS, _KEY_LETTERS = 3, 30  # names of curves side by side, and the letters of names that all fit
 _MARKERS: Final = "osD^vP*X"
 
 Points = Sequence[tuple[float, float]]
@@ -143,9 +143,10 @@ def line_chart(
         axes.set_xlabel(across)
         axes.margins(x=0.03)
         if len(curves) > 1:
-            figure.legend(loc="outside upper left", ncols=_KEYS, handlelength=1.6, columnspacing=1.2)
+            figure.legend(loc="outside upper left", ncols=columns, handlelength=1.6, columnspacing=1.2)
 
-    return _svg(draw, 3.1 + 0.2 * (len(curves) > 1) * math.ceil(len(curves) / _KEYS), title)
+    columns = _KEYS if sum(map(len, curves)) > _KEY_LETTERS else max(1, len(curves))
+    return _svg(draw, 3.1 + 0.2 * (len(curves) > 1) * math.ceil(len(curves) / columns), title)
 
 
 def cloud_chart(clouds: Sequence[Cloud], title: str) -> str:
