@@ -37,6 +37,8 @@ _STYLE: Final[dict[Any, Any]] = {
     "xtick.labelcolor": _COLOUR["quiet"],
     "ytick.labelcolor": _COLOUR["quiet"],
     "figure.facecolor": "none",
+    "axes.formatter.limits": (-3, 5),
+    "axes.formatter.useoffset": False,
     "axes.prop_cycle": f"cycler(color=['{_COLOUR['c0']}'])",
     "legend.frameon": False,
     "legend.fontsize": 10,
@@ -141,6 +143,8 @@ def line_chart(
             axes.set_xticks(list(ticks), [f"{tick:,g}" for tick in ticks])
             axes.minorticks_off()
         axes.set_xlabel(across)
+        if len(told := {y for points in curves.values() for _, y in points if math.isfinite(y)}) == 1:
+            axes.set_ylim(0, 2 * told.pop() or 1)  # what never changes needs no finer axis
         axes.margins(x=0.03)
         if len(curves) > 1:
             figure.legend(loc="outside upper left", ncols=columns, handlelength=1.6, columnspacing=1.2)

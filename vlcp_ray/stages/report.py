@@ -14,7 +14,7 @@ from vlcp_ray.page.contents import Plane, Report, Sample
 from vlcp_ray.page.costs import costs, duration, size
 from vlcp_ray.page.pictures import preview, side_for
 from vlcp_ray.page.scores import insignificant, judgements, score_rows
-from vlcp_ray.page.sets import other_pages, pictures_in, set_views
+from vlcp_ray.page.sets import PAGE_CLASSES, other_pages, pictures_in, set_views
 from vlcp_ray.published import published
 from vlcp_ray.schemas import REASONS
 from vlcp_ray.scores import headline, score_summary
@@ -49,6 +49,7 @@ def render(report: Report) -> str:
         planes=[_plane(plane) for plane in report.planes],
         outliers_removed=any((plane.clusters < 0).any() for plane in report.planes),
         other_pages=other_pages(report.others),
+        page_classes=PAGE_CLASSES,
         progress=_progress(report.progress),
         samples=samples,
         costs=costs(report.stages, report.estimates),
