@@ -143,8 +143,8 @@ def line_chart(
             axes.set_xticks(list(ticks), [f"{tick:,g}" for tick in ticks])
             axes.minorticks_off()
         axes.set_xlabel(across)
-        if len(told := {y for points in curves.values() for _, y in points if math.isfinite(y)}) == 1:
-            axes.set_ylim(0, 2 * told.pop() or 1)  # what never changes needs no finer axis
+        if len(heights := {y for points in curves.values() for _, y in points if math.isfinite(y)}) == 1:
+            axes.set_ylim(0, 2 * heights.pop() or 1)  # what never changes needs no finer axis
         axes.margins(x=0.03)
         if len(curves) > 1:
             figure.legend(loc="outside upper left", ncols=columns, handlelength=1.6, columnspacing=1.2)
