@@ -2,16 +2,18 @@
 
 import dataclasses
 import json
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 from ray.exceptions import RaySystemError, RayTaskError, WorkerCrashedError
 
-from vlcp_ray.cli import main
+from vlcp_ray.cli import command_of, main
 from vlcp_ray.config import load_job
 from vlcp_ray.pipeline import graph
 from vlcp_ray.progress import Reading
@@ -201,3 +203,11 @@ def test_a_signal_ends_a_run_in_order(number: signal.Signals, code: int, tmp_pat
     assert "the same command goes on from here" in told
     assert "Traceback" not in told
     assert not list((tmp_path / "leases").iterdir())
+
+
+def test_the_command_that_makes_the_same_again_can_be_typed() -> None:
+    typed = Namespace(job="jobs/a b.toml", set=["caption.prompt=It's {class_name}"], root="s3://b/r", scale="x.toml")
+    words = ["--set", "caption.prompt=It's {class_name}", "--scale", "x.toml", "--root", "s3://b/r"]
+    assert shlex.split(command_of(typed)) == ["vlcp-ray", "run", "jobs/a b.toml", *words]
+    plain = Namespace(job="jobs/digits.toml", set=[], root="runs", scale=None)
+    assert command_of(plain) == "vlcp-ray run jobs/digits.toml"

@@ -18,8 +18,8 @@ FLOORS = (
     {"config", "progress"},
     {"scale", "repair", "schedule", "live", "trackers"},
     {"demo"},
-    {"models", "images", "text", "augment", "charts", "scores"},
-    {"sources", "needs", "reference", "protocols", "methods", "score_views"},
+    {"models", "images", "text", "augment", "scores", "published"},
+    {"sources", "needs", "reference", "protocols", "methods", "page"},
     {"stages"},
     {"store"},
     {"lease", "exports", "logs", "records"},
@@ -31,7 +31,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Who may be imported from within the own room: the training of the demo's models is one program in several files, all
 # layouts hand over the same rows of the same classes, all exports read rows in one order, a model's folder is what all
 # models share, and the rest of flow stands on its context and its ways to run work. The protocols and the teacher
-# share their images and their loop.
+# share their images and their loop. The page's parts share its contents and its charts.
 NEIGHBOURS = {
     ("demo", "*"),
     ("exports", "cards"),
@@ -39,17 +39,31 @@ NEIGHBOURS = {
     ("exports", "rows"),
     ("exports", "soft_labels"),
     ("sources", "*"),
+    ("page", "*"),
     ("models", "folders"),
     ("models", "shapes"),
     ("protocols", "images"),
     ("protocols", "training"),
     *(
         ("flow", way)
-        for way in ("choose", "classes", "context", "data", "feeds", "labelled", "rowwise", "storage", "tasks", "teach")
+        for way in (
+            "choose",
+            "classes",
+            "context",
+            "data",
+            "feeds",
+            "labelled",
+            "pictures",
+            "rowwise",
+            "sets",
+            "storage",
+            "tasks",
+            "teach",
+        )
     ),
 }
 KNOWS_RAY = {"flow", "pipeline", "cli"}
-HEAVY = {"diffusers", "pandas", "ray", "sklearn", "torch", "torchvision", "transformers", "vllm"}
+HEAVY = {"diffusers", "matplotlib", "pandas", "ray", "sklearn", "torch", "torchvision", "transformers", "vllm"}
 
 
 def imported(file: Path) -> Iterator[str]:

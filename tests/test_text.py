@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
 
-from vlcp_ray.text import Choice, Matching, choose_text, clean, count_words, representative_words
+from vlcp_ray.text import Choice, Matching, choose_text, clean, common_words, count_words, representative_words
 
 WORDS = ("red", "Red", "blue", "covered", "fan", "tail", "the", "an", "Siberian", "2", "x9", "isn't", "green.")
 texts_ = st.lists(st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join), min_size=1, max_size=12)
@@ -158,3 +158,13 @@ def test_clean_leaves_single_spaces_and_no_double_quote(answer: str) -> None:
     cleaned = clean(answer)
     assert '"' not in cleaned
     assert cleaned == " ".join(cleaned.split())
+
+
+def test_common_words_are_those_that_counting_drops_but_for_the_class_name() -> None:
+    texts = ["A grey round digit", "grey and wide digit", "Grey, round; GREY", "wide"]
+    assert common_words(texts, 0.5) == [("grey", 0.75), ("round", 0.5), ("digit", 0.5), ("wide", 0.5)]
+    kept = set(count_words(texts, "digit", 0.75, "word").vocabulary)
+    counted = count_words(texts, "digit", 0.75, "word")
+    assert {counted.vocabulary[i] for i in counted.word} == kept - {"grey", "digit"}
+    assert common_words(texts, 0.75) == [("grey", 0.75)]
+    assert common_words([], 0.7) == []

@@ -164,11 +164,20 @@ def _run(arguments: argparse.Namespace) -> int:
 
     trackers.check(arguments.track)
     with live.view(plain=arguments.ray_logs) as view:
-        for step in run(job, store, arguments.to, scale, view, arguments.track, arguments.ray_logs):
+        told = {"view": view, "track": arguments.track, "ray_logs": arguments.ray_logs}
+        for step in run(job, store, arguments.to, scale, command=command_of(arguments), **told):
             view.say(step.title, _counts(store.artifact(step).manifest() or {}))
     if arguments.to == STAGE_NAMES[-1]:
         return _report(argparse.Namespace(**vars(arguments), json=False))
     return 0
+
+
+def command_of(arguments: argparse.Namespace) -> str:
+    """What a person types to have the same again."""
+    parts = ["vlcp-ray", "run", arguments.job]
+    parts += [part for override in arguments.set for part in ("--set", override)]
+    parts += ["--scale", arguments.scale] if arguments.scale else []
+    return shlex.join([*parts, *(["--root", arguments.root] if arguments.root != "runs" else [])])
 
 
 def _check_root(root: str) -> None:

@@ -48,7 +48,7 @@ STAGES: Final = (
     ),
     Stage("select", 1, "vlcp_ray.flow.rows", ("generate",), "the compared sets -> SYNTHETIC"),
     Stage("evaluate", 2, "vlcp_ray.flow.trials", ("evaluate",), "SYNTHETIC + IMAGES(val) -> SCORES"),
-    Stage("report", 2, "vlcp_ray.flow.page", (), "everything -> one HTML page"),
+    Stage("report", 3, "vlcp_ray.flow.page", (), "everything -> one HTML page"),
 )
 STAGE_NAMES: Final = tuple(stage.name for stage in STAGES)
 _VERSIONS: Final = {stage.name: stage.version for stage in STAGES}
@@ -185,6 +185,8 @@ def run(
     store: Store,
     to: str,
     scale: Scale | None,
+    command: str = "",
+    *,
     view: View | None = None,
     track: str = "",
     ray_logs: bool = False,
@@ -192,6 +194,7 @@ def run(
     """Run, resume or skip every stage up to `to`; yield the steps as their stages end.
 
     Args:
+        command: what makes the same again, for the report.
         view: is told how the work goes on; by default lines on the output.
         track: the tracker to which curves and pictures are mirrored.
         ray_logs: Ray's own words are let through.
@@ -211,7 +214,7 @@ def run(
         _tracked(track, job, steps) as tracker,
         cluster.joined(ray_logs) as derived,
     ):
-        context = Context(job, scale or derived, store, view, tracker)
+        context = Context(job, scale or derived, store, view, tracker, command)
         _check_precision(context, {step.stage for step in steps if step.fingerprint in left})
         at_work = [stage for stage in todo if any(s.stage == stage.name and s.fingerprint in left for s in steps)]
         view.plan(

@@ -1,6 +1,7 @@
 """Knows which words tell the images of a class apart, and which description of a cluster says most of them."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -69,6 +70,21 @@ def count_words(texts: Sequence[str], class_name: str, max_df: float, matching: 
     keep &= _document_frequency(word, row, len(vocabulary)) < math.ceil(Fraction(str(max_df)) * len(texts))
     kept = keep[word]
     return Words(texts, tuple(vocabulary), word[kept], row[kept], matching)
+
+
+def common_words(texts: Sequence[str], max_df: float) -> list[tuple[str, float]]:
+    """The words that are too common in a class to tell its images apart (METHOD 2.5, step 2), commonest first.
+
+    Args:
+        texts: the descriptions C of the class's inliers.
+        max_df: beta.
+
+    Returns each with the share of the descriptions that hold it; stop words are left out before and not among them.
+    """
+    analyze = _analyzer()
+    count = Counter(word for text in texts for word in dict.fromkeys(analyze(text)))
+    least = math.ceil(Fraction(str(max_df)) * len(texts))
+    return [(word, n / len(texts)) for word, n in count.most_common() if n >= least]
 
 
 def representative_words(words: Words, members: Integers, n_words: int) -> tuple[Integers, Integers]:

@@ -25,6 +25,7 @@ class Context:
     store: Store
     view: View = field(default_factory=View)
     tracker: Tracker | None = None
+    command: str = ""  # what makes the same again, for the report
 
     @cached_property
     def records(self) -> Records:

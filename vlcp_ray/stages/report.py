@@ -1,118 +1,34 @@
 """Knows how a run is told: everything worth seeing of it, on one self-contained HTML page."""
 
-import base64
-import io
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import resources
 from typing import Any, Final
 
 import jinja2
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from vlcp_ray import charts
-from vlcp_ray.images import decode
+from vlcp_ray.page import charts
+from vlcp_ray.page.contents import Plane, Report, Sample
+from vlcp_ray.page.costs import costs, duration, size
+from vlcp_ray.page.pictures import preview, side_for
+from vlcp_ray.page.scores import insignificant, judgements, score_rows
+from vlcp_ray.page.sets import PAGE_CLASSES, other_pages, pictures_in, set_views
+from vlcp_ray.published import published
 from vlcp_ray.schemas import REASONS
-from vlcp_ray.score_views import judgements, score_rows
 from vlcp_ray.scores import headline, score_summary
 
-#: Stages that answer every row with a row: there, and only there, rows in = rows out + rows rejected.
-ROW_WISE: Final = frozenset({"ingest", "pair", "generate"})
-#: What is shown in the page of each set; 60 class rows in all keep the page of ImageNet-1K under 20 MB.
-MAX_CLASSES, MAX_CLASS_ROWS, MAX_IMAGES, MAX_PROTOTYPES = 20, 60, 10, 3
-MAX_EXAMPLES, MAX_VALIDATION = 5, 24
-#: Longest side in pixels: of an image that is shown enlarged as it is, of a preview, of a validation grid.
-SMALL, PREVIEW, GRID = 64, 144, 1024
-
-_PROTOTYPE: Final = ["prototype_id", "label", "class_name", "cluster", "size", "text", "words"]
+MAX_EXAMPLES: Final = 5
+#: Epochs and classes of the samples that are shown while the model is tuned.
+MAX_EPOCHS, MAX_SAMPLES = 8, 10
+_PROGRESS: Final = {
+    "loss": "Training loss, mean of the epoch",
+    "learning_rate": "Learning rate",
+    "gradient_norm": "Gradient norm, mean of the epoch",
+}
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class StageRow:
-    """One sealed artifact; `seconds` is None where nothing was computed."""
-
-    name: str
-    stage: str
-    fingerprint: str
-    rows_in: int
-    rows: int
-    rejected: int
-    seconds: float | None
-    detail: str
-
-    @property
-    def row_wise(self) -> bool:
-        """Whether the stage answers every row with a row."""
-        return self.stage in ROW_WISE
-
-    @property
-    def missing(self) -> int:
-        """Rows of a row-wise stage that are neither in its output nor rejected; below 0 where there are too many."""
-        return self.rows_in - self.rows - self.rejected if self.row_wise else 0
-
-
-@dataclass(frozen=True)
-class DistilledSet:
-    """One distilled set; the tables may hold only the classes of `shown_labels`, if the two totals are given.
-
-    Args:
-        prototypes: PROTOTYPES; the latents may be left out, they are not shown.
-        synthetic: SYNTHETIC of the method vlcp.
-        centroids: SYNTHETIC columns, the centroids decoded without denoising.
-        nearest: prototype_id, image_id, image (bytes), distance: the real image nearest to each centroid.
-        classes: number of classes of the whole set, where the tables hold a part.
-        images: number of images of the whole set, where the tables hold a part.
-    """
-
-    seed: int
-    ipc: int
-    prototypes: pa.Table
-    synthetic: pa.Table
-    centroids: pa.Table | None
-    nearest: pa.Table
-    classes: int | None = None
-    images: int | None = None
-
-    @property
-    def n_classes(self) -> int:
-        """Classes of the whole set."""
-        return self.classes or max(len(pc.unique(t["label"])) for t in (self.synthetic, self.prototypes))
-
-    @property
-    def n_images(self) -> int:
-        """Images of the whole set."""
-        return self.images or len(self.synthetic)
-
-
-@dataclass(frozen=True)
-class Report:
-    """Everything that the page tells; an empty part leaves its section out.
-
-    Args:
-        scores: SCORES.
-        rejected: REJECTED.
-        losses: (step, loss) points of fine-tuning by seed.
-        validation: caption and PNG of fine-tuning's sample grids.
-        train_rows: images of the full train split.
-        class_names: by label.
-    """
-
-    title: str
-    settings: Mapping[str, Any]
-    facts: Mapping[str, str]
-    stages: Sequence[StageRow]
-    scores: pa.Table
-    sets: Sequence[DistilledSet]
-    rejected: pa.Table
-    losses: Mapping[int, Sequence[tuple[int, float]]]
-    validation: Sequence[tuple[str, bytes]]
-    train_rows: int | None = None
-    class_names: Sequence[str] = ()
 
 
 def render(report: Report) -> str:
@@ -120,59 +36,45 @@ def render(report: Report) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters.update(duration=duration, preview=preview)
-    folder = resources.files(__package__)
+    folder = resources.files("vlcp_ray.page")
     environment.loader = jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8"))
-    summary = score_summary(report.scores)
-    sets = [_set_view(chosen, len(report.sets)) for chosen in report.sets]
+    sets, samples = set_views(report), _samples(report.validation)
+    count = pictures_in(sets) + sum(len(row["images"]) for row in samples["rows"])
+    environment.filters.update(duration=duration, size=size, preview=partial(preview, side=side_for(count)))
     return environment.get_template("report.html.j2").render(
         report=report,
-        headline=_headline(report, summary),
-        score_rows=score_rows(summary),
-        judgements=judgements(report.scores, report.class_names),
+        **_judged(report),
         sets=sets,
-        lead=max(sets, key=lambda view: view["ipc"], default=None),
-        loss_chart=_loss_chart(report.losses),
-        validation=report.validation[:MAX_VALIDATION],
-        longest=max((stage.seconds or 0.0 for stage in report.stages), default=0.0) or 1.0,
-        rejected=_rejected(report.rejected),
+        lead=max(sets, key=lambda view: (view["ipc"], -view["seed"]), default=None),
+        planes=[_plane(plane) for plane in report.planes],
+        outliers_removed=any((plane.clusters < 0).any() for plane in report.planes),
+        other_pages=other_pages(report.others),
+        page_classes=PAGE_CLASSES,
+        progress=_progress(report.progress),
+        samples=samples,
+        costs=costs(report.stages, report.estimates),
+        rejected=_rejected(report.rejected, report.rejected_images),
         settings=_settings(report.settings),
-        grid_side=GRID,
-        max_prototypes=MAX_PROTOTYPES,
+        made=_made(report),
     )
 
 
-def shown_labels(labels: Iterable[int], sets: int) -> list[int]:
-    """The labels that the page shows of each of so many sets: the lowest ones, as many as its size allows."""
-    count = min(MAX_CLASSES, max(3, MAX_CLASS_ROWS // max(1, sets)))
-    return sorted(set(labels))[:count]
-
-
-def preview(data: bytes, side: int = PREVIEW) -> dict[str, Any]:
-    """An image file as `src`, a data URI, and `small`: kept pixel by pixel, else a JPEG of at most `side` pixels."""
-    image = decode(data)
-    small = max(image.size) <= SMALL
-    if not small:
-        image.thumbnail((side, side))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG" if small else "JPEG", quality=80)
-    kind = "png" if small else "jpeg"
-    return {"src": f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", "small": small}
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds in the words of a clock."""
-    if seconds is None:
-        return "reused"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60:02d} min"
+def _judged(report: Report) -> Row:
+    summary = score_summary(report.scores)
+    ingest = report.settings.get("ingest", {})
+    stated = published(report.title, ingest.get("classes", ()), len(report.class_names))
+    return {
+        "headline": _headline(report, summary),
+        "score_rows": score_rows(summary, stated),
+        "judgements": judgements(report.scores, report.class_names, stated),
+        "insignificant": insignificant(summary),
+        "stated": stated,
+    }
 
 
 def _headline(report: Report, summary: Sequence[Row]) -> tuple[str, str]:
     classes = next((chosen.n_classes for chosen in report.sets), None)
-    claim, basis = headline(summary, classes, report.train_rows)
+    claim, basis = headline(summary, classes, report.splits.get("train"))
     if claim:
         return claim, basis
     images = sum(chosen.n_images for chosen in report.sets)
@@ -180,77 +82,71 @@ def _headline(report: Report, summary: Sequence[Row]) -> tuple[str, str]:
     return ("What the compared sets reach" if summary else unscored), ""
 
 
-def _loss_chart(losses: Mapping[int, Sequence[tuple[int, float]]]) -> str:
-    curves = {f"seed {seed}": points for seed, points in losses.items() if points}
-    return charts.loss_chart(curves, "Fine-tuning loss by step") if curves else ""
+def _made(report: Report) -> list[Row]:
+    """Each size of a distilled set against the train split: images, bytes, and how many times fewer they are."""
+    rows: dict[int, Row] = {}
+    for chosen in report.sets:
+        if chosen.ipc in rows or not report.splits.get("train"):
+            continue
+        smaller = report.train_bytes / chosen.n_bytes if report.train_bytes and chosen.n_bytes else None
+        rows[chosen.ipc] = {
+            "ipc": chosen.ipc,
+            "images": chosen.n_images,
+            "fewer": report.splits["train"] / max(1, chosen.n_images),
+            "n_bytes": chosen.n_bytes,
+            "smaller": smaller,
+        }
+    return [rows[ipc] for ipc in sorted(rows)]
 
 
-def _set_view(chosen: DistilledSet, sets: int) -> dict[str, Any]:
-    known = [*chosen.synthetic["label"].to_pylist(), *chosen.prototypes["label"].to_pylist()]
-    labels = shown_labels(known, sets)
-    images = _of_labels(chosen.synthetic, labels, "image_id")
-    prototypes = _of_labels(chosen.prototypes.select(_PROTOTYPE), labels, "cluster")
-    pictures = _pictures(chosen, images, prototypes)
-    views = [_class_view(label, images, prototypes, pictures) for label in labels]
-    return {
-        "name": f"seed {chosen.seed} · {chosen.ipc:,} per class",
-        "seed": chosen.seed,
-        "ipc": chosen.ipc,
-        "classes": views,
-        "shown": sum(len(view["images"]) for view in views),
-        "n_images": chosen.n_images,
-        "n_classes": chosen.n_classes,
-        "clusters": max((view["clusters"] for view in views), default=0),
-        "by_class": any(view["prototypes"] for view in views),
-    }
+def _plane(plane: Plane) -> Row:
+    """A class's t-SNE as an SVG: with outliers before and after their removal, else once."""
+    after = charts.Cloud("outliers removed", plane.points, plane.clusters, plane.centres)
+    clouds = [after]
+    if plane.centres_before is not None:
+        inside = plane.clusters >= 0
+        before = charts.Cloud("all images", plane.points, plane.clusters, plane.centres_before)
+        clouds = [before, charts.Cloud(after.title, plane.points[inside], plane.clusters[inside], plane.centres)]
+    chart = charts.cloud_chart(clouds, f"t-SNE of the latents of {plane.class_name} with the centres of its clusters")
+    return {"name": plane.class_name, "chart": chart, "shown": len(plane.points), "total": plane.total}
 
 
-def _of_labels(table: pa.Table, labels: Sequence[int], order: str) -> list[Row]:
-    chosen = table.filter(pc.is_in(table["label"], value_set=pa.array(labels, table["label"].type)))
-    rows: list[Row] = chosen.sort_by([("label", "ascending"), (order, "ascending")]).to_pylist()
-    return rows
+def _progress(progress: Mapping[int, Sequence[Mapping[str, Any]]]) -> list[Row]:
+    """A figure for each quantity that fine-tuning has recorded by epoch: its title and an SVG, a line a seed."""
+    figures = []
+    for key, title in _PROGRESS.items():
+        curves = {
+            f"seed {seed}": [(record["step"], record[key]) for record in records if record.get(key) is not None]
+            for seed, records in progress.items()
+        }
+        if any(curves.values()):
+            told = {name: points for name, points in curves.items() if points}
+            figures.append({"title": title, "chart": charts.line_chart(told, "optimiser step", f"{title} by step")})
+    return figures
 
 
-def _pictures(chosen: DistilledSet, images: Sequence[Row], prototypes: Sequence[Row]) -> dict[str, dict[str, bytes]]:
-    ids = pa.array([row["prototype_id"] for row in prototypes], pa.string())
-    pictures = {"synthetic": {row["prototype_id"]: row["image"] for row in images}}
-    for kind, table in (("centroid", chosen.centroids), ("real", chosen.nearest)):
-        if table is not None:
-            rows = table.filter(pc.is_in(table["prototype_id"], value_set=ids)).select(["prototype_id", "image"])
-            pictures[kind] = {row["prototype_id"]: row["image"] for row in rows.to_pylist()}
-    return pictures
+def _samples(samples: Sequence[Sample]) -> Row:
+    """The samples of the first seed, a row a class and a column an epoch; of many epochs as many, the last among them.
+
+    Returns seed, epochs, rows of name and images (bytes or None by epoch), and how many of each are left out.
+    """
+    if not samples:
+        return {"rows": [], "epochs": [], "seed": None, "more_seeds": 0, "more_epochs": 0}
+    seed = samples[0].seed
+    mine = {(one.class_name, one.epoch): one.image for one in samples if one.seed == seed}
+    every = sorted({epoch for _, epoch in mine})
+    stride = -(-len(every) // MAX_EPOCHS)
+    epochs = every[::-1][::stride][::-1]
+    names = list(dict.fromkeys(name for name, _ in mine))[:MAX_SAMPLES]
+    rows = [{"name": name, "images": [mine.get((name, epoch)) for epoch in epochs]} for name in names]
+    more = {"more_seeds": len({one.seed for one in samples}) - 1, "more_epochs": len(every) - len(epochs)}
+    return {"rows": rows, "epochs": epochs, "seed": seed} | more
 
 
-def _class_view(
-    label: int, images: Sequence[Row], prototypes: Sequence[Row], pictures: Mapping[str, Mapping[str, bytes]]
-) -> dict[str, Any]:
-    own = [row for row in images if row["label"] == label]
-    largest = sorted((row for row in prototypes if row["label"] == label), key=lambda row: -row["size"])
-    return {
-        "name": next(row["class_name"] for row in (*own, *largest)),
-        "images": [row["image"] for row in own[:MAX_IMAGES]],
-        "clusters": len(largest),
-        "prototypes": [_prototype_view(row, pictures) for row in largest[:MAX_PROTOTYPES]],
-    }
-
-
-def _prototype_view(row: Row, pictures: Mapping[str, Mapping[str, bytes]]) -> dict[str, Any]:
-    kinds = {kind: pictures.get(kind, {}).get(row["prototype_id"]) for kind in ("centroid", "real", "synthetic")}
-    spans = highlight(row["text"], row["words"])
-    used = {span.lower() for span, marked in spans if marked}
-    return row | kinds | {"spans": spans, "other_words": [word for word in row["words"] if word not in used][:12]}
-
-
-def highlight(text: str, words: Iterable[str]) -> list[tuple[str, bool]]:
-    """The text cut into pieces, each with whether it is one of the words; the pieces joined are the text."""
-    chosen = {word.lower() for word in words}
-    return [(piece, piece.lower() in chosen) for piece in re.split(r"([^\W\d_]+)", text) if piece]
-
-
-def _rejected(table: pa.Table) -> list[dict[str, Any]]:
+def _rejected(table: pa.Table, images: Mapping[str, bytes]) -> list[Row]:
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in table.sort_by([("stage", "ascending"), ("reason", "ascending"), ("image_id", "ascending")]).to_pylist():
-        groups.setdefault((row["stage"], row["reason"]), []).append(row)
+        groups.setdefault((row["stage"], row["reason"]), []).append(row | {"image": images.get(row["image_id"])})
     return [
         {"stage": key[0], "reason": key[1], "meaning": REASONS.get(key[1], ""), "count": len(rows)}
         | {"examples": rows[:MAX_EXAMPLES]}

@@ -7,10 +7,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from vlcp_ray import charts
+from vlcp_ray.page import charts
+from vlcp_ray.published import Published
 from vlcp_ray.scores import cells, score_summary
 
-#: A chart has five colours, so the best three of the others stand beside vlcp and random.
+#: More curves than this cover each other: the best three of the others stand beside vlcp and random.
 MAX_CURVES: Final = 5
 #: More classes than this are not told one by one, only the weakest and the most confused of them.
 MAX_CLASSES: Final = 20
@@ -20,20 +21,52 @@ _UNCHECKED: Final = {"minimax": 0.0, "rded": 0.8}  # the share of the epochs bef
 Row = dict[str, Any]
 
 
-def score_rows(summary: Sequence[Row]) -> list[Row]:
-    """The rows of the score table with their cells as text; HLR, IOR and the label-robust score are fractions."""
-    return [row | {"text": cells(row) | {name: _fraction(row[name]) for name in _RANKINGS}} for row in summary]
-
-
 _RANKINGS: Final = ("hlr", "ior", "label_robust")
 
 
-def judgements(scores: pa.Table, class_names: Sequence[str]) -> list[Row]:
+def score_rows(summary: Sequence[Row], stated: Sequence[Published] = ()) -> list[Row]:
+    """The rows of the score table with their cells as text; HLR, IOR and the label-robust score are fractions.
+
+    Published figures stand behind the measured ones of the same protocol, network and number of images.
+    """
+    rows: list[Row] = []
+    for i, row in enumerate(summary):
+        text = cells(row) | {name: _fraction(row[name]) for name in _RANKINGS}
+        rows.append(row | {"text": text, "published": False})
+        if i + 1 == len(summary) or _size(summary[i + 1]) != _size(row):
+            rows += [_stated(one) for one in stated if (one.protocol, one.network, one.ipc) == _size(row)]
+    return rows
+
+
+def insignificant(summary: Sequence[Row]) -> list[str]:
+    """The comparisons with vlcp that these trials do not decide, in words."""
+    several = len({_size(row)[:2] for row in summary}) > 1
+    return [
+        f"{row['method']} at {row['ipc']:,} per class ({cells(row)['difference']} points"
+        f"{'; {network}, {protocol}'.format(**row) if several else ''})"
+        for row in summary
+        if row["shown"] is False
+    ]
+
+
+def _size(row: Row) -> tuple[str, str, int]:
+    return row["protocol"], row["network"], row["ipc"]
+
+
+def _stated(one: Published) -> Row:
+    spread = f"{one.top1_best:.1f}" + ("" if one.std is None else f" ± {one.std:.1f}")
+    blank = dict.fromkeys(("top1_last", "top5_last", "difference", *_RANKINGS), "")
+    keys = {"protocol": one.protocol, "network": one.network, "ipc": one.ipc, "method": one.method}
+    return keys | {"text": blank | {"top1_best": spread}, "published": True, "shown": None, "difference": None}
+
+
+def judgements(scores: pa.Table, class_names: Sequence[str], stated: Sequence[Published] = ()) -> list[Row]:
     """What is drawn of each protocol and network, in the order of the table.
 
     Args:
         scores: SCORES.
         class_names: by label; where they are not known, the labels stand for them.
+        stated: the published figures of the image set, for the plot over images per class.
 
     Returns for each: its title; `bars`, an SVG; `by_ipc` and `learning`, titled SVGs, empty where there is nothing to
     draw; `classes`, accuracies by class and method; `confused`, of the method that leads, or None.
@@ -49,7 +82,7 @@ def judgements(scores: pa.Table, class_names: Sequence[str]) -> list[Row]:
             {
                 "title": title,
                 "bars": _bars(mine, own, title),
-                "by_ipc": _by_ipc(mine, chosen, title),
+                "by_ipc": _by_ipc(mine, chosen, title, [one for one in stated if one.method == "vlcp"]),
                 "learning": _learning(own, chosen, ipc, protocol, title),
                 "classes": _classes(own, chosen, ipc, class_names),
                 "confused": _confused(own, chosen[0], ipc, class_names) if chosen else None,
@@ -81,15 +114,24 @@ def _bar(row: Row, trials: Sequence[Row]) -> charts.Bar:
     )
 
 
-def _by_ipc(rows: Sequence[Row], methods: Sequence[str], title: str) -> str:
-    """Top-1 over images per class; empty where there is one size alone."""
-    curves = {
-        method: [(float(row["ipc"]), 100 * row["top1_last_mean"]) for row in rows if row["method"] == method]
-        for method in methods
-    }
+def _by_ipc(rows: Sequence[Row], methods: Sequence[str], title: str, stated: Sequence[Published]) -> str:
+    """Top-1 over images per class, last epoch, with deviations; empty where there is one size alone."""
+    told = {method: [row for row in rows if row["method"] == method and row["ipc"]] for method in methods}
+    curves = {name: [(float(row["ipc"]), 100 * row["top1_last_mean"]) for row in mine] for name, mine in told.items()}
     if max((len(points) for points in curves.values()), default=0) < 2:
         return ""
-    return charts.line_chart(curves, "images per class", f"Top-1 over images per class, {title}")
+    spreads = {name: [100 * (row["top1_last_std"] or 0.0) for row in mine] for name, mine in told.items()}
+    places = [(float(one.ipc), one.top1_best) for one in stated if (one.protocol, one.network) == _size(rows[0])[:2]]
+    curves |= {_STATED: places} if places else {}
+    full = next((row["top1_last_mean"] for row in rows if not row["ipc"]), None)
+    sizes = sorted({x for points in curves.values() for x, _ in points})
+    if full is not None:
+        curves |= {"full": [(sizes[0], 100 * full), (sizes[-1], 100 * full)]}
+    heading, dashed = f"Top-1 over images per class, {title}", (_STATED, "full")
+    return charts.line_chart(curves, "images per class", heading, spreads=spreads, ticks=sizes, dashed=dashed)
+
+
+_STATED: Final = "vlcp, published"
 
 
 def _learning(trials: Sequence[Row], methods: Sequence[str], ipc: int, protocol: str, title: str) -> str:
@@ -117,11 +159,12 @@ def _classes(trials: Sequence[Row], methods: Sequence[str], ipc: int, class_name
         return None
     lead = next(iter(means.values()))
     order = np.argsort(lead, kind="stable") if len(lead) > MAX_CLASSES else np.arange(len(lead))
-    rows = [
+    rows: list[Row] = [
         {"name": _name(class_names, label), "values": [float(mean[label]) for mean in means.values()]}
         for label in order[:MAX_CLASSES].tolist()
     ]
-    return {"methods": list(means), "rows": rows, "left_out": len(lead) - len(rows)}
+    low = min(value for row in rows for value in row["values"])
+    return {"methods": list(means), "rows": rows, "left_out": len(lead) - len(rows), "low": low}
 
 
 def _confused(trials: Sequence[Row], method: str, ipc: int, class_names: Sequence[str]) -> Row | None:
