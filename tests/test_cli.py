@@ -144,7 +144,7 @@ def test_what_a_run_is_asked_for_travels_with_a_submitted_job(monkeypatch: pytes
 def test_what_ray_cannot_survive_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def lose(*_: object) -> None:
+    def lose(*_: object, **__: object) -> None:
         raise WorkerCrashedError
 
     monkeypatch.setattr("vlcp_ray.cli.run", lose)
@@ -166,7 +166,7 @@ def test_what_ray_cannot_survive_is_one_sentence(
 def test_what_the_work_raises_is_one_sentence(
     error: Exception, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr("vlcp_ray.cli.run", fail)
@@ -179,7 +179,7 @@ def test_what_the_work_raises_is_one_sentence(
 def test_a_sentence_of_ours_hides_what_it_came_from(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise StoreError("the store refuses; free space") from OSError("errno 28")
 
     monkeypatch.setattr("vlcp_ray.cli.run", fail)

@@ -25,6 +25,7 @@ FLOORS = (
     {"lease", "exports", "logs", "records"},
     {"flow"},
     {"pipeline", "doctor"},
+    {"arguments"},
     {"cli"},
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -1,4 +1,4 @@
-"""Knows the command line: plan, run, submit, status, report, export and doctor."""
+"""Knows the commands: plan, run, submit, status, report, export and doctor."""
 
 import argparse
 import json
@@ -10,9 +10,10 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from vlcp_ray import __version__, trackers
+from vlcp_ray import trackers
+from vlcp_ray.arguments import parser
 from vlcp_ray.config import Job, load_job
 from vlcp_ray.lease import signs
 from vlcp_ray.logs import place
@@ -23,13 +24,12 @@ from vlcp_ray.settings import ConfigError
 from vlcp_ray.store import Step, Store
 
 _JOB_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the driver of a submitted job
-FORMS = ("imagefolder", "parquet", "webdataset", "descriptions", "model")
 _BAD_SETTINGS = 2  # exit code, as argparse uses it for wrong arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns 0, 1 where the work failed, 2 where the settings cannot be used."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser(_COMMANDS).parse_args(argv)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -76,58 +76,6 @@ def _reason(error: BaseException) -> BaseException:
 
 def _is_rays(error: BaseException) -> bool:
     return type(error).__module__.partition(".")[0] == "ray"
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="vlcp-ray", description="Distil a labelled image set into a tiny one.")
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(name: str, function: Any, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(command=function)
-        if name != "doctor":
-            sub.add_argument("job", metavar="JOB", help="a job file, e.g. jobs/digits.toml")
-            sub.add_argument(
-                "--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. generate.strength=0.5"
-            )
-        sub.add_argument(
-            "--root", default="runs", metavar="URI", help="where artifacts lie: a folder, s3://, gs:// (runs)"
-        )
-        return sub
-
-    command("plan", _plan, "show the stages, their fingerprints and what will run")
-    runner = command("run", _run, "run the job, or go on where it stopped")
-    sender = command("submit", _submit, "run the job on a cluster, through Ray's Jobs API")
-    for sub in (runner, sender):
-        sub.add_argument(
-            "--to", choices=STAGE_NAMES, default=STAGE_NAMES[-1], metavar="STAGE", help="stop after a stage"
-        )
-        sub.add_argument("--scale", metavar="FILE", help="workers, GPUs and batches per stage; default: what is there")
-        sub.add_argument("--track", choices=trackers.NAMES, default="", help="mirror curves and pictures there as well")
-        sub.add_argument("--ray-logs", action="store_true", help="show what Ray and its workers say; no live view then")
-    sender.add_argument("--address", metavar="URL", help="of the cluster's dashboard (http://127.0.0.1:8265)")
-    sender.add_argument(
-        "--env",
-        choices=("image", "cpu", "gpu"),
-        default="image",
-        help="what the machines have: everything (image), or Ray installs the dependencies of an extra there",
-    )
-    sender.add_argument("--detach", action="store_true", help="come back once the job is accepted")
-    command("status", _status, "show rows, rejected rows and seconds of every stage")
-    report = command("report", _report, "print the scores and where the report is")
-    report.add_argument("--json", action="store_true", help="the scores as a list of objects")
-    export = command("export", _export, "write a distilled set, the descriptions or the model as others open them")
-    export.add_argument("--format", required=True, choices=FORMS, help="what, and for whom")
-    export.add_argument("--to", metavar="URI", help="an empty folder, or a URI as --root takes it")
-    export.add_argument("--method", default="vlcp", help="which of the job's sets (vlcp)")
-    export.add_argument("--seed", type=int, help="of the set or the model (the job's first)")
-    export.add_argument("--ipc", type=int, help="images per class (the job's most)")
-    export.add_argument("--license", default="other", metavar="ID", help="for the card, as the hub writes it: mit")
-    export.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload it to the Hugging Face hub")
-    doctor = command("doctor", _doctor, "check this machine, with a cure for each problem")
-    doctor.add_argument("--fix", action="store_true", help="repair a torchvision that does not fit a CPU torch")
-    return parser
 
 
 def _open(arguments: argparse.Namespace) -> tuple[Job, Store, tuple[Step, ...]]:
@@ -295,6 +243,17 @@ def _shown(path: str) -> str:
         return str(Path(path).relative_to(Path.cwd()))
     except ValueError:
         return path
+
+
+_COMMANDS: Final = {
+    "plan": _plan,
+    "run": _run,
+    "submit": _submit,
+    "status": _status,
+    "report": _report,
+    "export": _export,
+    "doctor": _doctor,
+}
 
 
 if __name__ == "__main__":
