@@ -22,7 +22,7 @@ FLOORS = (
     {"sources", "needs", "reference", "protocols", "methods", "score_views"},
     {"stages"},
     {"store"},
-    {"lease", "exports"},
+    {"lease", "exports", "cost"},
     {"flow"},
     {"pipeline", "doctor"},
     {"cli"},
@@ -34,6 +34,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # share their images and their loop.
 NEIGHBOURS = {
     ("demo", "*"),
+    ("cost", "*"),
     ("exports", "cards"),
     ("exports", "dataset"),
     ("exports", "rows"),
@@ -41,6 +42,7 @@ NEIGHBOURS = {
     ("models", "folders"),
     ("models", "shapes"),
     ("protocols", "images"),
+    ("protocols", "pace"),
     ("protocols", "training"),
     *(
         ("flow", way)

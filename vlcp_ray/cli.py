@@ -14,6 +14,7 @@ from typing import Any
 
 from vlcp_ray import __version__
 from vlcp_ray.config import Job, load_job
+from vlcp_ray.cost.table import cost_lines
 from vlcp_ray.needs import needs
 from vlcp_ray.pipeline import STAGE_NAMES, STAGES, graph, preflight, run, state
 from vlcp_ray.scale import load_scale
@@ -79,13 +80,14 @@ def _parser() -> argparse.ArgumentParser:
         )
         return sub
 
-    command("plan", _plan, "show the stages, their fingerprints and what will run")
+    planner = command("plan", _plan, "show the stages, their fingerprints, what will run and what it costs")
     runner = command("run", _run, "run the job, or go on where it stopped")
     sender = command("submit", _submit, "run the job on a cluster, through Ray's Jobs API")
     for sub in (runner, sender):
         sub.add_argument(
             "--to", choices=STAGE_NAMES, default=STAGE_NAMES[-1], metavar="STAGE", help="stop after a stage"
         )
+    for sub in (planner, runner, sender):
         sub.add_argument("--scale", metavar="FILE", help="workers, GPUs and batches per stage; default: what is there")
     sender.add_argument("--address", metavar="URL", help="of the cluster's dashboard (http://127.0.0.1:8265)")
     sender.add_argument(
@@ -122,6 +124,7 @@ def _open(arguments: argparse.Namespace) -> tuple[Job, Store, tuple[Step, ...]]:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    scale = load_scale(arguments.scale) if arguments.scale else None
     job, store, steps = _open(arguments)
     does = {stage.name: stage.does for stage in STAGES}
     told: set[str] = set()
@@ -132,7 +135,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         print(f"{step.title:<34} {step.fingerprint:<14} {state(store, step):<9} {note}".rstrip())
     todo = sum(state(store, step) != "done" for step in steps)
     print(f"\n{todo} of {len(steps)} artifacts to make under {store.path}")
-    print(*needs(job, {step.stage for step in steps}).lines(), sep="\n")
+    print(*needs(job, {step.stage for step in steps}).lines(), *cost_lines(job, store, steps, scale), sep="\n")
     return 0
 
 
