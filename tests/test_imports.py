@@ -23,6 +23,7 @@ FLOORS = (
     {"stages"},
     {"store"},
     {"lease", "exports", "cost"},
+    {"bench"},
     {"flow"},
     {"pipeline", "doctor"},
     {"cli"},
@@ -34,6 +35,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # share their images and their loop.
 NEIGHBOURS = {
     ("demo", "*"),
+    ("bench", "*"),
     ("cost", "*"),
     ("exports", "cards"),
     ("exports", "dataset"),
@@ -46,7 +48,19 @@ NEIGHBOURS = {
     ("protocols", "training"),
     *(
         ("flow", way)
-        for way in ("choose", "classes", "context", "data", "feeds", "labelled", "rowwise", "storage", "tasks", "teach")
+        for way in (
+            "choose",
+            "classes",
+            "cluster",
+            "context",
+            "data",
+            "feeds",
+            "labelled",
+            "rowwise",
+            "storage",
+            "tasks",
+            "teach",
+        )
     ),
 }
 KNOWS_RAY = {"flow", "pipeline", "cli"}

@@ -1,4 +1,4 @@
-"""Knows the command line: plan, run, submit, status, report, export and doctor."""
+"""Knows the command line: plan, bench, run, submit, status, report, export and doctor."""
 
 import argparse
 import json
@@ -23,6 +23,7 @@ from vlcp_ray.store import Step, Store
 
 _JOB_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the driver of a submitted job
 FORMS = ("imagefolder", "parquet", "webdataset", "descriptions", "model")
+WORKS = ("ingest", "caption", "encode", "finetune", "prototype", "generate", "decode", "evaluate")  # of `bench`
 _BAD_SETTINGS = 2  # exit code, as argparse uses it for wrong arguments
 
 
@@ -87,7 +88,10 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--to", choices=STAGE_NAMES, default=STAGE_NAMES[-1], metavar="STAGE", help="stop after a stage"
         )
-    for sub in (planner, runner, sender):
+    bench = command("bench", _bench, "measure how fast this machine does the job's work; `plan` then counts with it")
+    bench.add_argument("--only", action="append", metavar="WORK", choices=WORKS, help="one kind of work, or several")
+    bench.add_argument("--random", action="store_true", help="with random weights of the paper's sizes: no download")
+    for sub in (planner, runner, sender, bench):
         sub.add_argument("--scale", metavar="FILE", help="workers, GPUs and batches per stage; default: what is there")
     sender.add_argument("--address", metavar="URL", help="of the cluster's dashboard (http://127.0.0.1:8265)")
     sender.add_argument(
@@ -137,6 +141,14 @@ def _plan(arguments: argparse.Namespace) -> int:
     print(f"\n{todo} of {len(steps)} artifacts to make under {store.path}")
     print(*needs(job, {step.stage for step in steps}).lines(), *cost_lines(job, store, steps, scale), sep="\n")
     return 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from vlcp_ray.flow import bench
+
+    scale = load_scale(arguments.scale) if arguments.scale else None
+    job, store, steps = _open(arguments)
+    return bench.bench(job, store, {step.stage for step in steps}, scale, arguments.only, arguments.random)
 
 
 def _run(arguments: argparse.Namespace) -> int:

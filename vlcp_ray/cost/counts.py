@@ -7,6 +7,7 @@ matrix products and attention count, what works on single elements does not.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -101,8 +102,8 @@ def _vae(model: Any) -> Count:
     pixels = [torch.empty(1, 3, side * scale, side * scale, device="meta") for side in _SIDES]
     latents = [torch.empty(1, model.config.latent_channels, side, side, device="meta") for side in _SIDES]
     return {
-        "encode": _fit(terms, [_flops(lambda x=x: model.encode(x)) for x in pixels]),
-        "decode": _fit(terms, [_flops(lambda x=x: model.decode(x)) for x in latents]),
+        "encode": _fit(terms, [_flops(partial(model.encode, x)) for x in pixels]),
+        "decode": _fit(terms, [_flops(partial(model.decode, x)) for x in latents]),
     }
 
 

@@ -7,7 +7,7 @@ from typing import Final
 from vlcp_ray.config import Expect, Job
 from vlcp_ray.cost.loads import Load, loads
 from vlcp_ray.cost.rates import CPU, Rate, Rates, published
-from vlcp_ray.cost.work import models
+from vlcp_ray.cost.work import classify, models
 from vlcp_ray.needs import parameters
 from vlcp_ray.scale import Pool, Prices, Scale, pools
 from vlcp_ray.store import Step
@@ -68,7 +68,7 @@ def estimate(
     for load in loads(job, steps, images, counted, min(main.answer_tokens, job.caption.max_tokens)):
         pool: Pool = getattr(scale, load.pool)
         rates = gpu if pool.num_gpus and gpu else cpu
-        by_stage.setdefault(load.stage, []).append(_took(load, pool, rates, _model_of(job, load.rate)))
+        by_stage.setdefault(load.stage, []).append(_took(load, pool, rates, model_of(job, load.rate)))
     return [_cost(stage, took, scale) for stage, took in by_stage.items()]
 
 
@@ -77,13 +77,15 @@ def seconds_by_stage(costs: Sequence[StageCost]) -> dict[str, float]:
     return {cost.stage: cost.seconds for cost in costs if cost.seconds is not None}
 
 
-def _model_of(job: Job, rate: str) -> int | None:
+def model_of(job: Job, rate: str) -> int | None:
+    """What a rate is of: the parameters of the job's model, or the operations of the first network that judges."""
     if rate == "caption":
         return parameters(job.caption.model, "")
     if rate in _PARTS:
         return parameters(job.base_model, _PARTS[rate])
     if rate == "evaluate":
-        return job.evaluate.input_size
+        settings = job.evaluate
+        return int(classify(settings.networks[0], settings.input_size, settings.width, 1))
     return None
 
 

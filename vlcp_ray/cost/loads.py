@@ -13,7 +13,7 @@ from vlcp_ray.schedule import Schedule
 from vlcp_ray.store import Step
 
 #: A training step beside the forward pass: backward takes two of them, and gradient checkpointing repeats it once.
-_TRAIN: Final = 3
+TRAINED_PASSES: Final = 3
 #: Fine-tuning samples from so many class names, with guidance, in so many steps (stages/finetune.py).
 _SAMPLED, _SAMPLE_STEPS = 10, 20
 #: Lloyd's iterations of a k-means. ImageNet's classes at 512 px take 10 to 30.
@@ -96,7 +96,7 @@ def _finetune(given: _Given, steps: Sequence[Step]) -> Iterator[Load]:
     side = latent(job, job.encode.train_resolution)[1]
     schedule = Schedule(given.images.train, settings.epochs, settings.batch_size, 0)
     seen = schedule.images_after(schedule.steps)
-    passes = _TRAIN + settings.gradient_checkpointing
+    passes = TRAINED_PASSES + settings.gradient_checkpointing
     each = _plus(_times(models.denoise(side), passes), models.embed())
     yield Load("finetune", "finetune", "finetune", seen * seeds, _times(each, seen * seeds), seeds, settings.batch_size)
     drawn = min(_SAMPLED, given.images.classes) * (settings.epochs // settings.validation_epochs)
@@ -109,7 +109,9 @@ def _prototype(given: _Given, steps: Sequence[Step]) -> Iterator[Load]:
     channels, height, width = latent(given.job, given.job.encode.resolution)
     values, each = channels * height * width, given.images.train / classes
     clusters = sum(step.key["ipc"] for step in steps)
-    neighbours = sum(each for s in {json.dumps(s.science, sort_keys=True) for s in steps} if json.loads(s)["contamination"])
+    neighbours = sum(
+        each for s in {json.dumps(s.science, sort_keys=True) for s in steps} if json.loads(s)["contamination"]
+    )
     found = 2 * values * each * (clusters * _ITERATIONS * settings.n_init + neighbours)
     yield Load("prototype", "prototype", "prototype", given.images.train, found * classes, 1, classes)
 
@@ -138,19 +140,21 @@ def _alike(step: Step) -> str:
 def _teach(given: _Given, steps: Sequence[Step]) -> Iterator[Load]:
     teach, images = given.job.teach, given.images
     each = classify(teach.network, teach.input_size, teach.width, images.classes)
-    learned = 0 if teach.checkpoint else _TRAIN * teach.epochs * images.train
+    learned = 0 if teach.checkpoint else TRAINED_PASSES * teach.epochs * images.train
     tested = images.val * (1 if teach.checkpoint else min(teach.checks, teach.epochs))
     yield Load("teach", "evaluate", "evaluate", images.train, each * (learned + tested), 1, 1, wide=False)
 
 
 def _select(given: _Given, steps: Sequence[Step]) -> Iterator[Load]:
     teach, classes = given.job.teach, given.images.classes
-    drawn = {m: sum(s.key["ipc"] for s in steps if s.key["method"] == m) * classes for m in given.job.compare.methods}
+    drawn: dict[str, int] = {
+        m: sum(s.key["ipc"] for s in steps if s.key["method"] == m) * classes for m in given.job.compare.methods
+    }
     if count := drawn.get("centroid"):
         decoded = _times(given.models.decode(given.side), count)
         yield Load("select", "generate", "decode", count, decoded, 1, count)
     if count := drawn.get("random"):
-        yield Load("select", "generate", "ingest", count, given.images.train, 0, count)
+        yield Load("select", "ingest", "ingest", count, count, 1, count)  # read and written, not decoded
     looks = {"herding": given.images.train, "k-center": given.images.train}
     looks["rded"] = _RDED_CROPS * classes * len(given.job.seeds)
     seen = sum(looks[method] for method in looks if drawn.get(method))
@@ -178,7 +182,7 @@ def _trials(given: _Given, key: Mapping[str, object]) -> Iterator[float]:
         checks = min(settings.checks, epochs) // (1 if hard else 5)  # under rded of the last fifth alone
         for network in settings.networks:
             each = classify(network, settings.input_size, settings.width, images.classes)
-            step = _TRAIN * each + (0 if hard else told)
+            step = TRAINED_PASSES * each + (0 if hard else told)
             yield from [epochs * count * step + checks * images.val * each] * (1 if full else settings.repeats)
 
 

@@ -53,12 +53,14 @@ class Rates(Settings):
     source: str = Field(description="where the figures come from, in words")
     machine: str = ""
     measured: str = Field("", description="the day; empty: published")
-    versions: dict[str, str] = {}
+    versions: Mapping[str, str] = Field(default_factory=dict)
     peak: float = Field(gt=0, description="operations a second of a large matrix product: a core's, or a GPU's")
     answer_tokens: float = Field(120.0, gt=0, description="of a description")
     overheads: Overheads = Overheads()
-    rates: dict[str, Rate] = {}
-    counted: dict[str, list[dict[str, Any]]] = Field({}, description="models beyond the paper's, by part")
+    rates: Mapping[str, Rate] = Field(default_factory=dict)
+    counted: Mapping[str, tuple[Mapping[str, Any], ...]] = Field(
+        default_factory=dict, description="counts of models beyond the paper's, by part"
+    )
 
     def rate(self, name: str, model: int | None) -> tuple[Rate, bool]:
         """The rate of one kind of work, and whether it was measured on this very model; else a share of the peak."""
@@ -108,7 +110,9 @@ def published(device: str) -> Rates:
     if device == CPU:
         return Rates(device=CPU, source="assumed: 60 GFLOP/s a core", peak=_CORE)
     if device not in PEAKS:
-        raise ValueError(f"no rate is known of the GPU {device!r}; known: {', '.join(PEAKS)}; or measure it: vlcp-ray bench")
+        raise ValueError(
+            f"no rate is known of the GPU {device!r}; known: {', '.join(PEAKS)}; or measure it: vlcp-ray bench"
+        )
     source = f"published: {device} {PEAKS[device] / 1e12:,.0f} TFLOPS (NVIDIA), shares of it as cost/rates.py cites"
     return Rates(device=device, source=source, peak=PEAKS[device])
 

@@ -30,18 +30,24 @@ def cost_lines(job: Job, store: Store, steps: Sequence[Step], scale: Scale | Non
     costs = estimate(job, steps, scale, images, gpu, cpu)
     yield ""
     yield from table(costs, _written(job, steps, images), _measured(store, steps), scale.prices)
-    sources = {rates.source for rates in (gpu, cpu if any(not p.num_gpus for p in pools(scale).values()) else None) if rates}
+    sources = {
+        rates.source for rates in (gpu, cpu if any(not p.num_gpus for p in pools(scale).values()) else None) if rates
+    }
     yield from (f"rates       {source}" for source in sorted(sources))
     if not all(cost.measured for cost in costs):
-        yield "            ~ rests on figures that were not measured with these models: vlcp-ray bench JOB measures them"
+        yield "            ~ not measured with these models and on this hardware: vlcp-ray bench JOB does"
 
 
 def this_machine() -> tuple[Scale, str]:
     """The scale that `run` derives here, and the kind of the GPUs."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     found = sorted(_GPUS.glob("*/information"))
     names = [line.partition(":")[2].strip() for file in found for line in file.read_text().splitlines()[:1]]
-    return derive(cores, len(found)), kind_of(names[0]) if names else ""
+    return derive(cores(), len(found)), kind_of(names[0]) if names else ""
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def counted_images(job: Job, store: Store, steps: Sequence[Step]) -> Expect | None:
@@ -60,7 +66,7 @@ def _gpu_rates(store: Store, scale: Scale, kind: str) -> Rates | None:
     if not any(pool.num_gpus for pool in pools(scale).values()):
         return None
     if not kind:
-        raise ConfigError("gpu: the scale file has pools with GPUs; say which kind, e.g. gpu = \"L4\"")
+        raise ConfigError('gpu: the scale file has pools with GPUs; say which kind, e.g. gpu = "L4"')
     try:
         return load_rates(store, kind) or published(kind)
     except ValueError as error:
@@ -81,7 +87,9 @@ def _measured(store: Store, steps: Sequence[Step]) -> dict[str, float]:
 
 def _written(job: Job, steps: Sequence[Step], images: Expect) -> dict[str, float]:
     """GiB by stage."""
-    disk = needs(job.model_copy(update={"ingest": job.ingest.model_copy(update={"expect": images})}), {s.stage for s in steps}).disk
+    disk = needs(
+        job.model_copy(update={"ingest": job.ingest.model_copy(update={"expect": images})}), {s.stage for s in steps}
+    ).disk
     sets = {stage: sum(step.stage == stage for step in steps) for stage in ("generate", "select")}
     drawn = {stage: disk.get("distilled", 0.0) * count / max(1, sum(sets.values())) for stage, count in sets.items()}
     return {"ingest": disk["images"], "pair": disk.get("pairs", 0.0), "finetune": disk.get("models", 0.0), **drawn}
@@ -99,8 +107,8 @@ def table(
     has_gpus = any(cost.gpu_hours for cost in costs)
     hours = "GPU-hours" if has_gpus else "CPU-hours"
     money = prices.currency if prices else ""
-    done = "measured" if measured else ""
-    yield f"{'stage':<11}{'images':>12}{'written':>11}{'work':>13}{hours:>11}{'time':>9}{done:>10}{money:>9}".rstrip()
+    done = f"{'measured':>10}" if measured else ""
+    yield f"{'stage':<11}{'images':>12}{'written':>11}{'work':>13}{hours:>11}{'time':>10}{done}{money:>10}".rstrip()
     for cost in costs:
         used = cost.gpu_hours if has_gpus else cost.cpu_hours
         yield _line(cost.stage, f"{cost.images:,}", disk.get(cost.stage), cost.flops, used, cost, measured, prices)
@@ -142,7 +150,7 @@ def _line(
     spent = "" if cost.seconds is None else f"{hours:,.2f}"
     column = f"{taken:>10}" if measured else ""
     return (
-        f"{name:<11}{images:>12}{_bytes(gib):>11}{_flops(flops):>13}{spent:>11}{time:>9}{column}{money:>9}".rstrip()
+        f"{name:<11}{images:>12}{_bytes(gib):>11}{_flops(flops):>13}{spent:>11}{time:>10}{column}{money:>10}".rstrip()
     )
 
 

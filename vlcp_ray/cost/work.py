@@ -49,19 +49,19 @@ class Models:
 
     def denoise(self, side: int, slices: int = 1) -> float | None:
         """One forward pass of the UNet over a latent of side x side under a text of so many slices of 77 ids."""
-        return self.unet and _sum(self.unet["forward"], unet_terms(side, slices * TEXT_TOKENS))
+        return None if self.unet is None else _sum(self.unet["forward"], unet_terms(side, slices * TEXT_TOKENS))
 
     def encode(self, side: int) -> float | None:
         """An image to the moments of its latent of side x side."""
-        return self.vae and _sum(self.vae["encode"], side_terms(side))
+        return None if self.vae is None else _sum(self.vae["encode"], side_terms(side))
 
     def decode(self, side: int) -> float | None:
         """A latent of side x side to an image."""
-        return self.vae and _sum(self.vae["decode"], side_terms(side))
+        return None if self.vae is None else _sum(self.vae["decode"], side_terms(side))
 
     def embed(self, slices: int = 1) -> float | None:
         """A text of so many slices."""
-        return self.text and slices * float(self.text["slice"])
+        return None if self.text is None else slices * float(self.text["slice"])
 
     def describe(self, prompt: str, answer: float) -> float | None:
         """An image and a prompt to an answer of so many tokens; each of them looks back at all before it."""
@@ -69,7 +69,9 @@ class Models:
             return None
         count, read = self.llava, self.llava["image_tokens"] + prompt_tokens(prompt)
         looked = read**2 + answer * (read + answer / 2)
-        return float(count["image"] + (read + answer) * count["token"] + looked * count["pair"] + answer * count["head"])
+        return float(
+            count["image"] + (read + answer) * count["token"] + looked * count["pair"] + answer * count["head"]
+        )
 
 
 def models(job: Job, counted: Mapping[str, Sequence[Count]] | None = None) -> Models:
