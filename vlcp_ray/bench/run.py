@@ -50,13 +50,14 @@ def measured(
     Raises:
         RuntimeError: a process failed; the message ends with what it said.
     """
-    peak, rates, answer = _peak(device), {}, None
+    top, answer = peak(device), None
+    rates: dict[str, Rate] = {}
     for work in works:
         pool: Pool = getattr(scale, POOLS.get(work, work))
         found = _together(Task(work=work, job=job, scale=scale, started=0.0, cpus=pool.num_cpus), _copies(pool, cores))
         shared = pool.num_gpus and pool.num_gpus < 1
         fold = np.sum if shared else np.mean  # of a GPU that workers share, what all of them do
-        whole = peak * (1 if pool.num_gpus else pool.num_cpus)
+        whole = top * (1 if pool.num_gpus else pool.num_cpus)
         speed = float(fold([one["per_second"] for one in found]))
         rates[work] = Rate(
             per_second=speed,
@@ -80,7 +81,7 @@ def measured(
             machine=_machine(device, cores),
             measured=day,
             versions={name: found.version for name in _PACKAGES for found in metadata.distributions(name=name)},
-            peak=peak,
+            peak=top,
             overheads=overheads,
             rates=rates,
             **told,
@@ -117,7 +118,7 @@ def _together(task: Task, copies: int) -> list[dict[str, Any]]:
     return [json.loads(output.strip().rpartition("\n")[2]) for output, _ in said]
 
 
-def _peak(device: str) -> float:
+def peak(device: str) -> float:
     """Operations a second of a large matrix product: of one core in single precision, of a GPU in half precision."""
     import torch
 

@@ -46,7 +46,7 @@ class _Took:
     pool: Pool
     start: float
     work: float
-    held: float  # worker-seconds
+    held: float  # GPU-seconds, or of a pool without GPUs CPU-seconds
     measured: bool
 
 
@@ -96,7 +96,9 @@ def _took(load: Load, pool: Pool, rates: Rates, model: int | None) -> _Took:
     done = (load.amount or 0.0) / _speed(rate, pool, rates, measured)  # seconds of one worker, or of one whole GPU
     workers = min(_devices(pool), load.units) if load.wide else 1
     width = pool.num_workers if load.wide else 1
-    held = done + min(width, load.units) * start if load.wide else pool.num_workers * (done + start)
+    each = min(1.0, pool.num_gpus) or pool.num_cpus  # devices of a worker
+    worked = done if pool.num_gpus else done * pool.num_cpus
+    held = worked + min(width, load.units) * start * each if load.wide else pool.num_workers * each * (done + start)
     return _Took(load, pool, start, done / workers, held, measured)
 
 
@@ -115,8 +117,8 @@ def _devices(pool: Pool) -> float:
 def _cost(stage: str, took: Sequence[_Took], scale: Scale) -> StageCost:
     unknown = any(part.load.amount is None for part in took)
     flops = None if unknown else sum(part.load.amount or 0.0 for part in took if part.load.rate != "ingest")
-    gpu_hours = sum(part.held * min(1.0, part.pool.num_gpus) for part in took) / _HOUR
-    cpu_hours = sum(part.held * part.pool.num_cpus for part in took if not part.pool.num_gpus) / _HOUR
+    gpu_hours = sum(part.held for part in took if part.pool.num_gpus) / _HOUR
+    cpu_hours = sum(part.held for part in took if not part.pool.num_gpus) / _HOUR
     seconds = _together(took, scale) if stage == "pair" else sum(part.start + part.work for part in took)
     return StageCost(
         stage,
