@@ -84,6 +84,20 @@ def test_the_plan_counts_with_what_bench_has_left(tmp_path: Path) -> None:
     assert after[-1] == "rates       measured: here"
 
 
+def test_what_was_measured_stands_beside_what_was_estimated(tmp_path: Path) -> None:
+    store, steps = Store.at(str(tmp_path)), graph(DIGITS)
+    for step in steps:
+        facts = {"seconds": 30.0, "splits": {"train": 1297, "val": 500}, "class_names": list("0123456789")}
+        if step.stage in ("ingest", "generate"):
+            store.artifact(step).seal(facts)
+    told = list(cost_lines(DIGITS, store, steps, derive(2, 0)))
+    rows = {line.split()[0]: line.split() for line in told[1:] if line}
+    assert rows["stage"][-1] == "measured"
+    assert rows["ingest"][-1] == "0:30"
+    assert rows["generate"][-1] == "1:00"  # two sets, each with its share
+    assert len(rows["pair"]) < len(rows["generate"])
+
+
 def test_a_scale_with_gpus_says_which(tmp_path: Path) -> None:
     store = Store.at(str(tmp_path))
     for gpu, sentence in (("", "say which kind"), ("GTX 9", "no rate is known of the GPU 'GTX 9'; known: T4")):
