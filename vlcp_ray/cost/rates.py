@@ -88,8 +88,9 @@ _ON_GPU: Final[Mapping[str, tuple[float, float]]] = {
     "prototype": (1.0, 5.0),  # done by CPUs: see `estimate`
     "evaluate": (0.03, 15.0),  # in single precision and small batches: an assumption
 }
-#: The same of a core, chosen by hand so that jobs/digits.toml comes to the total of its run in README.md (two cores of an
-#: AMD EPYC): that job's estimate is a fit and shows nothing. Of other jobs, and of large models, it is an assumption.
+#: The same of a core, chosen by hand so that jobs/digits.toml comes to the total of its run in README.md (two cores of
+#: an AMD EPYC): that job's estimate is a fit and shows nothing. Of other jobs and of large models it is an assumption:
+#: what digits-seeds and digits-compare add to earlier artifacts comes out 40 and 29 % below README's minutes.
 _ON_CPU: Final[Mapping[str, tuple[float, float]]] = {
     "caption": (0.1, 10.0),
     "generate": (0.5, 6.0),
