@@ -22,7 +22,8 @@ FLOORS = (
     {"sources", "needs", "reference", "protocols", "methods", "page"},
     {"stages"},
     {"store"},
-    {"lease", "exports", "logs", "records"},
+    {"lease", "exports", "logs", "records", "cost"},
+    {"bench"},
     {"flow"},
     {"pipeline", "doctor"},
     {"arguments"},
@@ -35,6 +36,8 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # share their images and their loop. The page's parts share its contents and its charts.
 NEIGHBOURS = {
     ("demo", "*"),
+    ("bench", "*"),
+    ("cost", "*"),
     ("exports", "cards"),
     ("exports", "dataset"),
     ("exports", "rows"),
@@ -44,12 +47,14 @@ NEIGHBOURS = {
     ("models", "folders"),
     ("models", "shapes"),
     ("protocols", "images"),
+    ("protocols", "pace"),
     ("protocols", "training"),
     *(
         ("flow", way)
         for way in (
             "choose",
             "classes",
+            "cluster",
             "context",
             "data",
             "feeds",

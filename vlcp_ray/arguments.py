@@ -10,8 +10,10 @@ from vlcp_ray.pipeline import STAGE_NAMES
 Command = Callable[[argparse.Namespace], int]
 
 FORMS: Final = ("imagefolder", "parquet", "webdataset", "descriptions", "model")
+WORKS: Final = ("ingest", "caption", "encode", "finetune", "prototype", "generate", "decode", "evaluate")
 _HELP: Final = {
-    "plan": "show the stages, their fingerprints and what will run",
+    "plan": "show the stages, their fingerprints, what will run and what it costs",
+    "bench": "measure how fast this machine does the job's work; `plan` then counts with it",
     "run": "run the job, or go on where it stopped",
     "submit": "run the job on a cluster, through Ray's Jobs API",
     "status": "show rows, rejected rows and seconds of every stage",
@@ -42,8 +44,13 @@ def parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
         sub.add_argument(
             "--root", default="runs", metavar="URI", help="where artifacts lie: a folder, s3://, gs:// (runs)"
         )
+    for name in ("plan", "bench", "run", "submit"):
+        subs[name].add_argument(
+            "--scale", metavar="FILE", help="workers, GPUs and batches per stage; default: what is there"
+        )
     for name in ("run", "submit"):
         _to_run(subs[name])
+    _to_bench(subs["bench"])
     _to_submit(subs["submit"])
     subs["report"].add_argument("--json", action="store_true", help="the scores as a list of objects")
     _to_export(subs["export"])
@@ -53,9 +60,13 @@ def parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
 
 def _to_run(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--to", choices=STAGE_NAMES, default=STAGE_NAMES[-1], metavar="STAGE", help="stop after a stage")
-    sub.add_argument("--scale", metavar="FILE", help="workers, GPUs and batches per stage; default: what is there")
     sub.add_argument("--track", choices=trackers.NAMES, default="", help="mirror curves and pictures there as well")
     sub.add_argument("--ray-logs", action="store_true", help="show what Ray and its workers say; no live view then")
+
+
+def _to_bench(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--only", action="append", metavar="WORK", choices=WORKS, help="one kind of work, or several")
+    sub.add_argument("--random", action="store_true", help="with random weights of the paper's sizes: no download")
 
 
 def _to_submit(sub: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""Knows the commands: plan, run, submit, status, report, export and doctor."""
+"""Knows the commands: plan, bench, run, submit, status, report, export and doctor."""
 
 import argparse
 import json
@@ -15,6 +15,7 @@ from typing import Any, Final
 from vlcp_ray import trackers
 from vlcp_ray.arguments import parser
 from vlcp_ray.config import Job, load_job
+from vlcp_ray.cost.table import cost_lines
 from vlcp_ray.lease import signs
 from vlcp_ray.logs import place
 from vlcp_ray.needs import needs
@@ -89,6 +90,7 @@ def _open(arguments: argparse.Namespace) -> tuple[Job, Store, tuple[Step, ...]]:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    scale = load_scale(arguments.scale) if arguments.scale else None
     job, store, steps = _open(arguments)
     does = {stage.name: stage.does for stage in STAGES}
     told: set[str] = set()
@@ -99,8 +101,16 @@ def _plan(arguments: argparse.Namespace) -> int:
         print(f"{step.title:<34} {step.fingerprint:<14} {state(store, step):<9} {note}".rstrip())
     todo = sum(state(store, step) != "done" for step in steps)
     print(f"\n{todo} of {len(steps)} artifacts to make under {store.path}")
-    print(*needs(job, {step.stage for step in steps}).lines(), sep="\n")
+    print(*needs(job, {step.stage for step in steps}).lines(), *cost_lines(job, store, steps, scale), sep="\n")
     return 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from vlcp_ray.flow import bench
+
+    scale = load_scale(arguments.scale) if arguments.scale else None
+    job, store, steps = _open(arguments)
+    return bench.bench(job, store, {step.stage for step in steps}, scale, arguments.only, arguments.random)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -247,6 +257,7 @@ def _shown(path: str) -> str:
 
 _COMMANDS: Final = {
     "plan": _plan,
+    "bench": _bench,
     "run": _run,
     "submit": _submit,
     "status": _status,

@@ -96,9 +96,9 @@ def _product(shape: Sequence[int]) -> int:
 
 
 def _disk(job: Job, images: Expect, model: int | None, stages: Set[str]) -> dict[str, float]:
-    channels, height, width = _latent(job, job.encode.resolution)
+    channels, height, width = latent(job, job.encode.resolution)
     views = 1 + job.finetune.random_flip
-    moments = views * 2 * _product(_latent(job, job.encode.train_resolution))  # mean and logvar of each
+    moments = views * 2 * _product(latent(job, job.encode.train_resolution))  # mean and logvar of each
     row = _HALF * (channels * height * width + moments) + _CAPTION_BYTES
     found = {"images": images.gib}
     if "pair" in stages:
@@ -110,7 +110,8 @@ def _disk(job: Job, images: Expect, model: int | None, stages: Set[str]) -> dict
     return found
 
 
-def _latent(job: Job, resolution: int) -> tuple[int, int, int]:
+def latent(job: Job, resolution: int) -> tuple[int, int, int]:
+    """The shape (c, h, w) of a latent, without a look at the hub."""
     if is_local(job.base_model):
         return latent_shape(job.base_model, resolution)
     return 4, resolution // 8, resolution // 8  # every Stable Diffusion on the hub

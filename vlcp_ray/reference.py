@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 
 from vlcp_ray import schemas
 from vlcp_ray.config import Job
-from vlcp_ray.scale import Scale
+from vlcp_ray.scale import Prices, Scale
 
 _TABLES: Final = {
     "IMAGES": schemas.IMAGES,
@@ -35,6 +35,7 @@ def reference() -> str:
     parts.append(
         _settings(dict(_sections(Scale))["ingest"], "each of " + ", ".join(f"[{n}]" for n, _ in _sections(Scale)))
     )
+    parts.append(_settings(Prices, "[prices]"))
     parts += ["## The tables", "Shapes are those of Stable Diffusion at 512 pixels. No column has nulls."]
     parts += [_table(name, schema) for name, schema in _TABLES.items()]
     parts += ["### Reasons of REJECTED", _rows(("reason", "meaning"), schemas.REASONS.items())]

@@ -38,11 +38,25 @@ class Pool(Settings):
         return f"{count} x {devices}, batch {self.batch_size}"
 
 
+class Prices(Settings):
+    """What the hardware costs, for `plan`; nothing is computed from it but money."""
+
+    currency: str = "USD"
+    gpu_hour: float = Field(0.0, ge=0, description="of one GPU with its share of the machine, as most work takes it")
+    gpu_hour_on_demand: float | None = Field(
+        None, ge=0, description="the same where it may not be taken away: of fine-tuning; none: gpu_hour"
+    )
+    cpu_hour: float = Field(0.0, ge=0, description="of one CPU of a machine without GPU")
+    head_hour: float = Field(0.0, ge=0, description="of what runs beside all work")
+
+
 class Scale(Settings):
     """One pool for each kind of work, and the size of the blocks that stream between them."""
 
     rows_per_block: Positive = Field(64, description="rows that are written, and lost by a crash, at once")
     patience: float = Field(1800.0, ge=0, description="seconds to wait for devices that the cluster does not have yet")
+    gpu: str = Field("", description="the kind of GPU, for `plan`: T4, V100, A10G, L4, L40S, A100, H100, H200, B200")
+    prices: Prices | None = Field(None, description="what the hardware costs: a section of its own")
     ingest: Pool = Pool()
     caption: Pool = Pool()
     encode: Pool = Pool()
@@ -50,6 +64,13 @@ class Scale(Settings):
     prototype: Pool = Pool()
     generate: Pool = Pool()
     evaluate: Pool = Pool()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        used = any(pool.num_gpus for pool in pools(self).values())
+        if not used and (self.gpu or (self.prices and self.prices.gpu_hour)):
+            raise ValueError("gpu and prices.gpu_hour are of GPUs, and no pool has num_gpus; leave them out")
+        return self
 
 
 def pools(scale: Scale) -> dict[str, Pool]:

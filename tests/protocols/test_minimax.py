@@ -7,7 +7,8 @@ from torch.nn.functional import cross_entropy
 from vlcp_ray.augment import augment, cutmix
 from vlcp_ray.config import Evaluate
 from vlcp_ray.protocols import minimax
-from vlcp_ray.protocols.minimax import epochs_for, learning_rate_at
+from vlcp_ray.protocols.minimax import learning_rate_at
+from vlcp_ray.protocols.pace import minimax_epochs as epochs_for
 
 
 @pytest.mark.parametrize("epochs", [1, 5, 30, 300, 2000])

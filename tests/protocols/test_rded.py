@@ -13,7 +13,8 @@ from vlcp_ray.config import Evaluate
 from vlcp_ray.models.classifiers import build_classifier
 from vlcp_ray.protocols import rded
 from vlcp_ray.protocols.images import to_device
-from vlcp_ray.protocols.rded import batch_size_for, decay_groups, epochs_for, is_check, learning_rate_at
+from vlcp_ray.protocols.pace import rded_epochs as epochs_for
+from vlcp_ray.protocols.rded import batch_size_for, decay_groups, is_check, learning_rate_at
 
 SETTINGS = Evaluate(protocols=("rded",), input_size=16)
 

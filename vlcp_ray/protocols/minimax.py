@@ -17,21 +17,6 @@ MOMENTUM: Final = 0.9
 WEIGHT_DECAY: Final = 5e-4
 GAMMA: Final = 0.2
 
-#: The protocol's epochs: up to this ipc, this many.
-_EPOCHS: Final = ((1, 3000), (10, 2000), (50, 1500), (200, 1000), (500, 500))
-_EPOCHS_BEYOND: Final = 300
-_MANY_CLASSES: Final = 100
-
-
-def epochs_for(settings: Evaluate, ipc: int, num_classes: int) -> int:
-    """The training epochs of a set: by the settings where they say it, else by the protocol's table (METHOD 3.1)."""
-    if ipc == 0:
-        return settings.full_epochs
-    if settings.epochs is not None:
-        return settings.epochs
-    epochs = next((epochs for limit, epochs in _EPOCHS if ipc <= limit), _EPOCHS_BEYOND)
-    return epochs if num_classes < _MANY_CLASSES else epochs * 2 // 3 // 100 * 100
-
 
 def learning_rate_at(epoch: int, epochs: int, base: float) -> float:
     """The learning rate of an epoch, counted from 0: a fifth from 2/3 of the epochs on, and again from 5/6 on."""

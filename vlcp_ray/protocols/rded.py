@@ -12,23 +12,16 @@ from vlcp_ray.augment import augment_plainly, cutmix
 from vlcp_ray.config import Evaluate
 from vlcp_ray.protocols import training
 from vlcp_ray.protocols.images import Split
+from vlcp_ray.protocols.pace import rded_epochs
 
 LEARNING_RATE: Final = 1e-3
 WEIGHT_DECAY: Final = 0.01
-EPOCHS: Final = 300
 
 #: The protocol's batch: from this ipc on, so many images.
 _BATCH: Final = ((50, 100), (10, 50), (1, 10))
 _MANY_CLASSES: Final = 100
 _UNCHECKED: Final = 0.8
 _LEAST: Final = 2  # batch norm cannot learn from one image whose features have shrunk to a single place
-
-
-def epochs_for(settings: Evaluate, ipc: int) -> int:
-    """The training epochs of a set: by the settings where they say it, else the protocol's 300."""
-    if ipc == 0:
-        return settings.full_epochs
-    return settings.rded_epochs or settings.epochs or EPOCHS
 
 
 def batch_size_for(settings: Evaluate, ipc: int, num_classes: int, images: int) -> int:
@@ -64,7 +57,7 @@ def train(
         ipc: images per class, 0 for the full train split.
     """
     generator = torch.Generator().manual_seed(seed)
-    epochs, count = epochs_for(settings, ipc), len(images[1])
+    epochs, count = rded_epochs(settings, ipc), len(images[1])
     batch_size = batch_size_for(settings, ipc, num_classes, count)
     steps = training.steps_per_epoch(count, batch_size, _LEAST)
     yield from training.train(

@@ -11,7 +11,7 @@ from torch import nn
 
 from vlcp_ray.config import Evaluate, Method, Network, Protocol
 from vlcp_ray.models.classifiers import build_classifier
-from vlcp_ray.protocols import minimax, rded, training
+from vlcp_ray.protocols import minimax, pace, rded, training
 from vlcp_ray.protocols.images import LabelledImages, Split, accuracy, check, confusion, ranked, to_device
 from vlcp_ray.seeds import seed_for
 
@@ -70,10 +70,10 @@ def run_trial(
     ).to(device)
     on_train, on_val = to_device(train, device), to_device(val, device)
     if trial.protocol == "minimax":
-        epochs, is_check = minimax.epochs_for(settings, trial.ipc, len(class_names)), training.is_check
+        epochs, is_check = pace.minimax_epochs(settings, trial.ipc, len(class_names)), training.is_check
         trained = minimax.train(network, on_train, settings, epochs, _seed(trial, "steps"))
     else:
-        epochs, is_check = rded.epochs_for(settings, trial.ipc), rded.is_check
+        epochs, is_check = pace.rded_epochs(settings, trial.ipc), rded.is_check
         told_by = _ready(teacher, on_train, len(class_names), device)
         trained = rded.train(network, told_by, on_train, settings, trial.ipc, len(class_names), _seed(trial, "steps"))
     checked = partial(is_check, epochs=epochs, checks=settings.checks)
