@@ -22,18 +22,26 @@ def kept_memory() -> Iterator[None]:
     that (47 against 107 images/s on one core), one of ConvNet-3 at 32 pixels a third (1,500 against 2,550). The
     numbers computed are the same. Only glibc has the switch; elsewhere nothing happens.
     """
-    library = ctypes.CDLL(None)
-    if not hasattr(library, "mallopt") or not hasattr(library, "malloc_trim"):
-        yield
-        return
-    for option, value in _KEEPING.items():
-        library.mallopt(option, value)
+    keep_memory()
     try:
         yield
     finally:
-        for option, value in _DEFAULTS.items():
+        if library := _glibc():
+            for option, value in _DEFAULTS.items():
+                library.mallopt(option, value)
+            library.malloc_trim(0)
+
+
+def keep_memory() -> None:
+    """From now on, what `kept_memory` does within it: for processes that do nothing else."""
+    if library := _glibc():
+        for option, value in _KEEPING.items():
             library.mallopt(option, value)
-        library.malloc_trim(0)
+
+
+def _glibc() -> Any:
+    library = ctypes.CDLL(None)
+    return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None
 
 
 class Peaks(NamedTuple):

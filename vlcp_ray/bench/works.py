@@ -125,14 +125,15 @@ def encode(job: Job, pool: Pool) -> Batch:
     from vlcp_ray.models.shapes import latent_shape
     from vlcp_ray.stages.encode import Encode
 
-    stage, table = Encode(job.encode, job.base_model, pool.batch_size), Sample(job).images(pool.batch_size)
+    flip, table = job.finetune.random_flip, Sample(job).images(pool.batch_size)
+    stage = Encode(job.encode, job.base_model, pool.batch_size, flip)
     counted = models(job)
     square, crop = (
         counted.encode(latent_shape(job.base_model, side)[1])
         for side in (job.encode.resolution, job.encode.train_resolution)
     )
     again = job.ingest.source != "digits" or job.encode.resolution != job.encode.train_resolution
-    each = 2 * (crop or 0.0) + again * (square or 0.0)
+    each = (1 + flip) * (crop or 0.0) + again * (square or 0.0)
 
     def batch() -> tuple[int, float]:
         stage(table)
@@ -250,6 +251,7 @@ WORKS: Final[Mapping[str, Callable[[Job, Pool], Batch]]] = {
     "decode": decode,
     "evaluate": evaluate,
 }
+_ROW_WISE: Final = ("caption", "encode", "generate", "decode")
 POOLS: Final[Mapping[str, str]] = {"decode": "generate"}
 TOLD: Final[dict[str, float]] = {}
 
@@ -257,7 +259,10 @@ TOLD: Final[dict[str, float]] = {}
 def measure(task: Task) -> dict[str, float]:
     """Seconds until the first batch is done, less one batch, and what batches then do in a second."""
     from vlcp_ray.bench.prove import most_memory
+    from vlcp_ray.memory import keep_memory
 
+    if task.work in _ROW_WISE:
+        keep_memory()  # as flow/data.py does in its actors
     batch = WORKS[task.work](task.job, getattr(task.scale, POOLS.get(task.work, task.work)))
     batch()
     ready = time.time()

@@ -86,9 +86,10 @@ def _pair(given: _Given, _: Sequence[Step]) -> Iterator[Load]:
     if not job.caption.source:
         yield Load("pair", "caption", "caption", n, _times(each, n), 1, n)
     square, crop = models.encode(given.side), models.encode(latent(job, job.encode.train_resolution)[1])
-    # Plain and mirrored centre crop, and the square view, which only of square images is the crop itself.
+    # The centre crop, mirrored too where training asks for it, and the square view: of square images the crop itself.
+    views = 1 + job.finetune.random_flip
     again = 0 if job.ingest.source == "digits" and job.encode.train_resolution == job.encode.resolution else 1
-    yield Load("pair", "encode", "encode", n, _times(_plus(_times(crop, 2), _times(square, again)), n), 1, n)
+    yield Load("pair", "encode", "encode", n, _times(_plus(_times(crop, views), _times(square, again)), n), 1, n)
 
 
 def _finetune(given: _Given, steps: Sequence[Step]) -> Iterator[Load]:
