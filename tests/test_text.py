@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
 
-from vlcp_ray.text import Choice, Matching, choose_text, clean, common_words, count_words, representative_words
+from vlcp_ray.text import WORD, Choice, Matching, choose_text, clean, common_words, count_words, representative_words
 
 WORDS = ("red", "Red", "blue", "covered", "fan", "tail", "the", "an", "Siberian", "2", "x9", "isn't", "green.")
 texts_ = st.lists(st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join), min_size=1, max_size=12)
@@ -44,6 +44,14 @@ def reference(
         if score > best_score:
             best, best_score = i, score
     return best, [word for word, _ in top]
+
+
+@settings(deadline=None)
+@given(st.one_of(st.text(), st.text(st.sampled_from("aBc I'\u2019_-7.\u00e9\n"))))
+def test_words_are_those_of_scikit_learn_whatever_the_text(text: str) -> None:
+    analyze = CountVectorizer(stop_words="english", token_pattern=WORD).build_analyzer()
+    words = count_words([text, "", ""], "", 1.0, "word")
+    assert [words.vocabulary[i] for i in words.word] == analyze(text)
 
 
 @settings(deadline=None)

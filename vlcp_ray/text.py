@@ -1,10 +1,11 @@
 """Knows which words tell the images of a class apart, and which description of a cluster says most of them."""
 
 import math
-from collections import Counter
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -59,17 +60,12 @@ def count_words(texts: Sequence[str], class_name: str, max_df: float, matching: 
 
     Tokens and stop words are scikit-learn's for both; the released code has nltk's, which must be downloaded.
     """
-    analyze = _analyzer()
-    vocabulary: dict[str, int] = {}
-    tokens = [[vocabulary.setdefault(word, len(vocabulary)) for word in analyze(text)] for text in texts]
-    row = np.repeat(np.arange(len(texts)), [len(ids) for ids in tokens])
-    word = np.fromiter((i for ids in tokens for i in ids), dtype=np.int64, count=len(row))
-
-    names = analyze(class_name) if matching == "word" else class_name
+    vocabulary, word, row = _tokens(texts)
+    names = _split(class_name) if matching == "word" else class_name
     keep = np.array([candidate not in names for candidate in vocabulary], dtype=bool)
     keep &= _document_frequency(word, row, len(vocabulary)) < math.ceil(Fraction(str(max_df)) * len(texts))
     kept = keep[word]
-    return Words(texts, tuple(vocabulary), word[kept], row[kept], matching)
+    return Words(texts, vocabulary, word[kept], row[kept], matching)
 
 
 def common_words(texts: Sequence[str], max_df: float) -> list[tuple[str, float]]:
@@ -81,10 +77,10 @@ def common_words(texts: Sequence[str], max_df: float) -> list[tuple[str, float]]
 
     Returns each with the share of the descriptions that hold it; stop words are left out before and not among them.
     """
-    analyze = _analyzer()
-    count = Counter(word for text in texts for word in dict.fromkeys(analyze(text)))
-    least = math.ceil(Fraction(str(max_df)) * len(texts))
-    return [(word, n / len(texts)) for word, n in count.most_common() if n >= least]
+    vocabulary, word, row = _tokens(texts)
+    count, least = _document_frequency(word, row, len(vocabulary)), math.ceil(Fraction(str(max_df)) * len(texts))
+    order = np.argsort(-count, kind="stable")
+    return [(vocabulary[i], float(count[i] / len(texts))) for i in order if count[i] >= least]
 
 
 def representative_words(words: Words, members: Integers, n_words: int) -> tuple[Integers, Integers]:
@@ -125,12 +121,30 @@ def choose_text(words: Words, members: Integers, distances: npt.NDArray[np.float
     return Choice(int(members[best]), tuple(words.vocabulary[i] for i in top))
 
 
-def _analyzer() -> Callable[[str], list[str]]:
-    # scikit-learn takes seconds to import and captioners need only `clean`.
-    from sklearn.feature_extraction.text import CountVectorizer
+def _tokens(texts: Sequence[str]) -> tuple[tuple[str, ...], Integers, Integers]:
+    """All words but stop words, in order: the vocabulary, first seen first, then word and text of each token."""
+    # Both take seconds to import, and captioners need only `clean`.
+    import pandas as pd
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-    analyze: Callable[[str], list[str]] = CountVectorizer(stop_words="english", token_pattern=WORD).build_analyzer()
-    return analyze
+    tokens = [_split(text) for text in texts]
+    row = np.repeat(np.arange(len(texts)), [len(words) for words in tokens])
+    word, found = pd.factorize(np.array(list(chain.from_iterable(tokens)), dtype=object))
+    says = np.array([candidate not in ENGLISH_STOP_WORDS for candidate in found], dtype=bool)
+    place, kept = np.cumsum(says) - 1, says[word]
+    return tuple(found[says]), place[word[kept]], row[kept]
+
+
+def _split(text: str) -> list[str]:
+    """The words of a text, as `WORD` finds them; where it has nothing but plain letters between, five times as fast."""
+    text = text.lower()
+    if not text.isascii() or _NOT_PLAIN.search(text):
+        return re.findall(WORD, text)
+    return text.translate(_TO_SPACES).split()
+
+
+_NOT_PLAIN: Final = re.compile(r"[\d_']")
+_TO_SPACES: Final = {code: " " for code in range(128) if not chr(code).isalpha()}
 
 
 def _document_frequency(word: Integers, row: Integers, n_vocabulary: int) -> Integers:

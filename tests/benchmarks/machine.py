@@ -21,6 +21,7 @@ from tests.benchmarks.stages import one_class
 from tests.benchmarks.turns import PAIRS, Row
 from vlcp_ray.flow.data import Work, Write, read, stream
 from vlcp_ray.flow.tasks import in_flight, task
+from vlcp_ray.memory import keep_memory
 from vlcp_ray.scale import Pool, Scale
 from vlcp_ray.schemas import SYNTHETIC, pairs_schema
 from vlcp_ray.store import Step, Store
@@ -113,6 +114,7 @@ _loaded: list[Callable[[pa.Table], pa.Table]] = []
 
 def _load(stage: str, arguments: dict[str, Any]) -> None:
     torch.set_num_threads(1)
+    keep_memory()
     module, _, name = stage.partition(":")
     _loaded.append(getattr(importlib.import_module(module), name)(**arguments))
 

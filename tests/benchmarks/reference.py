@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from transformers import AutoProcessor, LlavaForConditionalGeneration
+from transformers.utils import logging
 
 from vlcp_ray import config
 from vlcp_ray.models import diffusion
@@ -33,6 +34,7 @@ class Describer:
     """transformers' `generate`, an image at a time (METHOD 2.1)."""
 
     def __init__(self, settings: config.Caption) -> None:
+        logging.disable_progress_bar()
         self.settings = settings
         self.processor = AutoProcessor.from_pretrained(folder(settings.model))
         self.model = LlavaForConditionalGeneration.from_pretrained(folder(settings.model)).eval()

@@ -64,9 +64,11 @@ def prototype(table: pa.Table, settings: config.Prototype, runs: Sequence[Run]) 
     2 s with one thread, 94 s with two). Classes are what runs in parallel.
     """
     # scikit-learn takes seconds to import, which `plan` would have to wait for.
+    from sklearn import config_context
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(limits=1):
+    # Every latent is looked at in `_load`; scikit-learn would look again at each of its own calls.
+    with threadpool_limits(limits=1), config_context(assume_finite=True, skip_parameter_validation=True):
         images = _outliers_last(_load(table), settings)
         for _, ipc in runs:
             _check_enough(images, ipc)
