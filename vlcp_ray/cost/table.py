@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from vlcp_ray.config import Expect, Job
-from vlcp_ray.cost.estimate import StageCost, estimate
-from vlcp_ray.cost.rates import CPU, Rates, kind_of, load_rates, published
+from vlcp_ray.cost.estimate import StageCost, estimate, seconds_by_stage
+from vlcp_ray.cost.rates import CPU, PEAKS, Rates, kind_of, load_rates, published
 from vlcp_ray.needs import needs
 from vlcp_ray.scale import Prices, Scale, derive, pools
 from vlcp_ray.settings import ConfigError
@@ -36,6 +36,17 @@ def cost_lines(job: Job, store: Store, steps: Sequence[Step], scale: Scale | Non
     yield from (f"rates       {source}" for source in sorted(sources))
     if not all(cost.measured for cost in costs):
         yield "            ~ not measured with these models and on this hardware: vlcp-ray bench JOB does"
+
+
+def expected_seconds(job: Job, store: Store, steps: Sequence[Step], scale: Scale) -> dict[str, float]:
+    """Seconds by stage that a run of this scale was to take; none where nobody has rated the kind of its GPUs."""
+    images, kind = counted_images(job, store, steps), scale.gpu or this_machine()[1]
+    used = any(pool.num_gpus for pool in pools(scale).values())
+    gpu = load_rates(store, kind) if used and kind else None
+    if images is None or (used and gpu is None and kind not in PEAKS):
+        return {}
+    gpu = gpu or (published(kind) if used else None)
+    return seconds_by_stage(estimate(job, steps, scale, images, gpu, load_rates(store, CPU)))
 
 
 def this_machine() -> tuple[Scale, str]:

@@ -11,6 +11,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from vlcp_ray.cost.table import expected_seconds
 from vlcp_ray.flow.context import Context, versions
 from vlcp_ray.flow.data import REJECTED_TABLE
 from vlcp_ray.flow.pictures import image_bytes, planes, thumbnails
@@ -68,6 +69,7 @@ def _gather(context: Context, made: Sequence[Step]) -> Report:
         dropped_words=_dropped_words(context, lead, budget) if lead else {},
         planes=_planes(context, lead, budget) if lead else (),
         others=_others(context, lead, budget) if lead else None,
+        estimates=expected_seconds(context.job, context.store, made, context.scale),
         command=context.command,
     )
 

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, TypeAlias
 
@@ -65,16 +66,25 @@ def prototype(table: pa.Table, settings: config.Prototype, runs: Sequence[Run]) 
     """
     # scikit-learn takes seconds to import, which `plan` would have to wait for.
     from sklearn import config_context
-    from threadpoolctl import threadpool_limits
 
     # Every latent is looked at in `_load`; scikit-learn would look again at each of its own calls.
-    with threadpool_limits(limits=1), config_context(assume_finite=True, skip_parameter_validation=True):
+    with _threads().limit(limits=1), config_context(assume_finite=True, skip_parameter_validation=True):
         images = _outliers_last(_load(table), settings)
         for _, ipc in runs:
             _check_enough(images, ipc)
         inlier_captions = images.captions[: images.n_inliers]
         words = count_words(inlier_captions, images.class_name, settings.max_df, settings.matching)
         return {(seed, ipc): _run(images, words, settings, seed, ipc) for seed, ipc in runs}
+
+
+@lru_cache(maxsize=1)
+def _threads() -> Any:
+    """The thread pools of this process; to look for them takes as long as a small class."""
+    import sklearn.cluster
+    import sklearn.neighbors  # noqa: F401  # their pools must be there
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 def _run(images: Images, words: Words, settings: config.Prototype, seed: int, ipc: int) -> tuple[pa.Table, pa.Table]:
