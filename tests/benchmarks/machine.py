@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 
 from tests.benchmarks import ours
-from tests.benchmarks.stages import one_class
+from tests.benchmarks.stages import large_class, one_class
 from tests.benchmarks.turns import PAIRS, Row
 from vlcp_ray.flow.data import Work, Write, read, stream
 from vlcp_ray.flow.tasks import in_flight, task
@@ -75,21 +75,21 @@ def _row_wise(stage: str, arguments: Mapping[str, Any], rows: pa.Table, pool: Po
 
 
 def _by_class(scale: Scale) -> Row:
-    """Classes a second of tasks on Ray, and of processes."""
+    """Classes of ImageNet's size a second, of tasks on Ray and of processes."""
     pool, settings = scale.prototype, ours.job("prototype.contamination=0.1").prototype
     rows = ours.cifar(8000)
     table = ours.pairs(rows, ours.captions(rows))
-    classes = [table.filter(pa.compute.equal(table["label"], label)) for label in range(10)]
+    classes = [large_class(table.filter(pa.compute.equal(table["label"], label))) for label in range(6)]
     import ray
 
     shared, call = [ray.put(one) for one in classes], task(one_class, pool)
     with ProcessPoolExecutor(pool.num_workers, get_context("spawn")) as bare:
 
         def in_ray() -> Iterator[int]:
-            yield from in_flight((partial(call.remote, one, settings, 20) for one in shared), pool.num_workers)
+            yield from in_flight((partial(call.remote, one, settings, 5) for one in shared), pool.num_workers)
 
         def in_processes() -> Iterator[int]:
-            work = [bare.submit(one_class, one, settings, 20) for one in classes]
+            work = [bare.submit(one_class, one, settings, 5) for one in classes]
             yield from (done.result() for done in as_completed(work))
 
         list(in_ray()), list(in_processes())

@@ -87,7 +87,7 @@ def prototypes(scale: Scale) -> Iterator[Row]:
     small = ours.pairs(rows, ours.captions(rows))
     by_class = [small.filter(pa.compute.equal(small["label"], label)) for label in range(10)]
     yield _prototypes("prototype: 10 classes of CIFAR-10", by_class, job.prototype, 10, scale, PAIRS, 10)
-    large = [_large(by_class[label]) for label in range(scale.prototype.num_workers)]
+    large = [large_class(by_class[label]) for label in range(scale.prototype.num_workers)]
     yield _prototypes("prototype: 1,300 x 16,384, k = 50", large, job.prototype, 50, scale, PAIRS, 1)
 
 
@@ -138,7 +138,7 @@ def generate(scale: Scale) -> Iterator[Row]:
         yield Row("generate", "images/s", 3, in_turns(one_by_one, partial(actors, table)))
 
 
-def _large(table: pa.Table) -> pa.Table:
+def large_class(table: pa.Table) -> pa.Table:
     """A class of ImageNet's size: 1,300 latents of 4 x 64 x 64, smaller real ones enlarged, with noise of their own."""
     random = np.random.default_rng(0)
     rows = table.take(np.arange(1300) % len(table))

@@ -28,9 +28,9 @@ class Rows:
     where: Mapping[str, str] = field(default_factory=dict)
 
     def labels(self) -> list[int]:
-        """The labels that occur in the table, sorted."""
-        labels: list[int] = pc.unique(self.artifact.table(self.table, _LABELS, ["label"])["label"]).to_pylist()
-        return sorted(labels)
+        """The labels that occur in the table, sorted. A worker looks: the driver holds no column of an image set."""
+        labels: list[int] = ray.get(ray.remote(_labels).remote(self.artifact, self.table))
+        return labels
 
 
 def each_class(
@@ -66,6 +66,10 @@ def classes_done(artifacts: Sequence[Artifact], table: str) -> list[int]:
 def class_file(rows: pa.Table) -> str:
     """The name of the file that holds what is made of the rows of one class."""
     return f"{rows['label'][0].as_py():05d}.parquet"
+
+
+def _labels(artifact: Artifact, table: str) -> list[int]:
+    return sorted(pc.unique(artifact.table(table, _LABELS, ["label"])["label"]).to_pylist())
 
 
 def _read(rows: Rows) -> pa.Table:

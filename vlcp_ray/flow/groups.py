@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from vlcp_ray import config
 from vlcp_ray.flow.classes import Rows, class_file, classes_done, each_class
 from vlcp_ray.flow.context import Context
+from vlcp_ray.flow.rowwise import apart
 from vlcp_ray.models.shapes import latent_shape
 from vlcp_ray.schemas import MEMBERS, conform, prototypes_schema
 from vlcp_ray.stages.prototype import prototype as prototypes_of
@@ -52,13 +53,17 @@ def prototype(context: Context, steps: Sequence[Step]) -> None:
                 progress.add(1, peaks=peaks)
     seconds = (time.monotonic() - start) / len(steps)
     for step in steps:
-        artifact = context.artifact(step)
-        members = artifact.table("members", MEMBERS, ["cluster"])["cluster"]
-        outliers = int(pc.sum(pc.equal(members, -1)).as_py() or 0)
-        made = len(artifact.table("prototypes", schema, ["prototype_id"]))
-        if len(members) != context.rows(step, "pairs"):
-            raise RuntimeError(f"{step.title}: {context.rows(step, 'pairs')} pairs in, {len(members)} members out")
-        context.seal(step, rows_in=made, rows=made, seconds=seconds, members=len(members), outliers=outliers)
+        members, outliers, made = apart(_count, context.artifact(step), schema)
+        if members != context.rows(step, "pairs"):
+            raise RuntimeError(f"{step.title}: {context.rows(step, 'pairs')} pairs in, {members} members out")
+        context.seal(step, rows_in=made, rows=made, seconds=seconds, members=members, outliers=outliers)
+
+
+def _count(artifact: Artifact, schema: pa.Schema) -> tuple[int, int, int]:
+    """Members, outliers among them, and prototypes."""
+    members = artifact.table("members", MEMBERS, ["cluster"])["cluster"]
+    outliers = int(pc.sum(pc.equal(members, -1)).as_py() or 0)
+    return len(members), outliers, len(artifact.table("prototypes", schema, ["prototype_id"]))
 
 
 def _by_settings(steps: Sequence[Step]) -> Iterator[tuple[config.Prototype, list[Step]]]:
