@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import parquet
+from pyarrow import dataset, parquet
 
 from tests.benchmarks import ours
 from tests.benchmarks.ingest import peak_resident
@@ -30,6 +30,7 @@ from vlcp_ray.store import Artifact, Store
 
 CLASSES = 1000
 ROWS_PER_FILE = 20_000
+BLOCK = 512  # rows of a file of pairs, where descriptions are given
 STEP = 100_000  # rows between two figures of throughput
 #: What differs from the digits job: prototypes of base-text need no fine-tuning, one image a class.
 SETTINGS = ("ipc=[1]", 'compare.methods=["base-text"]', "finetune.random_flip=false", "prototype.n_init=1")
@@ -59,13 +60,12 @@ def main() -> None:
     artifacts = {step.stage: Store.at(str(folder / "runs")).artifact(step) for step in graph(load_job(ours.JOB, sets))}
     watch = run(arguments, "ingest", artifacts["ingest"], "images")
     tell("ingest", chosen.rows, watch, artifacts["ingest"], "images")
-    files = -(-chosen.rows // 128)
-    killed = run(arguments, "pair", artifacts["pair"], "pairs", kill_at=int(0.6 * files))
-    tell("pair, killed at 60 %", round(0.6 * chosen.rows), killed, artifacts["pair"], "pairs")
-    before = len(artifacts["pair"].files("pairs"))
+    killed = run(arguments, "pair", artifacts["pair"], "pairs", kill_at=int(0.6 * chosen.rows / BLOCK))
+    done, before = count_rows(artifacts["pair"]), len(artifacts["pair"].files("pairs"))
+    tell("pair, killed at 60 %", done, killed, artifacts["pair"], "pairs")
     resumed = run(arguments, "pair", artifacts["pair"], "pairs")
     first = next((seconds for seconds, count in resumed.marks if count > before), 0.0)
-    tell("pair, resumed", chosen.rows - 128 * before, resumed, artifacts["pair"], "pairs")
+    tell("pair, resumed", chosen.rows - done, resumed, artifacts["pair"], "pairs")
     print(f"  the first new file {first:.0f} s after the start", flush=True)
     for stage, table in (("prototype", "prototypes"), ("generate", "synthetic")):
         watch = run(arguments, stage, artifacts[stage], table)
@@ -75,6 +75,11 @@ def main() -> None:
         start = time.perf_counter()
         subprocess.run([sys.executable, "-m", "vlcp_ray.cli", command, *arguments], check=True, capture_output=True)
         print(f"{command}: {time.perf_counter() - start:.1f} s", flush=True)
+
+
+def count_rows(pairs: Artifact) -> int:
+    """Rows that are written."""
+    return int(dataset.dataset(pairs.files("pairs"), filesystem=pairs.filesystem).count_rows())
 
 
 def run(arguments: Sequence[str], stage: str, artifact: Artifact, table: str, kill_at: int | None = None) -> Watch:

@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,15 +39,22 @@ def pair(context: Context, steps: Sequence[Step]) -> None:
     write = Write({"": artifact}, "pair", "pairs", schema)
     encoding = {"settings": job.encode, "base_model": model, "batch_size": scale.encode.batch_size, "flip": flip}
     works = [_captioning(job.caption, scale), Work(f"{_STAGES}.encode:Encode", encoding, scale.encode)]
+    rows_per_block = scale.rows_per_block
+    if job.caption.source:  # a row is then so little work that the plan's own work for a block shows
+        rows_per_block *= 4
+        if not scale.encode.num_gpus:  # CPUs are there already: Ray would grow the pool late, or never
+            works[1] = replace(works[1], pool=scale.encode.model_copy(update={"min_workers": None}))
     columns = ["image_id", "label", "class_name", "split", "image", "source"]
     rows = read(context.input(step, "images"), "images", columns)
     rows = keep(rows, done=done_ids(write, artifact), where={"split": "train"})
-    _run(context, [step], rows, works, write, {step.fingerprint: sum(manifest["train"])})
+    _run(context, [step], rows, works, write, {step.fingerprint: sum(manifest["train"])}, rows_per_block)
 
 
 def _captioning(settings: config.Caption, scale: Scale) -> Work:
     if settings.source:  # one worker without a device joins faster than any number of encoders encode
-        return Work("vlcp_ray.flow.feeds:CarryFrom", {"uri": settings.source}, Pool(batch_size=scale.rows_per_block))
+        return Work(
+            "vlcp_ray.flow.feeds:CarryFrom", {"uri": settings.source}, Pool(batch_size=4 * scale.rows_per_block)
+        )
     return Work(f"{_STAGES}.caption:Caption", {"settings": settings}, scale.caption)
 
 
@@ -128,7 +136,8 @@ def _run(
     works: Sequence[Work],
     write: Write,
     totals: Mapping[str, int],
+    rows_per_block: int | None = None,
 ) -> None:
-    seconds = run_rows(context, steps, rows, works, write, sum(totals.values()))
+    seconds = run_rows(context, steps, rows, works, write, sum(totals.values()), rows_per_block)
     for step in steps:
         seal_rows(context, step, write, totals[step.fingerprint], {"seconds": seconds})

@@ -16,18 +16,26 @@ from vlcp_ray.store import Artifact, Step
 
 
 def run_rows(
-    context: Context, steps: Sequence[Step], rows: Dataset, works: Sequence[Work], write: Write, total: int
+    context: Context,
+    steps: Sequence[Step],
+    rows: Dataset,
+    works: Sequence[Work],
+    write: Write,
+    total: int,
+    rows_per_block: int | None = None,
 ) -> float:
     """Stream the rows into the artifacts of `steps`, tell how it goes, and return the seconds that each one took.
 
     Args:
         total: how many rows there are with those that are done.
+        rows_per_block: by default the scale's.
     """
     start = time.monotonic()
     found = [counts(write, context.artifact(step)) for step in steps]
     done, bad = (sum(count[name] for count in found) for name in ("ids", "rejected"))
     with context.progress(steps, total, "rows", done, bad) as told:
-        for good, rejected, peaks in stream(rows, works, write, context.scale.rows_per_block, total - done):
+        block = rows_per_block or context.scale.rows_per_block
+        for good, rejected, peaks in stream(rows, works, write, block, total - done):
             told.add(good + rejected, rejected=rejected, peaks=peaks)
     return (time.monotonic() - start) / len(steps)
 
