@@ -153,12 +153,14 @@ def stream(
     """Run the plan and yield (good, rejected) rows as blocks land in the store, and their workers' peaks.
 
     Args:
-        rows_per_block: at most; fewer where some worker would get none.
+        rows_per_block: at most; fewer where some worker would get none, though not below two of its batches, for
+            which alone an actor is worth the seconds that it loads its model.
         left: how many rows there are to do, where that is known: no more actors are started than get a block.
     """
     widest = max((work.pool.num_workers for work in works), default=1)
     if left is not None:
-        rows_per_block = max(1, min(rows_per_block, math.ceil(left / widest)))
+        least = 2 * max((work.pool.batch_size for work in works), default=1)
+        rows_per_block = min(rows_per_block, max(least, math.ceil(left / widest)))
     blocks = widest if left is None else math.ceil(left / rows_per_block)
     dataset = dataset.repartition(target_num_rows_per_block=rows_per_block)
     for work in works:
