@@ -1,5 +1,6 @@
 """Holds that memory is kept while tensors come and go and given back after, and that peaks are those of the work."""
 
+import mmap
 import subprocess
 import sys
 
@@ -49,13 +50,12 @@ def test_an_error_passes() -> None:
 def test_the_peak_is_that_of_the_work_at_hand() -> None:
     begin("before")
     before = peaks().memory
-    held = bytearray(200 << 20)
-    held[:: 1 << 12] = b"1" * len(held[:: 1 << 12])
-    high = peaks().memory
+    with mmap.mmap(-1, 200 << 20) as held:  # pages of its own, whatever the C library has kept of other tests
+        held[:: 1 << 12] = b"1" * (200 << 8)
+        high = peaks().memory
     assert 190 < high - before < 400
-    del held
     begin("before")
-    assert peaks().memory == high  # the same work
+    assert abs(peaks().memory - high) < 30  # the same work; the kernel adds up what each core has counted now and then
     begin("after")
     assert peaks().memory < high - 150
     assert peaks().gpu_memory == 0

@@ -8,12 +8,12 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from vlcp_ray.progress import Reading, span
-from vlcp_ray.store import Artifact, Step, Store, patiently
+from vlcp_ray.store import Artifact, Step, Store, StoreError, patiently
 
 FOLDER: Final = "leases"
 BEAT: Final = 10.0  # seconds between the signs of life of a run
@@ -87,7 +87,7 @@ def signs(store: Store) -> list[Sign]:
             lease["since"],
             frozenset(lease["makes"]),
             Reading(**lease["reading"]) if "reading" in lease else None,
-            max(0.0, time.time() - lease["at"]),
+            max(0.0, time.time() - lease.get("at", 0.0)),
         )
         for lease in found
         if lease
@@ -140,13 +140,14 @@ def _beat(
 ) -> None:
     beat = 0
     while not ended.wait(BEAT):
-        if _read(leases, name) is None:  # this process slept too long, and another run has taken over
-            print("\nanother run has taken over, as this one gave no sign of life", flush=True)
-            _thread.interrupt_main()
-            return
-        beat += 1
-        now = reading()
-        _write(leases, name, lease | ({"reading": asdict(now)} if now else {}), beat)
+        with suppress(StoreError):  # the next beat asks again, and sees whether another run has come meanwhile
+            if _read(leases, name) is None:  # this process slept too long, and another run has taken over
+                print("\nanother run has taken over, as this one gave no sign of life", flush=True)
+                _thread.interrupt_main()
+                return
+            beat += 1
+            now = reading()
+            _write(leases, name, lease | ({"reading": asdict(now)} if now else {}), beat)
 
 
 def _write(leases: Artifact, name: str, lease: dict[str, Any], beat: int) -> None:

@@ -81,12 +81,19 @@ def _cuda() -> Any:
 
 
 def _children() -> list[str]:
-    return [pid for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()]
+    return [pid for file in Path("/proc/self/task").glob("*/children") for pid in _read(file).split()]
+
+
+def _read(file: Path) -> str:
+    """The content, or nothing where the thread or process that it tells of has just ended."""
+    try:
+        return file.read_text()
+    except OSError:
+        return ""
 
 
 def _resident(pid: str) -> int:
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:  # a child that has ended, or no Linux
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10 if pid == "self" else 0
+    status = _read(Path(f"/proc/{pid}/status"))
+    if not status and pid == "self":  # no Linux
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
     return next((int(line.split()[1]) >> 10 for line in status.splitlines() if line.startswith("VmHWM")), 0)

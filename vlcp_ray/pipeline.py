@@ -211,7 +211,7 @@ def run(
     view = view or View()
     with (
         held(store, [step for step in steps if step.fingerprint in left], view.reading),
-        _tracked(track, job, steps) as tracker,
+        _tracked(track, job) as tracker,
         cluster.joined(ray_logs) as derived,
     ):
         context = Context(job, scale or derived, store, view, tracker, command)
@@ -232,8 +232,8 @@ def run(
             yield from mine
 
 
-def _tracked(track: str, job: Job, steps: Sequence[Step]) -> AbstractContextManager[Tracker | None]:
-    tracker = opened(track, job.name, steps[-1].fingerprint)
+def _tracked(track: str, job: Job) -> AbstractContextManager[Tracker | None]:
+    tracker = opened(track, job.name, graph(job)[-1].fingerprint)
     return closing(tracker) if tracker else nullcontext()
 
 

@@ -116,7 +116,8 @@ class View:
 
     def reading(self) -> Reading | None:
         """How far the work under way is."""
-        return None if self.current is None else self.current.reading()
+        current = self.current  # another thread may end it meanwhile
+        return None if current is None else current.reading()
 
     def peak_facts(self) -> dict[str, int]:
         """MiB of memory, at its peak in this stage, of the largest of its processes, and of a GPU if one was used."""

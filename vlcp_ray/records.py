@@ -11,6 +11,7 @@ import numpy as np
 from pyarrow import fs as pafs
 
 from vlcp_ray.images import decode
+from vlcp_ray.progress import LOG
 from vlcp_ray.store import Artifact, Store, patiently
 from vlcp_ray.trackers import Tracker
 
@@ -47,9 +48,17 @@ class Records:
         return self._there.setdefault(series, set())
 
     def keep(self, series: str, record: Record) -> None:
-        """Write a record, and hand it to the tracker before, as the file says that all was done."""
+        """Write a record, and hand it to the tracker before, as the file says that all was done.
+
+        A tracker out of reach costs that tracker the record, and no run.
+        """
         if self.tracker:
-            self.tracker.keep(series, record.scalars, record.images)
+            try:
+                self.tracker.keep(series, record.scalars, record.images)
+            except Exception:  # each has errors of its own
+                LOG.warning(
+                    "%s of %s is not mirrored: the tracker does not take it", record.name, series, exc_info=True
+                )
         with tempfile.TemporaryDirectory() as local:
             content = _events(record, local)
         self._folder.write_bytes(f"{series}/{_FILE}{record.name}", content)

@@ -40,8 +40,9 @@ def wanted(job: Job, stages: set[str]) -> list[str]:
 
 def measured(
     job: Job, scale: Scale, works: Sequence[str], overheads: Overheads, device: str, cores: int
-) -> Iterator[tuple[str, Rate | Rates]]:
-    """The rate of every kind of work as it is known, and at last all of them together, under the name of the device.
+) -> Iterator[tuple[str, Rate | Rates | None]]:
+    """The rate of every kind of work as it is known, None of a model whose operations nobody has counted, and at last
+    all of them together under the names of the devices that they are of: of a pool without GPUs the cores.
 
     Args:
         device: `cpu`, or what torch calls the GPU.
@@ -50,16 +51,21 @@ def measured(
     Raises:
         RuntimeError: a process failed; the message ends with what it said.
     """
-    top, answer = peak(device), None
-    rates: dict[str, Rate] = {}
+    kind, answer = CPU if device == CPU else kind_of(device), None
+    tops = {kind: peak(device), **({} if device == CPU else {CPU: peak(CPU)})}
+    rates: dict[str, dict[str, Rate]] = {name: {} for name in tops}
     for work in works:
         pool: Pool = getattr(scale, POOLS.get(work, work))
         found = _together(Task(work=work, job=job, scale=scale, started=0.0, cpus=pool.num_cpus), _copies(pool, cores))
         shared = pool.num_gpus and pool.num_gpus < 1
         fold = np.sum if shared else np.mean  # of a GPU that workers share, what all of them do
-        whole = top * (1 if pool.num_gpus else pool.num_cpus)
+        where = kind if pool.num_gpus else CPU
+        whole = tops[where] * (1 if pool.num_gpus else pool.num_cpus)
         speed = float(fold([one["per_second"] for one in found]))
-        rates[work] = Rate(
+        if not speed:
+            yield work, None
+            continue
+        rates[where][work] = Rate(
             per_second=speed,
             start=float(np.mean([one["start"] for one in found])),
             model=model_of(job, work),
@@ -69,24 +75,16 @@ def measured(
             peak_share=None if work == "ingest" else speed / whole,
         )
         answer = found[0].get("answer_tokens", answer)
-        yield work, rates[work]
-    kind = CPU if device == CPU else kind_of(device)
+        yield work, rates[where][work]
     told = {} if answer is None else {"answer_tokens": answer}
     day = time.strftime("%Y-%m-%d")
-    yield (
-        kind,
-        Rates(
-            device=kind,
-            source=f"measured: {_machine(device, cores)}, {day}, vlcp-ray bench {job.name}",
-            machine=_machine(device, cores),
-            measured=day,
-            versions={name: found.version for name in _PACKAGES for found in metadata.distributions(name=name)},
-            peak=top,
-            overheads=overheads,
-            rates=rates,
-            **told,
-        ),
-    )
+    for name, of in rates.items():
+        if of:
+            machine = _machine(CPU if name == CPU else device, cores)
+            versions = {p: found.version for p in _PACKAGES for found in metadata.distributions(name=p)}
+            source = f"measured: {machine}, {day}, vlcp-ray bench {job.name}"
+            facts = {"source": source, "machine": machine, "measured": day, "versions": versions}
+            yield name, Rates(device=name, peak=tops[name], overheads=overheads, rates=of, **facts, **told)
 
 
 def _copies(pool: Pool, cores: int) -> int:

@@ -63,7 +63,7 @@ def estimate(
     """
     cpu = cpu or published(CPU)
     main = gpu or cpu
-    counted = models(job, main.counted)
+    counted = models(job)
     by_stage: dict[str, list[_Took]] = {}
     for load in loads(job, steps, images, counted, min(main.answer_tokens, job.caption.max_tokens)):
         pool: Pool = getattr(scale, load.pool)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from pydantic import Field
 
@@ -58,9 +58,6 @@ class Rates(Settings):
     answer_tokens: float = Field(120.0, gt=0, description="of a description")
     overheads: Overheads = Overheads()
     rates: Mapping[str, Rate] = Field(default_factory=dict)
-    counted: Mapping[str, tuple[Mapping[str, Any], ...]] = Field(
-        default_factory=dict, description="counts of models beyond the paper's, by part"
-    )
 
     def rate(self, name: str, model: int | None) -> tuple[Rate, bool]:
         """The rate of one kind of work, and whether it was measured on this very model; else a share of the peak."""

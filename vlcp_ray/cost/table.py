@@ -17,16 +17,20 @@ _GPUS = Path("/proc/driver/nvidia/gpus")  # a folder a GPU, as the driver has it
 
 
 def cost_lines(job: Job, store: Store, steps: Sequence[Step], scale: Scale | None) -> Iterator[str]:
-    """What the job costs on the hardware of a scale, by default this machine; nothing where its images are unknown.
+    """What the job costs on the hardware of a scale, by default this machine; why not, where its GPUs are unknown.
 
-    Raises:
-        ConfigError: the scale has GPUs of a kind that is not said or of which nothing is known.
+    Nothing where the job's images are unknown.
     """
     images = counted_images(job, store, steps)
     if images is None:
         return
     scale, kind = (scale, scale.gpu) if scale else this_machine()
-    cpu, gpu = load_rates(store, CPU) or published(CPU), _gpu_rates(store, scale, kind)
+    cpu = load_rates(store, CPU) or published(CPU)
+    try:
+        gpu = _gpu_rates(store, scale, kind)
+    except ConfigError as error:
+        yield f"cost        unknown: {error}"
+        return
     costs = estimate(job, steps, scale, images, gpu, cpu)
     yield ""
     yield from table(costs, _written(job, steps, images), _measured(store, steps), scale.prices)

@@ -5,7 +5,7 @@ addition are two operations. A model is known by its number of parameters, whate
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -74,17 +74,12 @@ class Models:
         )
 
 
-def models(job: Job, counted: Mapping[str, Sequence[Count]] | None = None) -> Models:
-    """The counts of a job's models.
-
-    Args:
-        counted: of models beyond the paper's and the demo's, by part, as `counts.count` returns them.
-    """
+def models(job: Job) -> Models:
+    """The counts of a job's models, of the paper's and the demo's."""
 
     def find(part: str, model: str, folder: str) -> Count | None:
         size = parameters(model, folder)
-        known: Iterable[Count] = [*_counts()[part], *(counted or {}).get(part, ())]
-        return next((count for count in known if count["parameters"] == size), None)
+        return next((count for count in _counts()[part] if count["parameters"] == size), None)
 
     base = job.base_model
     return Models(

@@ -15,10 +15,11 @@ from ray.train import RunConfig, ScalingConfig
 
 from vlcp_ray.bench.run import measured, wanted
 from vlcp_ray.config import Job
-from vlcp_ray.cost.rates import CPU, Overheads, Rate, load_rates, save_rates
+from vlcp_ray.cost.rates import CPU, Overheads, Rate, Rates, load_rates, save_rates
 from vlcp_ray.cost.table import cores, this_machine
 from vlcp_ray.flow import cluster
 from vlcp_ray.scale import Scale, pools
+from vlcp_ray.settings import ConfigError
 from vlcp_ray.store import Store
 
 
@@ -49,15 +50,23 @@ def bench(
         print(f"{'Ray':<12} start {found.ray:.1f} s, plan {found.plan:.1f}, {ranks}", flush=True)
         works = list(only or wanted(job, stages))
         for name, rate in measured(job, scale, works, found, device, cores()):
-            if isinstance(rate, Rate):
+            if rate is None:
+                print(f"{name:<12} unknown: the operations of its model were never counted", flush=True)
+            elif isinstance(rate, Rate):
                 print(_told(name, rate), flush=True)
             else:
                 before = load_rates(store, name) if only else None
-                kept = rate.model_copy(update={"rates": {**(before.rates if before else {}), **rate.rates}})
-                print(
-                    f"{'':<12} a core's or GPU's peak {rate.peak / 1e9:,.0f} GFLOP/s; kept in {save_rates(store, kept)}"
-                )
+                if before:
+                    rate = _beside(rate, before)
+                kept = save_rates(store, rate)
+                print(f"{'':<12} a core's or GPU's peak {rate.peak / 1e9:,.0f} GFLOP/s; kept in {kept}")
     return 0
+
+
+def _beside(new: Rates, before: Rates) -> Rates:
+    """Some new rates among those that an earlier call has left."""
+    tokens = (new if "caption" in new.rates else before).answer_tokens
+    return new.model_copy(update={"rates": {**before.rates, **new.rates}, "answer_tokens": tokens})
 
 
 def _device(scale: Scale) -> str:
@@ -65,6 +74,8 @@ def _device(scale: Scale) -> str:
         return CPU
     import torch
 
+    if not torch.cuda.is_available():
+        raise ConfigError("--scale: its pools have GPUs and this machine has none; leave it out, or run bench there")
     return torch.cuda.get_device_name()
 
 
@@ -89,6 +100,8 @@ def overheads(scale: Scale | None) -> Overheads:
     with cluster.joined() as derived:
         started = time.monotonic() - start
         ranks = (scale or derived).finetune
+        there = int(ray.cluster_resources().get("GPU", 0) if ranks.num_gpus else ranks.fewest)
+        ranks = ranks.model_copy(update={"num_workers": min(ranks.fewest, max(1, there)), "min_workers": None})
         return Overheads(ray=started, task=_timed(_task), plan=_timed(_plan), train=_timed(lambda: _train(ranks)))
 
 

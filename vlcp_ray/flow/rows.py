@@ -1,6 +1,7 @@
 """Knows what the row-wise stages after ingest read and write: pair, generate and select."""
 
 import json
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -42,7 +43,7 @@ def pair(context: Context, steps: Sequence[Step]) -> None:
     rows_per_block = scale.rows_per_block
     if job.caption.source:  # a row is then so little work that the plan's own work for a block shows
         rows_per_block *= 4
-        if not scale.encode.num_gpus:  # CPUs are there already: Ray would grow the pool late, or never
+        if "RAY_ADDRESS" not in os.environ:  # all of this machine is there already: Ray would grow the pool late
             works[1] = replace(works[1], pool=scale.encode.model_copy(update={"min_workers": None}))
     columns = ["image_id", "label", "class_name", "split", "image", "source"]
     rows = read(context.input(step, "images"), "images", columns)
@@ -52,9 +53,7 @@ def pair(context: Context, steps: Sequence[Step]) -> None:
 
 def _captioning(settings: config.Caption, scale: Scale) -> Work:
     if settings.source:  # one worker without a device joins faster than any number of encoders encode
-        return Work(
-            "vlcp_ray.flow.feeds:CarryFrom", {"uri": settings.source}, Pool(batch_size=4 * scale.rows_per_block)
-        )
+        return Work("vlcp_ray.flow.feeds:CarryFrom", {"uri": settings.source}, Pool(batch_size=scale.rows_per_block))
     return Work(f"{_STAGES}.caption:Caption", {"settings": settings}, scale.caption)
 
 

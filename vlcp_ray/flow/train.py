@@ -5,7 +5,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -28,7 +28,7 @@ from vlcp_ray.records import Record
 from vlcp_ray.scale import Pool
 from vlcp_ray.schedule import WINDOW, Positions, Schedule
 from vlcp_ray.schemas import pairs_schema
-from vlcp_ray.store import Artifact, Step, patiently
+from vlcp_ray.store import Artifact, Step, StoreError, patiently
 
 if TYPE_CHECKING:
     from vlcp_ray.stages.finetune import Finetune
@@ -230,12 +230,12 @@ def _told(context: Context, step: Step, images: int) -> Iterator[None]:
             over, seen = False, 0
             while not over:
                 over = ended.wait(_POLL)
-                reached = _reached(artifact, seen)
-                for epoch in reached:
-                    _keep(context, step, epoch)
-                    note = f"epoch {epoch['epoch']}, loss {epoch['loss']:.4f}"
-                    progress.add(max(0, epoch["images"] - progress.count), note)
-                seen += len(reached)
+                with suppress(StoreError):  # the ranks go on, and what they record is read at the next look
+                    for epoch in _reached(artifact, seen):
+                        _keep(context, step, epoch)
+                        note = f"epoch {epoch['epoch']}, loss {epoch['loss']:.4f}"
+                        progress.add(max(0, epoch["images"] - progress.count), note)
+                        seen += 1
                 progress.add(0)
 
         watcher = threading.Thread(target=look, daemon=True)
