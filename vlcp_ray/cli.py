@@ -101,7 +101,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         print(f"{step.title:<34} {step.fingerprint:<14} {state(store, step):<9} {note}".rstrip())
     todo = sum(state(store, step) != "done" for step in steps)
     print(f"\n{todo} of {len(steps)} artifacts to make under {store.path}")
-    print(*needs(job, {step.stage for step in steps}).lines(), *cost_lines(job, store, steps, scale), sep="\n")
+    print(*needs(job, steps).lines(), *cost_lines(job, store, steps, scale), sep="\n")
     return 0
 
 

@@ -1,7 +1,7 @@
 """Knows what a job needs before anything is read: images, disk at the root, GPU memory; computed from its settings."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -10,6 +10,7 @@ from vlcp_ray.config import Expect, Job
 from vlcp_ray.demo import digits
 from vlcp_ray.models.folders import folder
 from vlcp_ray.models.shapes import is_local, latent_shape
+from vlcp_ray.store import Step
 
 _GIB: Final = 2**30
 _CAPTION_BYTES: Final = 600
@@ -22,6 +23,7 @@ _PARAMETERS: Final[Mapping[tuple[str, str], int]] = {
     ("benjamin-paine/stable-diffusion-v1-5", "text_encoder"): 123_060_480,
 }
 _HALF, _FULL = 2, 4  # bytes of a parameter in half and in full precision
+_SETS: Final = ("generate", "select")  # the stages that make distilled sets
 _TRAINED: Final = 5 * _FULL  # weight, gradient, two moments of Adam, moving average
 
 
@@ -50,12 +52,15 @@ class Needs:
             yield f"GPU memory  {', '.join(memory)}, and what a batch needs"
 
 
-def needs(job: Job, stages: Set[str]) -> Needs:
+def needs(job: Job, steps: Sequence[Step]) -> Needs:
     """What a job needs.
 
     Args:
-        stages: those that its graph has: where no set is drawn, no diffusion model is loaded.
+        steps: its graph: where no set is drawn, no diffusion model is loaded, and every set is counted, whatever its
+            method.
     """
+    stages = {step.stage for step in steps}
+    sets = [step for step in steps if step.stage in _SETS]
     images = job.ingest.expect or _embedded(job)
     sizes = {part: parameters(job.base_model, part) for part in ("unet", "vae", "text_encoder")}
     whole = None if None in sizes.values() else sum(size or 0 for size in sizes.values())
@@ -66,11 +71,21 @@ def needs(job: Job, stages: Set[str]) -> Needs:
     }
     return Needs(
         images,
-        sets=len(job.seeds) * len(job.ipc),
-        drawn=len(job.seeds) * sum(job.ipc) * (images.classes if images else 0),
-        disk=_disk(job, images, whole, stages) if images else {},
+        sets=len(sets),
+        drawn=distilled_images(sets, images.classes) if images else 0,
+        disk=_disk(job, images, whole, steps) if images else {},
         gpu={name: gib for name, (stage, gib) in memory.items() if stage in stages},
     )
+
+
+def distilled_images(sets: Sequence[Step], classes: int) -> int:
+    """Images in the distilled sets that these steps make."""
+    return sum(step.key["ipc"] for step in sets) * classes
+
+
+def distilled_gib(job: Job, images: int) -> float:
+    """GiB of so many images of the size that is generated."""
+    return images * 3 * job.generate.image_size**2 * _PNG / _GIB
 
 
 def parameters(model: str, part: str) -> int | None:
@@ -95,7 +110,8 @@ def _product(shape: Sequence[int]) -> int:
     return count
 
 
-def _disk(job: Job, images: Expect, model: int | None, stages: Set[str]) -> dict[str, float]:
+def _disk(job: Job, images: Expect, model: int | None, steps: Sequence[Step]) -> dict[str, float]:
+    stages = {step.stage for step in steps}
     channels, height, width = latent(job, job.encode.resolution)
     views = 1 + job.finetune.random_flip
     moments = views * 2 * _product(latent(job, job.encode.train_resolution))  # mean and logvar of each
@@ -105,8 +121,8 @@ def _disk(job: Job, images: Expect, model: int | None, stages: Set[str]) -> dict
         found["pairs"] = images.train * row / _GIB
     if model is not None and "finetune" in stages:
         found["models"] = len(job.seeds) * model * _FULL / _GIB
-    side, sets = job.generate.image_size, len(job.seeds) * (1 + len({"random", "centroid"} & set(job.compare.methods)))
-    found["distilled"] = sets * sum(job.ipc) * images.classes * 3 * side**2 * _PNG / _GIB
+    sets = [step for step in steps if step.stage in _SETS]
+    found["distilled"] = distilled_gib(job, distilled_images(sets, images.classes))
     return found
 
 

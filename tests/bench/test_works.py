@@ -30,7 +30,7 @@ def test_a_batch_of_every_kind_says_what_it_did(work: str, monkeypatch: pytest.M
 
 
 def test_the_operations_of_a_measured_batch_are_those_of_the_plan() -> None:
-    images = needs(JOB, {"ingest"}).images
+    images = needs(JOB, graph(JOB)).images
     assert images is not None
     planned = {load.rate: load for load in loads(JOB, graph(JOB), images, models(JOB), 60) if load.stage != "teach"}
     count, amount = works.WORKS["finetune"](JOB, SCALE.finetune)()

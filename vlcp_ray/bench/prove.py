@@ -19,6 +19,7 @@ import pyarrow as pa
 from vlcp_ray import config
 from vlcp_ray.config import Job
 from vlcp_ray.needs import needs
+from vlcp_ray.pipeline import graph
 
 _GIB: Final = 2**30
 _STEPS: Final = 3  # of denoising
@@ -99,7 +100,8 @@ def prove(size: str, place: Path, works: list[str]) -> Iterator[dict[str, Any]]:
     from vlcp_ray.bench.random_models import stable_diffusion
 
     model = stable_diffusion("real" if size == "real" else "tiny", place)
-    forecast = needs(Job(name="proof", base_model=model), {"pair", "finetune", "generate"}).gpu
+    job = Job(name="proof", base_model=model)
+    forecast = needs(job, graph(job)).gpu
     for work in works:
         command = [sys.executable, "-m", __spec__.name if __spec__ else "", "--one", work, "--model", model]
         done = subprocess.run([*command, "--size", size], capture_output=True, text=True, check=False)  # noqa: S603

@@ -8,7 +8,7 @@ from typing import Any
 from vlcp_ray.config import Expect, Job
 from vlcp_ray.cost.estimate import StageCost, estimate, seconds_by_stage
 from vlcp_ray.cost.rates import CPU, PEAKS, Rates, kind_of, load_rates, published
-from vlcp_ray.needs import needs
+from vlcp_ray.needs import distilled_gib, distilled_images, needs
 from vlcp_ray.scale import Prices, Scale, derive, pools
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.store import Step, Store
@@ -69,7 +69,7 @@ def counted_images(job: Job, store: Store, steps: Sequence[Step]) -> Expect | No
     """The images that ingest has counted, else those that the settings expect."""
     ingest = next(step for step in steps if step.stage == "ingest")
     manifest = store.artifact(ingest).manifest()
-    expected = needs(job, {step.stage for step in steps}).images
+    expected = needs(job, steps).images
     if manifest is None:
         return expected
     splits, classes = manifest["splits"], len(manifest["class_names"])
@@ -102,11 +102,9 @@ def _measured(store: Store, steps: Sequence[Step]) -> dict[str, float]:
 
 def _written(job: Job, steps: Sequence[Step], images: Expect) -> dict[str, float]:
     """GiB by stage."""
-    disk = needs(
-        job.model_copy(update={"ingest": job.ingest.model_copy(update={"expect": images})}), {s.stage for s in steps}
-    ).disk
-    sets = {stage: sum(step.stage == stage for step in steps) for stage in ("generate", "select")}
-    drawn = {stage: disk.get("distilled", 0.0) * count / max(1, sum(sets.values())) for stage, count in sets.items()}
+    disk = needs(job.model_copy(update={"ingest": job.ingest.model_copy(update={"expect": images})}), steps).disk
+    sets = {stage: [step for step in steps if step.stage == stage] for stage in ("generate", "select")}
+    drawn = {stage: distilled_gib(job, distilled_images(mine, images.classes)) for stage, mine in sets.items()}
     return {"ingest": disk["images"], "pair": disk.get("pairs", 0.0), "finetune": disk.get("models", 0.0), **drawn}
 
 
