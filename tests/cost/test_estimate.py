@@ -54,6 +54,23 @@ def test_streaming_pools_take_as_long_as_the_slower_one_or_as_both_on_one_gpu() 
     assert many.seconds < one.seconds / 12
 
 
+def test_estimate_counts_the_images_of_every_method() -> None:
+    compare = load_job(ROOT / "jobs" / "digits-compare.toml")
+    images = Expect(train=1297, val=500, classes=10, gib=0.01)
+    costs = {cost.stage: cost.images for cost in estimate(compare, graph(compare), derive(2, 0), images)}
+    assert costs["generate"] == 5 * 3 * 16 * 10
+    assert costs["select"] == 5 * 3 * 16 * 10
+    assert costs["pair"] == 1297
+    assert costs["finetune"] == 3 * 4 * 1297
+
+
+def test_estimate_pair_with_saved_captions_counts_the_images() -> None:
+    images = Expect(train=1297, val=500, classes=10, gib=0.01)
+    job = DIGITS.model_copy(update={"caption": DIGITS.caption.model_copy(update={"source": "s3://bucket/captions"})})
+    costs = {cost.stage: cost.images for cost in estimate(job, graph(job), derive(2, 0), images)}
+    assert costs["pair"] == 1297
+
+
 def measured() -> Rates:
     works = ("ingest", "caption", "encode", "finetune", "prototype", "generate", "decode", "evaluate")
     rates = {work: Rate(per_second=1e9, start=2.0, model=model_of(DIGITS, work)) for work in works}

@@ -122,7 +122,7 @@ def _cost(stage: str, took: Sequence[_Took], scale: Scale) -> StageCost:
     seconds = _together(took, scale) if stage == "pair" else sum(part.start + part.work for part in took)
     return StageCost(
         stage,
-        max(part.load.images for part in took),
+        sum(part.load.images for part in took),
         flops,
         None if unknown else seconds,
         gpu_hours,

@@ -28,7 +28,7 @@ class Load:
 
     Args:
         rate: by which measured rate it is done.
-        images: that it reads or makes.
+        images: that it reads or makes, 0 where another load of the stage has counted them.
         amount: operations; for ingest images. None where a model was never counted.
         starts: how often, one after the other, its workers start anew.
         units: pieces that can be worked on at once.
@@ -89,7 +89,8 @@ def _pair(given: _Given, _: Sequence[Step]) -> Iterator[Load]:
     # The centre crop, mirrored too where training asks for it, and the square view: of square images the crop itself.
     views = 1 + job.finetune.random_flip
     again = 0 if job.ingest.source == "digits" and job.encode.train_resolution == job.encode.resolution else 1
-    yield Load("pair", "encode", "encode", n, _times(_plus(_times(crop, views), _times(square, again)), n), 1, n)
+    counted = n if job.caption.source else 0
+    yield Load("pair", "encode", "encode", counted, _times(_plus(_times(crop, views), _times(square, again)), n), 1, n)
 
 
 def _finetune(given: _Given, steps: Sequence[Step]) -> Iterator[Load]:
@@ -102,7 +103,7 @@ def _finetune(given: _Given, steps: Sequence[Step]) -> Iterator[Load]:
     yield Load("finetune", "finetune", "finetune", seen * seeds, _times(each, seen * seeds), seeds, settings.batch_size)
     drawn = min(_SAMPLED, given.images.classes) * (settings.epochs // settings.validation_epochs)
     sampled = _plus(_times(models.denoise(side), 2 * _SAMPLE_STEPS), models.decode(side))
-    yield Load("finetune", "finetune", "generate", drawn * seeds, _times(sampled, drawn * seeds), 0, 1, wide=False)
+    yield Load("finetune", "finetune", "generate", 0, _times(sampled, drawn * seeds), 0, 1, wide=False)
 
 
 def _prototype(given: _Given, steps: Sequence[Step]) -> Iterator[Load]:
@@ -157,7 +158,7 @@ def _select(given: _Given, steps: Sequence[Step]) -> Iterator[Load]:
     if count := drawn.get("random"):
         yield Load("select", "ingest", "ingest", count, count, 1, count)  # read and written, not decoded
     looks = {"herding": given.images.train, "k-center": given.images.train}
-    looks["rded"] = _RDED_CROPS * classes * len(given.job.seeds)
+    looks["rded"] = _RDED_CROPS * classes * len({s.key["seed"] for s in steps})
     seen = sum(looks[method] for method in looks if drawn.get(method))
     if seen:
         each = classify(teach.network, teach.input_size, teach.width, classes)
