@@ -1,7 +1,7 @@
-# Set up, run and check the project: what CI runs is what a person runs.
+# Set up, run and check the project; CI runs the same targets.
 PYTHON ?= python3
 VENV ?= .venv
-# Expanded where it is used only: asking the driver takes up to a second.
+# A recursive variable, expanded only where it is used: nvidia-smi takes up to a second.
 EXTRA ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --retries 10
 LOG = $(VENV)/install.log
@@ -16,15 +16,15 @@ demo: setup
 test: lint
 	@$(VENV)/bin/python -m pytest
 
-# Workers, drivers, machines and stores of real runs fail; README.md says how long it takes.
+# Kill workers, drivers and machines of real runs, and fill stores: 33 minutes on 2 cores.
 test-faults: $(VENV)/installed-dev
 	@$(VENV)/bin/python -m pytest -m faults tests
 
-# Every stage against the way it is done today; README.md says what comes out.
+# Measure every stage against a plain reference; results: tests/benchmarks/README.md.
 bench: $(VENV)/installed-dev
 	@$(VENV)/bin/python -m tests.benchmarks
 
-# Three real image sets of ../shared/data through the chain; README.md says what comes out.
+# Run three real image sets of ../shared/data through the stages with tiny models, and check counts.
 check-data: $(VENV)/installed-dev
 	@$(VENV)/bin/python -m tests.check_data
 
@@ -33,12 +33,12 @@ lint: $(VENV)/installed-dev
 	@$(VENV)/bin/ruff format --check
 	@$(VENV)/bin/mypy
 
-# Results under runs/ stay: they are the user's.
+# Results under runs/ are kept: they are the user's.
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-# The stamps make a second call free; doctor is what repairs the environment after pip has filled it.
-$(VENV)/installed: pyproject.toml vlcp_ray/doctor.py vlcp_ray/torchvision_hook.py vlcp_ray/repair.py
+# The stamp files make a second call free. doctor repairs the environment after pip has installed the packages.
+$(VENV)/installed: pyproject.toml $(wildcard vlcp_ray/doctor/*.py)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 		|| { echo "Python 3.11 or newer is needed: name one, as in 'make $(or $(MAKECMDGOALS),setup) PYTHON=python3.11'."; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
@@ -46,14 +46,14 @@ $(VENV)/installed: pyproject.toml vlcp_ray/doctor.py vlcp_ray/torchvision_hook.p
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV), extra '$(EXTRA)': a few minutes; pip writes to $(LOG)."
 	@$(PIP) --editable '.[$(EXTRA)]' >$(LOG) 2>&1 || { $(FAILED); exit 1; }
-	@$(VENV)/bin/python -c "from vlcp_ray.doctor import main; raise SystemExit(main(root='runs', fix=True))"
+	@$(VENV)/bin/python -c "from vlcp_ray.doctor.checks import main; raise SystemExit(main('runs', repair_first=True))"
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	@$(PIP) --editable '.[dev]' >$(LOG) 2>&1 || { $(FAILED); exit 1; }
+	@$(PIP) --editable '.[dev,track]' >$(LOG) 2>&1 || { $(FAILED); exit 1; }
 	@touch $@
 
-# CPU builds of torch live in an index of their own, which only the user can name.
+# CPU builds of torch are in an index of their own, which only the user can set.
 define FAILED
 if grep -q 'No matching distribution found for torch==.*+cpu' $(LOG); then \
 	echo "pip finds no CPU build of torch: set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU wheels (its install page gives the address) and run make again."; \

@@ -1,8 +1,8 @@
-"""Kills the driver in the middle of every stage, starts it again each time, and compares with an undisturbed run.
+"""Kill the driver in the middle of every stage, restart it each time, and compare with an undisturbed run.
 
     python -m tests.kill_and_resume jobs/digits.toml /tmp/kill
 
-Ends with 0 where IMAGES, PROTOTYPES and SYNTHETIC are equal and no file that was complete was written again.
+The exit code is 0 if IMAGES, PROTOTYPES and SYNTHETIC are equal and no complete file was written again.
 """
 
 import argparse
@@ -18,9 +18,9 @@ from pyarrow import parquet
 
 from vlcp_ray.config import load_job
 from vlcp_ray.pipeline import graph
-from vlcp_ray.store import MANIFEST, Store
+from vlcp_ray.store.artifact import MANIFEST, Store
 
-#: What is seen of a stage once it is in the middle: part of its rows, classes, checkpoints or trials.
+#: The files that a stage writes while it is under way: part of its rows, classes, checkpoints or trials.
 PARTS = {
     "pair": "pairs/*.parquet",
     "finetune": "progress/*.json",
@@ -30,61 +30,62 @@ PARTS = {
 }
 COMPARED = {"ingest": "images", "prototype": "prototypes", "generate": "synthetic", "select": "synthetic"}
 
-Seen = dict[Path, tuple[int, int]]
+FileStates = dict[Path, tuple[int, int]]  # inode and time of the last change
 
 
 def main() -> int:
-    """Run the comparison; returns the exit code."""
+    """Run the comparison, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("job")
-    parser.add_argument("folder", type=Path, help="gets the roots `undisturbed` and `killed`")
+    parser.add_argument("folder", type=Path, help="where the roots `undisturbed` and `killed` are created")
     parser.add_argument("--set", action="append", default=[])
-    chosen = parser.parse_args()
-    command = [sys.executable, "-m", "vlcp_ray.cli", "run", chosen.job, *(f"--set={s}" for s in chosen.set)]
-    calm, killed = chosen.folder / "undisturbed", chosen.folder / "killed"
-    subprocess.run([*command, "--root", str(calm)], check=True)
-    kept: Seen = {}
+    arguments = parser.parse_args()
+    overrides = [f"--set={override}" for override in arguments.set]
+    command = [sys.executable, "-m", "vlcp_ray.cli", "run", arguments.job, *overrides]
+    undisturbed, killed = arguments.folder / "undisturbed", arguments.folder / "killed"
+    subprocess.run([*command, "--root", str(undisturbed)], check=True)
+    complete: FileStates = {}
     for stage in PARTS:
-        kept |= _kill_in(stage, [*command, "--root", str(killed)], killed)
+        complete |= _kill_in(stage, [*command, "--root", str(killed)], killed)
     start = time.monotonic()
     subprocess.run([*command, "--root", str(killed)], check=True)
     print(f"the last run took {time.monotonic() - start:.0f} s")
-    again = [path for path, seen in kept.items() if not path.exists() or _stat(path) != seen]
-    print(f"{len(kept)} complete files at the kills, {len(again)} of them written again or gone: {again[:5]}")
-    different = _compare(chosen.job, chosen.set, calm, killed)
-    return 1 if again or different else 0
+    changed = [path for path, state in complete.items() if not path.exists() or _state(path) != state]
+    print(f"{len(complete)} complete files at the kills, {len(changed)} of them written again or lost: {changed[:5]}")
+    different = _count_differences(arguments.job, arguments.set, undisturbed, killed)
+    return 1 if changed or different else 0
 
 
-def _kill_in(stage: str, command: list[str], root: Path) -> Seen:
-    """Start the run, kill its driver once the stage has made a part of its artifact, and say which files were there."""
+def _kill_in(stage: str, command: list[str], root: Path) -> FileStates:
+    """Start the run, kill its driver when the stage has written a part, and return the states of all complete files."""
     driver = subprocess.Popen(command)
-    while not (parts := _unsealed_parts(root, stage)):
+    while not (parts := _parts(root, stage)):
         if driver.poll() is not None:
             raise SystemExit(f"{stage}: the run ended before it could be killed")
         time.sleep(0.05)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
-    time.sleep(3)  # the workers notice that their driver is gone
-    print(f"killed in {stage}, {len(_unsealed_parts(root, stage))} parts of it written (seen at {len(parts)})")
+    time.sleep(3)  # the workers end after their driver
+    print(f"killed in {stage}, {len(_parts(root, stage))} parts written ({len(parts)} when the kill was sent)")
     folders = ("images", "pairs", "prototypes", "synthetic", "scores")
-    return {path: _stat(path) for table in folders for path in root.glob(f"*/{table}/[!.]*")}
+    return {path: _state(path) for table in folders for path in root.glob(f"*/{table}/[!.]*")}
 
 
-def _unsealed_parts(root: Path, stage: str) -> list[Path]:
-    open_artifacts = [path for path in root.glob(f"{stage}-*") if not (path / MANIFEST).exists()]
-    return [part for path in open_artifacts for part in path.glob(PARTS[stage])]
+def _parts(root: Path, stage: str) -> list[Path]:
+    incomplete = [path for path in root.glob(f"{stage}-*") if not (path / MANIFEST).exists()]
+    return [part for path in incomplete for part in path.glob(PARTS[stage])]
 
 
-def _stat(path: Path) -> tuple[int, int]:
+def _state(path: Path) -> tuple[int, int]:
     return path.stat().st_ino, path.stat().st_mtime_ns
 
 
-def _compare(job: str, overrides: list[str], calm: Path, killed: Path) -> int:
+def _count_differences(job: str, overrides: list[str], undisturbed: Path, killed: Path) -> int:
     different = 0
     for step in graph(load_job(job, overrides)):
         if step.stage in COMPARED:
             one, two = (
-                _table(Store.at(str(root)).artifact(step).path, COMPARED[step.stage]) for root in (calm, killed)
+                _table(Store.at(str(root)).artifact(step).path, COMPARED[step.stage]) for root in (undisturbed, killed)
             )
             different += not one.equals(two)
             print(f"{step.title:<32} {len(one):>6,} rows {'equal' if one.equals(two) else 'DIFFERENT'}")

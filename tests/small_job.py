@@ -1,4 +1,4 @@
-"""A job over the embedded digits that is real in every stage and small enough for a test."""
+"""A job over the embedded digits that runs every stage and is small enough for a test."""
 
 import random
 from pathlib import Path
@@ -9,7 +9,7 @@ from pyarrow import parquet
 
 from vlcp_ray.config import Job, load_job
 from vlcp_ray.demo import digits
-from vlcp_ray.demo.properties import describe
+from vlcp_ray.demo.train.properties import describe
 from vlcp_ray.images import decode
 
 JOB = Path(__file__).parents[1] / "jobs" / "digits.toml"
@@ -26,18 +26,19 @@ OVERRIDES = (
 
 
 def write_captions(path: Path) -> Path:
-    """Descriptions of all digits, measured on their pixels, as a table that `caption.source` takes."""
+    """Write captions of all train digits, made from measures of their pixels, as a table for `caption.source`."""
     rows = list(digits.rows("train"))
-    said = [describe(np.asarray(decode(row["image"])), row["class_name"], random.Random(0)) for row in rows]
-    parquet.write_table(pa.table({"image_id": [row["image_id"] for row in rows], "caption": said}), path)
+    captions = [describe(np.asarray(decode(row["image"])), row["class_name"], random.Random(0)) for row in rows]
+    parquet.write_table(pa.table({"image_id": [row["image_id"] for row in rows], "caption": captions}), path)
     return path
 
 
 def arguments(root: Path, captions_file: Path) -> list[str]:
-    """What `vlcp-ray` is given: the job, its overrides, the root."""
-    sets = [*OVERRIDES, f"caption.source={captions_file}"]
-    return [str(JOB), "--root", str(root), *(part for override in sets for part in ("--set", override))]
+    """Make the arguments of `vlcp-ray run`: the job, the root and the overrides."""
+    overrides = [*OVERRIDES, f"caption.source={captions_file}"]
+    return [str(JOB), "--root", str(root), *(part for override in overrides for part in ("--set", override))]
 
 
 def job(captions_file: Path) -> Job:
+    """Load the job with its overrides."""
     return load_job(JOB, [*OVERRIDES, f"caption.source={captions_file}"])

@@ -1,4 +1,4 @@
-"""Whether real photographs in WebDataset's tars go through the chain to synthetic images, with exact counts."""
+"""Test of the whole chain on real photographs in WebDataset's tars, with exact counts."""
 
 import dataclasses
 from pathlib import Path
@@ -9,15 +9,15 @@ from tests.check_data import SETS, arguments_for, check
 from tests.image_sets import SHARED
 from vlcp_ray.cli import main
 from vlcp_ray.config import load_job
-from vlcp_ray.store import Store
+from vlcp_ray.store.artifact import Store
 
 
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.filterwarnings("default")
-def test_imagenets_sample_is_distilled_with_exact_counts(tmp_path: Path) -> None:
-    """As `make check-data` does, at 64 px in place of 512, drawn by the base model: fine-tuning is tested elsewhere."""
+def test_run_of_the_imagenet_sample_has_exact_counts(tmp_path: Path) -> None:
+    """As `make check-data`, but at 64 px instead of 512 and with the base model: fine-tuning has its own tests."""
     if not (SHARED / "imagenet-sample").exists():
-        pytest.skip(f"{SHARED / 'imagenet-sample'} is not there")
+        pytest.skip(f"{SHARED / 'imagenet-sample'} does not exist")
     small = SETS["imagenet"].settings | {"encode.resolution": 64, "generate.image_size": 64}
     small |= {"compare.methods": '["base-text"]'}
     real = dataclasses.replace(SETS["imagenet"], settings=small)

@@ -1,4 +1,4 @@
-"""Whether the files of clusters/ are what Ray and KubeRay read, agree with each other, and hold nothing secret."""
+"""Tests of the files in clusters/: Ray and KubeRay accept them, they agree, and they hold no secret."""
 
 import copy
 import json
@@ -42,7 +42,7 @@ def check_launcher(config: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_a_launcher_file_is_one_that_ray_takes(cloud: str) -> None:
+def test_launcher_file_passes_rays_validation(cloud: str) -> None:
     check_launcher(read(cloud))
 
 
@@ -50,7 +50,7 @@ def test_a_launcher_file_is_one_that_ray_takes(cloud: str) -> None:
 @pytest.mark.parametrize(
     "place", [(), ("provider", "security_group"), ("docker",), ("available_node_types", "gpu_spot")]
 )
-def test_a_misspelt_key_fails(cloud: str, place: tuple[str, ...]) -> None:
+def test_launcher_file_with_misspelt_key_fails(cloud: str, place: tuple[str, ...]) -> None:
     config = inner = read(cloud)
     for key in place:
         inner = inner.setdefault(key, {})
@@ -60,7 +60,7 @@ def test_a_misspelt_key_fails(cloud: str, place: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_the_head_is_idle_and_everything_else_comes_and_goes(cloud: str) -> None:
+def test_launcher_head_runs_no_work_and_workers_scale_from_zero(cloud: str) -> None:
     kinds = read(cloud)["available_node_types"]
     assert kinds["head"]["resources"] == {"CPU": 0}
     assert all(kind["min_workers"] == 0 for name, kind in kinds.items() if name != "head")
@@ -113,7 +113,7 @@ def cluster_of(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_a_manifest_is_one_that_kuberay_takes(name: str) -> None:
+def test_manifest_passes_kuberays_schema(name: str) -> None:
     check_manifest(name, read(f"kuberay/{name}"))
 
 
@@ -139,7 +139,7 @@ POD = ("workerGroupSpecs", 2, "template", "spec")
     ids=lambda place: ".".join(map(str, place)) or "spec",
 )
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_a_misspelt_key_of_a_manifest_fails(name: str, place: tuple[str | int, ...]) -> None:
+def test_manifest_with_misspelt_key_fails(name: str, place: tuple[str | int, ...]) -> None:
     manifest = read(f"kuberay/{name}")
     inner: Any = cluster_in(name, manifest)
     for key in place:
@@ -149,11 +149,11 @@ def test_a_misspelt_key_of_a_manifest_fails(name: str, place: tuple[str | int, .
         check_manifest(name, manifest)
 
 
-def test_the_job_s_cluster_is_the_cluster() -> None:
+def test_rayjob_and_raycluster_have_the_same_cluster() -> None:
     assert cluster_of("rayjob") == cluster_of("raycluster")
 
 
-def test_the_cluster_of_kuberay_is_idle_at_its_head_and_asks_for_a_token() -> None:
+def test_manifest_head_runs_no_work_and_requires_a_token() -> None:
     spec = cluster_of("raycluster")
     assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     assert spec["headGroupSpec"]["serviceType"] == "ClusterIP"
@@ -183,7 +183,7 @@ def most_devices(name: str) -> dict[str, tuple[float, float]]:
 
 
 @pytest.mark.parametrize("name", [*CLOUDS, "kuberay/scale"])
-def test_a_scale_file_asks_for_no_more_than_its_cluster_can_have(name: str) -> None:
+def test_scale_file_fits_its_cluster(name: str) -> None:
     scale, most = load_scale(str(CLUSTERS / f"{name}.toml")), most_devices(name)
     cpus, gpus = (sum(counts) for counts in zip(*most.values(), strict=True))
     for pools in (("ingest",), ("caption", "encode"), ("finetune",), ("prototype",), ("generate",), ("evaluate",)):
@@ -191,30 +191,30 @@ def test_a_scale_file_asks_for_no_more_than_its_cluster_can_have(name: str) -> N
         assert sum(pool.num_workers * pool.num_gpus for pool in taken) <= gpus, pools
         assert sum(pool.num_workers * pool.num_cpus for pool in taken) <= cpus, pools
     assert scale.finetune.num_workers * scale.finetune.num_gpus == most["gpu"][1]  # all ranks fit without spot
-    assert scale.finetune.fewest < scale.finetune.num_workers
-    assert scale.patience > Scale().patience
+    assert scale.finetune.required_workers < scale.finetune.num_workers
+    assert scale.resource_timeout > Scale().resource_timeout
 
 
 @pytest.mark.parametrize("name", [*CLOUDS, "kuberay/scale"])
-def test_ranks_fit_on_the_machines_on_demand_and_on_no_spot_machine(name: str) -> None:
+def test_scale_ranks_fit_on_demand_machines_only(name: str) -> None:
     rank, kinds = load_scale(str(CLUSTERS / f"{name}.toml")).finetune, machines(name)
     count, cpus, gpus = kinds["gpu"]
     on_one = min(cpus // rank.num_cpus, gpus // rank.num_gpus)
-    assert rank.fewest <= on_one
+    assert rank.required_workers <= on_one
     assert rank.num_workers <= count * on_one
     assert all(one < rank.num_cpus for kind, (_, one, has) in kinds.items() if kind != "gpu" and has)
 
 
 @pytest.mark.parametrize("name", [*CLOUDS, "kuberay/scale"])
-def test_a_spot_machine_holds_a_worker_of_each_other_pool(name: str) -> None:
+def test_scale_workers_fit_a_spot_machine(name: str) -> None:
     scale, (_, cpus, gpus) = load_scale(str(CLUSTERS / f"{name}.toml")), machines(name)["gpu_spot"]
     for pool in (scale.caption, scale.encode, scale.generate, scale.evaluate):
         assert pool.num_cpus <= cpus
         assert pool.num_gpus <= gpus
-    assert all(pool.fewest == 1 for pool in (scale.caption, scale.encode, scale.generate))
+    assert all(pool.required_workers == 1 for pool in (scale.caption, scale.encode, scale.generate))
 
 
-def test_the_image_has_the_one_list_of_dependencies() -> None:
+def test_dockerfile_installs_the_projects_dependencies() -> None:
     docker = (CLUSTERS / "Dockerfile").read_text(encoding="utf-8")
     pins = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
     assert re.findall(r"pip install (.*?) &&", docker) == ["--no-cache-dir '.[gpu]'"]
@@ -225,14 +225,14 @@ def test_the_image_has_the_one_list_of_dependencies() -> None:
     assert all(f"!{name}" in sent for name in re.findall(r"^COPY \S+ (\w[\w.]*)", docker, re.MULTILINE))
 
 
-def test_all_files_name_the_same_image_and_ray() -> None:
+def test_cluster_files_name_the_same_image_and_ray() -> None:
     images = {name for file in FILES for name in re.findall(r"vlcp-ray:[\d.]*\d", file.read_text(encoding="utf-8"))}
     assert images == {f"vlcp-ray:{__version__}"}
     assert {cluster_of(name)["rayVersion"] for name in MANIFESTS} == {"2.60.0"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CLUSTERS)))
-def test_files_name_what_is_there_and_nothing_secret(file: Path) -> None:
+def test_cluster_files_name_existing_files_and_no_secret(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
     for name in re.findall(r"(?:clusters|jobs)/[\w/.-]+\.(?:toml|yaml)", text):
         assert (ROOT / name).exists(), name

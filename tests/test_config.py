@@ -1,4 +1,4 @@
-"""Whether job files are read strictly and every error names the field and the cure."""
+"""Tests of the job file: strict reading, and errors that name the field and the fix."""
 
 from pathlib import Path
 
@@ -17,25 +17,32 @@ def job(**settings: object) -> Job:
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
-def test_every_job_that_ships_is_valid(path: Path) -> None:
+def test_load_job_of_every_shipped_file_is_valid(path: Path) -> None:
     assert load_job(path).name == path.stem
 
 
-def test_defaults_are_the_papers() -> None:
+def test_job_defaults_are_those_of_the_paper() -> None:
     """METHOD.md sections 2.1 to 2.6."""
-    made = job()
-    assert made.caption.temperature == 0.2
-    assert made.caption.max_tokens == 1024
-    assert (made.finetune.epochs, made.finetune.batch_size, made.finetune.learning_rate) == (8, 32, 1e-5)
-    assert (made.finetune.weight_decay, made.finetune.max_grad_norm, made.finetune.ema_decay) == (0.01, 1.0, 0.9999)
-    assert made.finetune.validation_epochs == 2
-    assert (made.encode.resolution, made.prototype.n_neighbors, made.prototype.n_init) == (512, 10, 10)
-    assert (made.prototype.max_df, made.prototype.n_words) == (0.7, 30)
-    assert (made.generate.strength, made.generate.guidance_scale) == (0.7, 10)
-    assert (made.generate.num_inference_steps, made.generate.negative_prompt) == (50, "cartoon, anime, painting")
-    assert (made.evaluate.learning_rate, made.evaluate.batch_size, made.evaluate.repeats) == (0.01, 64, 3)
-    assert made.evaluate.protocols == ("minimax",)
-    assert (made.evaluate.temperature, made.evaluate.epochs, made.evaluate.rded_epochs) == (20, None, None)
+    settings = job()
+    assert settings.caption.temperature == 0.2
+    assert settings.caption.max_tokens == 1024
+    assert (settings.finetune.epochs, settings.finetune.batch_size, settings.finetune.learning_rate) == (8, 32, 1e-5)
+    assert (settings.finetune.weight_decay, settings.finetune.max_grad_norm, settings.finetune.ema_decay) == (
+        0.01,
+        1.0,
+        0.9999,
+    )
+    assert settings.finetune.validation_epochs == 2
+    assert (settings.encode.resolution, settings.prototype.n_neighbors, settings.prototype.n_init) == (512, 10, 10)
+    assert (settings.prototype.max_df, settings.prototype.n_words) == (0.7, 30)
+    assert (settings.generate.strength, settings.generate.guidance_scale) == (0.7, 10)
+    assert (settings.generate.num_inference_steps, settings.generate.negative_prompt) == (
+        50,
+        "cartoon, anime, painting",
+    )
+    assert (settings.evaluate.learning_rate, settings.evaluate.batch_size, settings.evaluate.repeats) == (0.01, 64, 3)
+    assert settings.evaluate.protocols == ("minimax",)
+    assert (settings.evaluate.temperature, settings.evaluate.epochs, settings.evaluate.rded_epochs) == (20, None, None)
 
 
 @pytest.mark.parametrize(
@@ -49,15 +56,21 @@ def test_defaults_are_the_papers() -> None:
         ({"caption": {"max_tokens": 512, "max_model_len": 512}}, "max_tokens must be smaller than max_model_len"),
         ({"ipc": 5}, "ipc: must be a list in brackets, as [1, 10], not 5"),
         ({"caption": 3}, "caption: is a section; write its settings as [caption] in the file"),
-        ({"name": "My Job"}, "name: must be of lower-case letters, digits and hyphens"),
+        ({"name": "My Job"}, "name: must consist of lower-case letters, digits and hyphens"),
         ({"encode": {"resolution": 30}}, "encode.resolution: Input should be a multiple of 8"),
         ({"ipc": []}, "ipc must be a list of different values"),
         ({"seeds": [1, 1]}, "seeds must be a list of different values"),
         ({"evaluate": {"networks": []}}, "evaluate: networks must be a list of different values, at least one"),
         ({"evaluate": {"protocols": ["rded", "rded"]}}, "evaluate: protocols must be a list of different values"),
         ({"evaluate": {"protocols": ["hard"]}}, "evaluate.protocols.0"),
-        ({"evaluate": {"factor": 2}}, "evaluate.factor is of rded; add it to protocols or methods or leave factor out"),
-        ({"evaluate": {"protocols": ["rded"], "batch_size": 8}}, "evaluate: batch_size is of the minimax protocol"),
+        (
+            {"evaluate": {"factor": 2}},
+            "evaluate.factor is for rded only; add it to protocols or methods or leave factor out",
+        ),
+        (
+            {"evaluate": {"protocols": ["rded"], "batch_size": 8}},
+            "evaluate: batch_size is for the minimax protocol only",
+        ),
         ({"evaluate": {"protocols": ["rded"], "factor": 3}}, "input_size must be a multiple of factor, 3, not 224"),
         (
             {"evaluate": {"protocols": ["rded"], "input_size": 32}},
@@ -66,7 +79,7 @@ def test_defaults_are_the_papers() -> None:
         ({"compare": {"methods": ["randm"]}}, "compare.methods.0"),
     ],
 )
-def test_errors_name_field_and_cure(settings: dict[str, object], message: str) -> None:
+def test_job_with_wrong_settings_names_field_and_fix(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         job(**settings)
     assert message in str(caught.value)
@@ -74,24 +87,29 @@ def test_errors_name_field_and_cure(settings: dict[str, object], message: str) -
     assert "\n" not in str(caught.value)
 
 
-def test_overrides_reach_nested_fields_and_keep_types(tmp_path: Path) -> None:
+def test_load_job_overrides_nested_fields_with_their_types(tmp_path: Path) -> None:
     path = tmp_path / "a.toml"
     path.write_text("ipc = [1]\n[generate]\nstrength = 0.5\n")
-    made = load_job(path, ["generate.strength=0.6", "ipc=[2, 3]", "caption.model=some/folder", "seeds = [4]"])
-    assert (made.generate.strength, made.ipc, made.caption.model, made.seeds) == (0.6, (2, 3), "some/folder", (4,))
+    settings = load_job(path, ["generate.strength=0.6", "ipc=[2, 3]", "caption.model=some/folder", "seeds = [4]"])
+    assert (settings.generate.strength, settings.ipc, settings.caption.model, settings.seeds) == (
+        0.6,
+        (2, 3),
+        "some/folder",
+        (4,),
+    )
 
 
 @pytest.mark.parametrize(
     ("override", "message"), [("strength", "section.key=value"), ("ipc.x=1", "'ipc' is a value"), ("a.b=1", "'a'")]
 )
-def test_bad_overrides_are_refused(tmp_path: Path, override: str, message: str) -> None:
+def test_load_job_with_bad_override_is_refused(tmp_path: Path, override: str, message: str) -> None:
     path = tmp_path / "a.toml"
     path.write_text("ipc = [1]\n")
     with pytest.raises(ConfigError, match=message):
         load_job(path, [override])
 
 
-def test_missing_and_broken_files_are_one_sentence(tmp_path: Path) -> None:
+def test_load_job_of_missing_or_broken_file_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         load_job(tmp_path / "none.toml")
     with pytest.raises(ConfigError, match=r"is a folder; name a \.toml file in it"):
@@ -103,19 +121,19 @@ def test_missing_and_broken_files_are_one_sentence(tmp_path: Path) -> None:
 
 
 @given(st.text(min_size=1, max_size=20))
-def test_no_unknown_key_passes(key: str) -> None:
+def test_job_with_any_unknown_key_is_refused(key: str) -> None:
     if key not in Job.model_fields:
         with pytest.raises(ConfigError, match="unknown setting"):
             job(**{key: 1})
 
 
-def test_settings_written_out_in_full_are_read_again() -> None:
+def test_job_dumped_in_full_is_read_again() -> None:
     """Manifests hold every setting, also those of protocols that the job does not use."""
-    made = job(evaluate={"protocols": ["rded"], "factor": 2, "rded_epochs": 10}, teach={"network": "ConvNet-3"})
-    assert Job.model_validate(made.model_dump(mode="json")) == made
+    settings = job(evaluate={"protocols": ["rded"], "factor": 2, "rded_epochs": 10}, teach={"network": "ConvNet-3"})
+    assert Job.model_validate(settings.model_dump(mode="json")) == settings
     assert Job.model_validate(job().model_dump(mode="json")) == job()
 
 
-def test_settings_cannot_be_changed() -> None:
+def test_job_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         job().generate.strength = 0.1  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Whether bytes of every kind become the same pixels, and bad bytes a reason."""
+"""Tests of decoding, checking, cropping and encoding images."""
 
 import io
 
@@ -25,42 +25,42 @@ def noise(size: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8))
 
 
-def test_png_round_trip_is_exact() -> None:
+def test_encode_png_decodes_to_the_same_pixels() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     np.testing.assert_array_equal(np.asarray(decode(encode_png(pixels))), pixels)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "CMYK", "1"])
-def test_every_mode_becomes_rgb(mode: str) -> None:
+def test_decode_of_every_mode_gives_rgb(mode: str) -> None:
     image = decode(data(red(mode), "TIFF"))
     assert image.mode == "RGB"
     assert image.size == (4, 6)
 
 
-def test_transparent_pixels_become_white() -> None:
+def test_decode_of_transparent_pixels_gives_white() -> None:
     image = Image.new("RGBA", (2, 1), (255, 0, 0, 255))
     image.putpixel((1, 0), (0, 0, 0, 0))
     assert np.asarray(decode(data(image))).tolist() == [[[255, 0, 0], [255, 255, 255]]]
 
 
-def test_exif_rotation_is_applied() -> None:
+def test_decode_applies_exif_rotation() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees
     assert decode(data(red("RGB", (8, 4)), "JPEG", exif=exif)).size == (4, 8)
 
 
-def test_adobes_inverted_cmyk_is_red_and_not_cyan() -> None:
+def test_decode_of_adobes_inverted_cmyk_gives_red() -> None:
     red_pixel = np.asarray(decode(data(red("CMYK", (8, 8)), "JPEG", quality=95)))[4, 4]
     assert red_pixel[0] > 200
     assert max(red_pixel[1:]) < 60
 
 
-def test_sixteen_bits_are_scaled_and_not_cut_off() -> None:
+def test_decode_of_sixteen_bits_scales_them() -> None:
     grey = Image.fromarray(np.array([[0, 256, 32768, 65535]], np.uint16))
     assert np.asarray(decode(data(grey)))[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
-def test_pixels_without_a_known_range_are_refused() -> None:
+def test_decode_of_unknown_range_is_refused() -> None:
     with pytest.raises(ImageError, match="mode F has no range"):
         decode(data(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"))
     with pytest.raises(ImageError, match="mode F has no range"):
@@ -68,20 +68,20 @@ def test_pixels_without_a_known_range_are_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP"])
-def test_of_an_animation_the_first_frame_counts(kind: str) -> None:
+def test_decode_of_an_animation_takes_the_first_frame(kind: str) -> None:
     frames = [red("RGB", (16, 16)), Image.new("RGB", (16, 16), (0, 0, 255))]
     content = data(frames[0], kind, save_all=True, append_images=frames[1:])
     assert np.asarray(decode(content))[8, 8].argmax() == 0
     check(content, 256)
 
 
-def test_bombs_are_refused_before_they_are_decoded() -> None:
+def test_check_of_a_decompression_bomb_refuses_before_decoding() -> None:
     with pytest.raises(ImageError, match="100 x 100 pixels, the limit is 9999") as caught:
         check(data(red("RGB", (100, 100))), max_pixels=9_999)
     assert caught.value.reason == "too_large"
 
 
-def test_pillows_own_limit_has_the_same_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decode_over_pillows_limit_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000)  # it raises above twice as many
     with pytest.raises(ImageError) as caught:
         check(data(red("RGB", (100, 100))), max_pixels=10**6)
@@ -90,7 +90,7 @@ def test_pillows_own_limit_has_the_same_reason(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF"])
 @pytest.mark.parametrize("share", [0.3, 0.9])
-def test_truncated_files_are_undecodable_for_the_check_and_for_the_decoder(kind: str, share: float) -> None:
+def test_check_and_decode_of_a_truncated_file_are_undecodable(kind: str, share: float) -> None:
     whole = data(noise(200), kind)
     check(whole, 10**6)
     for function in (decode, lambda content: check(content, 10**6)):
@@ -100,7 +100,7 @@ def test_truncated_files_are_undecodable_for_the_check_and_for_the_decoder(kind:
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_crash(junk: bytes) -> None:
+def test_check_of_any_bytes_never_crashes(junk: bytes) -> None:
     with pytest.raises(ImageError) as caught:
         decode(junk)
     assert caught.value.reason == "undecodable"
@@ -109,20 +109,20 @@ def test_no_bytes_crash(junk: bytes) -> None:
     assert caught.value.reason == ("undecodable" if junk else "empty")
 
 
-def test_a_tag_that_cannot_be_read_says_nothing_of_the_pixels() -> None:
+def test_decode_with_unreadable_exif_keeps_the_pixels() -> None:
     content = data(noise(16), "PNG", exif=b"Exif\x00\x00this is no TIFF header")
     check(content, 10**6)
     np.testing.assert_array_equal(np.asarray(decode(content)), np.asarray(noise(16)))
 
 
-def test_formats_that_run_other_programs_are_no_images() -> None:
+def test_decode_of_formats_that_run_programs_is_refused() -> None:
     with pytest.raises(ImageError, match="no image that Pillow knows"):
         decode(data(noise(16), "EPS"))
 
 
 @settings(deadline=None)
 @given(st.data())
-def test_what_passes_the_check_is_decoded(drawn: st.DataObject) -> None:
+def test_decode_of_checked_bytes_succeeds(drawn: st.DataObject) -> None:
     """Bytes of a real image with a few of them changed: the check never lets through what the decoder refuses."""
     kind = drawn.draw(st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "TIFF", "AVIF"]))
     exif = Image.Exif()
@@ -138,18 +138,18 @@ def test_what_passes_the_check_is_decoded(drawn: st.DataObject) -> None:
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.sampled_from([8, 16]))
-def test_views_have_the_asked_size(width: int, height: int, size: int) -> None:
+def test_square_and_center_crop_have_the_wanted_size(width: int, height: int, size: int) -> None:
     image = Image.new("RGB", (width, height))
     assert square(image, size).shape == center_crop(image, size).shape == (size, size, 3)
 
 
-def test_center_crop_cuts_the_middle() -> None:
+def test_center_crop_keeps_the_middle() -> None:
     image = Image.new("RGB", (24, 8))
     image.paste((255, 255, 255), (8, 0, 16, 8))
     assert center_crop(image, 8).min() == 255
 
 
-def test_stack_has_the_models_range() -> None:
+def test_stack_gives_floats_between_minus_one_and_one() -> None:
     batch = stack([np.zeros((2, 2, 3), np.uint8), np.full((2, 2, 3), 255, np.uint8)])
     assert batch.shape == (2, 3, 2, 2)
     assert batch.dtype == np.float32
@@ -157,12 +157,12 @@ def test_stack_has_the_models_range() -> None:
     assert (batch[1] == 1).all()
 
 
-def test_rows_are_decoded_or_told_what_is_wrong_and_rejected_ones_are_left_alone() -> None:
+def test_decode_rows_skips_rejected_rows_and_reports_bad_ones() -> None:
     found, faults = decode_rows([data(red("RGB")), b"junk", b"junk"], ["", "", "empty_caption"])
     assert {row: image.size for row, image in found.items()} == {0: (4, 6)}
     assert {row: reason for row, (reason, _) in faults.items()} == {1: "undecodable"}
 
 
-def test_the_middle_must_fit_into_what_it_is_cut_from() -> None:
+def test_center_crop_larger_than_the_image_is_refused() -> None:
     with pytest.raises(ValueError, match="a side of 8 pixels has no middle of 16"):
         center_crop(Image.new("RGB", (32, 32)), 16, 8)

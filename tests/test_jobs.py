@@ -1,4 +1,4 @@
-"""Whether the jobs hold the values of the paper's appendix, and can be planned without data, hub or GPU."""
+"""Tests of the shipped jobs: the values of the paper's appendix, and a plan without data, hub or GPU."""
 
 import socket
 from pathlib import Path
@@ -75,7 +75,7 @@ def setting(job: Job, name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_a_job_holds_the_values_of_the_appendix(name: str) -> None:
+def test_job_of_the_paper_has_the_values_of_the_appendix(name: str) -> None:
     job, paper = load_job(JOBS / f"{name}.toml"), PAPER[name]
     assert {key: setting(job, key) for key in SHARED} == SHARED
     assert (job.ipc, job.prototype.contamination, job.prototype.max_df) == (paper.ipc, paper.alpha, paper.beta)
@@ -86,13 +86,13 @@ def test_a_job_holds_the_values_of_the_appendix(name: str) -> None:
         assert len(expand(job.ingest.classes, glossary(""))) == paper.classes
 
 
-def test_every_set_of_the_paper_has_its_job() -> None:
+def test_jobs_cover_every_set_of_the_paper() -> None:
     others = {"digits", "digits-seeds", "digits-tune", "digits-compare", "cifar10-cpu"}
     assert {file.stem for file in JOBS.glob("*.toml")} == set(PAPER) | others
 
 
 @pytest.mark.parametrize("file", sorted(JOBS.glob("*.toml")), ids=lambda file: file.stem)
-def test_every_job_is_planned_without_data(
+def test_plan_of_every_job_needs_no_data(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def no_network(*_: object) -> None:
@@ -106,7 +106,7 @@ def test_every_job_is_planned_without_data(
     assert f"vlcp-ray run jobs/{file.stem}.toml" in file.read_text(encoding="utf-8").partition("\n\n")[0]
 
 
-def test_sizes_of_one_seed_share_all_but_the_prototypes(tmp_path: Path) -> None:
+def test_graph_shares_models_between_sizes(tmp_path: Path) -> None:
     from vlcp_ray.pipeline import graph
 
     steps = graph(load_job(JOBS / "imagenette.toml"))

@@ -1,4 +1,4 @@
-"""Whether the whole chain runs, skips, resumes, and gives the same tables for other workers and batches."""
+"""Tests of the pipeline: the graph, and the whole chain run, skipped, resumed and run by other workers."""
 
 import dataclasses
 import json
@@ -9,15 +9,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from tests.monitoring.test_tensorboard import scalars
 from tests.small_job import JOB, arguments, job, write_captions
-from tests.test_records import scalars
 from vlcp_ray.cli import main
 from vlcp_ray.config import Job, load_job
-from vlcp_ray.pipeline import STAGES, graph, run, state
+from vlcp_ray.pipeline import graph, run, state
 from vlcp_ray.scale import Pool, Scale, pools
-from vlcp_ray.schemas import IMAGES, MEMBERS, SCORES, SYNTHETIC, pairs_schema, prototypes_schema, tensors
+from vlcp_ray.schemas import IMAGES, SYNTHETIC, tensors
 from vlcp_ray.settings import ConfigError, build
-from vlcp_ray.store import Step, Store
+from vlcp_ray.stages import STAGES
+from vlcp_ray.stages.evaluate import SCORES
+from vlcp_ray.stages.pair import pairs_schema
+from vlcp_ray.stages.prototype import MEMBERS, prototypes_schema
+from vlcp_ray.store.artifact import Step, Store
 
 SCHEMAS = {
     "images": IMAGES,
@@ -29,10 +33,10 @@ SCHEMAS = {
 }
 
 
-def test_the_graph_forks_where_the_seeds_do() -> None:
+def test_graph_has_models_and_sets_for_each_seed() -> None:
     settings = {"name": "x", "base_model": "o/sd", "caption": {"model": "o/llava"}, "ipc": [1, 5], "seeds": [0, 1, 2]}
     steps = graph(build(Job, settings, "x"))
-    count = {stage.name: sum(step.stage == stage.name for step in steps) for stage in STAGES}
+    count = {name: sum(step.stage == name for step in steps) for name in STAGES}
     assert count == {
         "ingest": 1,
         "pair": 1,
@@ -64,7 +68,7 @@ def test_the_graph_forks_where_the_seeds_do() -> None:
         ("evaluate", {"repeats": 4}, {"evaluate"}),
     ],
 )
-def test_a_setting_changes_what_depends_on_it_and_nothing_else(section: str, change: dict, changed: set[str]) -> None:
+def test_graph_setting_changes_only_what_depends_on_it(section: str, change: dict, changed: set[str]) -> None:
     settings = {"name": "x", "base_model": "o/sd", "caption": {"model": "o/llava"}}
     before = {step.fingerprint for step in graph(build(Job, settings, "x"))}
     section_settings = {**settings.get(section, {}), **change}
@@ -99,7 +103,7 @@ def of_stage(captions: Path, stage: str) -> list[Step]:
 
 
 @pytest.mark.filterwarnings("default")
-def test_every_stage_counts_its_rows(ran: tuple[Path, Path]) -> None:
+def test_run_writes_the_exact_rows_of_every_stage(ran: tuple[Path, Path]) -> None:
     root, captions = ran
     store = Store.at(str(root))
     assert {state(store, step) for step in graph(job(captions))} == {"done"}
@@ -118,7 +122,7 @@ def test_every_stage_counts_its_rows(ran: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.filterwarnings("default")
-def test_every_stage_has_its_log_and_its_peak_of_memory(ran: tuple[Path, Path]) -> None:
+def test_run_writes_a_log_and_peak_memory_for_every_stage(ran: tuple[Path, Path]) -> None:
     root, captions = ran
     store = Store.at(str(root))
     for step in graph(job(captions)):
@@ -132,7 +136,7 @@ def test_every_stage_has_its_log_and_its_peak_of_memory(ran: tuple[Path, Path]) 
 
 
 @pytest.mark.filterwarnings("default")
-def test_tensorboard_has_what_was_recorded(ran: tuple[Path, Path]) -> None:
+def test_run_writes_curves_for_tensorboard(ran: tuple[Path, Path]) -> None:
     root, captions = ran
     board = root / "tensorboard" / "digits"
     (tuned,) = of_stage(captions, "finetune")
@@ -152,7 +156,7 @@ def test_tensorboard_has_what_was_recorded(ran: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.filterwarnings("default")
-def test_the_second_run_skips_everything(ran: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_again_changes_no_file(ran: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     root, captions = ran
     files = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
     assert main(["run", *arguments(root, captions)]) == 0
@@ -163,7 +167,7 @@ def test_the_second_run_skips_everything(ran: tuple[Path, Path], capsys: pytest.
 
 
 @pytest.mark.filterwarnings("default")
-def test_other_workers_and_batches_change_nothing(ran: tuple[Path, Path]) -> None:
+def test_run_with_other_workers_and_batches_gives_the_same_tables(ran: tuple[Path, Path]) -> None:
     root, captions = ran
     other = root.parent / "two"
     tuned = Store.at(str(root)).artifact(of_stage(captions, "finetune")[0]).path
@@ -184,7 +188,7 @@ def test_other_workers_and_batches_change_nothing(ran: tuple[Path, Path]) -> Non
 
 
 @pytest.mark.filterwarnings("default")
-def test_scores_are_printed_as_json(ran: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_json_lists_every_trial(ran: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     root, captions = ran
     assert main(["report", *arguments(root, captions), "--json"]) == 0
     scores = json.loads(capsys.readouterr().out)
@@ -195,7 +199,7 @@ def test_scores_are_printed_as_json(ran: tuple[Path, Path], capsys: pytest.Captu
 
 
 @pytest.mark.filterwarnings("default")
-def test_status_and_plan_say_what_is_there(ran: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_and_plan_show_what_is_complete(ran: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     root, captions = ran
     assert main(["status", *arguments(root, captions)]) == 0
     assert "1,797 in = 1,797 out + 0 rejected" in capsys.readouterr().out
@@ -204,7 +208,7 @@ def test_status_and_plan_say_what_is_there(ran: tuple[Path, Path], capsys: pytes
 
 
 @pytest.mark.filterwarnings("default")
-def test_a_class_smaller_than_ipc_ends_with_one_sentence(
+def test_run_with_too_small_a_class_exits_1_and_names_the_log(
     ran: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, captions = ran
@@ -217,19 +221,19 @@ def test_a_class_smaller_than_ipc_ends_with_one_sentence(
     assert Path(sentence.rpartition("(log: ")[2].removesuffix(")")).is_file()
 
 
-def test_a_stage_that_breaks_its_promise_is_not_sealed(tmp_path: Path) -> None:
-    from vlcp_ray.flow.context import Context
+def test_complete_with_lost_rows_is_refused(tmp_path: Path) -> None:
+    from vlcp_ray.engine.context import Context
 
     step = Step("pair", 1, {})
     context = Context(build(Job, {"name": "x"}, "x"), Scale(), Store.at(str(tmp_path)))
     with pytest.raises(RuntimeError, match="pair: 3 rows in, but 1 out and 1 rejected"):
-        context.seal(step, rows_in=3, rows=1, rejected=1, seconds=1.0)
+        context.complete(step, rows_in=3, rows=1, rejected=1, seconds=1.0)
     assert state(context.store, step) == "new"
     assert dataclasses.replace(step).fingerprint == step.fingerprint
 
 
 @pytest.mark.filterwarnings("default")
-def test_half_precision_without_a_gpu_is_refused_before_anything_is_made(ray_session: None, tmp_path: Path) -> None:
+def test_run_with_fp16_without_a_gpu_is_refused_before_it_starts(ray_session: None, tmp_path: Path) -> None:
     wanted = load_job(JOB, ["finetune.mixed_precision=fp16"])
     with pytest.raises(ConfigError, match=r"finetune\.mixed_precision: fp16 needs a GPU, .* set it to no or bf16"):
         list(run(wanted, Store.at(str(tmp_path)), "report", Scale()))

@@ -1,4 +1,4 @@
-"""Whether what is written down of settings and tables is what the code takes and makes."""
+"""Tests of the generated reference of settings and tables."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ from vlcp_ray.schemas import REASONS, SYNTHETIC
 PAGE = Path(__file__).parents[1] / "REFERENCE.md"
 
 
-def test_the_page_is_not_stale() -> None:
+def test_reference_file_is_up_to_date() -> None:
     assert PAGE.read_text(encoding="utf-8") == reference(), "python -m vlcp_ray.reference > REFERENCE.md"
 
 
-def test_every_setting_column_and_reason_has_a_line() -> None:
+def test_reference_has_a_line_for_every_setting_column_and_reason() -> None:
     lines = reference().splitlines()
     for name, field in Job.model_fields.items():
         inner = getattr(field.annotation, "model_fields", {name: field})
@@ -22,9 +22,9 @@ def test_every_setting_column_and_reason_has_a_line() -> None:
     assert all(any(line.startswith(f"| {reason} |") for line in lines) for reason in REASONS)
 
 
-def test_values_are_told() -> None:
+def test_reference_shows_types_and_bounds() -> None:
     page = reference()
-    assert "| `guidance_scale` | `10.0` | float, >= 1 | 1 is without guidance |" in page
+    assert "| `guidance_scale` | `10.0` | float, >= 1 | 1: without guidance |" in page
     assert "| list of `minimax`, `rded` |" in page
     assert "| list of int |" in page
     assert "| `image` | `binary` | the file's bytes, PNG |" in page

@@ -1,4 +1,4 @@
-"""Whether the derived scale fits the machine and a scale file is read strictly."""
+"""Tests of the scale: derived from a machine, or read strictly from a file."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ CLUSTERS = sorted((Path(__file__).parents[1] / "clusters").glob("*.toml"))
 
 
 @pytest.mark.parametrize("gpus", [1, 2, 8, 64])
-def test_streaming_pools_never_ask_for_more_gpus_than_there_are(gpus: int) -> None:
+def test_derive_streaming_pools_fit_the_gpus(gpus: int) -> None:
     scale = derive(8 * gpus, gpus)
     streaming = [scale.caption, scale.encode]
     assert sum(pool.num_workers * pool.num_gpus for pool in streaming) <= gpus
@@ -20,7 +20,7 @@ def test_streaming_pools_never_ask_for_more_gpus_than_there_are(gpus: int) -> No
 
 
 @pytest.mark.parametrize(("cpus", "gpus"), [(2, 1), (8, 8), (4, 8), (96, 8), (1, 1)])
-def test_few_cpus_beside_many_gpus_are_shared_out(cpus: int, gpus: int) -> None:
+def test_derive_with_few_cpus_shares_them(cpus: int, gpus: int) -> None:
     scale = derive(cpus, gpus)
     room = max(cpus, gpus / 2)  # half a CPU is the least that a worker with a GPU gets
     for together in ([scale.caption, scale.encode], [scale.finetune], [scale.generate], [scale.evaluate]):
@@ -28,40 +28,40 @@ def test_few_cpus_beside_many_gpus_are_shared_out(cpus: int, gpus: int) -> None:
     assert scale.prototype.num_cpus <= cpus
 
 
-def test_batches_per_device_follow_from_its_memory() -> None:
+def test_derive_batch_size_follows_from_gpu_memory() -> None:
     small, large = derive(8, 1, 16), derive(8, 1, 80)
     assert (small.finetune.batch_size, large.finetune.batch_size) == (4, 20)
     assert (small.generate.batch_size, large.generate.batch_size) == (8, 40)
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 16, 96])
-def test_without_gpus_none_is_asked_for(cpus: int) -> None:
+def test_derive_without_gpus_uses_cpus_only(cpus: int) -> None:
     scale = derive(cpus, 0)
     assert all(pool.num_gpus == 0 for pool in pools(scale).values())
     assert scale.evaluate.num_workers == cpus
 
 
 @pytest.mark.parametrize("path", CLUSTERS, ids=lambda path: path.stem)
-def test_scale_files_that_ship_are_valid(path: Path) -> None:
+def test_load_scale_of_every_shipped_file_is_valid(path: Path) -> None:
     assert load_scale(str(path)) != Scale()
 
 
-def test_unknown_keys_in_a_scale_file_are_refused(tmp_path: Path) -> None:
+def test_load_scale_with_unknown_key_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "scale.toml"
     path.write_text("[caption]\nworkers = 2\n")
     with pytest.raises(ConfigError, match=r"unknown setting 'caption.workers'; did you mean 'num_workers'\?"):
         load_scale(str(path))
 
 
-def test_the_two_core_file_says_what_is_derived_there() -> None:
+def test_two_core_file_equals_the_derived_scale() -> None:
     assert load_scale(str(CLUSTERS[0].parent / "two-cores.toml")) == derive(2, 0)
 
 
-def test_a_pool_that_grows_begins_with_its_fewest(tmp_path: Path) -> None:
+def test_pool_with_min_workers_starts_with_them(tmp_path: Path) -> None:
     path = tmp_path / "scale.toml"
     path.write_text("[caption]\nnum_workers = 8\nmin_workers = 2\nnum_gpus = 1\n")
     scale = load_scale(str(path))
-    assert (scale.caption.fewest, scale.encode.fewest) == (2, 1)
+    assert (scale.caption.required_workers, scale.encode.required_workers) == (2, 1)
     assert str(scale.caption) == "2 to 8 x 1 CPU 1 GPU, batch 32"
     path.write_text("[caption]\nnum_workers = 2\nmin_workers = 8\n")
     with pytest.raises(ConfigError, match="min_workers must be at most num_workers, 2, not 8"):

@@ -1,4 +1,4 @@
-"""Builds a Stable Diffusion of random weights in the real folder format, small enough to load in a moment."""
+"""Build a Stable Diffusion with random weights in the real folder format, small enough to load in a second."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ WIDTH = 16
 
 
 def tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer without merges: every character is a token, so 80 letters are more than 77 ids."""
+    """Build a CLIP tokenizer without merges: every character is a token, so 80 letters are more than 77 ids."""
     letters = [chr(code) for code in range(33, 127)]
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[], model_max_length=77)
@@ -57,7 +57,7 @@ def unet() -> UNet2DConditionModel:
 
 
 def scheduler(**changes: object) -> PNDMScheduler:
-    """The scheduler of Stable Diffusion v1-5."""
+    """Build the scheduler of Stable Diffusion v1-5."""
     settings = {
         "beta_start": 0.00085,
         "beta_end": 0.012,
@@ -70,8 +70,8 @@ def scheduler(**changes: object) -> PNDMScheduler:
 
 
 def build_stable_diffusion(folder: Path) -> Path:
-    """Write the pipeline's folder: 32 px images, (4, 4, 4) latents, scaling factor 0.5, 77 ids a slice."""
-    torch.set_num_threads(1)  # models this small lose a factor of 10 to waiting threads on a busy machine, measured
+    """Write the pipeline's folder: 32 px images, (4, 4, 4) latents, scaling factor 0.5, 77 ids per slice."""
+    torch.set_num_threads(1)  # measured: on a busy machine several threads make models this small 10 times slower
     with torch.random.fork_rng():
         torch.manual_seed(0)
         words = tokenizer()

@@ -1,4 +1,4 @@
-"""Knows the commands: plan, bench, run, submit, status, report, export and doctor."""
+"""The command line: plan, bench, run, submit, status, report, export and doctor."""
 
 import argparse
 import json
@@ -12,17 +12,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from vlcp_ray import trackers
-from vlcp_ray.arguments import parser
+from vlcp_ray import __version__
 from vlcp_ray.config import Job, load_job
+from vlcp_ray.cost.requirements import requirements
 from vlcp_ray.cost.table import cost_lines
-from vlcp_ray.lease import signs
-from vlcp_ray.logs import place
-from vlcp_ray.needs import needs
-from vlcp_ray.pipeline import STAGE_NAMES, STAGES, graph, preflight, run, state
+from vlcp_ray.exports import FORMATS
+from vlcp_ray.methods.vlcp import METHOD
+from vlcp_ray.monitoring import trackers
+from vlcp_ray.monitoring.logfiles import log_note
+from vlcp_ray.pipeline import check_inputs, graph, run, state
 from vlcp_ray.scale import load_scale
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.store import Step, Store
+from vlcp_ray.stages import STAGES, evaluate, works
+from vlcp_ray.store.artifact import Step, Store
+from vlcp_ray.store.lease import active_leases
 
 _JOB_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the driver of a submitted job
 _BAD_SETTINGS = 2  # exit code, as argparse uses it for wrong arguments
@@ -30,7 +33,7 @@ _BAD_SETTINGS = 2  # exit code, as argparse uses it for wrong arguments
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns 0, 1 where the work failed, 2 where the settings cannot be used."""
-    arguments = parser(_COMMANDS).parse_args(argv)
+    arguments = parser().parse_args(argv)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -39,49 +42,48 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"vlcp-ray: {error}", file=sys.stderr)
         return _BAD_SETTINGS
     except Exception as error:
-        reason = _reason(error)
-        if _is_rays(reason):  # no error of the work, but of the machines that did it
-            said = (str(reason).strip() or type(reason).__name__).splitlines()[0]
-            told = f"the cluster gave up: {said} See ray status and its logs for why"
-            print(f"\nvlcp-ray: {told}; the same command goes on from here{place(error)}", file=sys.stderr)
-            return 1
-        if not isinstance(reason, ValueError | OSError):
+        cause = _cause(error)
+        if _is_from_ray(cause):  # an error of the machines, not of the work
+            line = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+            message = f"the cluster failed: {line} See ray status and Ray's logs; re-run the same command to resume"
+        elif isinstance(cause, OSError):
+            line = " ".join(str(cause).split())
+            message = f"{type(cause).__name__}: {line}; fix this and re-run the same command to resume"
+        elif isinstance(cause, ValueError):
+            message = str(cause)
+        else:
             raise
-        told = str(reason)
-        if isinstance(reason, OSError):
-            said = " ".join(told.split())
-            told = f"{type(reason).__name__}: {said}; mend that, and the same command goes on from here"
-        print(f"\nvlcp-ray: {told}{place(error)}", file=sys.stderr)
+        print(f"\nvlcp-ray: {message}{log_note(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nvlcp-ray: stopped; the same command goes on from here", file=sys.stderr)
-        return 128 + _stopped_by[-1]
+        print("\nvlcp-ray: stopped; re-run the same command to resume", file=sys.stderr)
+        return 128 + _signals[-1]
 
 
-_stopped_by: list[int] = [signal.SIGINT]
+_signals: list[int] = [signal.SIGINT]
 
 
 def _interrupt(number: int, _: object) -> None:
-    """`ray job stop` and a machine that shuts down send SIGTERM: a run then ends as by Ctrl-C, everything put away."""
-    _stopped_by.append(number)  # Ray's waiting raises an exception of its own, which does not say by what
+    """End a run as Ctrl-C does, in order: `ray job stop` and a machine that shuts down send SIGTERM."""
+    _signals.append(number)  # Ray's waiting raises an exception of its own, which does not say by what
     raise KeyboardInterrupt
 
 
-def _reason(error: BaseException) -> BaseException:
-    """What a worker has really raised, beneath the layers in which Ray hands it on; what that came from is no news."""
-    if not _is_rays(error):
+def _cause(error: BaseException) -> BaseException:
+    """The error that a worker raised, without the layers in which Ray wraps it."""
+    if not _is_from_ray(error):
         return error
     inner = getattr(error, "cause", None) or error.__cause__
-    return _reason(inner) if isinstance(inner, BaseException) else error
+    return _cause(inner) if isinstance(inner, BaseException) else error
 
 
-def _is_rays(error: BaseException) -> bool:
+def _is_from_ray(error: BaseException) -> bool:
     return type(error).__module__.partition(".")[0] == "ray"
 
 
 def _open(arguments: argparse.Namespace) -> tuple[Job, Store, tuple[Step, ...]]:
     job = load_job(arguments.job, arguments.set)
-    preflight(job)
+    check_inputs(job)
     try:
         store = Store.at(arguments.root)
     except ValueError as error:
@@ -90,48 +92,50 @@ def _open(arguments: argparse.Namespace) -> tuple[Job, Store, tuple[Step, ...]]:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    """Show the artifacts, their fingerprints, what will run and what it costs."""
     scale = load_scale(arguments.scale) if arguments.scale else None
     job, store, steps = _open(arguments)
-    does = {stage.name: stage.does for stage in STAGES}
-    told: set[str] = set()
+    explained: set[str] = set()
     print(f"{'artifact':<34} {'fingerprint':<14} {'state':<9}")
     for step in _in_order(steps):
-        note = "" if step.stage in told else does[step.stage]
-        told.add(step.stage)
+        note = "" if step.stage in explained else STAGES[step.stage].summary
+        explained.add(step.stage)
         print(f"{step.title:<34} {step.fingerprint:<14} {state(store, step):<9} {note}".rstrip())
     todo = sum(state(store, step) != "done" for step in steps)
     print(f"\n{todo} of {len(steps)} artifacts to make under {store.path}")
-    print(*needs(job, steps).lines(), *cost_lines(job, store, steps, scale), sep="\n")
+    print(*requirements(job, steps).lines(), *cost_lines(job, store, steps, scale), sep="\n")
     return 0
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from vlcp_ray.flow import bench
+    """Measure how fast this machine does the job's work, for the forecasts of `plan`."""
+    from vlcp_ray.bench import command
 
     scale = load_scale(arguments.scale) if arguments.scale else None
     job, store, steps = _open(arguments)
-    return bench.bench(job, store, {step.stage for step in steps}, scale, arguments.only, arguments.random)
+    return command.bench(job, store, {step.stage for step in steps}, scale, arguments.only, arguments.random)
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    """Run the job, or resume it where it stopped."""
     if _JOB_MARK in os.environ:
         _check_root(arguments.root)
     scale = load_scale(arguments.scale) if arguments.scale else None
     job, store, _ = _open(arguments)
-    from vlcp_ray import live
+    from vlcp_ray.monitoring import terminal
 
-    trackers.check(arguments.track)
-    with live.view(plain=arguments.ray_logs) as view:
-        told = {"view": view, "track": arguments.track, "ray_logs": arguments.ray_logs}
-        for step in run(job, store, arguments.to, scale, command=command_of(arguments), **told):
-            view.say(step.title, _counts(store.artifact(step).manifest() or {}))
-    if arguments.to == STAGE_NAMES[-1]:
+    trackers.check_installed(arguments.track)
+    with terminal.view(plain=arguments.ray_logs) as view:
+        options = {"view": view, "track": arguments.track, "ray_logs": arguments.ray_logs}
+        for step in run(job, store, arguments.to, scale, command=command_of(arguments), **options):
+            view.log_line(step.title, _counts(store.artifact(step).manifest() or {}))
+    if arguments.to == list(STAGES)[-1]:
         return _report(argparse.Namespace(**vars(arguments), json=False))
     return 0
 
 
 def command_of(arguments: argparse.Namespace) -> str:
-    """What a person types to have the same again."""
+    """The command that makes the same again."""
     parts = ["vlcp-ray", "run", arguments.job]
     parts += [part for override in arguments.set for part in ("--set", override)]
     parts += ["--scale", arguments.scale] if arguments.scale else []
@@ -141,17 +145,18 @@ def command_of(arguments: argparse.Namespace) -> str:
 def _check_root(root: str) -> None:
     if "://" not in root:
         raise ConfigError(
-            f"--root {root}: a job runs on other machines, in a folder that is thrown away; give a URI that they all "
+            f"--root {root}: a job runs on other machines, in a temporary folder; give a URI that they all "
             "reach: s3://bucket/runs, gs://bucket/runs, or file:///shared/runs for a folder that they share"
         )
 
 
 def _submit(arguments: argparse.Namespace) -> int:
-    from vlcp_ray.flow import submit
+    """Run the job on a cluster, through Ray's Jobs API."""
+    from vlcp_ray.engine import submit
 
     _check_root(arguments.root)
     job = load_job(arguments.job, arguments.set)
-    preflight(job)
+    check_inputs(job)
     if arguments.scale:
         load_scale(arguments.scale)
     options = ["--root", arguments.root, "--to", arguments.to]
@@ -169,48 +174,52 @@ def _submit(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
+    """Show rows, rejected rows and seconds of every stage."""
     _, store, steps = _open(arguments)
-    mine = [sign for sign in signs(store) if sign.makes & {step.fingerprint for step in steps}]
-    at_work = {made for sign in mine if sign.fresh and sign.reading for made in sign.reading.makes}
+    leases = [lease for lease in active_leases(store) if lease.makes & {step.fingerprint for step in steps}]
+    running = {made for lease in leases if lease.is_alive and lease.progress for made in lease.progress.makes}
     for step in _in_order(steps):
         manifest = store.artifact(step).manifest()
         now = state(store, step)
-        shown = "running" if now != "done" and step.fingerprint in at_work else now
+        shown = "running" if now != "done" and step.fingerprint in running else now
         print(f"{step.title:<34} {shown:<9} {_counts(manifest) if manifest else ''}".rstrip())
-    for sign in mine:
-        print(f"\n{sign}")
+    for lease in leases:
+        print(f"\n{lease}")
     return 0
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from vlcp_ray.schemas import SCORES
-    from vlcp_ray.scores import score_table, scores_json
+    """Print the scores and where the report is."""
+    from vlcp_ray.stages.report.scores import score_table, scores_json
 
     _, store, steps = _open(arguments)
     import pyarrow as pa
 
-    scores = pa.concat_tables([store.artifact(s).table("scores", SCORES) for s in steps if s.stage == "evaluate"])
+    scores = pa.concat_tables(
+        [store.artifact(s).table("scores", evaluate.SCORES) for s in steps if s.stage == evaluate.STAGE.name]
+    )
     if arguments.json:
         print(json.dumps(scores_json(scores), indent=2))
         return 0
     if not len(scores):
         print(
-            f"vlcp-ray: no scores yet under {_shown(store.path)}; start with: vlcp-ray run {arguments.job}",
+            f"vlcp-ray: no scores yet under {_relative(store.path)}; start with: vlcp-ray run {arguments.job}",
             file=sys.stderr,
         )
         return 1
     print(f"\n{score_table(scores)}")
     page = store.artifact(steps[-1])
     if page.manifest() is not None:
-        print(f"\nreport: {_shown(page.path)}/index.html")
+        print(f"\nreport: {_relative(page.path)}/index.html")
     return 0
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    """Write a distilled set, the captions or the model in a format that other tools open."""
     from vlcp_ray.exports import job as exports
 
     if not arguments.to and not arguments.push_to_hub:
-        raise ConfigError("say where it goes: --to FOLDER, or --push-to-hub OWNER/NAME")
+        raise ConfigError("name the target: --to FOLDER, or --push-to-hub OWNER/NAME")
     job, store, steps = _open(arguments)
     parts = [text.partition("=") for text in arguments.set]
     sets = "".join(f" --set {shlex.quote(f'{key}={exports.public(value)}')}" for key, _, value in parts)
@@ -226,20 +235,23 @@ def _export(arguments: argparse.Namespace) -> int:
         to = arguments.to or folder
         if arguments.push_to_hub and "://" in to:
             raise ConfigError(f"--to {to}: the hub takes a folder of this machine; leave --to out")
-        print(f"{exports.export(job, store, steps, choice, exports.opened(to))}{f': {to}' if arguments.to else ''}")
+        print(
+            f"{exports.export(job, store, steps, choice, exports.open_target(to))}{f': {to}' if arguments.to else ''}"
+        )
         if arguments.push_to_hub:
             print(exports.push(to, arguments.push_to_hub, arguments.format))
     return 0
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from vlcp_ray import doctor
+    """Check this machine, with a fix for each problem."""
+    from vlcp_ray.doctor import checks
 
-    return doctor.main(arguments.root, arguments.fix)
+    return checks.main(arguments.root, arguments.fix)
 
 
 def _in_order(steps: Sequence[Step]) -> list[Step]:
-    return sorted(steps, key=lambda step: STAGE_NAMES.index(step.stage))
+    return sorted(steps, key=lambda step: list(STAGES).index(step.stage))
 
 
 def _counts(manifest: dict[str, Any]) -> str:
@@ -247,24 +259,91 @@ def _counts(manifest: dict[str, Any]) -> str:
     return f"{counts:<44} {manifest['seconds']:7.1f} s"
 
 
-def _shown(path: str) -> str:
-    """A path as a person would type it from here."""
+def _relative(path: str) -> str:
+    """A path as one would type it in the current folder."""
     try:
         return str(Path(path).relative_to(Path.cwd()))
     except ValueError:
         return path
 
 
-_COMMANDS: Final = {
-    "plan": _plan,
-    "bench": _bench,
-    "run": _run,
-    "submit": _submit,
-    "status": _status,
-    "report": _report,
-    "export": _export,
-    "doctor": _doctor,
-}
+#: A command is called as its function, and its help is the function's docstring.
+_COMMANDS: Final = (_plan, _bench, _run, _submit, _status, _report, _export, _doctor)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands; what it returns has the command's function as `command`."""
+    whole = argparse.ArgumentParser(prog="vlcp-ray", description="Distil a labelled image set into a tiny one.")
+    whole.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    subparsers = whole.add_subparsers(required=True, metavar="COMMAND")
+    subs = {}
+    for command in _COMMANDS:
+        text = str(command.__doc__)
+        name = command.__name__.removeprefix("_")
+        sub = subs[command] = subparsers.add_parser(name, help=text.rstrip("."), description=text)
+        sub.set_defaults(command=command)
+        if command is not _doctor:
+            sub.add_argument("job", metavar="JOB", help="a job file, e.g. jobs/digits.toml")
+            sub.add_argument(
+                "--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. generate.strength=0.5"
+            )
+        sub.add_argument(
+            "--root", default="runs", metavar="URI", help="where artifacts are kept: a folder, s3://, gs:// (runs)"
+        )
+    for command in (_plan, _bench, _run, _submit):
+        subs[command].add_argument(
+            "--scale", metavar="FILE", help="workers, GPUs and batches per stage; default: derived from the hardware"
+        )
+    for command in (_run, _submit):
+        _add_run_options(subs[command])
+    _add_bench_options(subs[_bench])
+    _add_submit_options(subs[_submit])
+    subs[_report].add_argument("--json", action="store_true", help="the scores as a list of objects")
+    _add_export_options(subs[_export])
+    subs[_doctor].add_argument(
+        "--fix", action="store_true", help="repair a torchvision that does not fit a CPU build of torch"
+    )
+    return whole
+
+
+def _add_run_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--to", choices=tuple(STAGES), default=list(STAGES)[-1], metavar="STAGE", help="stop after a stage"
+    )
+    sub.add_argument("--track", choices=trackers.NAMES, default="", help="mirror curves and pictures to a tracker")
+    sub.add_argument(
+        "--ray-logs", action="store_true", help="show the messages of Ray and its workers, without the live view"
+    )
+
+
+def _add_bench_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--only", action="append", metavar="WORK", choices=tuple(works()), help="one kind of work; may be repeated"
+    )
+    sub.add_argument("--random", action="store_true", help="use random weights of the paper's sizes: no download")
+
+
+def _add_submit_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--address", metavar="URL", help="the cluster's dashboard (http://127.0.0.1:8265)")
+    sub.add_argument(
+        "--env",
+        choices=("image", "cpu", "gpu"),
+        default="image",
+        help="image: the machines have all dependencies; cpu, gpu: Ray installs those of the extra",
+    )
+    sub.add_argument("--detach", action="store_true", help="return once the job is accepted")
+
+
+def _add_export_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--format", required=True, choices=tuple(FORMATS), help="; ".join(f"{k}: {v}" for k, v in FORMATS.items())
+    )
+    sub.add_argument("--to", metavar="URI", help="an empty folder, or a URI as --root takes it")
+    sub.add_argument("--method", default=METHOD.name, help="method of the set (vlcp)")
+    sub.add_argument("--seed", type=int, help="seed of the set or the model (the job's first)")
+    sub.add_argument("--ipc", type=int, help="images per class (the job's largest)")
+    sub.add_argument("--license", default="other", metavar="ID", help="for the card, as the hub writes it: mit")
+    sub.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload it to the Hugging Face hub")
 
 
 if __name__ == "__main__":

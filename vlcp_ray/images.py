@@ -1,4 +1,4 @@
-"""Knows how bytes become pixels and pixels become bytes, safely and in one way everywhere."""
+"""Decode, check, crop and encode images, in one way everywhere."""
 
 import io
 import warnings
@@ -22,7 +22,7 @@ _DEEP: Final = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 
 
 class ImageError(ValueError):
-    """Bytes that cannot be used as an image; `reason` is a word of `schemas.REASONS`."""
+    """Bytes that cannot be used as an image; `reason` is one of `schemas.REASONS`."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -32,13 +32,13 @@ class ImageError(ValueError):
 def decode(data: bytes) -> Image.Image:
     """Decode an image file to 8-bit RGB.
 
-    Upright by its EXIF tag; the first frame of an animation; alpha over white; 16 bits scaled to 8; CMYK and palettes
-    as Pillow converts them, without a colour profile.
+    The image is turned by its EXIF tag; of an animation the first frame is taken; alpha is put over white; 16 bits are
+    scaled to 8; CMYK and palettes are converted as Pillow does, without a colour profile.
 
     Raises:
-        ImageError: the bytes are no image, or are cut short.
+        ImageError: the bytes are no image, or are truncated.
     """
-    with _faults_told():
+    with _as_image_error():
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         upright = _eight_bits(_upright(image))
         if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
@@ -49,16 +49,16 @@ def decode(data: bytes) -> Image.Image:
 
 
 def check(data: bytes, max_pixels: int) -> None:
-    """Read an image file to its end, at the least cost, to know that `decode` can.
+    """Check, at the least cost, that `decode` can read an image file to its end.
 
     JPEGs are decoded at an eighth of their size: every byte is read, a fraction of the pixels is computed.
 
     Raises:
-        ImageError: there are no bytes, they are no image, are cut short, or hold more than `max_pixels` pixels.
+        ImageError: there are no bytes, they are no image, are truncated, or hold more than `max_pixels` pixels.
     """
     if not data:
         raise ImageError("empty", "the file has no bytes")
-    with _faults_told():
+    with _as_image_error():
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > max_pixels:
             raise ImageError("too_large", f"{image.width} x {image.height} pixels, the limit is {max_pixels}")
@@ -69,8 +69,8 @@ def check(data: bytes, max_pixels: int) -> None:
 
 
 @contextmanager
-def _faults_told() -> Iterator[None]:
-    """Turns whatever Pillow and its plugins raise on bad bytes into an `ImageError`."""
+def _as_image_error() -> Iterator[None]:
+    """Turn any error of Pillow and its plugins on bad bytes into an `ImageError`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `check` has a limit of its own
@@ -80,23 +80,23 @@ def _faults_told() -> Iterator[None]:
         raise
     except Image.DecompressionBombError as error:
         raise ImageError("too_large", str(error)) from error
-    except UnidentifiedImageError as error:  # its own words hold an address in memory
+    except UnidentifiedImageError as error:  # its message holds an address in memory
         raise ImageError("undecodable", "the bytes are no image that Pillow knows") from error
-    except Exception as error:  # decoders raise what they like on bytes that were damaged
+    except Exception as error:  # decoders raise errors of all kinds on damaged bytes
         raise ImageError("undecodable", f"{type(error).__name__}: {error}") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF tag says; as it is where the tag cannot be read."""
+    """Turn the image as its EXIF tag asks; leave it where the tag cannot be read."""
     try:
         return ImageOps.exif_transpose(image)
     except Exception:
-        image.load()  # what is wrong with the pixels is still told
+        image.load()  # bad pixels still raise
         return image
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """An image with deeper grey as 8-bit grey; Pillow itself would cut off all that is above 255."""
+    """Scale deeper grey to 8 bits; Pillow itself would clip values above 255."""
     if image.mode not in _DEEP:
         return image
     grey = np.asarray(image).astype(np.int64)
@@ -108,23 +108,27 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 def decode_rows(
     data: Sequence[bytes], reasons: Sequence[str]
 ) -> tuple[dict[int, Image.Image], dict[int, tuple[str, str]]]:
-    """The images of the rows that have no reason to be left out yet, and what is wrong with those that have none.
+    """Decode the images of the rows that are not rejected yet.
 
-    Returns both by row number: images, and (reason, detail) of bytes that cannot be decoded.
+    Args:
+        data: image files.
+        reasons: why each row was rejected before, empty for good rows.
+
+    Returns by row number the images, and (reason, detail) of those that cannot be decoded.
     """
     found: dict[int, Image.Image] = {}
-    faults: dict[int, tuple[str, str]] = {}
+    errors: dict[int, tuple[str, str]] = {}
     for row, (content, reason) in enumerate(zip(data, reasons, strict=True)):
         if not reason:
             try:
                 found[row] = decode(content)
             except ImageError as error:
-                faults[row] = (error.reason, str(error))
-    return found, faults
+                errors[row] = (error.reason, str(error))
+    return found, errors
 
 
 def encode_png(pixels: Pixels) -> bytes:
-    """PNG bytes of an (h, w, 3) uint8 array."""
+    """Encode an (h, w, 3) uint8 array as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
     return buffer.getvalue()
@@ -158,6 +162,6 @@ def center_crop(image: Image.Image, size: int, resize: int | None = None) -> Pix
 
 
 def stack(images: Sequence[Pixels]) -> npt.NDArray[np.float32]:
-    """(n, h, w, 3) uint8 arrays as one (n, 3, h, w) float32 array in [-1, 1], the range diffusion models use."""
+    """Stack (h, w, 3) uint8 arrays to one (n, 3, h, w) float32 array in [-1, 1], the range diffusion models use."""
     batch = np.stack(images).transpose(0, 3, 1, 2).astype(np.float32)
     return np.ascontiguousarray(batch / 127.5 - 1.0)

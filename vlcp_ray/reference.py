@@ -1,8 +1,8 @@
-"""Knows how the settings and the tables are written down: `python -m vlcp_ray.reference > REFERENCE.md`."""
+"""Write the reference of settings and tables: `python -m vlcp_ray.reference > REFERENCE.md`."""
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any, Final, get_args, get_origin
+from typing import Annotated, Any, Final, get_args, get_origin
 
 import pyarrow as pa
 from pydantic import BaseModel
@@ -10,36 +10,49 @@ from pydantic.fields import FieldInfo
 
 from vlcp_ray import schemas
 from vlcp_ray.config import Job
-from vlcp_ray.scale import Prices, Scale
+from vlcp_ray.methods import METHODS
+from vlcp_ray.protocols import PROTOCOLS
+from vlcp_ray.scale import Pool, Prices, Scale, pools
+from vlcp_ray.settings import OneOf
+from vlcp_ray.sources import LAYOUTS
+from vlcp_ray.stages import STAGES
 
-_TABLES: Final = {
-    "IMAGES": schemas.IMAGES,
-    "PAIRS": schemas.pairs_schema((4, 64, 64), (8, 64, 64)),
-    "PROTOTYPES": schemas.prototypes_schema((4, 64, 64)),
-    "MEMBERS": schemas.MEMBERS,
-    "SYNTHETIC": schemas.SYNTHETIC,
-    "SCORES": schemas.SCORES,
-    "REJECTED": schemas.REJECTED,
-}
 _HEAD: Final = """# Settings and tables
 
-Written by `python -m vlcp_ray.reference > REFERENCE.md` from `config.py`, `scale.py` and `schemas.py`.
+Written by `python -m vlcp_ray.reference > REFERENCE.md` from the settings and tables of the stages, from `scale.py`
+and from the lists of methods, protocols and layouts.
 """
 
 
 def reference() -> str:
-    """The page, in Markdown."""
+    """Write the page in Markdown."""
     parts = [_HEAD, "## The job file", _settings(Job, "the top of the file")]
     parts += [_settings(kind, f"[{name}]") for name, kind in _sections(Job)]
+    parts += ["## What the names mean"]
+    parts += [
+        f"### {title}\n\n{_rows(('name', 'what it is'), [(f'`{name}`', text) for name, text in names])}"
+        for title, names in _names()
+    ]
     parts += ["## The scale file", _settings(Scale, "the top of the file")]
-    parts.append(
-        _settings(dict(_sections(Scale))["ingest"], "each of " + ", ".join(f"[{n}]" for n, _ in _sections(Scale)))
-    )
+    parts.append(_settings(Pool, "each of " + ", ".join(f"[{name}]" for name in pools(Scale()))))
     parts.append(_settings(Prices, "[prices]"))
     parts += ["## The tables", "Shapes are those of Stable Diffusion at 512 pixels. No column has nulls."]
-    parts += [_table(name, schema) for name, schema in _TABLES.items()]
+    parts += [_table(name, schema) for name, schema in _tables().items()]
     parts += ["### Reasons of REJECTED", _rows(("reason", "meaning"), schemas.REASONS.items())]
     return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _names() -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    yield "Stages", [(stage.name, stage.summary) for stage in STAGES.values()]
+    yield "Methods", [(method.name, f"{method.summary} ({method.source})") for method in METHODS.values()]
+    yield "Protocols", [(protocol.name, protocol.summary) for protocol in PROTOCOLS.values()]
+    yield "Layouts", [(layout.name, layout.summary) for layout in LAYOUTS.values()]
+
+
+def _tables() -> dict[str, pa.Schema]:
+    """Every table by its name in capitals, in the order of the stages that write it."""
+    tables = {name.upper(): schema for stage in STAGES.values() for name, schema in stage.tables.items()}
+    return tables | {"REJECTED": schemas.REJECTED}
 
 
 def _sections(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
@@ -49,14 +62,14 @@ def _sections(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
 
 
 def _settings(model: type[BaseModel], title: str) -> str:
-    told = (model.__doc__ or "").strip().splitlines()[0]
+    summary = (model.__doc__ or "").strip().splitlines()[0]
     inner = dict(_sections(model))
     rows = [
         (f"`{name}`", _default(field), _type(field), field.description or "")
         for name, field in model.model_fields.items()
         if name not in inner
     ]
-    return f"### {title}\n\n{told}\n\n{_rows(('setting', 'default', 'values', 'meaning'), rows)}"
+    return f"### {title}\n\n{summary}\n\n{_rows(('setting', 'default', 'values', 'meaning'), rows)}"
 
 
 def _default(field: FieldInfo) -> str:
@@ -67,15 +80,21 @@ def _default(field: FieldInfo) -> str:
 
 
 def _type(field: FieldInfo) -> str:
-    """The words that a field takes, or its type and its bounds."""
+    """The names that a field takes, or its type and its bounds."""
+    if names := [rule for rule in field.metadata if isinstance(rule, OneOf)]:
+        return ", ".join(f"`{name}`" for name in names[0])
     rules = [(rule, name, sign) for rule in field.metadata for name, sign in _BOUNDS if hasattr(rule, name)]
     return ", ".join([_kind(field.annotation), *(f"{sign} {getattr(rule, name)}" for rule, name, sign in rules)])
 
 
 def _kind(kind: Any) -> str:
-    """A type in words: its name, the words of a literal, what a list holds."""
+    """A type in words: its name, the values of a literal, what a list holds."""
     if isinstance(kind, str):
         return f"`{kind}`"
+    if isinstance(kind, OneOf):
+        return ", ".join(f"`{name}`" for name in kind)
+    if get_origin(kind) is Annotated and (names := [rule for rule in get_args(kind) if isinstance(rule, OneOf)]):
+        return _kind(names[0])
     inner = [_kind(part) for part in get_args(kind) if isinstance(part, (str, type)) or get_args(part)]
     inner = [part for part in inner if part not in ("NoneType", "")]
     if get_origin(kind) is tuple:

@@ -1,19 +1,18 @@
-"""Knows how much of a machine or cluster each stage takes: numbers that change the speed and never the result."""
+"""How much of a machine or cluster each stage takes: numbers that change the speed and never the result."""
 
 from typing import Self
 
 from pydantic import Field, model_validator
 
-from vlcp_ray.config import Positive
-from vlcp_ray.settings import Settings, build, read_toml
+from vlcp_ray.settings import Positive, Settings, build, read_toml
 
 
 class Pool(Settings):
     """A pool of actors or tasks."""
 
-    num_workers: Positive = Field(1, description="as many as there may be")
+    num_workers: Positive = Field(1, description="maximum number of workers")
     min_workers: Positive | None = Field(
-        None, description="with so many the work begins, and grows with the cluster; none: with num_workers"
+        None, description="workers required before the stage starts; more join as the cluster grows; none: num_workers"
     )
     num_cpus: float = Field(1.0, gt=0, description="logical CPUs of each worker")
     num_gpus: float = Field(0.0, ge=0, description="GPUs of each worker; a fraction shares one")
@@ -23,40 +22,48 @@ class Pool(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.fewest > self.num_workers:
+        if self.required_workers > self.num_workers:
             raise ValueError(f"min_workers must be at most num_workers, {self.num_workers}, not {self.min_workers}")
         return self
 
     @property
-    def fewest(self) -> int:
-        """The workers that must be there before the work begins."""
+    def required_workers(self) -> int:
+        """The workers that must be there before the stage starts."""
         return self.min_workers or self.num_workers
 
     def __str__(self) -> str:
-        count = f"{self.min_workers} to {self.num_workers}" if self.fewest < self.num_workers else self.num_workers
+        count = (
+            f"{self.min_workers} to {self.num_workers}"
+            if self.required_workers < self.num_workers
+            else self.num_workers
+        )
         devices = f"{self.num_cpus:g} CPU" + (f" {self.num_gpus:g} GPU" if self.num_gpus else "")
         return f"{count} x {devices}, batch {self.batch_size}"
 
 
 class Prices(Settings):
-    """What the hardware costs, for `plan`; nothing is computed from it but money."""
+    """What the hardware costs, for the forecast of `plan`."""
 
     currency: str = "USD"
-    gpu_hour: float = Field(0.0, ge=0, description="of one GPU with its share of the machine, as most work takes it")
+    gpu_hour: float = Field(0.0, ge=0, description="one GPU with its share of the machine")
     gpu_hour_on_demand: float | None = Field(
-        None, ge=0, description="the same where it may not be taken away: of fine-tuning; none: gpu_hour"
+        None, ge=0, description="the same on demand, for fine-tuning, whose machines must stay; none: gpu_hour"
     )
-    cpu_hour: float = Field(0.0, ge=0, description="of one CPU of a machine without GPU")
-    head_hour: float = Field(0.0, ge=0, description="of what runs beside all work")
+    cpu_hour: float = Field(0.0, ge=0, description="one CPU of a machine without GPU")
+    head_hour: float = Field(0.0, ge=0, description="the machines that run all the time")
 
 
 class Scale(Settings):
-    """One pool for each kind of work, and the size of the blocks that stream between them."""
+    """A pool of workers for each kind of work, and the size of the blocks that stream between them."""
 
-    rows_per_block: Positive = Field(64, description="rows that are written, and lost by a crash, at once")
-    patience: float = Field(1800.0, ge=0, description="seconds to wait for devices that the cluster does not have yet")
-    gpu: str = Field("", description="the kind of GPU, for `plan`: T4, V100, A10G, L4, L40S, A100, H100, H200, B200")
-    prices: Prices | None = Field(None, description="what the hardware costs: a section of its own")
+    rows_per_block: Positive = Field(
+        64, description="rows that are written at once; a crash loses at most one block for each worker"
+    )
+    resource_timeout: float = Field(
+        1800.0, ge=0, description="seconds to wait for devices that the cluster does not have yet"
+    )
+    gpu: str = Field("", description="kind of GPU, for `plan`: T4, V100, A10G, L4, L40S, A100, H100, H200, B200")
+    prices: Prices | None = Field(None, description="what the hardware costs")
     ingest: Pool = Pool()
     caption: Pool = Pool()
     encode: Pool = Pool()
@@ -69,12 +76,12 @@ class Scale(Settings):
     def _check(self) -> Self:
         used = any(pool.num_gpus for pool in pools(self).values())
         if not used and (self.gpu or (self.prices and self.prices.gpu_hour)):
-            raise ValueError("gpu and prices.gpu_hour are of GPUs, and no pool has num_gpus; leave them out")
+            raise ValueError("gpu and prices.gpu_hour describe GPUs, and no pool has num_gpus; leave them out")
         return self
 
 
 def pools(scale: Scale) -> dict[str, Pool]:
-    """The pools by the name of their stage."""
+    """The pools by their name."""
     return {name: pool for name, pool in scale if isinstance(pool, Pool)}
 
 
@@ -84,7 +91,7 @@ def load_scale(path: str) -> Scale:
 
 
 def derive(cpus: int, gpus: int, gpu_gib: int = 16) -> Scale:
-    """The scale for what a machine or cluster has. Without a GPU the CPUs do the work.
+    """Derive the scale for what a machine or cluster has. Without a GPU the CPUs do the work.
 
     Args:
         gpu_gib: memory of the smallest GPU. Batches per device follow from it; they fit a GPU of 16 GiB.
@@ -92,7 +99,7 @@ def derive(cpus: int, gpus: int, gpu_gib: int = 16) -> Scale:
     if gpus == 0:
         return _on_cpus(cpus)
     encoders = max(1, gpus // 8)
-    shared = gpus == 1  # describing and encoding stream at the same time: on one GPU each takes its part
+    shared = gpus == 1  # captioning and encoding stream at the same time: on one GPU they share it
     fold = max(1, gpu_gib // 16)
     each = min(2.0, max(0.5, cpus / gpus))  # CPUs of a worker with a GPU: machines with many GPUs may have few of them
     return Scale(
@@ -100,7 +107,7 @@ def derive(cpus: int, gpus: int, gpu_gib: int = 16) -> Scale:
         ingest=Pool(num_workers=cpus),
         caption=Pool(num_workers=max(1, gpus - encoders), num_cpus=each, num_gpus=0.8 if shared else 1, batch_size=256),
         encode=Pool(num_workers=encoders, num_cpus=each, num_gpus=0.2 if shared else 1, batch_size=32),
-        # Each rank adds up as many of these as its part of the global batch has.
+        # Each rank accumulates as many of these as its share of the global batch has.
         finetune=Pool(num_workers=gpus, num_cpus=each, num_gpus=1, batch_size=4 * fold),
         prototype=Pool(num_workers=max(1, cpus // 4), num_cpus=min(4, cpus)),
         generate=Pool(num_workers=gpus, num_cpus=each, num_gpus=1, batch_size=8 * fold),

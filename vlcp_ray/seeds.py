@@ -1,4 +1,4 @@
-"""Knows how every random choice is derived: a function of (seed, stage, row id) and of nothing else."""
+"""Derive the seed of every random choice from (seed, stage, row id) and nothing else."""
 
 import hashlib
 from typing import Final

@@ -1,14 +1,20 @@
-"""Knows how settings are read from TOML into frozen, typed models, and how what is wrong with them is told."""
+"""Read settings from TOML into frozen, typed models, with errors that name the field and the fix."""
 
 import difflib
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar, get_args
+from typing import Annotated, Any, Final, TypeAlias, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
+from pydantic_core import core_schema
 
 S = TypeVar("S", bound=BaseModel)
+
+Positive: TypeAlias = Annotated[int, Field(gt=0)]
+Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+Size: TypeAlias = Annotated[int, Field(gt=0, multiple_of=8, description="pixels; the VAE works on blocks of 8")]
 
 
 class Settings(BaseModel):
@@ -16,28 +22,65 @@ class Settings(BaseModel):
 
 
 class ConfigError(ValueError):
-    """A setting that cannot be used; the message names the field and the cure in one sentence."""
+    """A setting that cannot be used; the message names the field and the fix in one sentence."""
 
 
-#: What pydantic says of a wrong shape, in the words of a job file.
+@dataclass(frozen=True, eq=False)
+class OneOf:
+    """Marks a setting whose value is a key of a table, as in `Annotated[str, OneOf(NETWORKS)]`, or one more word."""
+
+    names: Mapping[str, Any]
+    more: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*self.names, *self.more))
+
+    def check(self, value: str) -> str:
+        """Return the value.
+
+        Raises:
+            ValueError: it is none of the names.
+        """
+        *most, last = (repr(name) for name in self)
+        if value not in set(self):
+            raise ValueError(f"must be {', '.join(most)} or {last}")
+        return value
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+
+def check_different(settings: BaseModel, *names: str) -> None:
+    """Refuse lists that are empty or have a value twice.
+
+    Raises:
+        ValueError: names the setting.
+    """
+    for name in names:
+        values = getattr(settings, name)
+        if not values or len(set(values)) != len(values):
+            raise ValueError(f"{name} must be a list of different values, at least one, not {list(values)}")
+
+
+#: Pydantic's messages on a wrong shape, in the words of a job file.
 _SHAPES: Final = {
     "tuple_type": "must be a list in brackets, as [1, 10]",
     "model_type": "is a section; write its settings as [{0}] in the file or as --set {0}.key=value",
-    "string_pattern_mismatch": "must be of lower-case letters, digits and hyphens; a job is called as its file is, "
-    "unless the file says name",
+    "string_pattern_mismatch": "must consist of lower-case letters, digits and hyphens; without one the file's "
+    "name is used",
 }
 
 
 def read_toml(path: str | Path, examples: str = "jobs/") -> dict[str, Any]:
-    """The settings of a TOML file, with the file's name in every error.
+    """Read the settings of a TOML file, with the file's name in every error.
 
     Args:
-        examples: the folder of such files that the project brings, for the cure.
+        examples: the folder of such files in the project, for the error.
     """
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file; `ls {examples}` shows those that come with the project") from error
+        raise ConfigError(f"{path}: no such file; `ls {examples}` lists those of the project") from error
     except IsADirectoryError as error:
         raise ConfigError(f"{path}: is a folder; name a .toml file in it") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -45,7 +88,7 @@ def read_toml(path: str | Path, examples: str = "jobs/") -> dict[str, Any]:
 
 
 def build(model: type[S], settings: Mapping[str, Any], where: str) -> S:
-    """Validate settings, turning pydantic's report into sentences that name field and cure."""
+    """Validate settings; errors are sentences that name the field and the fix."""
     try:
         return model.model_validate(settings)
     except ValidationError as error:
@@ -57,8 +100,8 @@ def _sentence(model: type[BaseModel], where: str, error: dict[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         known = _fields_at(model, error["loc"][:-1])
         close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
-        cure = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
-        return f"{where}: unknown setting {location!r}; {cure}"
+        fix = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
+        return f"{where}: unknown setting {location!r}; {fix}"
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] in _SHAPES:
         message = _SHAPES[error["type"]].format(location)

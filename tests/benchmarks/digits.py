@@ -1,4 +1,4 @@
-"""Measures the whole digits job against the sum of its references, each at the rate that it has shown here."""
+"""Measure the whole digits job against the sum of its references, each at the rate that was measured here."""
 
 import subprocess
 import sys
@@ -14,10 +14,12 @@ TITLE = "the whole digits job"
 
 
 def whole(reference: Mapping[str, float]) -> Row:
-    """Runs a second of the job from nothing, with the start of Ray, engine and workers, of which the sum has none.
+    """Run the job into an empty root and return its jobs per hour.
+
+    Its time includes the start of Ray, of the engine and of the workers; the sum of the references has no such start.
 
     Args:
-        reference: rates of the references by the title of their row.
+        reference: rates of the references by the titles of their rows.
     """
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
@@ -26,23 +28,22 @@ def whole(reference: Mapping[str, float]) -> Row:
         seconds = time.perf_counter() - start
     parts = _seconds(reference)
     total = sum(parts.values())
-    told = ", ".join(f"{name} {part:.0f}" for name, part in parts.items())
-    return Row(
-        TITLE, "jobs/h", None, [(3600 / total, 3600 / seconds)], f"{seconds:.0f} s; references {total:.0f}: {told}"
-    )
+    listed = ", ".join(f"{name} {part:.0f}" for name, part in parts.items())
+    note = f"{seconds:.0f} s; references {total:.0f}: {listed}"
+    return Row(TITLE, "jobs/h", None, [(3600 / total, 3600 / seconds)], note)
 
 
 def _seconds(reference: Mapping[str, float]) -> dict[str, float]:
-    """What each stage's reference would take for the work of the job."""
+    """Return the seconds that the reference of each stage would take for the work of the job."""
     job, train = ours.job(), digits.TRAIN_IMAGES
     classes, sizes = len(digits.CLASS_NAMES), sum(job.ipc)
-    judged = job.evaluate.repeats * 3 * sizes * classes * (job.evaluate.epochs or 0) + job.evaluate.full_epochs * train
+    trained = job.evaluate.repeats * 3 * sizes * classes * (job.evaluate.epochs or 0) + job.evaluate.full_epochs * train
     work = {
-        "pair: describe": train,
+        "pair: caption": train,
         "pair: encode": train,
         "finetune": train * job.finetune.epochs,
         "prototype: 10 classes of CIFAR-10": classes * len(job.ipc),
         "generate": sizes * classes,
-        "evaluate: ConvNet-3, width 32, 32 px": judged,
+        "evaluate: ConvNet-3, width 32, 32 px": trained,
     }
     return {name.partition(": ")[2] or name: count / reference[name] for name, count in work.items()}

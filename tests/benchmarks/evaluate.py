@@ -1,11 +1,12 @@
-"""Measures training images a second: batched on tensors in memory, against a DataLoader that does the same with Pillow.
+"""Measure training images per second: batches of tensors in memory against a DataLoader with Pillow images.
 
-Both train the same network under the minimax protocol, with the same augmentations, CutMix and optimizer, on all cores:
-ours as `vlcp-ray` does, a trial a core with one thread each; the loader's one trial with 2 workers, and with one thread
-or one a core, whichever is faster in a turn: beside busy workers threads wait for each other. The loader has
-torchvision's transforms, an image at a time, on images that are already decoded: reading and decoding would be its own
-cost in every epoch, and ours once. The views alone, on one core, are measured besides: they are what differs, and the
-network's own work, the same in both, hides it where it is large.
+Both train the same network under the minimax protocol, with the same augmentations, CutMix and optimiser, on all cores.
+Ours trains as `vlcp-ray` does: one trial for each core, each with one thread. The DataLoader has one trial with two
+workers; it is measured with one thread and with a thread for each core, and the faster one counts, because threads
+wait for each other beside busy workers. Its images are decoded before, and torchvision transforms them one at a time:
+the released code would also read and decode them in every epoch, ours does so once.
+
+The augmented views alone are measured too, on one core: only they differ, and a large network hides the difference.
 """
 
 import os
@@ -23,25 +24,24 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from tests.benchmarks.turns import PAIRS, Row, rate
-from vlcp_ray import augment
-from vlcp_ray.config import Evaluate, Network
-from vlcp_ray.memory import kept_memory
+from vlcp_ray.config import Evaluate
 from vlcp_ray.models.classifiers import build_classifier
-from vlcp_ray.protocols import minimax
-from vlcp_ray.protocols.images import LabelledImages, to_device
+from vlcp_ray.monitoring.allocator import memory_retained
+from vlcp_ray.protocols import augment, minimax
+from vlcp_ray.protocols.labelled_images import LabelledImages, to_device
 from vlcp_ray.scale import Scale
 
-Case = tuple[Network, int, int, int, int]
+Case = tuple[str, int, int, int, int]
 
 CLASSES = 10
 WORKERS = 2
 CORES = os.cpu_count() or 1
-# (network, width, pixels, images, epochs a turn): the networks of jobs/digits.toml, of CIFAR, and of large images.
+# (network, width, pixels, images, epochs per turn): for the digits job, for CIFAR and for large images.
 CASES: tuple[Case, ...] = (("ConvNet-3", 32, 32, 512, 3), ("ConvNet-3", 128, 32, 256, 1), ("ConvNet-6", 16, 224, 32, 1))
 
 
 class Lighting:
-    """PCA noise of the colours, as misc/utils.py of MinimaxDiffusion adds it to an image (3, s, s)."""
+    """Add PCA noise to the colours of an image (3, s, s), as misc/utils.py of MinimaxDiffusion does."""
 
     def __call__(self, image: Tensor) -> Tensor:
         alphas = torch.randn(3) * augment.LIGHTING * torch.tensor(augment._EIGENVALUES)
@@ -49,7 +49,7 @@ class Lighting:
 
 
 class Images(Dataset[tuple[Tensor, int]]):
-    """Pillow images through the transforms of the released loader."""
+    """Pillow images, transformed as the released loader does."""
 
     def __init__(self, images: LabelledImages, size: int) -> None:
         self.images = [Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))) for pixels in images.pixels]
@@ -73,14 +73,14 @@ class Images(Dataset[tuple[Tensor, int]]):
 
 
 def evaluate(_: Scale) -> Iterator[Row]:
-    """The views alone and the trainings of every case."""
+    """Measure the views alone and the training of every case."""
     for case in CASES:
         yield views(case)
         yield trainings(case)
 
 
 def views(case: Case) -> Row:
-    """Images a second that are augmented, on one core, nothing being trained."""
+    """Measure images per second of augmentation alone, on one core."""
     _, _, size, count, _ = case
     images, generator = noise(count, size), torch.Generator().manual_seed(0)
     loader, (pixels, _) = Images(images, size), to_device(images, "cpu")
@@ -96,13 +96,13 @@ def views(case: Case) -> Row:
 
 
 def trainings(case: Case) -> Row:
-    """Images a second that are learned, by the loader's one trial and by ours at once, in turns."""
+    """Measure images per second of training, in turns: the one trial of the loader, and all trials of ours at once."""
     name, width, size, count, epochs = case
     theirs = per_image(case)
     pools = [ProcessPoolExecutor(1, get_context("spawn"), start, (case,)) for _ in range(CORES)]
     try:
         advance_all(pools, 1)
-        next(theirs)  # the workers start here, and stay
+        next(theirs)  # starts the workers, which stay
         pairs = [
             (
                 max(threaded(threads, theirs, count, epochs) for threads in (1, CORES)),
@@ -117,51 +117,51 @@ def trainings(case: Case) -> Row:
 
 
 def threaded(threads: int, trial: Iterator[int], count: int, epochs: int) -> float:
-    """Images a second of the loader's trial with so many threads."""
+    """Measure images per second of the loader's trial with a number of threads."""
     torch.set_num_threads(threads)
     return rate(lambda: count * len([next(trial) for _ in range(epochs)]))
 
 
 def advance_all(pools: list[ProcessPoolExecutor], epochs: int) -> int:
-    """So many epochs of every trial of ours, all at once; returns how many they were together."""
-    for done in [pool.submit(advance, epochs) for pool in pools]:
-        done.result()
+    """Train some epochs of all our trials at once, and return the sum of their epochs."""
+    for future in [pool.submit(advance, epochs) for pool in pools]:
+        future.result()
     return epochs * len(pools)
 
 
 def start(case: Case) -> None:
-    """A trial of ours in a process of its own."""
+    """Start a trial of ours in this process."""
     torch.set_num_threads(1)
-    _kept.enter_context(kept_memory())
+    _open_contexts.enter_context(memory_retained())
     _running.append(batched(case))
 
 
 def advance(epochs: int) -> None:
-    """Go on with this process's trial."""
+    """Train some epochs of this process's trial."""
     for _ in range(epochs):
         next(_running[0])
 
 
 _running: list[Iterator[int]] = []
-_kept = ExitStack()  # for as long as the process lives
+_open_contexts = ExitStack()  # until the process ends
 
 
-def prepared(case: Case) -> tuple[nn.Module, LabelledImages, Evaluate]:
-    """What both train: the network, the images, the settings."""
+def prepare(case: Case) -> tuple[nn.Module, LabelledImages, Evaluate]:
+    """Build the network, the images and the settings that both sides train with."""
     name, width, size, count, _ = case
     network = build_classifier(name, num_classes=CLASSES, input_size=size, width=width, seed=0)
     return network, noise(count, size), Evaluate(width=width, input_size=size)
 
 
 def batched(case: Case) -> Iterator[int]:
-    """An epoch at a time, as `vlcp-ray` trains."""
-    network, images, settings = prepared(case)
-    return minimax.train(network, to_device(images, "cpu"), settings, 10_000, 0)
+    """Train as `vlcp-ray` does, and yield after each epoch."""
+    network, images, settings = prepare(case)
+    return minimax.train(network, to_device(images, "cpu"), settings, epochs=10_000, seed=0)
 
 
 def per_image(case: Case) -> Iterator[int]:
-    """An epoch at a time, as the released code trains, with workers that outlive an epoch."""
-    network, images, settings = prepared(case)
+    """Train as the released code does, with workers that stay for all epochs, and yield after each epoch."""
+    network, images, settings = prepare(case)
     loader = DataLoader(
         Images(images, settings.input_size),
         settings.batch_size,
@@ -186,7 +186,7 @@ def per_image(case: Case) -> Iterator[int]:
 
 
 def noise(count: int, size: int) -> LabelledImages:
-    """Images whose content nobody looks at: the work is the same for all."""
+    """Make images of noise: the work does not depend on their content."""
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 256, (count, 3, size, size), np.uint8)
     return LabelledImages(pixels, generator.integers(0, CLASSES, count))

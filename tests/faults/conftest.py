@@ -1,24 +1,24 @@
-"""The folder of all disturbed runs of a session, and the run that nothing disturbs."""
+"""Fixtures of the fault tests: the folder of all runs, and the tables of an undisturbed run."""
 
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from tests.faults.runs import Run, tables, write_images, write_scale
+from tests.faults.runs import Run, read_tables, write_images, write_scale
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the roots lie, and beside them the images."""
-    place = tmp_path_factory.mktemp("faults")
-    write_images(place / "images")
-    return place
+    """A folder with the images; the roots of the runs are created in it."""
+    path = tmp_path_factory.mktemp("faults")
+    write_images(path / "images")
+    return path
 
 
 @pytest.fixture(scope="session")
-def calm(folder: Path) -> dict[str, pa.Table]:
-    """All tables of a run that nothing disturbs."""
-    run = Run(folder / "calm", write_scale(folder))
-    assert run.code() == 0, run.said()
-    return tables(run.root)
+def undisturbed(folder: Path) -> dict[str, pa.Table]:
+    """All tables of a run without faults."""
+    run = Run(folder / "undisturbed", write_scale(folder))
+    assert run.exit_code() == 0, run.output()
+    return read_tables(run.root)

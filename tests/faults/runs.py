@@ -1,11 +1,11 @@
-"""A small real job as a process of its own that can be watched, disturbed and compared with an undisturbed run."""
+"""A small real job in a process of its own, which tests watch, disturb, and compare with an undisturbed run."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,10 +13,10 @@ import pyarrow as pa
 from vlcp_ray.config import load_job
 from vlcp_ray.demo import digits
 from vlcp_ray.pipeline import graph
-from vlcp_ray.store import MANIFEST, Step, Store
+from vlcp_ray.store.artifact import MANIFEST, Step, Store
 
 JOB = Path(__file__).parents[2] / "jobs" / "digits.toml"
-#: Descriptions by the real tiny LLaVA in vLLM, and small everywhere.
+#: Captions are made by the tiny LLaVA in vLLM; everything else is small.
 OVERRIDES = (
     "ipc=[2,4]",
     "finetune.epochs=3",
@@ -53,7 +53,7 @@ batch_size = 32
 [evaluate]
 num_workers = {workers}
 """
-_LIMIT = 400.0  # seconds for anything to happen
+_TIMEOUT = 400.0  # seconds
 
 
 class Run:
@@ -64,55 +64,56 @@ class Run:
         environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
         sets = [part for override in overrides(root) for part in ("--set", override)]
         command = [sys.executable, "-m", "vlcp_ray.cli", "run", str(JOB), f"--root={root}", f"--scale={scale}"]
-        joins = {"RAY_ADDRESS": address} if address else {}
+        cluster = {"RAY_ADDRESS": address} if address else {}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [*command, *sets, *more], stdout=log, stderr=subprocess.STDOUT, env=environment | joins
+                [*command, *sets, *more], stdout=log, stderr=subprocess.STDOUT, env=environment | cluster
             )
 
-    def until(self, happened: Callable[[], object]) -> None:
-        """Wait for something that happens while the run goes on."""
-        end = time.monotonic() + _LIMIT
-        while not happened():
-            assert self.process.poll() is None, f"the run ended too soon:\n{self.said()}"
-            assert time.monotonic() < end, f"it never happened:\n{self.said()}"
+    def wait_until(self, condition: Callable[[], object]) -> None:
+        """Wait until a condition is true, which must happen before the run ends."""
+        end = time.monotonic() + _TIMEOUT
+        while not condition():
+            assert self.process.poll() is None, f"the run ended too early:\n{self.output()}"
+            assert time.monotonic() < end, f"the condition is still false:\n{self.output()}"
             time.sleep(0.01)
 
-    def code(self) -> int:
-        """Wait for the end."""
-        return self.process.wait(_LIMIT)
+    def exit_code(self) -> int:
+        """Wait for the end of the run."""
+        return self.process.wait(_TIMEOUT)
 
     def kill(self) -> None:
-        """End the driver as a machine does that dies."""
+        """Kill the driver without notice, like a machine that dies."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
-    def said(self) -> str:
+    def output(self) -> str:
+        """The end of the output."""
         return self.log.read_text()[-6000:]
 
 
 def write_scale(folder: Path, workers: int = 2, cpus: int = 2) -> Path:
-    """A scale file of two ranks: their number decides the sums of fine-tuning, all others nothing."""
+    """Write a scale file with two ranks: only their number changes results, by the order of sums in fine-tuning."""
     path = folder / f"scale-{workers}-{cpus}.toml"
     path.write_text(SCALE.format(workers=workers, cpus=cpus))
     return path
 
 
 def write_images(folder: Path) -> Path:
-    """Some of the digits 0, 1 and 2 as an image folder; the last one of train is broken."""
+    """Write some of the digits 0, 1 and 2 as an image folder; the last train image of each class is broken."""
     counts: dict[tuple[str, str], int] = {}
     for row in digits.rows():
-        place = (row["split"], row["class_name"])
-        counts[place] = counts.get(place, 0) + 1
-        if row["label"] < 3 and counts[place] <= (120 if row["split"] == "train" else 20):
-            path = folder / row["split"] / row["class_name"] / f"{counts[place]:03}.png"
+        key = (row["split"], row["class_name"])
+        counts[key] = counts.get(key, 0) + 1
+        if row["label"] < 3 and counts[key] <= (120 if row["split"] == "train" else 20):
+            path = folder / row["split"] / row["class_name"] / f"{counts[key]:03}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(row["image"] if (row["split"], counts[place]) != ("train", 120) else b"broken")
+            path.write_bytes(row["image"] if (row["split"], counts[key]) != ("train", 120) else b"broken")
     return folder
 
 
 def overrides(root: Path) -> list[str]:
-    """The job's images lie beside every root."""
+    """The overrides of the job; its images are beside every root."""
     return [*OVERRIDES, f"ingest.source={root.parent / 'images'}"]
 
 
@@ -120,73 +121,71 @@ def steps(root: Path) -> tuple[Step, ...]:
     return graph(load_job(JOB, overrides(root)))
 
 
-def begun(root: Path, stage: str, table: str) -> bool:
-    """Whether a stage is in the middle: a part of a table is there, and an artifact has no seal."""
-    found = [path for path in root.glob(f"{stage}-*") if any(path.glob(f"{table}/[!.]*"))]
-    return bool(found) and any(not (path / MANIFEST).exists() for path in root.glob(f"{stage}-*"))
+def is_under_way(root: Path, stage: str, table: str) -> bool:
+    """Whether a stage has written a part of a table, and one of its artifacts is not complete."""
+    written = [path for path in root.glob(f"{stage}-*") if any(path.glob(f"{table}/[!.]*"))]
+    return bool(written) and any(not (path / MANIFEST).exists() for path in root.glob(f"{stage}-*"))
 
 
-def sealed(root: Path, stage: str) -> bool:
+def is_complete(root: Path, stage: str) -> bool:
     """Whether all artifacts of a stage are complete."""
     return all(
         (root / f"{step.stage}-{step.fingerprint}" / MANIFEST).exists() for step in steps(root) if step.stage == stage
     )
 
 
-def tables(root: Path, stage: str = "") -> dict[str, pa.Table]:
-    """All rows of all tables, or of one stage's, sorted; without the seconds that a trial took."""
-    found = {}
+def read_tables(root: Path, stage: str = "") -> dict[str, pa.Table]:
+    """Read all tables, or those of one stage, sorted and without the seconds of each trial."""
+    tables = {}
     for step in steps(root):
         for name in TABLES.get(step.stage, ()) if stage in ("", step.stage) else ():
-            table = pa.concat_tables(_files(Store.at(str(root)), step, name)).combine_chunks()
-            found[f"{step.title} {name}"] = table.sort_by(table.column_names[0])
-    return found
+            table = Store.at(str(root)).artifact(step).table(name, pa.schema([])).combine_chunks()
+            table = table.drop_columns([column for column in ("seconds",) if column in table.column_names])
+            tables[f"{step.title} {name}"] = table.sort_by(table.column_names[0])
+    return tables
 
 
-def _files(store: Store, step: Step, name: str) -> Iterator[pa.Table]:
-    artifact = store.artifact(step)
-    table = artifact.table(name, pa.schema([]))
-    yield table.drop_columns([column for column in ("seconds",) if column in table.column_names])
-
-
-def assert_equal(root: Path, calm: dict[str, pa.Table]) -> None:
-    """Everything sealed, every row there once, every table that of the undisturbed run; rows in = out + rejected."""
+def assert_equal(root: Path, undisturbed: dict[str, pa.Table]) -> None:
+    """Check that all artifacts are complete, that rows in = rows out + rejected, and that tables are equal."""
     store = Store.at(str(root))
     for step in steps(root):
         manifest = store.artifact(step).manifest()
         assert manifest is not None, step.title
         assert manifest["rows_in"] == manifest["rows"] + manifest["rejected"], step.title
-    made = tables(root)
-    assert made.keys() == calm.keys()
-    assert [name for name in calm if not made[name].equals(calm[name])] == []
+    tables = read_tables(root)
+    assert tables.keys() == undisturbed.keys()
+    assert [name for name in undisturbed if not tables[name].equals(undisturbed[name])] == []
 
 
 def children(pid: int) -> dict[int, str]:
-    """What a process has started, and they again, by their number: the title that each has given itself."""
+    """The titles of all descendants of a process, by process id."""
     parents, titles = {}, {}
-    for place in Path("/proc").iterdir():
-        if place.name.isdigit():
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
             try:
-                parents[int(place.name)] = int((place / "stat").read_text().rpartition(")")[2].split()[1])
-                titles[int(place.name)] = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+                titles[int(process.name)] = (
+                    (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                )
             except (FileNotFoundError, ProcessLookupError):
                 continue
-    found, level = {}, {pid}
+    descendants: dict[int, str] = {}
+    level = {pid}
     while level:
-        level = {child for child, parent in parents.items() if parent in level and child not in found}
-        found |= {child: titles.get(child, "") for child in level}
-    return found
+        level = {child for child, parent in parents.items() if parent in level and child not in descendants}
+        descendants |= {child: titles.get(child, "") for child in level}
+    return descendants
 
 
 def resident(pid: int) -> int:
-    """Pages of memory that a process has."""
+    """Resident memory of a process, in pages."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1])
 
 
 def kill_one(pid: int, title: str) -> bool:
-    """Kill one of a process's descendants whose title holds a word; says whether there was one."""
-    for child, found in children(pid).items():
-        if title in found:
+    """Kill one descendant of a process whose title contains the given one, and return whether there was one."""
+    for child, child_title in children(pid).items():
+        if title in child_title:
             os.kill(child, signal.SIGKILL)
             return True
     return False

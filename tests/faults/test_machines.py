@@ -1,4 +1,4 @@
-"""Takes machines away from a real run, lets them come late, and has an autoscaler bring and remove them."""
+"""Tests of real runs on clusters whose machines die, join late, or are added and removed by an autoscaler."""
 
 import json
 import os
@@ -17,13 +17,13 @@ import pytest
 from ray.cluster_utils import Cluster
 from ray.util import get_node_ip_address
 
-from tests.faults.runs import Run, assert_equal, begun, children, steps, tables, write_scale
-from vlcp_ray.store import Store
+from tests.faults.runs import Run, assert_equal, children, is_under_way, read_tables, steps, write_scale
+from vlcp_ray.store.artifact import Store
 
 pytestmark = [pytest.mark.faults, pytest.mark.filterwarnings("default")]
 
 STORE = 200 * 2**20
-#: A pool of logical GPUs for all that computes on whatever device is really there.
+#: Pools of logical GPUs; the work itself runs on the devices of the test machine.
 ON_GPUS = """
 [caption]
 num_cpus = 1
@@ -37,7 +37,7 @@ min_workers = 1
 num_gpus = 1
 """
 
-#: What Ray's autoscaler is told; the provider starts raylets on this machine. It insists on every key.
+#: The configuration of Ray's autoscaler, with a provider that starts raylets on this machine. Every key is required.
 AUTOSCALER: dict[str, Any] = {
     "cluster_name": "faults",
     "max_workers": 2,
@@ -77,7 +77,7 @@ AUTOSCALER: dict[str, Any] = {
 
 @contextmanager
 def machines(count: int) -> Iterator[Cluster]:
-    """A head without work, and so many workers of four cores."""
+    """Start a head without work, and a number of workers with four cores each."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": STORE})
     try:
         for _ in range(count):
@@ -87,83 +87,85 @@ def machines(count: int) -> Iterator[Cluster]:
         cluster.shutdown()
 
 
-def test_machines_die_in_mid_stage_and_others_come(folder: Path, calm: dict[str, pa.Table]) -> None:
+def test_run_with_lost_and_replaced_machines_equals_the_undisturbed_run(
+    folder: Path, undisturbed: dict[str, pa.Table]
+) -> None:
     with machines(2) as cluster:
         first, second = sorted(cluster.worker_nodes, key=lambda node: node.node_id)
         run = Run(folder / "machines", write_scale(folder), address=cluster.address)
-        run.until(lambda: begun(run.root, "pair", "pairs"))
+        run.wait_until(lambda: is_under_way(run.root, "pair", "pairs"))
         cluster.remove_node(first, allow_graceful=False)
         third = cluster.add_node(num_cpus=4, object_store_memory=STORE)
-        run.until(lambda: begun(run.root, "finetune", "progress"))
+        run.wait_until(lambda: is_under_way(run.root, "finetune", "progress"))
         cluster.remove_node(second, allow_graceful=False)
         cluster.add_node(num_cpus=4, object_store_memory=STORE)
-        run.until(lambda: begun(run.root, "evaluate", "scores"))
+        run.wait_until(lambda: is_under_way(run.root, "evaluate", "scores"))
         cluster.remove_node(third, allow_graceful=False)
-        assert run.code() == 0, run.said()
-    assert_equal(run.root, calm)
+        assert run.exit_code() == 0, run.output()
+    assert_equal(run.root, undisturbed)
 
 
-def test_a_gpu_that_comes_late_is_waited_for(folder: Path, calm: dict[str, pa.Table]) -> None:
+def test_run_waits_for_a_gpu_that_joins_late(folder: Path, undisturbed: dict[str, pa.Table]) -> None:
     scale = folder / "gpus.toml"
-    scale.write_text("rows_per_block = 32\npatience = 300\n" + ON_GPUS)
+    scale.write_text("rows_per_block = 32\nresource_timeout = 300\n" + ON_GPUS)
     with machines(1) as cluster:
         run = Run(folder / "late", scale, "--to", "pair", address=cluster.address)
-        run.until(lambda: "waits for caption 1 x 1 CPU 0.5 GPU" in run.said())
+        run.wait_until(lambda: "waiting for caption 1 x 1 CPU 0.5 GPU" in run.output())
         cluster.add_node(num_cpus=4, num_gpus=1, object_store_memory=STORE)
-        assert run.code() == 0, run.said()
-    assert tables(run.root, "pair")["pair pairs"].equals(calm["pair pairs"])
+        assert run.exit_code() == 0, run.output()
+    assert read_tables(run.root, "pair")["pair pairs"].equals(undisturbed["pair pairs"])
 
 
-def test_fine_tuning_begins_with_the_ranks_that_fit(folder: Path, calm: dict[str, pa.Table]) -> None:
+def test_finetune_starts_with_the_ranks_that_fit(folder: Path, undisturbed: dict[str, pa.Table]) -> None:
     scale = folder / "elastic.toml"
     scale.write_text("rows_per_block = 32\n[finetune]\nnum_workers = 2\nmin_workers = 1\nnum_cpus = 3\n")
     with machines(1) as cluster:
         run = Run(folder / "elastic", scale, "--to", "finetune", address=cluster.address)
-        assert run.code() == 0, run.said()
-    (made,), (whole,) = (
+        assert run.exit_code() == 0, run.output()
+    (elastic,), (full,) = (
         [Store.at(str(root)).artifact(step).manifest() for step in steps(root) if step.stage == "finetune"]
-        for root in (folder / "elastic", folder / "calm")
+        for root in (folder / "elastic", folder / "undisturbed")
     )
-    assert made is not None
-    assert whole is not None
-    assert (made["steps"], made["images"]) == (whole["steps"], whole["images"])  # the global batch is the same
-    assert made["losses"][-1][1] == pytest.approx(whole["losses"][-1][1], abs=0.01)
+    assert elastic is not None
+    assert full is not None
+    assert (elastic["steps"], elastic["images"]) == (full["steps"], full["images"])  # the global batch is the same
+    assert elastic["losses"][-1][1] == pytest.approx(full["losses"][-1][1], abs=0.01)
 
 
-def test_a_gpu_that_never_comes_ends_the_run_with_the_cure(folder: Path) -> None:
+def test_run_without_its_gpu_fails_with_the_fix(folder: Path) -> None:
     scale = folder / "never.toml"
-    scale.write_text("rows_per_block = 32\npatience = 3\n" + ON_GPUS)
+    scale.write_text("rows_per_block = 32\nresource_timeout = 3\n" + ON_GPUS)
     with machines(1) as cluster:
         run = Run(folder / "never", scale, "--to", "pair", address=cluster.address)
-        assert run.code() == 1
-    assert "Add machines, raise patience in the scale file" in run.said()
-    assert "Traceback" not in run.said()
+        assert run.exit_code() == 1
+    assert "Add machines, raise resource_timeout or reduce the pools" in run.output()
+    assert "Traceback" not in run.output()
 
 
-def test_an_autoscaler_brings_gpus_and_takes_them_away(folder: Path, calm: dict[str, pa.Table]) -> None:
+def test_run_with_an_autoscaler_adds_and_removes_gpu_machines(folder: Path, undisturbed: dict[str, pa.Table]) -> None:
     scale = folder / "autoscaled.toml"
-    scale.write_text(f"patience = 300\n{ON_GPUS}\n[finetune]\nnum_workers = 2\n")
+    scale.write_text(f"resource_timeout = 300\n{ON_GPUS}\n[finetune]\nnum_workers = 2\n")
     with autoscaled(folder) as (address, head):
-        assert gpu_machines(head) == 0
+        assert count_gpu_machines(head) == 0
         run = Run(folder / "autoscaled", scale, "--to", "generate", address=address)
-        run.until(lambda: gpu_machines(head) > 0)
-        assert run.code() == 0, run.said()
+        run.wait_until(lambda: count_gpu_machines(head) > 0)
+        assert run.exit_code() == 0, run.output()
         end = time.monotonic() + 120
-        while gpu_machines(head) and time.monotonic() < end:
+        while count_gpu_machines(head) and time.monotonic() < end:
             time.sleep(1)
-        assert gpu_machines(head) == 0
-    made = tables(run.root, "generate")
-    assert {name: calm[name] for name in made} == made
+        assert count_gpu_machines(head) == 0
+    generated = read_tables(run.root, "generate")
+    assert {name: undisturbed[name] for name in generated} == generated
 
 
 @contextmanager
 def autoscaled(folder: Path) -> Iterator[tuple[str, int]]:
-    """A head whose autoscaler starts up to two machines with a logical GPU each: its address and its process."""
+    """Start a head whose autoscaler adds up to two machines with a logical GPU each: its address and process id."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     config = folder / "autoscaler.json"
-    # Where it is not told, the provider sends its machines to port 6379, which may be somebody else's Ray.
+    # By default the machines of the provider join port 6379, which may be another Ray.
     provider = AUTOSCALER["provider"] | {"gcs_address": f"{get_node_ip_address()}:{port}"}
     config.write_text(json.dumps(AUTOSCALER | {"provider": provider}))
     options = ["--head", "--block", f"--port={port}", "--num-cpus=6", f"--object-store-memory={STORE}"]
@@ -189,6 +191,6 @@ def autoscaled(folder: Path) -> Iterator[tuple[str, int]]:
         head.wait()
 
 
-def gpu_machines(head: int) -> int:
-    """The raylets that the autoscaler has started, the head's own not among them."""
+def count_gpu_machines(head: int) -> int:
+    """Count the raylets that the autoscaler has started, without that of the head."""
     return sum("raylet/raylet" in title for title in children(head).values()) - 1

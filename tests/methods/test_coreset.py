@@ -1,155 +1,84 @@
-"""Whether herding and k-center choose what their definitions say, in exact arithmetic, and the same way every time."""
+"""Tests of the methods that make sets of one class through a teacher, on real digits."""
 
-from collections.abc import Callable
-from fractions import Fraction
+from pkgutil import resolve_name
 
 import numpy as np
-import numpy.typing as npt
+import pyarrow as pa
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from torch import nn
 
-from vlcp_ray.methods.coreset import herding, k_center
+from vlcp_ray.config import Job, load_job
+from vlcp_ray.demo import digits
+from vlcp_ray.images import decode
+from vlcp_ray.methods import METHODS
+from vlcp_ray.methods.method import Run
+from vlcp_ray.models.classifiers import build_classifier
+from vlcp_ray.schemas import SYNTHETIC
 
-Choose = Callable[[npt.NDArray[np.float32], int], list[int]]
-Exact = list[list[Fraction]]
-
-both = pytest.mark.parametrize("choose", [herding, k_center])
-
-
-@st.composite
-def classes(draw: st.DrawFn, whole: bool) -> tuple[npt.NDArray[np.float32], int]:
-    """Features of a small class and an ipc: small whole numbers, full of ties, or normal ones, with none."""
-    n, d = draw(st.integers(3, 12)), draw(st.integers(1, 4))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    features = rng.integers(-2, 3, (n, d)) if whole else rng.normal(size=(n, d))
-    return features.astype(np.float32), draw(st.integers(1, n))
+JOB = load_job("jobs/digits-compare.toml", ["teach.width=8", "evaluate.factor=2"])
+RUNS = [(seed, ipc) for seed in (0, 1) for ipc in (1, 4)]
+BY_CLASS = [method for method in METHODS.values() if method.form == "class"]
+methods = pytest.mark.parametrize("name", [method.name for method in BY_CLASS])
 
 
-def exact(features: npt.NDArray[np.float32]) -> Exact:
-    return [[Fraction(float(value)) for value in row] for row in features]
+@pytest.fixture(scope="module")
+def rows() -> pa.Table:
+    return pa.Table.from_pylist([dict(row) for row in digits.rows("val") if row["label"] == 3]).sort_by("image_id")
 
 
-def mean(rows: Exact) -> list[Fraction]:
-    return [sum(column, Fraction()) / len(rows) for column in zip(*rows, strict=True)]
+@pytest.fixture(scope="module")
+def teacher() -> nn.Module:
+    return build_classifier("ConvNet-3", num_classes=10, input_size=32, width=8, seed=0, norm="batch").eval()
 
 
-def squared(a: list[Fraction], b: list[Fraction]) -> Fraction:
-    return sum(((x - y) ** 2 for x, y in zip(a, b, strict=True)), Fraction())
+def select(
+    name: str, rows: pa.Table, teacher: nn.Module, runs: list[Run] = RUNS, job: Job = JOB
+) -> dict[Run, pa.Table]:
+    sets: dict[Run, pa.Table] = resolve_name(METHODS[name].code)(rows, runs, teacher, job, "cpu")
+    return sets
 
 
-def herded(rows: Exact, ipc: int) -> list[int]:
-    """Herding as it is defined, with nothing saved; `min` takes the first of equals."""
-    centre, chosen = mean(rows), list[int]()
-    for _ in range(ipc):
-        free = [row for row in range(len(rows)) if row not in chosen]
-        chosen.append(min(free, key=lambda row: squared(mean([rows[i] for i in [*chosen, row]]), centre)))
-    return chosen
+@methods
+def test_select_images_gives_ipc_rows_of_synthetic_for_every_run(name: str, rows: pa.Table, teacher: nn.Module) -> None:
+    sets = select(name, rows, teacher)
+    assert set(sets) == set(RUNS)
+    for (_, ipc), table in sets.items():
+        assert table.schema == SYNTHETIC
+        assert len(table) == ipc
+        assert set(table["class_name"].to_pylist()) == {"digit three"}
+        assert all(decode(image).size == (32, 32) for image in table["image"].to_pylist())
 
 
-def spread(rows: Exact, ipc: int) -> list[int]:
-    """Greedy k-center as it is defined; `max` takes the first of equals."""
-    centre = mean(rows)
-    chosen = [min(range(len(rows)), key=lambda row: squared(rows[row], centre))]
-    while len(chosen) < ipc:
-        free = [row for row in range(len(rows)) if row not in chosen]
-        chosen.append(max(free, key=lambda row: min(squared(rows[row], rows[i]) for i in chosen)))
-    return chosen
+@methods
+def test_select_images_is_the_same_for_one_run_or_many(name: str, rows: pa.Table, teacher: nn.Module) -> None:
+    sets = select(name, rows, teacher)
+    assert all(select(name, rows, teacher, [run])[run].equals(sets[run]) for run in RUNS)
 
 
-@given(classes(whole=False))
-def test_herding_is_its_definition(drawn: tuple[npt.NDArray[np.float32], int]) -> None:
-    features, ipc = drawn
-    assert herding(features, ipc) == herded(exact(features), ipc)
-
-
-@given(classes(whole=False))
-def test_k_center_is_its_definition(drawn: tuple[npt.NDArray[np.float32], int]) -> None:
-    features, ipc = drawn
-    assert k_center(features, ipc) == spread(exact(features), ipc)
-
-
-@given(classes(whole=True))
-def test_ties_go_to_the_first_row(drawn: tuple[npt.NDArray[np.float32], int]) -> None:
-    features, ipc = drawn
-    assert herding(features, ipc) == herded(exact(features), ipc)
-    assert k_center(features, ipc) == spread(exact(features), ipc)
-
-
-@both
-def test_equal_images_are_taken_in_order(choose: Choose) -> None:
-    assert choose(np.full((5, 512), 0.1, dtype=np.float32), 5) == [0, 1, 2, 3, 4]
-
-
-def test_no_other_image_would_bring_the_mean_nearer() -> None:
-    """Step by step at the size of a real class, where the definition itself is too slow."""
-    features = np.random.default_rng(0).gamma(0.5, size=(1300, 512)).astype(np.float32)
-    centre, chosen = features.mean(0, dtype=np.float64), herding(features, 10)
-    for step, row in enumerate(chosen):
-        means = (features[chosen[:step]].sum(0, dtype=np.float64) + features) / (step + 1)
-        gaps = np.linalg.norm(means - centre, axis=1)
-        gaps[chosen[:step]] = np.inf
-        assert gaps[row] == pytest.approx(gaps.min(), rel=1e-12)
-
-
-def test_herding_stays_nearer_the_mean_than_chance() -> None:
-    rng = np.random.default_rng(1)
-    features = rng.normal(size=(300, 32)).astype(np.float32)
-
-    def gap(rows: npt.ArrayLike) -> float:
-        return float(np.linalg.norm(features[rows].mean(0) - features.mean(0)))
-
-    assert gap(herding(features, 10)) < min(gap(rng.choice(300, 10, replace=False)) for _ in range(100))
-
-
-def test_k_center_finds_every_far_group() -> None:
-    rng = np.random.default_rng(2)
-    groups = rng.permutation(np.repeat(np.arange(6), 50))
-    features = (100 * np.eye(6)[groups] + rng.normal(size=(300, 6))).astype(np.float32)
-    assert sorted(groups[k_center(features, 6)]) == [0, 1, 2, 3, 4, 5]
-
-
-@both
-@given(drawn=classes(whole=True))
-def test_a_smaller_set_begins_a_larger_one_of_different_images(
-    choose: Choose, drawn: tuple[npt.NDArray[np.float32], int]
+@pytest.mark.parametrize("name", ["herding", "k-center"])
+def test_select_images_by_features_nests_sizes_and_ignores_the_seed(
+    name: str, rows: pa.Table, teacher: nn.Module
 ) -> None:
-    features, ipc = drawn
-    chosen = choose(features, len(features))
-    assert choose(features, ipc) == chosen[:ipc]
-    assert sorted(chosen) == list(range(len(features)))
+    sets = select(name, rows, teacher)
+    ids = {run: table["image_id"].to_pylist() for run, table in sets.items()}
+    assert ids[0, 1] == ids[0, 4][:1]
+    assert set(ids[0, 4]) <= set(rows["image_id"].to_pylist())
+    assert sets[0, 4].equals(sets[1, 4])
 
 
-@both
-def test_the_order_of_images_changes_nothing_once_they_are_sorted(choose: Choose) -> None:
-    rng = np.random.default_rng(3)
-    image_ids = np.array([f"i{number:03d}" for number in range(100)])
-    features = rng.normal(size=(100, 16)).astype(np.float32)
-    expected = image_ids[choose(features, 10)].tolist()
-    shuffle = rng.permutation(100)
-    found, rows = image_ids[shuffle], features[shuffle]
-    order = found.argsort()
-    assert found[order][choose(rows[order], 10)].tolist() == expected
-    assert set(found[choose(rows, 10)]) == set(expected)
+def test_select_images_of_rded_takes_other_crops_for_another_seed(rows: pa.Table, teacher: nn.Module) -> None:
+    sets = select("rded", rows, teacher)
+    assert not sets[0, 4]["image"].equals(sets[1, 4]["image"])
 
 
-@both
-def test_features_are_left_as_they_are(choose: Choose) -> None:
-    features = np.random.default_rng(4).normal(size=(20, 8)).astype(np.float32)
-    before = features.copy()
-    assert choose(features, 5) == choose(features, 5)
-    np.testing.assert_array_equal(features, before)
+@pytest.mark.parametrize("name", ["herding", "k-center"])
+def test_select_images_of_too_small_a_class_is_refused(name: str, rows: pa.Table, teacher: nn.Module) -> None:
+    with pytest.raises(ValueError, match="3 images are fewer than ipc = 4"):
+        select(name, rows.slice(0, 3), teacher)
 
 
-@both
-def test_a_class_that_is_too_small_is_told_the_cure(choose: Choose) -> None:
-    with pytest.raises(ValueError, match="3 images are fewer than ipc = 4: lower ipc or add images"):
-        choose(np.zeros((3, 2), dtype=np.float32), 4)
-
-
-@both
-def test_features_that_are_no_numbers_are_told(choose: Choose) -> None:
-    features = np.zeros((5, 2), dtype=np.float32)
-    features[3, 1] = np.nan
-    with pytest.raises(ValueError, match="features of row 3 are not finite"):
-        choose(features, 2)
+def test_select_images_of_shuffled_rows_is_the_same_once_sorted(rows: pa.Table, teacher: nn.Module) -> None:
+    shuffled = rows.take(np.random.default_rng(0).permutation(len(rows))).sort_by("image_id")
+    for method in BY_CLASS:
+        one, two = select(method.name, rows, teacher), select(method.name, shuffled, teacher)
+        assert all(one[run].equals(two[run]) for run in RUNS)

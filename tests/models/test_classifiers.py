@@ -1,10 +1,9 @@
-"""Whether the classifiers are the published ones, and their first weights a matter of the seed alone."""
+"""Tests of the classifiers, against the published networks."""
 
 import pytest
 import torch
 from torch import nn
 
-from vlcp_ray.config import Network
 from vlcp_ray.models.classifiers import AveragePool2, build_classifier, head_of
 
 
@@ -23,7 +22,9 @@ def parameters(network: nn.Module) -> int:
         ("ResNet-18", 100, 11_227_812),
     ],
 )
-def test_every_network_has_the_published_number_of_parameters(name: Network, num_classes: int, published: int) -> None:
+def test_classifier_with_instance_norm_has_published_number_of_parameters(
+    name: str, num_classes: int, published: int
+) -> None:
     network = build_classifier(name, num_classes=num_classes, input_size=224, width=128, seed=0)
     assert parameters(network) == published
     assert network(torch.zeros(1, 3, 224, 224)).shape == (1, num_classes)
@@ -35,12 +36,12 @@ def test_every_network_has_the_published_number_of_parameters(name: Network, num
         ("ResNet-18", 1000, 11_689_512),  # torchvision's documentation
         ("ResNet-18-modified", 10, 11_173_962),
         ("ResNet-18-modified", 200, 11_271_432),  # 190 more outputs of 512 weights and a bias
-        ("ConvNet-3", 10, 320_010),  # 2 * 128 parameters a norm, whichever it is
+        ("ConvNet-3", 10, 320_010),  # 2 * 128 parameters per norm layer, for both norms
         ("ResNetAP-10", 10, 4_910_922),
     ],
 )
-def test_networks_with_batch_norm_have_the_published_number_of_parameters(
-    name: Network, num_classes: int, published: int
+def test_classifier_with_batch_norm_has_published_number_of_parameters(
+    name: str, num_classes: int, published: int
 ) -> None:
     network = build_classifier(name, num_classes=num_classes, input_size=32, width=128, seed=0, norm="batch")
     assert parameters(network) == published
@@ -49,43 +50,43 @@ def test_networks_with_batch_norm_have_the_published_number_of_parameters(
     assert network.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, num_classes)
 
 
-def test_resnet_18_modified_keeps_the_size_of_small_images() -> None:
+def test_resnet_18_modified_keeps_size_of_small_images() -> None:
     network = build_classifier("ResNet-18-modified", num_classes=10, input_size=32, width=1, seed=0, norm="batch")
     shapes: list[torch.Size] = []
-    network.get_submodule("layer1").register_forward_hook(lambda module, given, made: shapes.append(made.shape))
+    network.get_submodule("layer1").register_forward_hook(lambda module, inputs, output: shapes.append(output.shape))
     network.eval()(torch.zeros(1, 3, 32, 32))
     assert shapes == [(1, 64, 32, 32)]
 
 
 @pytest.mark.parametrize("name", ["ConvNet-3", "ResNetAP-10", "ResNet-18", "ResNet-18-modified"])
-def test_the_head_is_the_last_layer(name: Network) -> None:
+def test_head_of_returns_last_layer(name: str) -> None:
     network = build_classifier(name, num_classes=7, input_size=32, width=8, seed=0)
     assert head_of(network).out_features == 7
 
 
-def test_resnet_ap_10_halves_by_pooling_and_never_by_strides() -> None:
+def test_resnet_ap_10_halves_by_pooling_not_by_strides() -> None:
     network = build_classifier("ResNetAP-10", num_classes=2, input_size=64, width=1, seed=0)
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
     assert {convolution.stride for convolution in convolutions} == {(1, 1)}
-    assert len(convolutions) == 1 + 4 * 2 + 3  # stem, two a block, a shortcut where it widens
+    assert len(convolutions) == 1 + 4 * 2 + 3  # stem, two per block, a shortcut in each block that widens
     features = network[:-3](torch.zeros(1, 3, 64, 64))
-    assert features.shape == (1, 512, 2, 2)  # 4 in the stem, 2 in each of three blocks
+    assert features.shape == (1, 512, 2, 2)  # halved twice in the stem and once in each of three blocks
 
 
 @pytest.mark.parametrize(("name", "depth"), [("ConvNet-3", 3), ("ConvNet-4", 4), ("ConvNet-5", 5), ("ConvNet-6", 6)])
-def test_the_name_says_the_depth_and_logits_have_the_shape_of_the_classes(name: Network, depth: int) -> None:
+def test_conv_net_has_depth_of_its_name_and_a_logit_per_class(name: str, depth: int) -> None:
     network = build_classifier(name, num_classes=7, input_size=67, width=8, seed=0)
     assert sum(isinstance(module, nn.Conv2d) for module in network.modules()) == depth
     assert network(torch.zeros(2, 3, 67, 67)).shape == (2, 7)
 
 
-def test_an_image_that_is_too_small_is_refused_with_a_cure() -> None:
+def test_conv_net_of_too_small_image_is_refused() -> None:
     build_classifier("ConvNet-6", num_classes=2, input_size=64, width=8, seed=0)
     with pytest.raises(ValueError, match=r"evaluate\.input_size: ConvNet-6 .* needs 64 pixels or more, not 32"):
         build_classifier("ConvNet-6", num_classes=2, input_size=32, width=8, seed=0)
 
 
-def test_weights_come_from_the_seed_and_global_randomness_stays_as_it_was() -> None:
+def test_build_classifier_depends_on_seed_and_keeps_global_random_state() -> None:
     def weights(seed: int) -> torch.Tensor:
         network = build_classifier("ConvNet-3", num_classes=4, input_size=32, width=8, seed=seed)
         return nn.utils.parameters_to_vector(network.parameters())
@@ -99,8 +100,8 @@ def test_weights_come_from_the_seed_and_global_randomness_stays_as_it_was() -> N
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_every_channel_is_normalised_on_its_own() -> None:
-    """Scale and shift of an image's channel go away, and no neighbour in the batch matters."""
+def test_instance_norm_is_per_image_and_channel() -> None:
+    """Scale and shift of an image's channel have no effect, nor have the other images of the batch."""
     network = build_classifier("ConvNet-3", num_classes=4, input_size=32, width=8, seed=0)
     norms = [module for module in network.modules() if isinstance(module, nn.GroupNorm)]
     assert [(norm.num_groups, norm.num_channels) for norm in norms] == [(8, 8)] * 3
@@ -110,7 +111,7 @@ def test_every_channel_is_normalised_on_its_own() -> None:
 
 
 @pytest.mark.parametrize("size", [2, 7, 16])
-def test_pooling_is_that_of_torch_with_its_gradient(size: int) -> None:
+def test_average_pool_2_equals_torch_with_gradient(size: int) -> None:
     generator = torch.Generator().manual_seed(size)
     images = torch.randn(2, 3, size, size + 3, generator=generator, dtype=torch.float64).requires_grad_()
     pooled, expected = AveragePool2()(images), nn.functional.avg_pool2d(images, 2)

@@ -1,4 +1,4 @@
-"""One thread: threads that wait for each other on busy cores make such small steps a hundred times slower."""
+"""Run the tests of the protocols with one thread: on busy cores, several make such small steps 100 times slower."""
 
 from collections.abc import Iterator
 

@@ -1,18 +1,17 @@
-"""Whether training with hard labels follows METHOD 3.1: epochs, learning rates, the mixed loss."""
+"""Tests of the minimax protocol (METHOD 3.1): epochs, learning rates, the mixed loss."""
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from vlcp_ray.augment import augment, cutmix
 from vlcp_ray.config import Evaluate
 from vlcp_ray.protocols import minimax
-from vlcp_ray.protocols.minimax import learning_rate_at
-from vlcp_ray.protocols.pace import minimax_epochs as epochs_for
+from vlcp_ray.protocols.augment import augment, cutmix
+from vlcp_ray.protocols.minimax import epochs_for, learning_rate_at
 
 
 @pytest.mark.parametrize("epochs", [1, 5, 30, 300, 2000])
-def test_the_learning_rate_is_that_of_torchs_schedule(epochs: int) -> None:
+def test_learning_rate_at_equals_torchs_schedule(epochs: int) -> None:
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.01)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [2 * epochs // 3, 5 * epochs // 6], gamma=0.2)
     for epoch in range(epochs):
@@ -21,7 +20,7 @@ def test_the_learning_rate_is_that_of_torchs_schedule(epochs: int) -> None:
         schedule.step()
 
 
-def test_the_learning_rate_of_an_epoch_holds_for_all_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_keeps_the_learning_rate_of_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a constant gradient of 1, no momentum and no decay, a weight falls by the sum of the learning rates."""
     monkeypatch.setattr(minimax, "MOMENTUM", 0.0)
     monkeypatch.setattr(minimax, "WEIGHT_DECAY", 0.0)
@@ -29,7 +28,7 @@ def test_the_learning_rate_of_an_epoch_holds_for_all_its_steps(monkeypatch: pyte
     network = torch.nn.Linear(1, 1, bias=False)
     start = network.weight.item()
     images = (torch.zeros(5, 3, 8, 8), torch.zeros(5))  # three steps of 2, 2 and 1
-    assert list(minimax.train(network, images, Evaluate(batch_size=2), 6, 0)) == [1, 2, 3, 4, 5, 6]
+    assert list(minimax.train(network, images, Evaluate(batch_size=2), epochs=6, seed=0)) == [1, 2, 3, 4, 5, 6]
     assert start - network.weight.item() == pytest.approx(3 * 0.01 * (4 + 0.2 + 0.04), rel=1e-4)
 
 
@@ -47,26 +46,26 @@ def test_the_learning_rate_of_an_epoch_holds_for_all_its_steps(monkeypatch: pyte
         (501, 300, 200),
     ],
 )
-def test_epochs_follow_the_protocol(ipc: int, few: int, many: int) -> None:
+def test_epochs_for_follows_the_table(ipc: int, few: int, many: int) -> None:
     assert epochs_for(Evaluate(), ipc, 10) == epochs_for(Evaluate(), ipc, 99) == few
     assert epochs_for(Evaluate(), ipc, 100) == epochs_for(Evaluate(), ipc, 1000) == many
 
 
-def test_settings_overrule_the_protocol_and_the_full_split_has_its_own_number() -> None:
+def test_epochs_for_with_settings_and_full_split() -> None:
     settings = Evaluate(epochs=7, full_epochs=4)
     assert epochs_for(settings, 10, 100) == 7
     assert epochs_for(settings, 0, 100) == 4
     assert epochs_for(Evaluate(full_epochs=4), 0, 10) == 4
 
 
-def test_every_image_is_blamed_for_both_labels_by_the_share_of_its_pixels() -> None:
+def test_loss_weighs_both_labels_by_their_pixels() -> None:
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randint(256, (6, 3, 8, 8), generator=generator, dtype=torch.uint8)
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3))
-    made = minimax.loss(network, pixels, labels, torch.Generator().manual_seed(7), flip=True)
+    result = minimax.loss(network, pixels, labels, torch.Generator().manual_seed(7), flip=True)
     again = torch.Generator().manual_seed(7)
     mixed, own, pasted, share = cutmix(augment(pixels, again, True), labels, again)
     assert 0 < share < 1
     soft = share * torch.eye(3)[own] + (1 - share) * torch.eye(3)[pasted]
-    torch.testing.assert_close(made, cross_entropy(network(mixed), soft))
+    torch.testing.assert_close(result, cross_entropy(network(mixed), soft))

@@ -1,4 +1,4 @@
-"""Whether training with a teacher's labels follows METHOD 3.2: batches, learning rates, decay and the soft loss."""
+"""Tests of the rded protocol (METHOD 3.2): batches, learning rates, decay and the soft loss."""
 
 import math
 
@@ -8,13 +8,12 @@ import torch
 from torch import nn
 
 from tests.labelled_digits import digits
-from vlcp_ray.augment import augment_plainly, cutmix
 from vlcp_ray.config import Evaluate
 from vlcp_ray.models.classifiers import build_classifier
 from vlcp_ray.protocols import rded
-from vlcp_ray.protocols.images import to_device
-from vlcp_ray.protocols.pace import rded_epochs as epochs_for
-from vlcp_ray.protocols.rded import batch_size_for, decay_groups, is_check, learning_rate_at
+from vlcp_ray.protocols.augment import augment_without_jitter, cutmix
+from vlcp_ray.protocols.labelled_images import to_device
+from vlcp_ray.protocols.rded import batch_size_for, decay_groups, epochs_for, learning_rate_at
 
 SETTINGS = Evaluate(protocols=("rded",), input_size=16)
 
@@ -23,7 +22,7 @@ def convnet(seed: int = 0) -> nn.Module:
     return build_classifier("ConvNet-3", num_classes=10, input_size=16, width=4, seed=seed, norm="batch")
 
 
-def test_the_soft_loss_is_what_a_hand_computes() -> None:
+def test_soft_label_loss_equals_a_computation_by_hand() -> None:
     generator = np.random.default_rng(0)
     student, teacher = generator.normal(0, 30, (2, 5, 7))
 
@@ -33,45 +32,45 @@ def test_the_soft_loss_is_what_a_hand_computes() -> None:
 
     p, q = softmax(teacher), softmax(student)
     by_hand = (p * (np.log(p) - np.log(q))).sum() / 5
-    made = rded.soft_label_loss(torch.tensor(student), torch.tensor(teacher), 20.0)
-    assert made.item() == pytest.approx(by_hand)
+    result = rded.soft_label_loss(torch.tensor(student), torch.tensor(teacher), 20.0)
+    assert result.item() == pytest.approx(by_hand)
     assert rded.soft_label_loss(torch.tensor(teacher), torch.tensor(teacher), 20.0).item() == pytest.approx(0)
 
 
-def test_the_teacher_looks_at_the_mixed_images_and_learns_nothing() -> None:
-    seen: list[torch.Tensor] = []
+def test_loss_gives_the_teacher_the_mixed_images_and_no_gradient() -> None:
+    inputs: list[torch.Tensor] = []
 
-    class Telling(nn.Module):
+    class Recording(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.weight = nn.Parameter(torch.ones(10))
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            seen.append(images)
+            inputs.append(images)
             return images.mean((1, 2, 3))[:, None] * self.weight
 
     pixels, labels = to_device(digits(0, 8), "cpu")
-    network, teacher, settings = convnet(), Telling(), SETTINGS.model_copy(update={"factor": 2})
+    network, teacher, settings = convnet(), Recording(), SETTINGS.model_copy(update={"factor": 2})
     loss = rded.loss(network, teacher, pixels, labels, torch.Generator().manual_seed(3), settings)
     loss.backward()
     assert teacher.weight.grad is None
     again = torch.Generator().manual_seed(3)
-    mixed = cutmix(augment_plainly(pixels, again, True, (0.5, 1.0), 2), labels, again)[0]
-    assert torch.equal(seen[0], mixed)
+    mixed = cutmix(augment_without_jitter(pixels, again, True, (0.5, 1.0), 2), labels, again)[0]
+    assert torch.equal(inputs[0], mixed)
     expected = rded.soft_label_loss(convnet()(mixed), teacher(mixed), 20.0)
     torch.testing.assert_close(loss, expected)
 
 
 @pytest.mark.parametrize(("epoch", "share"), [(0, 1.0), (150, (1 + math.sqrt(0.5)) / 2), (300, 0.5)])
-def test_the_learning_rate_falls_to_a_half(epoch: int, share: float) -> None:
+def test_learning_rate_at_falls_to_a_half(epoch: int, share: float) -> None:
     assert learning_rate_at(epoch, 300) == pytest.approx(1e-3 * share)
 
 
-def test_epochs_are_300_unless_somebody_says_otherwise() -> None:
-    assert epochs_for(Evaluate(), 10) == 300
-    assert epochs_for(Evaluate(epochs=7), 10) == 7
-    assert epochs_for(Evaluate(protocols=("rded",), epochs=7, rded_epochs=5), 10) == 5
-    assert epochs_for(Evaluate(protocols=("rded",), rded_epochs=5, full_epochs=4), 0) == 4
+def test_epochs_for_is_300_unless_set() -> None:
+    assert epochs_for(Evaluate(), 10, 10) == 300
+    assert epochs_for(Evaluate(epochs=7), 10, 10) == 7
+    assert epochs_for(Evaluate(protocols=("rded",), epochs=7, rded_epochs=5), 10, 10) == 5
+    assert epochs_for(Evaluate(protocols=("rded",), rded_epochs=5, full_epochs=4), 0, 10) == 4
 
 
 @pytest.mark.parametrize(
@@ -82,26 +81,18 @@ def test_epochs_are_300_unless_somebody_says_otherwise() -> None:
         *((1, 5, 5), (10, 3, 30)),
     ],
 )
-def test_batches_follow_ipc_and_classes_and_never_exceed_the_set(ipc: int, classes: int, batch: int) -> None:
+def test_batch_size_for_follows_ipc_and_classes(ipc: int, classes: int, batch: int) -> None:
     assert batch_size_for(SETTINGS, ipc, classes, ipc * classes) == batch
 
 
-def test_settings_overrule_the_batch_and_the_full_split_counts_as_many() -> None:
+def test_batch_size_for_with_settings_and_full_split() -> None:
     tiny = Evaluate(protocols=("rded",), rded_batch_size=100)
     assert batch_size_for(tiny, 50, 200, 10_000) == 100
     assert batch_size_for(tiny, 1, 10, 10) == 10
     assert batch_size_for(SETTINGS, 0, 10, 50_000) == 100
 
 
-@pytest.mark.parametrize("epochs", [1, 4, 5, 50, 300])
-def test_checks_lie_in_the_last_fifth(epochs: int) -> None:
-    when = [epoch for epoch in range(1, epochs + 1) if is_check(epoch, epochs, 100)]
-    assert when[-1] == epochs
-    assert min(when) > 0.8 * epochs
-    assert len(when) == max(1, min(20, epochs // 5))
-
-
-def test_weights_decay_and_biases_and_norms_do_not() -> None:
+def test_decay_groups_leave_out_biases_and_norms() -> None:
     network = convnet()
     decays, stays = decay_groups(network)
     assert (decays["weight_decay"], stays["weight_decay"]) == (0.01, 0.0)
@@ -110,27 +101,29 @@ def test_weights_decay_and_biases_and_norms_do_not() -> None:
     assert len(decays["params"]) + len(stays["params"]) == len(named) == 4 * 2 + 3 * 2
 
 
-def test_a_step_is_adamws(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first step of Adam moves by the learning rate, whatever the gradient's size; decay comes on top."""
+def test_train_takes_steps_of_adamw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adam's first step has the length of the learning rate, whatever the gradient's size; weight decay is added."""
     monkeypatch.setattr(rded, "loss", lambda network, *rest: 5 * network.weight.sum() + 5 * network.bias.sum())
     network = nn.Linear(1, 1)
     nn.init.constant_(network.weight, 2.0)
     nn.init.constant_(network.bias, 2.0)
     images = (torch.zeros(1, 3, 8, 8), torch.zeros(1))
-    next(rded.train(network, nn.Identity(), images, SETTINGS, 1, 1, 0))
+    next(rded.train(network, images, SETTINGS, epochs=300, seed=0, ipc=1, num_classes=1, teacher=nn.Identity()))
     assert network.weight.item() == pytest.approx(2 - 1e-3 - 1e-3 * 0.01 * 2, abs=1e-6)
     assert network.bias.item() == pytest.approx(2 - 1e-3, abs=1e-6)
 
 
-def test_a_single_image_left_over_joins_the_batch_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_joins_a_single_last_image_to_the_batch_before(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
 
-    def note(network: nn.Linear, teacher: object, pixels: torch.Tensor, *rest: object) -> torch.Tensor:
+    def record_size(network: nn.Linear, teacher: object, pixels: torch.Tensor, *rest: object) -> torch.Tensor:
         sizes.append(len(pixels))
         return network.weight.sum()
 
-    monkeypatch.setattr(rded, "loss", note)
+    monkeypatch.setattr(rded, "loss", record_size)
     settings = SETTINGS.model_copy(update={"rded_epochs": 1})
     images = (torch.zeros(21, 3, 8, 8), torch.zeros(21))
-    assert list(rded.train(nn.Linear(1, 1), nn.Identity(), images, settings, 7, 3, 0)) == [1]
+    assert list(
+        rded.train(nn.Linear(1, 1), images, settings, epochs=1, seed=0, ipc=7, num_classes=3, teacher=nn.Identity())
+    ) == [1]
     assert sizes == [10, 11]

@@ -1,4 +1,4 @@
-"""Whether the hub's parquet gives every row its class by name, whatever the numbers, and reads no more than it must."""
+"""Tests of the parquet layout: classes by name, row groups that are not read, damaged files."""
 
 import random
 from pathlib import Path
@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from tests.image_sets import SHARED, by_source, opened, picture, rows_of, write_parquet
+from tests.image_sets import SHARED, by_source, open_set, picture, read_all, write_parquet
 from vlcp_ray.settings import ConfigError
 
 NAMES = ("airplane", "n01440764", "English springer, English springer spaniel")
@@ -16,13 +16,13 @@ KEYS = ("airplane", "n01440764", "n02102040")
 ROWS = [(picture(i), f"{i}.jpg", i % 3) for i in range(8)]
 
 
-def test_rows_have_keys_by_the_names_of_their_numbers(tmp_path: Path) -> None:
+def test_parquet_label_numbers_become_class_keys(tmp_path: Path) -> None:
     write_parquet(tmp_path / "data" / "train-0.parquet", ROWS, NAMES)
     write_parquet(tmp_path / "data" / "validation-0.parquet", ROWS[:2], NAMES)
     write_parquet(tmp_path / "data" / "test-0.parquet", [(picture(1), "x.jpg", -1)], NAMES)  # the hub's hidden labels
-    source = opened(tmp_path)
+    source = open_set(tmp_path)
     assert source.description == "parquet with 1 train file and 1 val file, 3 classes"
-    table = rows_of(source)
+    table = read_all(source)
     train = table.filter(pa.compute.equal(table["split"], "train"))
     assert train["class_key"].to_pylist() == [KEYS[label] for *_, label in ROWS]
     assert train["image"].to_pylist() == [content for content, *_ in ROWS]
@@ -31,41 +31,42 @@ def test_rows_have_keys_by_the_names_of_their_numbers(tmp_path: Path) -> None:
     assert len(table) == 10
 
 
-def test_shuffled_rows_numbers_and_files_are_the_same_images(tmp_path: Path) -> None:
-    """Also without file names, as the hub serves CIFAR: such an image is known by its content."""
+def test_parquet_shuffled_rows_numbers_and_files_give_same_images(tmp_path: Path) -> None:
+    """Without file names, as in the hub's CIFAR, the content identifies an image."""
     rows = [(content, None, label) for content, _, label in ROWS]
     write_parquet(tmp_path / "one" / "train-0.parquet", rows, NAMES)
     shuffled = [(content, path, (label + 1) % 3) for content, path, label in random.Random(0).sample(rows, len(rows))]
     names = (NAMES[2], NAMES[0], NAMES[1])
     write_parquet(tmp_path / "two" / "train-b.parquet", shuffled[:5], names)
     write_parquet(tmp_path / "two" / "train-a.parquet", shuffled[5:], names)
-    one, two = (rows_of(opened(tmp_path / name)).drop_columns("source").sort_by("image_id") for name in ("one", "two"))
+    tables = [read_all(open_set(tmp_path / name)).drop_columns("source") for name in ("one", "two")]
+    one, two = (table.sort_by("image_id") for table in tables)
     assert one.equals(two)
     assert len(set(one["image_id"].to_pylist())) == 8
 
 
-def test_every_file_says_itself_what_its_numbers_mean(tmp_path: Path) -> None:
+def test_parquet_label_numbers_have_the_names_of_their_file(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train-0.parquet", [(picture(0), "0.jpg", 0)], ["cat", "dog"])
     write_parquet(tmp_path / "train-1.parquet", [(picture(1), "1.jpg", 0)], ["dog", "cat"])
-    assert rows_of(opened(tmp_path))["class_key"].to_pylist() == ["cat", "dog"]
+    assert read_all(open_set(tmp_path))["class_key"].to_pylist() == ["cat", "dog"]
 
 
-def test_labels_without_a_class_are_told_apart(tmp_path: Path) -> None:
+def test_parquet_missing_and_unknown_labels_have_different_keys(tmp_path: Path) -> None:
     rows = [(picture(0), "0.jpg", 0), (picture(1), "1.jpg", None), (picture(2), "2.jpg", 7), (picture(3), "3.jpg", -1)]
-    table = rows_of(opened(write_parquet(tmp_path / "train.parquet", rows, ["cat", "2"])))
+    table = read_all(open_set(write_parquet(tmp_path / "train.parquet", rows, ["cat", "2"])))
     assert table["class_key"].to_pylist() == ["cat", "", "#7", "#-1"]
     assert table["reason"].to_pylist() == ["", "no_label", "", ""]
 
 
-def test_missing_bytes_are_empty(tmp_path: Path) -> None:
+def test_parquet_null_image_has_no_bytes(tmp_path: Path) -> None:
     table = pa.table(
         {"image": pa.array([None, {"bytes": None}], pa.struct({"bytes": pa.binary()})), "label": ["a", "a"]}
     )
     parquet.write_table(table, tmp_path / "train.parquet")
-    assert rows_of(opened(tmp_path))["image"].to_pylist() == [b"", b""]
+    assert read_all(open_set(tmp_path))["image"].to_pylist() == [b"", b""]
 
 
-def test_only_row_groups_with_wanted_rows_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_read_skips_images_of_unwanted_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     labels = [0, 0, 0, 1, 1, 0, 0, 0, 0]  # three row groups; only the second one has the wanted class
     write_parquet(
         tmp_path / "train.parquet", [(picture(i), f"{i}.jpg", n) for i, n in enumerate(labels)], ["cat", "dog"]
@@ -73,76 +74,74 @@ def test_only_row_groups_with_wanted_rows_are_read(tmp_path: Path, monkeypatch: 
     read: list[Any] = []
     iter_batches = parquet.ParquetFile.iter_batches
 
-    def watched(self: Any, size: int, row_groups: list[int], columns: list[str]) -> Any:
+    def recorded(self: Any, size: int, row_groups: list[int], columns: list[str]) -> Any:
         read.extend(row_groups)
         return iter_batches(self, size, row_groups=row_groups, columns=columns)
 
-    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", watched)
-    source = opened(tmp_path, classes="dog")
-    assert by_source(rows_of(source), "image") == {f"train.parquet#{i}": picture(i) for i in (3, 4)}
+    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", recorded)
+    source = open_set(tmp_path, classes="dog")
+    assert by_source(read_all(source), "image") == {f"train.parquet#{i}": picture(i) for i in (3, 4)}
     assert read == [1]
-    assert len(rows_of(source, ["train.parquet#3", "train.parquet#4"])) == 0
+    assert len(read_all(source, ["train.parquet#3", "train.parquet#4"])) == 0
     assert read == [1]
 
 
-def test_numbers_without_names_need_a_list(tmp_path: Path) -> None:
+def test_parquet_label_numbers_without_names_need_class_list(tmp_path: Path) -> None:
     file = write_parquet(tmp_path / "train.parquet", [(picture(0), "0.jpg", 1)], None)
     with pytest.raises(ConfigError, match=r"ingest.class_list: the label numbers in column 'label' have no names"):
-        opened(file)
-    source = opened(file, class_list="imagenet1k", classes=["n01443537"])
-    assert rows_of(source)["class_key"].to_pylist() == ["n01443537"]
+        open_set(file)
+    source = open_set(file, class_list="imagenet1k", classes=["n01443537"])
+    assert read_all(source)["class_key"].to_pylist() == ["n01443537"]
 
 
-def test_names_in_the_rows_are_enough(tmp_path: Path) -> None:
+def test_parquet_label_names_need_no_class_list(tmp_path: Path) -> None:
     write_parquet(
         tmp_path / "train.parquet", [(picture(0), "0.jpg", "cat"), (picture(1), "1.jpg", "tench, Tinca tinca")], None
     )
-    source = opened(tmp_path)
+    source = open_set(tmp_path)
     assert source.classes.keys == ("cat", "n01440764")
-    assert rows_of(source)["class_key"].to_pylist() == ["cat", "n01440764"]
+    assert read_all(source)["class_key"].to_pylist() == ["cat", "n01440764"]
 
 
-def test_what_is_no_image_set_is_told(tmp_path: Path) -> None:
+def test_parquet_without_images_or_broken_is_refused(tmp_path: Path) -> None:
     parquet.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
     with pytest.raises(ConfigError, match="have no image column; they have text"):
-        opened(tmp_path)
+        open_set(tmp_path)
     (tmp_path / "a.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(ConfigError, match=r"a.parquet cannot be read as parquet .* fetch it again"):
-        opened(tmp_path)
+    with pytest.raises(ConfigError, match=r"a.parquet cannot be read as parquet .* download it again"):
+        open_set(tmp_path)
 
 
-def test_one_file_is_work_for_many_and_its_rows_keep_their_numbers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parquet_file_in_several_parts_gives_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write_parquet(tmp_path / "train.parquet", ROWS, NAMES)
-    whole = rows_of(opened(file))
-    monkeypatch.setattr("vlcp_ray.sources.parquet._PIECE", 4)
-    source = opened(file)
-    assert [(part.first, part.last) for part in source.parts()] == [(0, 2), (2, 3)]
-    assert rows_of(source).equals(whole)
+    whole = read_all(open_set(file))
+    monkeypatch.setattr("vlcp_ray.sources.parquet._ROWS_PER_PART", 4)
+    source = open_set(file)
+    assert [(part.first_row_group, part.end_row_group) for part in source.parts()] == [(0, 2), (2, 3)]
+    assert read_all(source).equals(whole)
 
 
-def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+def test_parquet_damaged_file_is_named(tmp_path: Path) -> None:
     file = write_parquet(tmp_path / "train.parquet", ROWS, NAMES)
     content = bytearray(file.read_bytes())
     content[4:400] = bytes(396)
     file.write_bytes(content)
-    with pytest.raises(ConfigError, match=r"train.parquet is damaged .*; fetch it again"):
-        rows_of(opened(file))
+    with pytest.raises(ConfigError, match=r"train.parquet is damaged .*; download it again"):
+        read_all(open_set(file))
 
 
-def test_an_image_column_of_paths_is_told(tmp_path: Path) -> None:
+def test_parquet_image_column_of_paths_is_refused(tmp_path: Path) -> None:
     parquet.write_table(pa.table({"image": ["a.jpg"], "label": ["cat"]}), tmp_path / "train.parquet")
     with pytest.raises(ConfigError, match="column 'image' of the parquet files is string, not the bytes of images"):
-        opened(tmp_path)
+        open_set(tmp_path)
 
 
-def test_real_cifar_has_exact_counts() -> None:
+def test_parquet_of_real_cifar_has_exact_counts() -> None:
     if not (SHARED / "cifar10").exists():
         pytest.skip(f"{SHARED / 'cifar10'} is not there")
-    source = opened(SHARED / "cifar10")
+    source = open_set(SHARED / "cifar10")
     assert source.classes.names[:3] == ("airplane", "automobile", "bird")
-    table = rows_of(source)
+    table = read_all(source)
     assert table.group_by("split").aggregate([("source", "count")]).sort_by("split").to_pylist() == [
         {"split": "train", "source_count": 8000},
         {"split": "val", "source_count": 2000},

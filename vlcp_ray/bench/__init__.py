@@ -1,1 +1,1 @@
-"""How fast this machine is: every kind of work measured through the package's own stages, with the job's models."""
+"""Measure the rate of each kind of work on this machine, with the job's own stages and models."""

@@ -1,4 +1,4 @@
-"""Knows how models of the paper's sizes, or tiny ones, are made with random weights in the folders of real ones."""
+"""Write models with random weights, of the paper's sizes or tiny, in the formats of the real models."""
 
 import json
 from collections.abc import Mapping
@@ -9,14 +9,14 @@ import diffusers
 import torch
 import transformers
 
-from vlcp_ray.cost.counts import PAPER, build, config_of
-from vlcp_ray.models.folders import folder
+from vlcp_ray.cost.count_flops import PAPER, build, config_of
+from vlcp_ray.models.pretrained import folder
 
 Size = Literal["real", "tiny"]
 
 _DEMO: Final = "demo/stable_diffusion"
 _DEMO_LLAVA: Final = "demo/llava"
-#: Stable Diffusion v1-5's.
+#: The scheduler of Stable Diffusion v1-5.
 _SCHEDULER: Final[Mapping[str, Any]] = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -28,60 +28,64 @@ _SCHEDULER: Final[Mapping[str, Any]] = {
 
 
 def stable_diffusion(size: Size, target: Path, dtype: torch.dtype = torch.float16) -> str:
-    """Write a Stable Diffusion as `from_pretrained` reads it, and return its folder; one that is there is kept.
+    """Write a Stable Diffusion unless it exists, and return its folder, which `from_pretrained` can read.
 
     Its tokenizer is the demo's, whose ids are among the first thousand of every vocabulary.
 
     Args:
+        size: real or tiny.
+        target: the folder in which its folder is written.
         dtype: of the files; 2 GiB in half precision at the real size.
     """
-    place = target / f"stable-diffusion-{size}"
-    if (place / "model_index.json").exists():
-        return str(place)
+    path = target / f"stable-diffusion-{size}"
+    if (path / "model_index.json").exists():
+        return str(path)
     torch.manual_seed(0)
-    parts = {part: _random(part, _settings(size, part), dtype) for part in ("unet", "vae", "text_encoder")}
-    words = transformers.CLIPTokenizer.from_pretrained(folder(_DEMO), subfolder="tokenizer")
+    parts = {part: _random_model(part, _settings(size, part), dtype) for part in ("unet", "vae", "text_encoder")}
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(folder(_DEMO), subfolder="tokenizer")
     diffusers.StableDiffusionPipeline(
         **parts,
-        tokenizer=words,
+        tokenizer=tokenizer,
         scheduler=diffusers.PNDMScheduler(**_SCHEDULER),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
-    ).save_pretrained(place)
-    return str(place)
+    ).save_pretrained(path)
+    return str(path)
 
 
 def llava(size: Size, target: Path, dtype: torch.dtype = torch.float16, device: str = "cpu") -> str:
-    """Write a LLaVA as transformers reads it, and return its folder; one that is there is kept.
+    """Write a LLaVA unless it exists, and return its folder, which transformers can read.
 
-    Tokenizer and special tokens are the demo's, the image processor is that of the vision tower's size.
+    Its tokenizer and special tokens are the demo's; its image processor has the image size of its vision tower.
 
     Args:
+        size: real or tiny.
+        target: the folder in which its folder is written.
         dtype: of the files; 13 GiB in half precision at the real size.
-        device: where the weights are drawn.
+        device: where the weights are sampled.
     """
-    place = target / f"llava-{size}"
-    if (place / "processor_config.json").exists():
-        return str(place)
+    path = target / f"llava-{size}"
+    if (path / "processor_config.json").exists():
+        return str(path)
     torch.manual_seed(0)
-    words = transformers.AutoTokenizer.from_pretrained(folder(_DEMO_LLAVA))
-    said = config_of(_DEMO_LLAVA, "")
-    # The tokenizer says which id stands for the image and for padding.
-    settings = dict(_settings(size, "llava")) | {name: said[name] for name in ("image_token_index", "pad_token_id")}
-    settings["text_config"] = dict(settings["text_config"]) | {"pad_token_id": said["pad_token_id"]}
-    model = _random("llava", settings, dtype, device)
-    model.generation_config.pad_token_id = said["pad_token_id"]
-    model.generation_config.eos_token_id = None  # random words know no end: every answer has all its tokens
-    model.save_pretrained(place)
-    words.save_pretrained(place)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder(_DEMO_LLAVA))
+    demo = config_of(_DEMO_LLAVA, "")
+    # The ids of the image token and of padding must be those of the tokenizer.
+    settings = dict(_settings(size, "llava")) | {name: demo[name] for name in ("image_token_index", "pad_token_id")}
+    settings["text_config"] = dict(settings["text_config"]) | {"pad_token_id": demo["pad_token_id"]}
+    model = _random_model("llava", settings, dtype, device)
+    model.generation_config.pad_token_id = demo["pad_token_id"]
+    model.generation_config.eos_token_id = None  # without an end token every answer has the full number of tokens
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
     vision = settings["vision_config"]
     processor = json.loads(Path(folder(_DEMO_LLAVA), "processor_config.json").read_text(encoding="utf-8"))
     side = vision["image_size"]
     processor["patch_size"] = vision["patch_size"]
     processor["image_processor"] |= {"crop_size": {"height": side, "width": side}, "size": {"shortest_edge": side}}
-    (place / "processor_config.json").write_text(json.dumps(processor), encoding="utf-8")
-    return str(place)
+    (path / "processor_config.json").write_text(json.dumps(processor), encoding="utf-8")
+    return str(path)
 
 
 def _settings(size: Size, part: str) -> Mapping[str, Any]:
@@ -90,11 +94,11 @@ def _settings(size: Size, part: str) -> Mapping[str, Any]:
     return config_of(_DEMO_LLAVA, "") if part == "llava" else config_of(_DEMO, part)
 
 
-def _random(part: str, settings: Mapping[str, Any], dtype: torch.dtype, device: str = "cpu") -> Any:
-    """A model in `dtype` from the beginning, so that the real LLaVA never takes 26 GiB."""
-    before = torch.get_default_dtype()
+def _random_model(part: str, settings: Mapping[str, Any], dtype: torch.dtype, device: str = "cpu") -> Any:
+    """Build a model in `dtype` from the start: in float32 the real LLaVA would take 26 GiB."""
+    default_dtype = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         return build(part, settings, device).to(dtype).eval()
     finally:
-        torch.set_default_dtype(before)
+        torch.set_default_dtype(default_dtype)

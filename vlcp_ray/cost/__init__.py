@@ -1,1 +1,1 @@
-"""What a job costs: the arithmetic of its models, how fast devices do it, and what that takes in hours and money."""
+"""Estimate the cost of a job: operations of its models, rates of devices, hours and money."""

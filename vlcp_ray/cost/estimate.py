@@ -1,151 +1,166 @@
-"""Knows what a job takes on given hardware: seconds, GPU-hours and money by stage, from its loads and the rates."""
+"""Estimate seconds, GPU-hours and money of each stage of a job on given hardware."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from vlcp_ray.config import Expect, Job
-from vlcp_ray.cost.loads import Load, loads
+from vlcp_ray.config import Job
+from vlcp_ray.cost.inputs import CostInputs
 from vlcp_ray.cost.rates import CPU, Rate, Rates, published
-from vlcp_ray.cost.work import classify, models
-from vlcp_ray.needs import parameters
 from vlcp_ray.scale import Pool, Prices, Scale, pools
-from vlcp_ray.store import Step
+from vlcp_ray.stages import STAGES
+from vlcp_ray.stages.ingest import Expect
+from vlcp_ray.stages.stage import Load, Stage
+from vlcp_ray.store.artifact import Step
 
 _HOUR: Final = 3600.0
-#: Which part of which model a rate was measured on.
-_PARTS: Final[Mapping[str, str]] = {"finetune": "unet", "generate": "unet", "encode": "vae", "decode": "vae"}
-_OVERHEAD: Final[Mapping[str, str]] = {"finetune": "train", "evaluate": "task"}  # else of a plan
 
 
 @dataclass(frozen=True)
 class StageCost:
-    """What one stage takes; None where a model was never counted.
+    """The estimated cost of one stage.
 
     Args:
-        flops: operations of its models.
-        seconds: from its start to its seal.
-        measured: whether every rate behind it was measured on the job's own models.
+        images: images that it reads or generates.
+        flops: operations of its models; NaN, as are the seconds, where a model was never counted.
+        seconds: from its start to its manifest.
+        gpu_hours, cpu_hours: hours for which its workers hold GPUs, and cores in pools without GPUs.
+        money: in the currency of the scale's prices; 0 without prices.
+        measured: whether all rates were measured with the job's own models.
     """
 
     stage: str
     images: int
-    flops: float | None
-    seconds: float | None
+    flops: float
+    seconds: float
     gpu_hours: float
     cpu_hours: float
     money: float
     measured: bool
 
+    @property
+    def is_known(self) -> bool:
+        return not math.isnan(self.seconds)
+
 
 @dataclass(frozen=True)
-class _Took:
-    """One load on its pool: seconds of its start and of its work, and how long each device is held."""
+class LoadCost:
+    """The cost of one load on its pool.
+
+    Args:
+        start: seconds until its workers have started.
+        work: seconds of its work.
+        held: GPU-seconds, or CPU-seconds of a pool without GPUs, for which its workers hold devices.
+        measured: whether its rate was measured with the job's own model.
+    """
 
     load: Load
     pool: Pool
     start: float
     work: float
-    held: float  # GPU-seconds, or of a pool without GPUs CPU-seconds
+    held: float
     measured: bool
+
+
+def loads(inputs: CostInputs, steps: Sequence[Step]) -> Iterator[tuple[Stage, Load]]:
+    """Yield the loads of all stages in the graph, in the order of the stages."""
+    for stage in STAGES.values():
+        if own := [step for step in steps if step.stage == stage.name]:
+            for load in stage.loads(inputs, own):
+                yield stage, load
 
 
 def estimate(
     job: Job, steps: Sequence[Step], scale: Scale, images: Expect, gpu: Rates | None = None, cpu: Rates | None = None
 ) -> list[StageCost]:
-    """What every stage of a job's graph takes, in the order of the pipeline; stages that compute nothing are left out.
+    """Estimate the stages of a job's graph, in the order of the pipeline; stages without any load are left out.
 
     Args:
-        steps: the graph, of `pipeline.graph`.
-        images: how many there are: `needs(...).images`, or what ingest has counted.
-        gpu: rates of the GPUs of the scale, measured or published; needed where a pool has GPUs.
+        job: its models and settings.
+        steps: its graph, from `pipeline.graph`.
+        scale: pools of workers, and prices.
+        images: size of the image set.
+        gpu: measured or published rates of the GPUs of the scale; needed where a pool has GPUs.
         cpu: rates of a core; published ones by default.
     """
     cpu = cpu or published(CPU)
-    main = gpu or cpu
-    counted = models(job)
-    by_stage: dict[str, list[_Took]] = {}
-    for load in loads(job, steps, images, counted, min(main.answer_tokens, job.caption.max_tokens)):
-        pool: Pool = getattr(scale, load.pool)
+    inputs = CostInputs.of(job, images, min((gpu or cpu).answer_tokens, job.caption.max_tokens))
+    by_stage: dict[Stage, list[LoadCost]] = {}
+    for stage, load in loads(inputs, steps):
+        pool: Pool = getattr(scale, load.pool_name)
         rates = gpu if pool.num_gpus and gpu else cpu
-        by_stage.setdefault(load.stage, []).append(_took(load, pool, rates, model_of(job, load.rate)))
-    return [_cost(stage, took, scale) for stage, took in by_stage.items()]
+        by_stage.setdefault(stage, []).append(_load_cost(load, pool, rates, load.work.model(job)))
+    return [_stage_cost(stage, costs, scale) for stage, costs in by_stage.items()]
 
 
 def seconds_by_stage(costs: Sequence[StageCost]) -> dict[str, float]:
-    """Seconds by the name of the stage, where they are known."""
-    return {cost.stage: cost.seconds for cost in costs if cost.seconds is not None}
+    """Return the seconds of the stages where they are known, by the name of the stage."""
+    return {cost.stage: cost.seconds for cost in costs if cost.is_known}
 
 
-def model_of(job: Job, rate: str) -> int | None:
-    """What a rate is of: the parameters of the job's model, or the operations of the first network that judges."""
-    if rate == "caption":
-        return parameters(job.caption.model, "")
-    if rate in _PARTS:
-        return parameters(job.base_model, _PARTS[rate])
-    if rate == "evaluate":
-        settings = job.evaluate
-        return int(classify(settings.networks[0], settings.input_size, settings.width, 1))
-    return None
+def _load_cost(load: Load, pool: Pool, rates: Rates, model: int | None) -> LoadCost:
+    rate, measured = rates.rate(load.work, model)
+    start = load.starts * (getattr(rates.overheads, load.work.overhead) + rate.start)
+    alone = load.amount / _worker_rate(rate, pool, rates, measured)  # seconds of one worker, or of one whole GPU
+    devices = min(1.0, pool.num_gpus) or pool.num_cpus  # of a worker
+    if load.wide:
+        work = alone / min(_count_devices(pool), load.units)
+        device_seconds = alone if pool.num_gpus else alone * pool.num_cpus
+        held = device_seconds + min(pool.num_workers, load.units) * start * devices
+    else:
+        work, held = alone, pool.num_workers * devices * (alone + start)
+    return LoadCost(load, pool, start, work, held, measured)
 
 
-def _took(load: Load, pool: Pool, rates: Rates, model: int | None) -> _Took:
-    rate, measured = rates.rate(load.rate, model)
-    over = getattr(rates.overheads, _OVERHEAD.get(load.pool, "plan"))
-    start = load.starts * (over + rate.start)
-    done = (load.amount or 0.0) / _speed(rate, pool, rates, measured)  # seconds of one worker, or of one whole GPU
-    workers = min(_devices(pool), load.units) if load.wide else 1
-    width = pool.num_workers if load.wide else 1
-    each = min(1.0, pool.num_gpus) or pool.num_cpus  # devices of a worker
-    worked = done if pool.num_gpus else done * pool.num_cpus
-    held = worked + min(width, load.units) * start * each if load.wide else pool.num_workers * each * (done + start)
-    return _Took(load, pool, start, done / workers, held, measured)
-
-
-def _speed(rate: Rate, pool: Pool, rates: Rates, measured: bool) -> float:
-    """Of a worker: measured as the pool has it, or of a core and times its cores."""
+def _worker_rate(rate: Rate, pool: Pool, rates: Rates, measured: bool) -> float:
+    """Return the rate of a worker: a measured one is that of a worker, an assumed one on a CPU that of a core."""
     return rate.per_second * (1.0 if measured or rates.device != CPU else max(1.0, pool.num_cpus))
 
 
-def _devices(pool: Pool) -> float:
-    """Whole GPUs at work, of which several workers may share one; else workers."""
+def _count_devices(pool: Pool) -> float:
+    """Count the whole GPUs of a pool, which several workers may share; without GPUs its workers."""
     if not pool.num_gpus:
         return pool.num_workers
     return max(1.0, pool.num_workers * min(1.0, pool.num_gpus))
 
 
-def _cost(stage: str, took: Sequence[_Took], scale: Scale) -> StageCost:
-    unknown = any(part.load.amount is None for part in took)
-    flops = None if unknown else sum(part.load.amount or 0.0 for part in took if part.load.rate != "ingest")
-    gpu_hours = sum(part.held for part in took if part.pool.num_gpus) / _HOUR
-    cpu_hours = sum(part.held for part in took if not part.pool.num_gpus) / _HOUR
-    seconds = _together(took, scale) if stage == "pair" else sum(part.start + part.work for part in took)
+def _stage_cost(stage: Stage, costs: Sequence[LoadCost], scale: Scale) -> StageCost:
+    gpu_hours = sum(cost.held for cost in costs if cost.pool.num_gpus) / _HOUR
+    cpu_hours = sum(cost.held for cost in costs if not cost.pool.num_gpus) / _HOUR
+    overlap = len(stage.pools) > 1  # rows stream from pool to pool
+    seconds = _overlapped_seconds(costs, scale) if overlap else sum(cost.start + cost.work for cost in costs)
     return StageCost(
-        stage,
-        sum(part.load.images for part in took),
-        flops,
-        None if unknown else seconds,
+        stage.name,
+        sum(cost.load.images for cost in costs),
+        sum(cost.load.amount for cost in costs if cost.load.work.unit == "operations"),
+        seconds,
         gpu_hours,
         cpu_hours,
         _money(stage, gpu_hours, cpu_hours, seconds, scale.prices),
-        all(part.measured for part in took),
+        all(cost.measured for cost in costs),
     )
 
 
-def _together(took: Sequence[_Took], scale: Scale) -> float:
-    """Seconds of loads that stream beside each other: those of the slowest, or of all where they share devices."""
-    devices = sum(_devices(part.pool) * min(1.0, part.pool.num_gpus) for part in took if part.pool.num_gpus)
-    on_gpus = sum(part.work * _devices(part.pool) for part in took if part.pool.num_gpus)
+def _overlapped_seconds(costs: Sequence[LoadCost], scale: Scale) -> float:
+    """Estimate the seconds of loads that run at the same time.
+
+    They are the seconds of the slowest load, or more where the loads share GPUs or cores.
+    """
+    if any(math.isnan(cost.work) for cost in costs):
+        return math.nan
+    gpus = sum(_count_devices(cost.pool) * min(1.0, cost.pool.num_gpus) for cost in costs if cost.pool.num_gpus)
+    on_gpus = sum(cost.work * _count_devices(cost.pool) for cost in costs if cost.pool.num_gpus)
     cores = max(pool.num_workers * pool.num_cpus for pool in pools(scale).values())
-    on_cores = sum(part.work * part.pool.num_workers * part.pool.num_cpus for part in took if not part.pool.num_gpus)
-    shared = max(on_gpus / devices if devices else 0.0, on_cores / cores)
-    return max(part.start for part in took) + max(shared, *(part.work for part in took))
+    on_cores = sum(cost.work * cost.pool.num_workers * cost.pool.num_cpus for cost in costs if not cost.pool.num_gpus)
+    shared = max(on_gpus / gpus if gpus else 0.0, on_cores / cores)
+    return max(cost.start for cost in costs) + max(shared, *(cost.work for cost in costs))
 
 
-def _money(stage: str, gpu_hours: float, cpu_hours: float, seconds: float, prices: Prices | None) -> float:
+def _money(stage: Stage, gpu_hours: float, cpu_hours: float, seconds: float, prices: Prices | None) -> float:
     if prices is None:
         return 0.0
     gpu = prices.gpu_hour
-    if stage == "finetune" and prices.gpu_hour_on_demand is not None:
+    if stage.gang_scheduled and prices.gpu_hour_on_demand is not None:
         gpu = prices.gpu_hour_on_demand
     return gpu_hours * gpu + cpu_hours * prices.cpu_hour + seconds / _HOUR * prices.head_hour

@@ -1,25 +1,30 @@
-"""Knows how the cost of a job is told: a line a stage, beside what was measured, and what the figures come from."""
+"""Format the estimated cost of a job: a line for each stage, with measured times and the source of the rates."""
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlcp_ray.config import Expect, Job
+from vlcp_ray.config import Job
 from vlcp_ray.cost.estimate import StageCost, estimate, seconds_by_stage
+from vlcp_ray.cost.inputs import CostInputs
 from vlcp_ray.cost.rates import CPU, PEAKS, Rates, kind_of, load_rates, published
-from vlcp_ray.needs import distilled_gib, distilled_images, needs
+from vlcp_ray.cost.requirements import expected_images, format_gib
 from vlcp_ray.scale import Prices, Scale, derive, pools
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.store import Step, Store
+from vlcp_ray.stages import STAGES, ingest
+from vlcp_ray.stages.ingest import Expect
+from vlcp_ray.store.artifact import Step, Store
 
-_GPUS = Path("/proc/driver/nvidia/gpus")  # a folder a GPU, as the driver has it; torch takes seconds to ask
+_GPUS = Path("/proc/driver/nvidia/gpus")  # the driver's folder for each GPU; importing torch takes seconds
 
 
 def cost_lines(job: Job, store: Store, steps: Sequence[Step], scale: Scale | None) -> Iterator[str]:
-    """What the job costs on the hardware of a scale, by default this machine; why not, where its GPUs are unknown.
+    """Yield the lines on the cost of a job; none if the number of its images is unknown.
 
-    Nothing where the job's images are unknown.
+    Args:
+        scale: the hardware, by default this machine.
     """
     images = counted_images(job, store, steps)
     if images is None:
@@ -33,17 +38,17 @@ def cost_lines(job: Job, store: Store, steps: Sequence[Step], scale: Scale | Non
         return
     costs = estimate(job, steps, scale, images, gpu, cpu)
     yield ""
-    yield from table(costs, _written(job, steps, images), _measured(store, steps), scale.prices)
+    yield from table(costs, _disk(job, steps, images), _measured_seconds(store, steps), scale.prices)
     sources = {
         rates.source for rates in (gpu, cpu if any(not p.num_gpus for p in pools(scale).values()) else None) if rates
     }
     yield from (f"rates       {source}" for source in sorted(sources))
     if not all(cost.measured for cost in costs):
-        yield "            ~ not measured with these models and on this hardware: vlcp-ray bench JOB does"
+        yield "            ~ not measured with these models on this hardware; to measure: vlcp-ray bench JOB"
 
 
 def expected_seconds(job: Job, store: Store, steps: Sequence[Step], scale: Scale) -> dict[str, float]:
-    """Seconds by stage that a run of this scale was to take; none where nobody has rated the kind of its GPUs."""
+    """Estimate the seconds of each stage on this scale; empty where its images or the rates of its GPUs are unknown."""
     images, kind = counted_images(job, store, steps), scale.gpu or this_machine()[1]
     used = any(pool.num_gpus for pool in pools(scale).values())
     gpu = load_rates(store, kind) if used and kind else None
@@ -54,22 +59,21 @@ def expected_seconds(job: Job, store: Store, steps: Sequence[Step], scale: Scale
 
 
 def this_machine() -> tuple[Scale, str]:
-    """The scale that `run` derives here, and the kind of the GPUs."""
-    found = sorted(_GPUS.glob("*/information"))
-    names = [line.partition(":")[2].strip() for file in found for line in file.read_text().splitlines()[:1]]
-    return derive(cores(), len(found)), kind_of(names[0]) if names else ""
+    """Return the scale that `run` derives for this machine, and the kind of its GPUs."""
+    files = sorted(_GPUS.glob("*/information"))
+    names = [line.partition(":")[2].strip() for file in files for line in file.read_text().splitlines()[:1]]
+    return derive(count_cores(), len(files)), kind_of(names[0]) if names else ""
 
 
-def cores() -> int:
-    """Cores that this process may use."""
+def count_cores() -> int:
+    """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def counted_images(job: Job, store: Store, steps: Sequence[Step]) -> Expect | None:
-    """The images that ingest has counted, else those that the settings expect."""
-    ingest = next(step for step in steps if step.stage == "ingest")
-    manifest = store.artifact(ingest).manifest()
-    expected = needs(job, steps).images
+    """Return the size of the image set as ingest counted it, otherwise as the settings expect it."""
+    step = next(step for step in steps if step.stage == ingest.STAGE.name)
+    manifest, expected = store.artifact(step).manifest(), expected_images(job)
     if manifest is None:
         return expected
     splits, classes = manifest["splits"], len(manifest["class_names"])
@@ -81,47 +85,50 @@ def _gpu_rates(store: Store, scale: Scale, kind: str) -> Rates | None:
     if not any(pool.num_gpus for pool in pools(scale).values()):
         return None
     if not kind:
-        raise ConfigError('gpu: the scale file has pools with GPUs; say which kind, e.g. gpu = "L4"')
+        raise ConfigError('gpu: the scale file has pools with GPUs; name their kind, e.g. gpu = "L4"')
     try:
         return load_rates(store, kind) or published(kind)
     except ValueError as error:
         raise ConfigError(f"gpu: {error}") from error
 
 
-def _measured(store: Store, steps: Sequence[Step]) -> dict[str, float]:
-    """Seconds of the stages whose artifacts are all sealed."""
-    found: dict[str, list[dict[str, Any] | None]] = {}
+def _measured_seconds(store: Store, steps: Sequence[Step]) -> dict[str, float]:
+    """Add up the seconds of each stage whose artifacts are all complete."""
+    by_stage: dict[str, list[dict[str, Any] | None]] = {}
     for step in steps:
-        found.setdefault(step.stage, []).append(store.artifact(step).manifest())
+        by_stage.setdefault(step.stage, []).append(store.artifact(step).manifest())
     return {
         stage: sum(manifest["seconds"] for manifest in manifests if manifest)
-        for stage, manifests in found.items()
+        for stage, manifests in by_stage.items()
         if all(manifests)
     }
 
 
-def _written(job: Job, steps: Sequence[Step], images: Expect) -> dict[str, float]:
-    """GiB by stage."""
-    disk = needs(job.model_copy(update={"ingest": job.ingest.model_copy(update={"expect": images})}), steps).disk
-    sets = {stage: [step for step in steps if step.stage == stage] for stage in ("generate", "select")}
-    drawn = {stage: distilled_gib(job, distilled_images(mine, images.classes)) for stage, mine in sets.items()}
-    return {"ingest": disk["images"], "pair": disk.get("pairs", 0.0), "finetune": disk.get("models", 0.0), **drawn}
+def _disk(job: Job, steps: Sequence[Step], images: Expect) -> dict[str, float]:
+    """Estimate the GiB that each stage writes, where they are known."""
+    inputs = CostInputs.of(job, images)
+    by_stage = {stage: [step for step in steps if step.stage == stage.name] for stage in STAGES.values()}
+    gib = {stage.name: stage.disk(inputs, own) for stage, own in by_stage.items() if own}
+    return {name: value for name, value in gib.items() if not math.isnan(value)}
 
 
 def table(
     costs: Sequence[StageCost], disk: Mapping[str, float], measured: Mapping[str, float], prices: Prices | None
 ) -> Iterator[str]:
-    """The table for people.
+    """Yield the lines of the table.
 
     Args:
-        disk: GiB that a stage writes.
-        measured: seconds that sealed stages took.
+        costs: a line each, and their sum.
+        disk: GiB that each stage writes.
+        measured: seconds that complete stages took.
+        prices: of the scale; without prices there is no column of money.
     """
     has_gpus = any(cost.gpu_hours for cost in costs)
     hours = "GPU-hours" if has_gpus else "CPU-hours"
     money = prices.currency if prices else ""
-    done = f"{'measured':>10}" if measured else ""
-    yield f"{'stage':<11}{'images':>12}{'written':>11}{'work':>13}{hours:>11}{'time':>10}{done}{money:>10}".rstrip()
+    measured_column = f"{'measured':>10}" if measured else ""
+    header = f"{'stage':<11}{'images':>12}{'written':>11}{'work':>13}{hours:>11}{'time':>10}"
+    yield f"{header}{measured_column}{money:>10}".rstrip()
     for cost in costs:
         used = cost.gpu_hours if has_gpus else cost.cpu_hours
         yield _line(cost.stage, f"{cost.images:,}", disk.get(cost.stage), cost.flops, used, cost, measured, prices)
@@ -132,16 +139,14 @@ def table(
 
 
 def _total(costs: Sequence[StageCost]) -> StageCost:
-    known = [cost for cost in costs if cost.seconds is not None]
-    whole = len(known) == len(costs)
     return StageCost(
         "all",
         0,
-        sum(cost.flops or 0.0 for cost in known) if whole else None,
-        sum(cost.seconds or 0.0 for cost in known) if whole else None,
-        sum(cost.gpu_hours for cost in known),
-        sum(cost.cpu_hours for cost in known),
-        sum(cost.money for cost in known),
+        sum(cost.flops for cost in costs),
+        sum(cost.seconds for cost in costs),
+        sum(cost.gpu_hours for cost in costs),
+        sum(cost.cpu_hours for cost in costs),
+        sum(cost.money for cost in costs),
         all(cost.measured for cost in costs),
     )
 
@@ -150,40 +155,39 @@ def _line(
     name: str,
     images: str,
     gib: float | None,
-    flops: float | None,
+    flops: float,
     hours: float,
     cost: StageCost,
     measured: Mapping[str, float],
     prices: Prices | None,
 ) -> str:
-    mark = "" if cost.measured or cost.seconds is None else "~"
-    time = "unknown" if cost.seconds is None else mark + clock(cost.seconds)
-    taken = clock(measured[cost.stage]) if cost.stage in measured else ""
-    money = f"{cost.money:,.2f}" if prices and cost.seconds is not None else ""
-    spent = "" if cost.seconds is None else f"{hours:,.2f}"
-    column = f"{taken:>10}" if measured else ""
-    return (
-        f"{name:<11}{images:>12}{_bytes(gib):>11}{_flops(flops):>13}{spent:>11}{time:>10}{column}{money:>10}".rstrip()
-    )
+    mark = "" if cost.measured or not cost.is_known else "~"
+    time = mark + format_clock(cost.seconds) if cost.is_known else "unknown"
+    measured_time = format_clock(measured[cost.stage]) if cost.stage in measured else ""
+    money = f"{cost.money:,.2f}" if prices and cost.is_known else ""
+    hours_text = f"{hours:,.2f}" if cost.is_known else ""
+    measured_column = f"{measured_time:>10}" if measured else ""
+    columns = f"{name:<11}{images:>12}{_format_disk(gib):>11}{_format_flops(flops):>13}{hours_text:>11}{time:>10}"
+    return f"{columns}{measured_column}{money:>10}".rstrip()
 
 
-def clock(seconds: float) -> str:
-    """Seconds as a clock shows them, 2:05 or 3:20:00; a tenth matters below ten."""
+def format_clock(seconds: float) -> str:
+    """Format seconds as 2:05 or 3:20:00, and less than ten with one decimal."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
-def _bytes(gib: float | None) -> str:
-    if not gib:
-        return ""
-    return f"{gib:,.1f} GiB" if gib >= 0.1 else f"{gib * 2**10:,.1f} MiB"
+def _format_disk(gib: float | None) -> str:
+    return format_gib(gib) if gib else ""
 
 
-def _flops(flops: float | None) -> str:
+def _format_flops(flops: float) -> str:
+    if math.isnan(flops):
+        return "unknown"
     if not flops:
-        return "" if flops is not None else "unknown"
+        return ""
     for size, unit in ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP")):
         if flops >= size:
             return f"{flops / size:,.1f} {unit}"

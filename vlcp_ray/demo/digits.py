@@ -1,4 +1,4 @@
-"""The embedded data set: scikit-learn's 1,797 handwritten digits as 32 x 32 RGB images, and their only split."""
+"""The embedded image set: scikit-learn's 1,797 handwritten digits as 32 x 32 RGB images, with a fixed split."""
 
 import hashlib
 import io
@@ -19,7 +19,7 @@ TRAIN_IMAGES, VAL_IMAGES = 1_297, 500
 
 
 class Row(TypedDict):
-    """One image with the columns of the IMAGES contract."""
+    """One image, with the columns of IMAGES."""
 
     image_id: str
     label: int
@@ -30,49 +30,57 @@ class Row(TypedDict):
 
 
 def image_id(index: int) -> str:
-    """The stable name of image `index`, counted as in scikit-learn: "digits-0000" to "digits-1796"."""
+    """Return the image_id of an image, digits-0000 to digits-1796, by its index in scikit-learn."""
     return f"digits-{index:04d}"
 
 
 def split_of(labels: list[int]) -> list[str]:
-    """The split of every image, "train" or "val", given all labels in scikit-learn's order.
+    """Split the images into train and val, stratified and without a random generator.
 
-    Stratified and free of any random generator: 500 validation places are shared among the classes by largest
-    remainder, and within a class they go to the images whose ids have the smallest SHA-256 digests.
+    The 500 validation images are divided among the classes by the largest remainder method. Within a class they are
+    the images whose ids have the smallest SHA-256 digests.
+
+    Args:
+        labels: of all images, in the order of scikit-learn.
+
+    Returns:
+        `train` or `val` for each image.
     """
     members: dict[int, list[int]] = {}
     for index, label in enumerate(labels):
         members.setdefault(label, []).append(index)
-    places = _largest_remainder({label: len(indices) for label, indices in members.items()}, VAL_IMAGES)
+    val_counts = _largest_remainder({label: len(indices) for label, indices in members.items()}, VAL_IMAGES)
     splits = ["train"] * len(labels)
     for label, indices in members.items():
         by_digest = sorted(indices, key=lambda index: hashlib.sha256(image_id(index).encode()).digest())
-        for index in by_digest[: places[label]]:
+        for index in by_digest[: val_counts[label]]:
             splits[index] = "val"
     return splits
 
 
 def _largest_remainder(counts: dict[int, int], seats: int) -> dict[int, int]:
+    """Divide seats among labels in proportion to their counts."""
     total = sum(counts.values())
-    places = {label: seats * count // total for label, count in counts.items()}
+    shares = {label: seats * count // total for label, count in counts.items()}
     by_remainder = sorted(counts, key=lambda label: (-(seats * counts[label] % total), label))
-    for label in by_remainder[: seats - sum(places.values())]:
-        places[label] += 1
-    return places
+    for label in by_remainder[: seats - sum(shares.values())]:
+        shares[label] += 1
+    return shares
 
 
 @cache
-def _source() -> "tuple[NDArray[np.uint8], tuple[int, ...]]":
+def _read() -> "tuple[NDArray[np.uint8], tuple[int, ...]]":
+    """Read the grey images (n, 8, 8) and their labels from scikit-learn."""
     import numpy as np
     from sklearn.datasets import load_digits
 
-    found = load_digits()
-    grey = np.round(found.images * (255 / 16)).astype(np.uint8)
-    return grey, tuple(int(label) for label in found.target)
+    data = load_digits()
+    grey = np.round(data.images * (255 / 16)).astype(np.uint8)
+    return grey, tuple(int(label) for label in data.target)
 
 
 def upscale(grey: "NDArray[np.uint8]") -> "NDArray[np.uint8]":
-    """An 8 x 8 grey digit as a 32 x 32 x 3 RGB image, white on black (Pillow, bicubic)."""
+    """Enlarge an 8 x 8 grey digit to a 32 x 32 x 3 RGB image, white on black (Pillow, bicubic)."""
     import numpy as np
     from PIL import Image
 
@@ -81,21 +89,25 @@ def upscale(grey: "NDArray[np.uint8]") -> "NDArray[np.uint8]":
 
 
 def load(split: str) -> "tuple[NDArray[np.uint8], NDArray[np.int64]]":
-    """Images (n, 32, 32, 3) uint8 and labels (n,) int64 of "train" (1,297) or "val" (500), in order of id."""
+    """Load the images (n, 32, 32, 3) uint8 and labels (n,) int64 of train (1,297) or val (500), by image_id.
+
+    Raises:
+        ValueError: another split.
+    """
     import numpy as np
 
     if split not in ("train", "val"):
         raise ValueError(f"split is {split!r}; the digits have 'train' and 'val'")
-    grey, labels = _source()
+    grey, labels = _read()
     chosen = [index for index, name in enumerate(split_of(list(labels))) if name == split]
     return np.stack([upscale(grey[index]) for index in chosen]), np.array([labels[index] for index in chosen])
 
 
 def rows(split: str | None = None) -> Iterator[Row]:
-    """All images, or those of one split, in the order of their ids, each as a PNG with its label and names."""
+    """Yield all images, or those of one split, by image_id, each as a PNG with its label and class name."""
     from PIL import Image
 
-    grey, labels = _source()
+    grey, labels = _read()
     for index, name in enumerate(split_of(list(labels))):
         if split in (None, name):
             file = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Knows the cards of the data set, the descriptions and the model, as the hub reads them."""
+"""Cards (README.md) of exported data sets, captions and models, with the metadata that the Hugging Face hub reads."""
 
 import json
 from collections.abc import Mapping
@@ -8,36 +8,45 @@ from typing import Any, Final
 import jinja2
 from huggingface_hub import DatasetCardData, ModelCardData
 
-from vlcp_ray.exports.dataset import features
+from vlcp_ray.exports.dataset import card_features
+from vlcp_ray.methods import vlcp
 
-_TAGS: Final = ["dataset-distillation", "vlcp"]
+_TAGS: Final = ["dataset-distillation", vlcp.METHOD.name]
 _SIZES: Final = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
 def dataset_card(form: str, facts: Mapping[str, Any]) -> str:
-    """README.md of a distilled set.
+    """Write the card of a distilled set.
 
     Args:
         form: imagefolder, parquet or webdataset.
-        facts: what the template `dataset.md.j2` tells, and license, class_names, images and whether it has soft labels.
+        facts: the variables of the template `dataset.md.j2`, and license.
     """
     header = _data_header(facts, "image-classification", facts["images"])
-    listed = features(facts["class_names"], bool(facts["teacher"]))
+    listed = card_features(facts["class_names"], bool(facts["teacher"]))
     if form == "parquet":
         header |= {"dataset_info": {"features": listed}, "configs": [_config("data/train-*")]}
-    elif form == "imagefolder":  # its builder takes the label of metadata.jsonl for a number unless it is told
+    elif form == "imagefolder":  # without features in the config its builder reads the label as a number
         header |= {"dataset_info": {"features": listed}, "configs": [_config("train/**") | {"features": listed}]}
     return _card("dataset.md.j2", DatasetCardData(**header).to_yaml(), facts)
 
 
-def descriptions_card(facts: Mapping[str, Any]) -> str:
-    """README.md of a set's descriptions."""
+def captions_card(facts: Mapping[str, Any]) -> str:
+    """Write the card of a set's captions.
+
+    Args:
+        facts: the variables of the template `captions.md.j2`, and license.
+    """
     header = _data_header(facts, "image-to-text", facts["images"]) | {"configs": [_config("descriptions.parquet")]}
-    return _card("descriptions.md.j2", DatasetCardData(**header).to_yaml(), facts)
+    return _card("captions.md.j2", DatasetCardData(**header).to_yaml(), facts)
 
 
 def model_card(facts: Mapping[str, Any]) -> str:
-    """README.md of a fine-tuned model."""
+    """Write the card of a fine-tuned model.
+
+    Args:
+        facts: the variables of the template `model.md.j2`, and license.
+    """
     base = {} if facts["base_model"].startswith("demo/") else {"base_model": facts["base_model"]}
     header = {"license": facts["license"], "library_name": "diffusers", "pipeline_tag": "text-to-image"}
     tags = ["stable-diffusion", *_TAGS]
@@ -46,8 +55,8 @@ def model_card(facts: Mapping[str, Any]) -> str:
 
 def _data_header(facts: Mapping[str, Any], task: str, rows: int) -> dict[str, Any]:
     size = next((name for limit, name in _SIZES if rows < limit), "n>1M")
-    named = {"pretty_name": facts["title"], "license": facts["license"], "language": "en"}
-    return named | {"tags": ["synthetic", *_TAGS], "task_categories": [task], "size_categories": [size]}
+    header = {"pretty_name": facts["title"], "license": facts["license"], "language": "en"}
+    return header | {"tags": ["synthetic", *_TAGS], "task_categories": [task], "size_categories": [size]}
 
 
 def _config(files: str) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""Knows which of a job's artifacts an export is made of, and where it goes."""
+"""Export what a job has made: find the artifacts, write them with a card, and push them to the hub."""
 
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,48 +12,60 @@ from pyarrow import fs as pafs
 
 from vlcp_ray import __version__
 from vlcp_ray.config import Job
+from vlcp_ray.cost.requirements import sets_of
 from vlcp_ray.exports import cards, dataset
-from vlcp_ray.filesystems import open_uri
-from vlcp_ray.schemas import SCORES, prototypes_schema
-from vlcp_ray.scores import score_table
+from vlcp_ray.methods import vlcp
+from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.store import Artifact, Step, Store
+from vlcp_ray.stages import evaluate, finetune, generate, ingest, pair
+from vlcp_ray.stages.prototype import PROTOTYPES
+from vlcp_ray.stages.report.scores import score_table
+from vlcp_ray.store.artifact import Artifact, Step, Store
+from vlcp_ray.store.io import open_uri
 
-Form = Literal["imagefolder", "parquet", "webdataset", "descriptions", "model"]
 _MAX_TEXTS: Final = 100  # in a card
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What is wanted of a job, and what its card says: a seed or ipc of None is the first seed or the largest ipc."""
+    """What to export of a job.
 
-    form: Form
-    method: str = "vlcp"
+    Args:
+        form: a key of FORMATS.
+        method: of the distilled set.
+        seed: None: the job's first.
+        ipc: None: the job's largest.
+        license: of the export, for its card.
+        command: the command that made the job, for the card.
+    """
+
+    form: str
+    method: str = vlcp.METHOD.name
     seed: int | None = None
     ipc: int | None = None
     license: str = "other"
-    command: str = ""  # what has made the job, for the card
+    command: str = ""
 
 
 def export(job: Job, store: Store, steps: Sequence[Step], choice: Choice, target: Artifact) -> str:
-    """Write one form of what a job has made under a folder that is empty or not there yet.
+    """Write one form of what a job has made to a folder that is empty or does not exist.
 
-    Returns what was written, in a line.
+    Returns a line on what was written.
 
     Raises:
-        ConfigError: the job makes no such thing or has not made it yet, or the target holds files.
+        ConfigError: the job does not make it or has not made it yet, or the target is not empty.
     """
     kind = target.filesystem.get_file_info(target.path).type
     if kind == pafs.FileType.File:
-        raise ConfigError(f"--to {target.path}: it is a file; give an empty folder or one that is not there")
-    if kind != pafs.FileType.NotFound and _files(target):
-        raise ConfigError(f"--to {target.path}: it holds files already; give an empty folder or one that is not there")
-    write = {"descriptions": _descriptions, "model": _model}.get(choice.form, _dataset)
+        raise ConfigError(f"--to {target.path}: it is a file; give an empty folder or one that does not exist")
+    if kind != pafs.FileType.NotFound and _has_files(target):
+        raise ConfigError(f"--to {target.path}: it has files already; give an empty folder or one that does not exist")
+    write = {"descriptions": _captions, "model": _model}.get(choice.form, _dataset)
     return write(job, store, steps, choice, target)
 
 
-def opened(to: str) -> Artifact:
-    """The place of an export: a folder or a URI.
+def open_target(to: str) -> Artifact:
+    """Open the target of an export: a folder or a URI.
 
     Raises:
         ConfigError: the URI cannot be used.
@@ -64,8 +76,8 @@ def opened(to: str) -> Artifact:
         raise ConfigError(str(error)) from error
 
 
-def push(folder: str, repository: str, form: Form) -> str:
-    """Upload a local folder to the Hugging Face hub, making the repository where there is none; returns its address.
+def push(folder: str, repository: str, form: str) -> str:
+    """Upload a local folder to the Hugging Face hub, to a new or existing repository; return its address.
 
     Raises:
         ConfigError: the hub refuses.
@@ -78,12 +90,12 @@ def push(folder: str, repository: str, form: Form) -> str:
         hub.create_repo(repository, repo_type=kind, exist_ok=True)
         return str(hub.upload_folder(folder_path=folder, repo_id=repository, repo_type=kind).commit_url)
     except (HfHubHTTPError, OSError, ValueError) as error:
-        said = str(error).strip().splitlines()[0]
-        raise ConfigError(f"--push-to-hub {repository}: {said}; log in with: hf auth login") from error
+        message = str(error).strip().splitlines()[0]
+        raise ConfigError(f"--push-to-hub {repository}: {message}; log in with: hf auth login") from error
 
 
 def public(value: Any) -> Any:
-    """A setting as a card may tell it: of a path of this machine the last part."""
+    """Shorten a setting for a card: only the last part of a path of this machine is kept."""
     if isinstance(value, dict):
         return {name: public(inner) for name, inner in value.items()}
     is_path = isinstance(value, str) and value.startswith(("/", "~", ".", "file://"))
@@ -91,77 +103,95 @@ def public(value: Any) -> Any:
 
 
 def _dataset(job: Job, store: Store, steps: Sequence[Step], choice: Choice, target: Artifact) -> str:
-    step = _find(job, steps, choice)
-    manifest = _sealed(store, step)
+    step = _find_set(job, steps, choice)
+    manifest = _manifest(store, step)
     facts = _facts(job, store, step, choice)
-    names, images = facts["class_names"], int(manifest["rows"])
-    teacher = next((s.inputs["teacher"] for s in steps if s.stage == "evaluate" and "teacher" in s.inputs), None)
-    taught = _sealed(store, teacher) | {"network": job.teach.network} if teacher else None
+    class_names, images = facts["class_names"], int(manifest["rows"])
+    evaluations = [s for s in steps if s.stage == evaluate.STAGE.name]
+    teacher = next((s.inputs["teacher"] for s in evaluations if "teacher" in s.inputs), None)
+    teacher_facts = _teacher_facts(job, store, teacher) if teacher else None
     soft_labels = _soft_labels(store.artifact(teacher), job) if teacher else None
-    dataset.write(choice.form, store.artifact(step), target, names, images, soft_labels)
-    told = facts | {"title": f"{job.name}: {facts['ipc']} images a class", "images": images, "method": choice.method}
-    told |= {"drawn": step.stage == "generate" or choice.method == "centroid", "size": job.generate.image_size}
-    told |= {"scores": _scores(store, steps, step), "texts": _texts(store, step), "teacher": taught}
-    target.write_bytes("README.md", cards.dataset_card(choice.form, told).encode())
-    return f"{images:,} images of {len(names):,} classes, {step.title}"
+    dataset.write(choice.form, store.artifact(step), target, class_names, images, soft_labels)
+    card = facts | {
+        "title": f"{job.name}: {facts['ipc']} images per class",
+        "images": images,
+        "method": choice.method,
+        "generated": "prototypes" in step.inputs,
+        "size": job.generate.image_size,
+        "scores": _scores(store, evaluations, step),
+        "texts": _texts(store, step),
+        "teacher": teacher_facts,
+    }
+    target.write_bytes("README.md", cards.dataset_card(choice.form, card).encode())
+    return f"{images:,} images of {len(class_names):,} classes, {step.title}"
 
 
 def _soft_labels(teacher: Artifact, job: Job) -> Callable[[pa.Table], pa.Array]:
-    from vlcp_ray.exports.soft_labels import labeller  # here, as it loads torch
+    from vlcp_ray.exports.soft_labels import load_labeller  # here, as it loads torch
 
-    return labeller(teacher, job.teach)
+    return load_labeller(teacher, job.teach)
 
 
-def _descriptions(job: Job, store: Store, steps: Sequence[Step], choice: Choice, target: Artifact) -> str:
-    (step,) = [step for step in steps if step.stage == "pair"]
-    _sealed(store, step)
-    count = dataset.descriptions(store.artifact(step), target)
-    model = public(job.caption.source or job.caption.model)
-    told = {"title": f"{job.name}: descriptions", "images": count, "captioner": model, "prompt": job.caption.prompt}
-    target.write_bytes("README.md", cards.descriptions_card(_facts(job, store, step, choice) | told).encode())
-    return f"{count:,} descriptions"
+def _captions(job: Job, store: Store, steps: Sequence[Step], choice: Choice, target: Artifact) -> str:
+    (step,) = [step for step in steps if step.stage == pair.STAGE.name]
+    _manifest(store, step)
+    count = dataset.write_captions(store.artifact(step), target)
+    captioner = public(job.caption.source or job.caption.model)
+    card = _facts(job, store, step, choice) | {
+        "title": f"{job.name}: captions",
+        "images": count,
+        "captioner": captioner,
+        "prompt": job.caption.prompt,
+    }
+    target.write_bytes("README.md", cards.captions_card(card).encode())
+    return f"{count:,} captions"
 
 
 def _model(job: Job, store: Store, steps: Sequence[Step], choice: Choice, target: Artifact) -> str:
     seed = job.seeds[0] if choice.seed is None else choice.seed
-    found = [step for step in steps if step.stage == "finetune" and step.key["seed"] == seed]
-    if not found:
+    step = next((s for s in steps if s.stage == finetune.STAGE.name and s.key["seed"] == seed), None)
+    if step is None:
         raise ConfigError(f"--seed {seed}: the job fine-tunes no model with it; seeds are {list(job.seeds)}")
-    _sealed(store, found[0])
+    _manifest(store, step)
     with tempfile.TemporaryDirectory() as folder:
-        target.put_folder(Path(store.artifact(found[0]).get_folder("model", Path(folder))), "")
-    told = {"title": f"{job.name}: the fine-tuned model", "seed": seed, "base_model": public(job.base_model)}
-    told |= {"epochs": job.finetune.epochs, "learning_rate": job.finetune.learning_rate}
-    target.write_bytes("README.md", cards.model_card(_facts(job, store, found[0], choice) | told).encode())
-    return f"the model of {found[0].title}"
+        target.put_folder(Path(store.artifact(step).get_folder(finetune.MODEL, Path(folder))), "")
+    card = _facts(job, store, step, choice) | {
+        "title": f"{job.name}: the fine-tuned model",
+        "seed": seed,
+        "base_model": public(job.base_model),
+        "epochs": job.finetune.epochs,
+        "learning_rate": job.finetune.learning_rate,
+    }
+    target.write_bytes("README.md", cards.model_card(card).encode())
+    return f"the model of {step.title}"
 
 
-def _find(job: Job, steps: Sequence[Step], choice: Choice) -> Step:
-    """The set that is wanted."""
-    wanted = {"seed": job.seeds[0] if choice.seed is None else choice.seed, "ipc": choice.ipc or max(job.ipc)}
-    sets = [step for step in steps if step.stage in ("generate", "select")]
+def _find_set(job: Job, steps: Sequence[Step], choice: Choice) -> Step:
+    """The step of the chosen distilled set."""
+    key = {"seed": job.seeds[0] if choice.seed is None else choice.seed, "ipc": choice.ipc or max(job.ipc)}
+    sets = sets_of(steps)
     for step in sets:
-        if step.key == {**wanted, "method": choice.method}:
+        if step.key == {**key, "method": choice.method}:
             return step
     methods = ", ".join(dict.fromkeys(step.key["method"] for step in sets))
     raise ConfigError(
-        f"the job makes no set {choice.method}, seed {wanted['seed']}, ipc {wanted['ipc']}; it has the methods "
+        f"the job makes no set {choice.method}, seed {key['seed']}, ipc {key['ipc']}; it has the methods "
         f"{methods}, the seeds {list(job.seeds)} and the ipc {list(job.ipc)}"
     )
 
 
-def _sealed(store: Store, step: Step) -> dict[str, Any]:
+def _manifest(store: Store, step: Step) -> dict[str, Any]:
     manifest = store.artifact(step).manifest()
     if manifest is None:
         raise ConfigError(
-            f"{step.title} is not made yet under {store.path}; first: vlcp-ray run with this job and the same --root "
-            "and --set"
+            f"{step.title} does not exist yet under {store.path}; run this job first, with the same --root and --set"
         )
     return manifest
 
 
 def _facts(job: Job, store: Store, step: Step, choice: Choice) -> dict[str, Any]:
-    ingested = _sealed(store, _source(step))
+    """The variables that the templates of all cards share."""
+    images = _manifest(store, _images(step))
     return {
         "license": choice.license,
         "version": __version__,
@@ -169,35 +199,46 @@ def _facts(job: Job, store: Store, step: Step, choice: Choice) -> dict[str, Any]
         "fingerprint": f"{step.stage}-{step.fingerprint}",
         "settings": {name: public(value) for name, value in job.model_dump(mode="json").items()},
         "source": public(job.ingest.source),
-        "class_names": ingested["class_names"],
-        "train_rows": ingested["splits"].get("train", 0),
-        "val_rows": ingested["splits"].get("val", 0),
+        "class_names": images["class_names"],
+        "train_rows": images["splits"].get("train", 0),
+        "val_rows": images["splits"].get("val", 0),
         **{name: step.key.get(name) for name in ("seed", "ipc")},
     }
 
 
-def _source(step: Step) -> Step:
-    while step.stage != "ingest":
+def _teacher_facts(job: Job, store: Store, teacher: Step) -> dict[str, Any]:
+    return {
+        "network": job.teach.network,
+        "input_size": job.teach.input_size,
+        "top1": _manifest(store, teacher)["top1"],
+        "protocols": [name for name in job.evaluate.protocols if PROTOCOLS[name].needs_teacher],
+    }
+
+
+def _images(step: Step) -> Step:
+    """The step of IMAGES that a step was made from."""
+    while step.stage != ingest.STAGE.name:
         step = step.inputs["images"] if "images" in step.inputs else next(iter(step.inputs.values()))
     return step
 
 
-def _scores(store: Store, steps: Sequence[Step], made: Step) -> str:
-    """The table of the trials of this set and of the full train split."""
-    of_it = [s for s in steps if s.stage == "evaluate" and s.inputs.get("set", s) in (made, s)]
-    scores = pa.concat_tables([store.artifact(step).table("scores", SCORES) for step in of_it])
+def _scores(store: Store, evaluations: Sequence[Step], own_set: Step) -> str:
+    """The score table of this set and of the full train split; empty without trials of this set."""
+    own = [s for s in evaluations if "set" not in s.inputs or s.inputs["set"].fingerprint == own_set.fingerprint]
+    scores = pa.concat_tables([store.artifact(s).table("scores", evaluate.SCORES) for s in own])
     return score_table(scores) if pc.any(pc.greater(scores["ipc"], 0)).as_py() else ""
 
 
 def _texts(store: Store, step: Step) -> list[dict[str, Any]]:
-    if step.stage != "generate":
+    """The first text prototypes of a generated set."""
+    if step.stage != generate.STAGE.name:
         return []
-    names = ["prototype_id", "class_name", "size", "text"]
-    table = store.artifact(step.inputs["prototypes"]).table("prototypes", prototypes_schema((1, 1, 1)), names)
+    columns = ["prototype_id", "class_name", "size", "text"]
+    table = store.artifact(step.inputs["prototypes"]).table("prototypes", PROTOTYPES, columns)
     rows: list[dict[str, Any]] = table.sort_by("prototype_id").slice(0, _MAX_TEXTS).to_pylist()
     return rows
 
 
-def _files(target: Artifact) -> bool:
+def _has_files(target: Artifact) -> bool:
     selector = pafs.FileSelector(target.path, recursive=True, allow_not_found=True)
     return any(info.is_file for info in target.filesystem.get_file_info(selector))

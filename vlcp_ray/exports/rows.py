@@ -1,4 +1,4 @@
-"""Knows how a table of any size is read in one order, whatever the files that hold it, a few files at a time."""
+"""Read a table of any size in sorted order, with at most four of its files in memory."""
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -8,30 +8,31 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from vlcp_ray.store import Artifact, patiently
+from vlcp_ray.store.artifact import Artifact
+from vlcp_ray.store.io import retry
 
-_FILES_HELD: Final = 4  # of `rows_per_block` rows each
+_FILES_IN_MEMORY: Final = 4  # of `rows_per_block` rows each
 
 
-def in_order(
+def read_sorted(
     artifact: Artifact, folder: str, columns: Sequence[str], order: Sequence[str], rows: int
 ) -> Iterator[pa.Table]:
-    """The rows of a table, sorted, so many at a time.
+    """Read the rows of a table in sorted order, a part at a time.
 
     Args:
-        columns: what is read of it.
-        order: the columns to sort by, which are all that is held of the whole table.
+        columns: the columns to read.
+        order: the columns to sort by; only these are in memory for the whole table.
         rows: of every part but the last.
     """
     files = artifact.files(folder)
 
     def read(file: int, names: Sequence[str]) -> pa.Table:
         source, wanted = files[file], list(names)
-        return patiently(
+        return retry(
             lambda: parquet.read_table(source, filesystem=artifact.filesystem, columns=wanted), f"read {source}"
         )
 
-    content = lru_cache(maxsize=_FILES_HELD)(lambda file: read(file, columns))
+    content = lru_cache(maxsize=_FILES_IN_MEMORY)(lambda file: read(file, columns))
     keys = [read(file, order) for file in range(len(files))]
     if not keys:
         return
@@ -41,10 +42,10 @@ def in_order(
     places = places.sort_by([(name, "ascending") for name in order])["place"].to_numpy()
     for start in range(0, len(places), rows):
         part = places[start : start + rows]
-        by_file = np.argsort(file_of[part], kind="stable")
+        by_file = np.argsort(file_of[part], kind="stable")  # each file is opened once for a part
         numbers, firsts = np.unique(file_of[part][by_file], return_index=True)
-        found = [
-            content(int(number)).take(row_of[part][mine])
-            for number, mine in zip(numbers, np.split(by_file, firsts[1:]), strict=True)
+        taken = [
+            content(int(number)).take(row_of[part][of_file])
+            for number, of_file in zip(numbers, np.split(by_file, firsts[1:]), strict=True)
         ]
-        yield pa.concat_tables(found).take(np.argsort(by_file))
+        yield pa.concat_tables(taken).take(np.argsort(by_file))

@@ -1,4 +1,4 @@
-"""Knows what the teacher of a job says of the images of a set as they are, for trainers that cannot ask it."""
+"""Soft labels of the job's teacher for the images of a set, for trainers that cannot run the teacher."""
 
 from collections.abc import Callable
 
@@ -6,36 +6,36 @@ import pyarrow as pa
 import torch
 from safetensors.torch import load
 
-from vlcp_ray.config import Teach
-from vlcp_ray.protocols.images import BATCH, prepare
-from vlcp_ray.protocols.teacher import load_teacher, soft_labels
-from vlcp_ray.schemas import TEACHER
+from vlcp_ray.models.teacher import load_teacher, soft_labels
+from vlcp_ray.protocols.labelled_images import prepare
+from vlcp_ray.protocols.metrics import BATCH
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.store import Artifact
+from vlcp_ray.stages.teach import WEIGHTS, Teach
+from vlcp_ray.store.artifact import Artifact
 
 
-def labeller(teacher: Artifact, settings: Teach) -> Callable[[pa.Table], pa.Array]:
-    """A function of rows of SYNTHETIC that gives the class probabilities of each, in the order of the labels.
+def load_labeller(teacher: Artifact, settings: Teach) -> Callable[[pa.Table], pa.Array]:
+    """Load a teacher as a function from rows of SYNTHETIC to their class probabilities, in the order of the labels.
 
-    An image is looked at as the protocol reads it for training, before any view is drawn: its short side scaled to
-    `settings.input_size`, the middle cut out, normalised. A row depends on its image and the weights alone.
+    Images are read as by the protocol, before augmentation: the short side scaled to `settings.input_size`, the middle
+    cut out, normalised. A row's probabilities depend on its image and the weights only.
 
     Raises:
-        ConfigError: the weights are gone.
+        ConfigError: the artifact has no weights.
     """
-    weights = teacher.read_bytes(TEACHER)
+    weights = teacher.read_bytes(WEIGHTS)
     if weights is None:
-        raise ConfigError(f"{teacher.path}/{TEACHER} is gone; delete that folder and run the job again")
+        raise ConfigError(f"{teacher.path}/{WEIGHTS} is missing; delete that folder and re-run the job")
     network = load_teacher(settings, load(weights))
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def label(rows: pa.Table) -> pa.Array:
         starts = range(0, len(rows), BATCH)  # decoded a batch at a time: a shard of pixels is larger than its files
-        told = [
-            pa.FixedSizeListArray.from_arrays(pa.array(said.ravel(), pa.float32()), said.shape[1])
+        parts = [
+            pa.FixedSizeListArray.from_arrays(pa.array(labels.ravel(), pa.float32()), labels.shape[1])
             for start in starts
-            for said in [soft_labels(network, prepare(rows.slice(start, BATCH), settings.input_size).pixels, device)]
+            for labels in [soft_labels(network, prepare(rows.slice(start, BATCH), settings.input_size).pixels, device)]
         ]
-        return pa.concat_arrays(told)
+        return pa.concat_arrays(parts)
 
     return label

@@ -1,1 +1,24 @@
-"""The compared ways of choosing real images, as plain functions of one class."""
+"""The compared methods: one file per method, and this list of all of them."""
+
+from typing import Final
+
+from vlcp_ray.methods import centroid, d4m, full, herding, k_center, random_images, rded, vlcp
+from vlcp_ray.methods.method import Method
+
+#: In the order of the score table.
+METHODS: Final[dict[str, Method]] = {
+    method.name: method
+    for method in (
+        vlcp.METHOD,
+        vlcp.WITHOUT_TEXT,
+        vlcp.WITHOUT_TUNING,
+        vlcp.WITHOUT_BOTH,
+        d4m.METHOD,
+        centroid.METHOD,
+        rded.METHOD,
+        herding.METHOD,
+        k_center.METHOD,
+        random_images.METHOD,
+        full.METHOD,
+    )
+}

@@ -1,1 +1,1 @@
-"""The networks behind the stages: Stable Diffusion, the captioner and the classifiers."""
+"""The models that the stages use: Stable Diffusion, the captioner, the classifiers and the teacher."""

@@ -1,74 +1,87 @@
-"""Knows the classifiers that judge a distilled set: how each is built, and where its first weights come from."""
+"""Build the classifiers that are trained on distilled sets; their initial weights depend on the seed only."""
 
 from collections.abc import Callable
-from typing import Final, Literal
+from pkgutil import resolve_name
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from vlcp_ray.config import Network
+from vlcp_ray.models.networks import NETWORKS
 
 Norm = Literal["instance", "batch"]
-_NormLayer = Callable[[int], nn.Module]
-
-DEPTHS: Final[dict[Network, int]] = {"ConvNet-3": 3, "ConvNet-4": 4, "ConvNet-5": 5, "ConvNet-6": 6}
+NormLayer = Callable[[int], nn.Module]
 
 
 def build_classifier(
-    name: Network, *, num_classes: int, input_size: int, width: int, seed: int, norm: Norm = "instance"
+    name: str, *, num_classes: int, input_size: int, width: int, seed: int, norm: Norm = "instance"
 ) -> nn.Module:
-    """A classifier with its first weights: (n, 3, input_size, input_size) -> (n, num_classes) logits.
+    """Build a classifier with its initial weights: (n, 3, input_size, input_size) -> (n, num_classes) logits.
 
     ConvNet-D: D blocks of [3x3 convolution of `width` channels, norm, ReLU, average pool 2] and a linear head.
     ResNet-18: torchvision's. ResNet-18-modified: the same with a 3x3 convolution of stride 1 as its stem and no max
-    pool, for small images (METHOD 3.2). ResNetAP-10: a block a stage, and average pooling where the other has strides.
-    The weights depend on `seed` alone; the global random state is neither read nor changed.
+    pool, for small images (METHOD 3.2). ResNetAP-10: one block per stage, and average pooling in place of strides.
+    The weights depend on `seed` only; the global random state is neither read nor changed.
 
     Args:
+        name: one of NETWORKS.
+        num_classes: number of logits.
+        input_size: side of the images in pixels.
+        width: channels of a ConvNet.
+        seed: of the initial weights.
         norm: `instance` normalises per image and channel (METHOD 3.1, train_models of MinimaxDiffusion), `batch` is
             `nn.BatchNorm2d` (METHOD 3.2).
 
     Raises:
-        ValueError: the poolings of a ConvNet leave nothing of `input_size` pixels.
+        ValueError: `input_size` is too small for the poolings of a ConvNet.
     """
-    layer: _NormLayer = _instance_norm if norm == "instance" else nn.BatchNorm2d
+    layer: NormLayer = _instance_norm if norm == "instance" else nn.BatchNorm2d
     with torch.random.fork_rng(devices=[]):  # no devices: layers are made on the CPU
         torch.default_generator.manual_seed(seed)
-        if name in DEPTHS:
-            return _conv_net(name, num_classes, input_size, width, layer)
-        if name == "ResNetAP-10":
-            return _resnet_ap_10(num_classes, layer)
-        return _resnet_18(name, num_classes, layer)
+        network: nn.Module = resolve_name(NETWORKS[name].build)(name, num_classes, input_size, width, layer)
+        return network
 
 
 def head_of(network: nn.Module) -> nn.Linear:
-    """The linear layer that ends a network of `build_classifier`; what it is given are the penultimate features."""
+    """Return the last linear layer of a network of `build_classifier`; its input is the penultimate features."""
     return [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
 
 
-def _resnet_18(name: Network, num_classes: int, norm: _NormLayer) -> nn.Module:
-    from torchvision.models import resnet18  # here, as it takes a second and the ConvNets need none of it
+def resnet_18(name: str, num_classes: int, input_size: int, width: int, norm: NormLayer) -> nn.Module:
+    """Build torchvision's ResNet-18."""
+    from torchvision.models import resnet18  # here, because it takes a second to load and the ConvNets do not need it
 
     network: nn.Module = resnet18(num_classes=num_classes, norm_layer=norm)
-    if name == "ResNet-18-modified":
-        network.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
-        network.maxpool = nn.Identity()
     return network
 
 
-def _conv_net(name: Network, num_classes: int, input_size: int, width: int, norm: _NormLayer) -> nn.Module:
-    depth = DEPTHS[name]
+def resnet_18_modified(name: str, num_classes: int, input_size: int, width: int, norm: NormLayer) -> nn.Module:
+    """Build ResNet-18 with the stem for small images (METHOD 3.2)."""
+    network = resnet_18(name, num_classes, input_size, width, norm)
+    network.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+    network.maxpool = nn.Identity()
+    return network
+
+
+def conv_net(name: str, num_classes: int, input_size: int, width: int, norm: NormLayer) -> nn.Module:
+    """Build a ConvNet with one block for each of its poolings.
+
+    Raises:
+        ValueError: the image is too small for them.
+    """
+    depth = NETWORKS[name].poolings
     side = input_size // 2**depth
     if side == 0:
         raise ValueError(
             f"evaluate.input_size: {name} halves the image {depth} times, so it needs {2**depth} pixels or more, "
-            f"not {input_size}; raise input_size or take a shallower network"
+            f"not {input_size}; raise input_size or use a shallower network"
         )
     blocks = [_block(width if level else 3, width, norm) for level in range(depth)]
     return nn.Sequential(*blocks, nn.Flatten(), nn.Linear(width * side**2, num_classes))
 
 
-def _resnet_ap_10(num_classes: int, norm: _NormLayer) -> nn.Module:
+def resnet_ap_10(name: str, num_classes: int, input_size: int, width: int, norm: NormLayer) -> nn.Module:
+    """Build ResNetAP-10."""
     return nn.Sequential(
         nn.Conv2d(3, 64, kernel_size=7, padding=3, bias=False),
         norm(64),
@@ -86,7 +99,7 @@ def _instance_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(channels, channels)
 
 
-def _block(channels: int, width: int, norm: _NormLayer) -> nn.Sequential:
+def _block(channels: int, width: int, norm: NormLayer) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels, width, kernel_size=3, padding=1),
         norm(width),
@@ -96,9 +109,9 @@ def _block(channels: int, width: int, norm: _NormLayer) -> nn.Sequential:
 
 
 class PooledBlock(nn.Module):
-    """A residual block of two 3x3 convolutions; where it widens, average pooling halves the image after the first."""
+    """A residual block of two 3x3 convolutions; if it widens, average pooling halves the image after the first."""
 
-    def __init__(self, channels: int, width: int, norm: _NormLayer) -> None:
+    def __init__(self, channels: int, width: int, norm: NormLayer) -> None:
         super().__init__()
         widens = channels != width
         self.path = nn.Sequential(
@@ -116,12 +129,12 @@ class PooledBlock(nn.Module):
             self.shortcut = nn.Sequential()
 
     def forward(self, images: Tensor) -> Tensor:
-        """(n, channels, h, w) -> (n, width, h, w), or half of h and w where it widens."""
+        """(n, channels, h, w) -> (n, width, h, w), with half of h and w if the block widens."""
         return nn.functional.relu(self.path(images) + self.shortcut(images))
 
 
 class AveragePool2(nn.Module):
-    """Average pooling of 2 x 2 pixels; an odd last row or column is left out, as by `nn.AvgPool2d(2)`."""
+    """Average pooling of 2 x 2 pixels; an odd last row or column is dropped, as `nn.AvgPool2d(2)` does."""
 
     def forward(self, images: Tensor) -> Tensor:
         """(n, c, h, w) -> (n, c, h // 2, w // 2)."""

@@ -1,1 +1,14 @@
-"""Knows how classifiers are trained and tested: the protocols that judge a set, and the teacher of soft labels."""
+"""The evaluation protocols: one file per protocol, this list of all of them, and the code that they share."""
+
+from typing import Final
+
+from vlcp_ray.protocols import minimax, rded
+from vlcp_ray.protocols.protocol import Protocol
+
+PROTOCOLS: Final[dict[str, Protocol]] = {
+    protocol.name: protocol
+    for protocol in (
+        minimax.PROTOCOL,
+        rded.PROTOCOL,
+    )
+}

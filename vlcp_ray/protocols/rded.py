@@ -1,35 +1,36 @@
-"""Knows the rded protocol: training with the soft labels of a teacher, as RDED judges sets (METHOD 3.2)."""
+"""The rded protocol: training with the soft labels of a teacher, as RDED evaluates sets (METHOD 3.2)."""
 
 import math
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import torch
-from torch import Tensor, nn
-from torch.nn.functional import kl_div, log_softmax, softmax
+from vlcp_ray.protocols.protocol import Protocol
 
-from vlcp_ray.augment import augment_plainly, cutmix
-from vlcp_ray.config import Evaluate
-from vlcp_ray.protocols import training
-from vlcp_ray.protocols.images import Split
-from vlcp_ray.protocols.pace import rded_epochs
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from vlcp_ray.protocols.labelled_images import Split
+    from vlcp_ray.stages.evaluate import Evaluate
 
 LEARNING_RATE: Final = 1e-3
 WEIGHT_DECAY: Final = 0.01
 
-#: The protocol's batch: from this ipc on, so many images.
+#: Batch size as (smallest ipc, images).
 _BATCH: Final = ((50, 100), (10, 50), (1, 10))
 _MANY_CLASSES: Final = 100
-_UNCHECKED: Final = 0.8
-_LEAST: Final = 2  # batch norm cannot learn from one image whose features have shrunk to a single place
+_EPOCHS: Final = 300
+_MIN_BATCH: Final = 2  # batch norm needs more than one value per channel, and deep features have a single pixel
 
 
-def batch_size_for(settings: Evaluate, ipc: int, num_classes: int, images: int) -> int:
-    """The images of a step: by the settings where they say it, else by the protocol's table, never more than there are.
+def batch_size_for(settings: "Evaluate", ipc: int, num_classes: int, images: int) -> int:
+    """Return the batch size: that of the settings, or else that of the protocol's table, but at most `images`.
 
     Args:
-        ipc: images per class; 0, the full train split, counts as many.
-        images: in the set; ipc x classes, or all of the train split.
+        settings: `rded_batch_size`.
+        ipc: images per class; 0, the full train split, is treated as the largest ipc of the table.
+        num_classes: with 100 classes or more, the table's number is doubled.
+        images: number of training images.
     """
     size = next((size for limit, size in _BATCH if ipc >= limit), _BATCH[0][1])
     if num_classes >= _MANY_CLASSES:
@@ -38,28 +39,61 @@ def batch_size_for(settings: Evaluate, ipc: int, num_classes: int, images: int) 
 
 
 def learning_rate_at(epoch: int, epochs: int) -> float:
-    """The learning rate of an epoch, counted from 0: half a cosine that ends at a half, not at 0."""
+    """Return the learning rate of an epoch, counted from 0: a cosine decay to half of the first rate, not to 0."""
     return LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * epoch / (2 * epochs)))
 
 
-def is_check(epoch: int, epochs: int, checks: int) -> bool:
-    """Whether the network is tested after this epoch, counted from 1: at the pace of `checks`, in the last fifth."""
-    return (training.is_check(epoch, epochs, checks) and epoch > _UNCHECKED * epochs) or epoch == epochs
+def epochs_for(settings: "Evaluate", ipc: int, num_classes: int) -> int:
+    """Return the number of training epochs: that of the settings, or else 300.
+
+    Args:
+        settings: `epochs`, `rded_epochs` and `full_epochs`.
+        ipc: images per class; 0 for the full train split.
+        num_classes: unused; other protocols need it.
+    """
+    if ipc == 0:
+        return settings.full_epochs
+    return settings.rded_epochs or settings.epochs or _EPOCHS
+
+
+def resize_for(input_size: int) -> int:
+    """Return the short side of val images: input_size // 7 * 8 (256 for 224), but at least `input_size`."""
+    return max(input_size, input_size // 7 * 8)
 
 
 def train(
-    network: nn.Module, teacher: nn.Module, images: Split, settings: Evaluate, ipc: int, num_classes: int, seed: int
+    network: "nn.Module",
+    images: "Split",
+    settings: "Evaluate",
+    *,
+    epochs: int,
+    seed: int,
+    ipc: int,
+    num_classes: int,
+    teacher: "nn.Module | None" = None,
 ) -> Iterator[int]:
-    """Train for an epoch at a time and yield its number, from 1. The labels of the images are not looked at.
+    """Train with a teacher's soft labels and yield the number of each epoch, from 1, when it ends.
 
     Args:
-        teacher: in eval mode, on the images' device, with `num_classes` outputs in the order of the class names.
+        network: changed in place.
+        images: the training set, on the network's device; its labels are not used.
+        settings: batch size, flip, factor and temperature.
+        epochs: number of epochs.
+        seed: of the order of the images and of their augmentation.
         ipc: images per class, 0 for the full train split.
+        num_classes: number of classes.
+        teacher: in eval mode, on the images' device, with `num_classes` outputs in the order of the class names; always
+            given (`run_trial` checks it).
     """
+    import torch
+
+    from vlcp_ray.protocols import training
+
+    assert teacher is not None, "soft labels need a teacher"  # noqa: S101
     generator = torch.Generator().manual_seed(seed)
-    epochs, count = rded_epochs(settings, ipc), len(images[1])
+    count = len(images[1])
     batch_size = batch_size_for(settings, ipc, num_classes, count)
-    steps = training.steps_per_epoch(count, batch_size, _LEAST)
+    steps = training.steps_per_epoch(count, batch_size, _MIN_BATCH)
     yield from training.train(
         torch.optim.AdamW(decay_groups(network), LEARNING_RATE, fused=True),
         images,
@@ -68,12 +102,12 @@ def train(
         epochs=epochs,
         batch_size=batch_size,
         generator=generator,
-        least=_LEAST,
+        min_batch=_MIN_BATCH,
     )
 
 
-def decay_groups(network: nn.Module) -> list[dict[str, Any]]:
-    """The parameters as two groups for an optimizer: biases and norms, of one dimension, do not decay."""
+def decay_groups(network: "nn.Module") -> list[dict[str, Any]]:
+    """Split the parameters into two groups for an optimizer: without weight decay for biases and norms (1-d)."""
     parameters = list(network.parameters())
     return [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": WEIGHT_DECAY},
@@ -82,34 +116,57 @@ def decay_groups(network: nn.Module) -> list[dict[str, Any]]:
 
 
 def loss(
-    network: nn.Module,
-    teacher: nn.Module,
-    pixels: Tensor,
-    labels: Tensor,
-    generator: torch.Generator,
-    settings: Evaluate,
-) -> Tensor:
-    """The loss of one batch of new views, mixed by CutMix, against what the teacher says of the mixed images.
+    network: "nn.Module",
+    teacher: "nn.Module",
+    pixels: "Tensor",
+    labels: "Tensor",
+    generator: "torch.Generator",
+    settings: "Evaluate",
+) -> "Tensor":
+    """Compute the loss of one augmented batch, mixed by CutMix, against the teacher's outputs for the mixed images.
 
     Args:
+        network: the student.
+        teacher: in eval mode; gets no gradient.
         pixels: (n, 3, s, s) uint8.
-        labels: (n,) on the same device; only carried along.
+        labels: (n,) on the same device; without effect.
         generator: a CPU generator.
+        settings: flip, factor and temperature.
     """
-    views = augment_plainly(pixels, generator, settings.flip, (1 / settings.factor, 1.0), settings.factor)
+    import torch
+
+    from vlcp_ray.protocols.augment import augment_without_jitter, cutmix
+
+    views = augment_without_jitter(pixels, generator, settings.flip, (1 / settings.factor, 1.0), settings.factor)
     mixed = cutmix(views, labels, generator)[0]
     with torch.no_grad():
-        told = teacher(mixed)
-    return soft_label_loss(network(mixed), told, settings.temperature)
+        targets = teacher(mixed)
+    return soft_label_loss(network(mixed), targets, settings.temperature)
 
 
-def soft_label_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """KL(softmax(teacher / T) || softmax(student / T)), the mean over the batch, not multiplied by T^2.
+def soft_label_loss(student: "Tensor", teacher: "Tensor", temperature: float) -> "Tensor":
+    """Compute KL(softmax(teacher / T) || softmax(student / T)), averaged over the batch, not multiplied by T^2.
 
     Args:
         student: logits (n, classes).
         teacher: logits (n, classes).
+        temperature: T.
     """
+    from torch.nn.functional import kl_div, log_softmax, softmax
+
     return kl_div(
         log_softmax(student / temperature, dim=1), softmax(teacher / temperature, dim=1), reduction="batchmean"
     )
+
+
+PROTOCOL: Final = Protocol(
+    "rded",
+    "a teacher's soft labels, as RDED evaluates sets",
+    labels="soft",
+    norm="batch",
+    epochs=epochs_for,
+    resize=resize_for,
+    training="vlcp_ray.protocols.rded:train",
+    settings=("temperature", "rded_epochs", "rded_batch_size"),
+    unvalidated=0.8,
+)

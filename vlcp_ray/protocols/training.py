@@ -1,11 +1,11 @@
-"""Knows the loop that every training shares: epochs, an order of the images for each, steps, and when to test."""
+"""The training loop of the protocols and of the teacher."""
 
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from vlcp_ray.protocols.images import Split
+from vlcp_ray.protocols.labelled_images import Split
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # pixels (n, 3, s, s) uint8 and labels (n,) -> a scalar
 
@@ -19,20 +19,24 @@ def train(
     epochs: int,
     batch_size: int,
     generator: torch.Generator,
-    least: int = 1,
+    min_batch: int = 1,
 ) -> Iterator[int]:
-    """Train for an epoch at a time and yield its number, from 1.
+    """Train on all images in a new random order each epoch, and yield the number of each epoch, from 1, when it ends.
 
     Args:
-        loss: of a batch; it holds the network and draws from the same generator.
-        learning_rate: of a step, counted from 0 over the whole training.
-        generator: a CPU generator; the orders of the images come from it.
-        least: images in a batch; a last batch of fewer joins the one before it.
+        optimizer: of the parameters that are trained; its learning rate is set at every step.
+        images: pixels and labels.
+        loss: a function of the pixels and labels of a batch; it holds the network and samples from the same generator.
+        learning_rate: a function of the step, counted from 0 over the whole training.
+        epochs: number of epochs.
+        batch_size: images per step.
+        generator: a CPU generator, for the order of the images.
+        min_batch: smallest size of a batch; a smaller last batch is joined to the one before it.
     """
     step = 0
     for epoch in range(epochs):
         order = torch.randperm(len(images[1]), generator=generator).to(images[1].device)
-        for batch in batches(order, batch_size, least):
+        for batch in batches(order, batch_size, min_batch):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step)
             value = loss(images[0][batch], images[1][batch])
@@ -43,20 +47,15 @@ def train(
         yield epoch + 1
 
 
-def batches(order: Tensor, size: int, least: int = 1) -> list[Tensor]:
-    """(n,) in parts of `size`; a last part of fewer than `least` joins the one before it."""
+def batches(order: Tensor, size: int, min_batch: int = 1) -> list[Tensor]:
+    """Split (n,) into batches of `size`; join a last batch of fewer than `min_batch` to the one before it."""
     parts = list(torch.split(order, size))
-    if len(parts) > 1 and len(parts[-1]) < least:
+    if len(parts) > 1 and len(parts[-1]) < min_batch:
         parts[-2:] = [torch.cat(parts[-2:])]
     return parts
 
 
-def steps_per_epoch(count: int, batch_size: int, least: int = 1) -> int:
-    """How many batches `train` makes of `count` images."""
+def steps_per_epoch(count: int, batch_size: int, min_batch: int = 1) -> int:
+    """Compute the number of batches that `train` makes of `count` images."""
     whole, rest = divmod(count, batch_size)
-    return max(1, whole + (rest >= least))
-
-
-def is_check(epoch: int, epochs: int, checks: int) -> bool:
-    """Whether the network is tested after this epoch, counted from 1: about `checks` times, and after the last."""
-    return epoch % max(1, epochs // checks) == 0 or epoch == epochs
+    return max(1, whole + (rest >= min_batch))

@@ -1,1 +1,82 @@
-"""The layouts in which people keep labelled image sets; class lists and names."""
+"""Layouts of labelled image sets: the list of them, and how a set is recognised and opened."""
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
+
+from pyarrow import fs as pafs
+
+from vlcp_ray.settings import ConfigError
+from vlcp_ray.sources import digits, folder, parquet, tiny_imagenet, webdataset
+from vlcp_ray.sources.classes import LISTS
+from vlcp_ray.sources.layout import Layout
+from vlcp_ray.sources.reader import Source
+from vlcp_ray.store.io import content_hash, open_uri
+
+if TYPE_CHECKING:
+    from vlcp_ray.stages.ingest import Ingest
+
+#: In the order in which `detects` is called: the most specific layouts first, any folder of folders last.
+LAYOUTS: Final[dict[str, Layout]] = {
+    layout.name: layout
+    for layout in (
+        digits.LAYOUT,
+        tiny_imagenet.LAYOUT,
+        parquet.LAYOUT,
+        webdataset.LAYOUT,
+        folder.LAYOUT,
+    )
+}
+
+
+@lru_cache(maxsize=8)
+def open_source(settings: "Ingest") -> Source:
+    """Open the image set of the settings: its folders are listed, and at most labels are read, no image.
+
+    Raises:
+        ConfigError: it does not exist, it is in no known layout, or it lacks a wanted class.
+    """
+    if (embedded := LAYOUTS.get(settings.source)) and embedded.embedded:
+        if settings.classes or settings.layout not in ("auto", embedded.name):
+            raise ConfigError(
+                "ingest.source: the embedded digits have one layout and ten classes; leave out layout and classes"
+            )
+        return embedded.open(pafs.LocalFileSystem(), "", settings)
+    if settings.layout != "auto" and LAYOUTS[settings.layout].embedded:
+        raise ConfigError(f"ingest.layout: {settings.source} is not the embedded digits; leave layout out")
+    try:
+        filesystem, path = open_uri(settings.source, "ingest.source")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    try:
+        if filesystem.get_file_info(path).type == pafs.FileType.NotFound:
+            raise ConfigError(f"ingest.source: there is no {settings.source}; give the image set's folder, file or URI")
+        layout = _detect(filesystem, path) if settings.layout == "auto" else LAYOUTS[settings.layout]
+        return layout.open(filesystem, path, settings)
+    except ConfigError:
+        raise
+    except Exception as error:  # each storage driver has its own errors
+        raise ConfigError(f"ingest.source: {settings.source} cannot be opened: {error}") from error
+
+
+def hashed_settings(settings: "Ingest") -> dict[str, Any]:
+    """Collect the settings that determine IMAGES; of the image set itself nothing is read.
+
+    `max_rejected` and `expect` are left out: no row depends on them.
+    """
+    fields = settings.model_dump(exclude={"max_rejected", "expect"})
+    embedded = settings.source in LAYOUTS and LAYOUTS[settings.source].embedded
+    if not embedded and "://" not in settings.source:
+        fields["source"] = open_uri(settings.source, "ingest.source")[1]
+    if settings.class_list and settings.class_list not in LISTS:
+        fields["class_list"] = content_hash(settings.class_list)
+    return fields
+
+
+def _detect(filesystem: pafs.FileSystem, path: str) -> Layout:
+    for layout in LAYOUTS.values():
+        if layout.detects(filesystem, path):
+            return layout
+    if not filesystem.get_file_info(path).is_file and not filesystem.get_file_info(pafs.FileSelector(path)):
+        raise ConfigError(f"ingest.source: {path} is an empty folder; give the one that holds train/ or the images")
+    known = "; ".join(layout.summary for layout in LAYOUTS.values() if not layout.embedded)
+    raise ConfigError(f"ingest.source: {path} is in none of the layouts that can be read: {known}")

@@ -1,6 +1,6 @@
-"""Knows classes: how an image set names them, which are wanted, in which order, and what prompts call them.
+"""Classes of an image set: their keys, their names in prompts, and the order of their labels.
 
-A class is known by its key, never by a position: a wnid where WordNet has one, else the name that the set gives it.
+A class is identified by its key, never by a position: its wnid where WordNet has one, else its name in the set.
 """
 
 import difflib
@@ -11,116 +11,124 @@ from functools import cache
 from importlib import resources
 from typing import Final
 
-from vlcp_ray.filesystems import open_uri
 from vlcp_ray.settings import ConfigError
+from vlcp_ray.store.io import open_uri
 
-#: Subsets of ImageNet-1K that ship with the package, in the field's order (METHOD 6).
+#: Subsets of ImageNet-1K that are packaged, with their classes in the order of the literature (METHOD 6).
 LISTS: Final = ("imagenette", "imagewoof", "imageidc", "imagenet100", "imagenet1k")
 _WNID_LENGTH: Final = 9
 
 
 @dataclass(frozen=True)
 class Classes:
-    """The wanted classes in the order of their labels."""
+    """The wanted classes in the order of their labels: their keys, and their names in prompts."""
 
     keys: tuple[str, ...]
     names: tuple[str, ...]
 
-    def told(self, found: int) -> str:
-        """How many they are of the classes that were found, in words."""
+    def summary(self, total: int) -> str:
+        """Format the number of wanted classes, with the total number in the set: "2 of its 3 classes"."""
         wanted = len(self.keys)
-        return f"{wanted} of its {found} classes" if wanted < found else f"{found} class{'es' * (found != 1)}"
+        return f"{wanted} of its {total} classes" if wanted < total else f"{total} class{'es' * (total != 1)}"
 
 
 @dataclass(frozen=True)
 class Glossary:
-    """What keys, names and numbers of an image set mean.
+    """The class names and label numbers of keys.
 
-    Attributes:
+    Args:
         names: key -> class name.
-        numbers: the keys in the order of label numbers; empty where the set or the user gives none.
+        numbers: the keys in the order of their label numbers; empty if the user gave no list.
     """
 
     names: Mapping[str, str]
     numbers: tuple[str, ...] = ()
 
     def canonical(self, name: str) -> str:
-        """The key of a class that is named by key or by class name; a name that is not known is its own key."""
-        return name if name in self.names else _inverse(tuple(self.names.items())).get(name, name)
+        """Return the key of a class from its key or its name; an unknown name is its own key."""
+        return name if name in self.names else _keys_by_name(tuple(self.names.items())).get(name, name)
 
-    def of_number(self, number: int) -> str | None:
-        """The key of a label number; None where it lies outside the list."""
+    def key_of(self, number: int) -> str | None:
+        """Return the key of a label number; None if it lies outside the list."""
         return self.numbers[number] if 0 <= number < len(self.numbers) else None
 
 
 @cache
-def _inverse(names: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
+def _keys_by_name(names: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
     return {name: key for key, name in names}
 
 
 def glossary(class_list: str) -> Glossary:
-    """WordNet's names for ImageNet's classes, and the list that the user gave.
+    """Load WordNet's names of ImageNet's classes, and the label numbers and names of a class list.
 
     Args:
-        class_list: "", `imagenet1k`, or a file with a line `key` or `key<TAB>name` for every label number.
+        class_list: "", the name of a packaged list, or a file with a line `key` or `key<TAB>name` per label number.
 
     Raises:
-        ConfigError: the file cannot be read, or names a class twice.
+        ConfigError: the file cannot be read, or has a class twice.
     """
     wordnet = dict(_packaged("imagenet1k"))
     if not class_list:
         return Glossary(wordnet)
-    lines = _packaged(class_list) if class_list in LISTS else _lines(_text(class_list))
+    lines = _packaged(class_list) if class_list in LISTS else _parse_lines(_read_text(class_list))
     keys = [key for key, _ in lines]
-    named = wordnet | {key: name for key, name in lines if name or key not in wordnet}
-    if twice := _twice(keys):
-        raise ConfigError(f"ingest.class_list: {class_list} has {twice!r} twice; give every class one line")
-    return Glossary({key: name or key for key, name in named.items()}, tuple(keys))
+    names = wordnet | {key: name for key, name in lines if name or key not in wordnet}
+    if duplicate := _first_duplicate(keys):
+        raise ConfigError(f"ingest.class_list: {class_list} has {duplicate!r} twice; give every class one line")
+    return Glossary({key: name or key for key, name in names.items()}, tuple(keys))
 
 
-def resolve(found: Iterable[str], chosen: Sequence[str], words: Glossary) -> Classes:
-    """The wanted classes of an image set.
+def resolve(available: Iterable[str], wanted: Sequence[str], known: Glossary) -> Classes:
+    """Find the wanted classes in an image set.
 
     Args:
-        found: the canonical keys of all classes that the set has.
-        chosen: what the user wants, by key, name or the name of a packaged list; empty: all, sorted by key.
+        available: the canonical keys of all classes of the set.
+        wanted: keys, names or the name of a packaged list; empty: all classes, sorted by key.
 
     Raises:
-        ConfigError: a wanted class is not there, is named twice, or a class has no name that a prompt could use.
+        ConfigError: a wanted class is missing or is given twice, or a class has no name that a prompt can use.
     """
-    there = sorted(set(found))
-    keys = expand(chosen, words) or there
-    if missing := [key for key in keys if key not in set(there)]:
-        raise ConfigError(_missing(missing, there, words))
-    if twice := _twice(keys):
-        raise ConfigError(f"ingest.classes: {twice!r} is named twice")
-    names = [words.names.get(key, key) for key in keys]
+    present = sorted(set(available))
+    keys = expand(wanted, known) or present
+    if missing := [key for key in keys if key not in set(present)]:
+        raise ConfigError(_missing_classes(missing, present, known))
+    if duplicate := _first_duplicate(keys):
+        raise ConfigError(f"ingest.classes: {duplicate!r} is given twice; remove one of them")
+    names = [known.names.get(key, key) for key in keys]
     if nameless := [name for name in names if _is_wnid(name)]:
+        others = f" (and {len(nameless) - 1} more)" if nameless[1:] else ""
         raise ConfigError(
-            f"ingest.class_list: {nameless[0]} (and {len(nameless) - 1} more) is no class of ImageNet-1K, so its "
-            "name is not known; give a file with a line `wnid<TAB>name` a class"
+            f"ingest.class_list: {nameless[0]}{others} is not a class of ImageNet-1K, so its name is unknown; "
+            "give a file with a line `wnid<TAB>name` for each class"
         )
-    if twice := _twice(names):
-        raise ConfigError(f"ingest.classes: two classes are called {twice!r}; name them apart in ingest.class_list")
+    if duplicate := _first_duplicate(names):
+        raise ConfigError(
+            f"ingest.classes: two classes have the name {duplicate!r}; give them different names in ingest.class_list"
+        )
     return Classes(tuple(keys), tuple(names))
 
 
-def expand(chosen: Iterable[str], words: Glossary) -> list[str]:
-    """The keys of classes that are named by key, by name or as a packaged list."""
-    keys = (key for name in chosen for key in ([k for k, _ in _packaged(name)] if name in LISTS else [name]))
-    return [words.canonical(key) for key in keys]
+def expand(wanted: Iterable[str], known: Glossary) -> list[str]:
+    """Return the keys of classes that are given by key, by name or as a packaged list."""
+    keys = (key for name in wanted for key in ([k for k, _ in _packaged(name)] if name in LISTS else [name]))
+    return [known.canonical(key) for key in keys]
 
 
-def _missing(missing: Sequence[str], there: Sequence[str], words: Glossary) -> str:
-    close = difflib.get_close_matches(missing[0], [*there, *(words.names.get(key, key) for key in there)], n=1)
-    cure = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(there[:5])}{' ...' if there[5:] else ''}"
+def _missing_classes(missing: Sequence[str], available: Sequence[str], known: Glossary) -> str:
+    names = [known.names.get(key, key) for key in available]
+    close = difflib.get_close_matches(missing[0], [*available, *names], n=1)
+    fix = (
+        f"did you mean {close[0]!r}?"
+        if close
+        else f"it has {', '.join(available[:5])}{' ...' if available[5:] else ''}"
+    )
     return (
         f"ingest.classes: the image set has no {missing[0]!r}"
-        f"{f' and {len(missing) - 1} more of the wanted classes' if missing[1:] else ''}; {cure}"
+        f"{f' and {len(missing) - 1} more of the wanted classes' if missing[1:] else ''}; {fix}"
     )
 
 
-def _twice(values: Sequence[str]) -> str | None:
+def _first_duplicate(values: Sequence[str]) -> str | None:
     return next((value for value, count in Counter(values).items() if count > 1), None)
 
 
@@ -132,15 +140,16 @@ def _is_wnid(name: str) -> bool:
 def _packaged(name: str) -> tuple[tuple[str, str], ...]:
     folder = resources.files(__package__).joinpath("lists")
     file = folder.joinpath(f"{name}.tsv" if name == "imagenet1k" else f"{name}.txt")
-    return tuple(_lines(file.read_text(encoding="utf-8")))
+    return tuple(_parse_lines(file.read_text(encoding="utf-8")))
 
 
-def _lines(text: str) -> list[tuple[str, str]]:
+def _parse_lines(text: str) -> list[tuple[str, str]]:
+    """Split the lines of a class list into (key, name); the name may be empty."""
     rows = [line.rstrip("\r").partition("\t") for line in text.split("\n") if line.strip()]
     return [(key.strip(), name.strip()) for key, _, name in rows]
 
 
-def _text(uri: str) -> str:
+def _read_text(uri: str) -> str:
     try:
         filesystem, path = open_uri(uri, "ingest.class_list")
         with filesystem.open_input_stream(path) as stream:
@@ -148,5 +157,5 @@ def _text(uri: str) -> str:
         return content.decode("utf-8")
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"ingest.class_list: {uri!r} is none of {', '.join(LISTS)}, and no file that can be read: {error}"
+            f"ingest.class_list: {uri!r} is none of {', '.join(LISTS)}, and not a file that can be read: {error}"
         ) from error

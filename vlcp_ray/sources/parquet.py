@@ -1,30 +1,39 @@
-"""Knows image sets in Hugging Face's parquet: images as struct<bytes, path>, labels as numbers with names."""
+"""The layout `parquet`: tables of the Hugging Face hub, with images as struct<bytes, path> and named label numbers."""
 
 import hashlib
 import json
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import fs as pafs
 
-from vlcp_ray import config
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.sources.classes import Classes, Glossary, glossary, resolve
-from vlcp_ray.sources.raw import Part, Row, image_id, shards, tables, told
+from vlcp_ray.sources.layout import Layout
+from vlcp_ray.sources.reader import Part, Row, count_splits, find_shards, has_shards, image_id, tables
+
+if TYPE_CHECKING:
+    from vlcp_ray.stages.ingest import Ingest
 
 _IMAGES: Final = ("image", "img", "jpg", "png")
 _LABELS: Final = ("label", "labels", "fine_label", "class_name", "wnid", "cls")
 _BATCH: Final = 256
-_MANY_FILES: Final = 64  # so many are work enough; of fewer the footers are read
-_PIECE: Final = 2_000  # rows
+_MANY_FILES: Final = 64  # enough parts for all workers; fewer files are split at their row groups
+_ROWS_PER_PART: Final = 2_000
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Where images and labels are, and the class keys in the order of the label numbers."""
+    """The columns of a file.
+
+    Args:
+        image: the column of images.
+        label: the column of labels.
+        numbers: the class keys in the order of the label numbers; empty if labels are names.
+    """
 
     image: str
     label: str
@@ -32,117 +41,119 @@ class Columns:
 
 
 class Parquet:
-    """Parquet files, `train-*.parquet` and `validation-*.parquet`, as the hub serves them."""
+    """Read `train-*.parquet` and `validation-*.parquet`, as the hub serves them."""
 
-    def __init__(self, filesystem: pafs.FileSystem, path: str, settings: config.Ingest) -> None:
-        """Look at names and at one schema; labels are read only where no list says which there are.
+    def __init__(self, filesystem: pafs.FileSystem, path: str, settings: "Ingest") -> None:
+        """List the files and read one schema; labels are read only if no list names the classes.
 
         Raises:
-            ConfigError: there is no image or label column, or label numbers have no meaning.
+            ConfigError: there is no image or label column, or label numbers have no names.
         """
         self.filesystem = filesystem
-        self.path, self.files = shards(filesystem, path, "parquet")
-        self.words = glossary(settings.class_list)
-        columns = self._open(next(iter(self.files)))[1]
-        self.found = frozenset(columns.numbers or self._labels())
-        self.classes: Classes = resolve(self.found, settings.classes, self.words)
+        self.path, self.files = find_shards(filesystem, path, "parquet")
+        self.glossary = glossary(settings.class_list)
+        _, columns = self._open(next(iter(self.files)))
+        self.keys = frozenset(columns.numbers or self._read_classes())
+        self.classes: Classes = resolve(self.keys, settings.classes, self.glossary)
         self.wanted = frozenset(self.classes.keys)
 
     @property
     def description(self) -> str:
-        return f"parquet with {told(self.files)}, {self.classes.told(len(self.found))}"
+        return f"parquet with {count_splits(self.files)}, {self.classes.summary(len(self.keys))}"
 
     def parts(self) -> Sequence[Part]:
-        """A part a file; of a few files, pieces of about 2,000 rows, so that one file is work for many."""
+        """List a part per file, or per 2,000 rows of few files, so that many workers can share one file."""
         files = sorted(self.files.items())
         if len(files) >= _MANY_FILES:
             return [Part(path, split) for path, split in files]
-        return [part for path, split in files for part in self._pieces(path, split)]
+        return [part for path, split in files for part in self._split_file(path, split)]
 
-    def _pieces(self, path: str, split: str) -> Iterator[Part]:
+    def _split_file(self, path: str, split: str) -> Iterator[Part]:
         metadata = self._open(path)[0].metadata
         first, rows = 0, 0
         for group in range(metadata.num_row_groups):
             rows += metadata.row_group(group).num_rows
-            if rows >= _PIECE or group == metadata.num_row_groups - 1:
-                yield Part(path, split, first=first, last=group + 1)
+            if rows >= _ROWS_PER_PART or group == metadata.num_row_groups - 1:
+                yield Part(path, split, first_row_group=first, end_row_group=group + 1)
                 first, rows = group + 1, 0
 
     def read(self, part: Part, done: Container[str]) -> Iterator[pa.Table]:
-        """The labels of a row group come first: its images are read only where one of them is wanted and not done.
+        """See `Source.read`. Images are read only of row groups with a wanted row that is not done.
 
-        What a label number means is what its own file says.
+        Label numbers have the names of their own file.
         """
         file, columns = self._open(part.path)
-        groups = range(part.first, part.last or file.num_row_groups)
-        first = sum(file.metadata.row_group(group).num_rows for group in range(part.first))
-        for group in groups:
+        first = sum(file.metadata.row_group(group).num_rows for group in range(part.first_row_group))
+        for group in range(part.first_row_group, part.end_row_group or file.num_row_groups):
             try:
-                yield from self._group(part, file, columns, group, first, done)
+                yield from self._read_group(part, file, columns, group, first, done)
             except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-                why = " ".join(str(error).split())
-                raise ConfigError(f"ingest.source: {part.path} is damaged ({why}); fetch it again") from error
+                reason = " ".join(str(error).split())
+                raise ConfigError(f"ingest.source: {part.path} is damaged ({reason}); download it again") from error
             first += file.metadata.row_group(group).num_rows
 
-    def _group(
+    def _read_group(
         self, part: Part, file: Any, columns: Columns, group: int, first: int, done: Container[str]
     ) -> Iterator[pa.Table]:
-        keys = self._keys(file.read_row_group(group, columns=[columns.label])[columns.label], columns)
+        """Read the wanted rows of a row group, whose first row is row `first` of the file."""
+        keys = self._class_keys(file.read_row_group(group, columns=[columns.label])[columns.label], columns)
         rows = [
             row
             for row, key in enumerate(keys)
-            if (key in self.wanted or key not in self.found) and f"{part.path}#{first + row}" not in done
+            if (key in self.wanted or key not in self.keys) and f"{part.path}#{first + row}" not in done
         ]
         if rows:
-            named = zip(rows, _images(file, group, columns.image, rows), strict=True)
-            yield from tables(_row(part, first + row, keys[row], *image) for row, image in named)
+            images = zip(rows, _read_images(file, group, columns.image, rows), strict=True)
+            yield from tables(_row(part, first + row, keys[row], *image) for row, image in images)
 
-    def _keys(self, labels: pa.ChunkedArray | pa.Array, columns: Columns) -> list[str | None]:
-        """The class of every label: its key, None without a label, the number itself where it means no class."""
+    def _class_keys(self, labels: pa.ChunkedArray | pa.Array, columns: Columns) -> list[str | None]:
+        """Convert labels to class keys: None for a missing label, `#` and the number for one without a class."""
         values, numbers = labels.to_pylist(), columns.numbers
         if not numbers:
-            return [None if v is None or v == "" else self.words.canonical(str(v)) for v in values]
+            return [None if v is None or v == "" else self.glossary.canonical(str(v)) for v in values]
         return [v if v is None else numbers[v] if 0 <= v < len(numbers) else f"#{v}" for v in values]
 
-    def _labels(self) -> set[str]:
-        """The classes of a set that names them row by row."""
-        found: set[str] = set()
+    def _read_classes(self) -> set[str]:
+        """Read the keys of all classes from the label columns."""
+        keys: set[str] = set()
         for path in self.files:
             file, columns = self._open(path)
             labels = pc.unique(file.read([columns.label])[columns.label])
-            found |= {key for key in self._keys(labels, columns) if key}
-        return found
+            keys |= {key for key in self._class_keys(labels, columns) if key}
+        return keys
 
     def _open(self, path: str) -> tuple[Any, Columns]:
-        from pyarrow import parquet  # here, as it loads pandas
+        from pyarrow import parquet  # slow to import: it imports pandas
 
         try:
             file = parquet.ParquetFile(self.filesystem.open_input_file(f"{self.path}/{path}"))
         except (OSError, pa.ArrowInvalid) as error:
-            raise ConfigError(f"ingest.source: {path} cannot be read as parquet ({error}); fetch it again") from error
-        return file, _columns(file.schema_arrow, self.words)
+            raise ConfigError(
+                f"ingest.source: {path} cannot be read as parquet ({error}); download it again"
+            ) from error
+        return file, _find_columns(file.schema_arrow, self.glossary)
 
 
-def _images(file: Any, group: int, column: str, rows: Sequence[int]) -> Iterator[tuple[bytes, str | None]]:
-    """Bytes and file name of some rows of a row group, in their order."""
+def _read_images(file: Any, group: int, column: str, rows: Sequence[int]) -> Iterator[tuple[bytes, str | None]]:
+    """Read the bytes and the file name of some rows of a row group, in their order."""
     start, wanted = 0, pa.array(rows, pa.int64())
     for batch in file.iter_batches(_BATCH, row_groups=[group], columns=[column]):
         inside = pc.and_(pc.greater_equal(wanted, start), pc.less(wanted, start + len(batch)))
         for image in batch.column(0).take(pc.subtract(wanted.filter(inside), start)).to_pylist():
-            known = image if isinstance(image, dict) else {"bytes": image}
-            yield known.get("bytes") or b"", known.get("path")
+            fields = image if isinstance(image, dict) else {"bytes": image}
+            yield fields.get("bytes") or b"", fields.get("path")
         start += len(batch)
 
 
 def _row(part: Part, number: int, key: str | None, content: bytes, name: str | None) -> Row:
-    # Sets without file names (the hub's CIFAR) are known by their content, which no reordering changes.
-    stem = name or hashlib.blake2b(content, digest_size=10).hexdigest()
-    known = image_id(part.split, key or "", stem)
-    fault = () if key else ("no_label", "the label is null")
-    return Row(known, key or "", part.split, f"{part.path}#{number}", content, *fault)
+    # In sets without file names (the hub's CIFAR) the content identifies an image, in whatever order the rows are.
+    name = name or hashlib.blake2b(content, digest_size=10).hexdigest()
+    row_id = image_id(part.split, key or "", name)
+    error = () if key else ("no_label", "the label is null")
+    return Row(row_id, key or "", part.split, f"{part.path}#{number}", content, *error)
 
 
-def _columns(schema: pa.Schema, words: Glossary) -> Columns:
+def _find_columns(schema: pa.Schema, known: Glossary) -> Columns:
     features = _features(schema)
     image = _first(
         [name for name, feature in features.items() if feature.get("_type") == "Image"],
@@ -160,12 +171,12 @@ def _columns(schema: pa.Schema, words: Glossary) -> Columns:
     if not (_is_bytes(kind) or pa.types.is_struct(kind)):
         raise ConfigError(f"ingest.source: column {image!r} of the parquet files is {kind}, not the bytes of images")
     names = features.get(label, {}).get("names") or ()
-    numbers = tuple(map(words.canonical, names)) or words.numbers
+    numbers = tuple(map(known.canonical, names)) or known.numbers
     if pa.types.is_integer(schema.field(label).type):
         if not numbers:
             raise ConfigError(
                 f"ingest.class_list: the label numbers in column {label!r} have no names; "
-                "give `imagenet1k` or a file with a line a class, in the order of the numbers"
+                "give `imagenet1k` or a file with a line for each class, in the order of the numbers"
             )
         return Columns(image, label, numbers)
     return Columns(image, label, ())
@@ -180,7 +191,15 @@ def _first(*choices: Sequence[str]) -> str | None:
 
 
 def _features(schema: pa.Schema) -> Mapping[str, Any]:
-    """The features that `datasets` writes into the schema's metadata."""
+    """Read the features that Hugging Face's `datasets` writes into the schema's metadata."""
     content = (schema.metadata or {}).get(b"huggingface")
     features = (json.loads(content).get("info", {}).get("features") or {}) if content else {}
     return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
+
+
+LAYOUT: Final = Layout(
+    "parquet",
+    "train-*.parquet",
+    lambda filesystem, path: has_shards(filesystem, path, "parquet"),
+    Parquet,
+)

@@ -1,0 +1,86 @@
+"""Tests of the requirements of a job: images, disk and GPU memory that follow from its settings."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vlcp_ray import pipeline
+from vlcp_ray.config import Job, load_job
+from vlcp_ray.cost.requirements import Requirements, format_gib, requirements
+from vlcp_ray.models.pretrained import folder
+from vlcp_ray.settings import build
+
+GIB = 2**30
+JOBS = Path(__file__).parents[2] / "jobs"
+IMAGENET = {"expect": {"classes": 1000, "train": 1_281_167, "val": 50_000, "gib": 144.0}, "source": "s3://x/imagenet"}
+
+
+def requirements_of(job: Job) -> Requirements:
+    return requirements(job, pipeline.graph(job))
+
+
+def make_job(**settings: Any) -> Job:
+    return build(Job, {"name": "x", **settings}, "x")
+
+
+def test_requirements_disk_is_the_sum_of_what_is_written() -> None:
+    needed = requirements_of(make_job(ingest=IMAGENET, ipc=[10, 50], seeds=[0, 1, 2], generate={"image_size": 224}))
+    latent, moments = 4 * 64 * 64 * 2, 2 * 8 * 64 * 64 * 2
+    assert needed.disk["pairs"] == pytest.approx(1_281_167 * (latent + moments + 600) / GIB)
+    assert needed.disk["models"] == pytest.approx(3 * (859_520_964 + 83_653_863 + 123_060_480) * 4 / GIB)
+    assert needed.disk["images"] == 144.0
+    assert (needed.sets, needed.distilled) == (3 * 6, 3 * 3 * 60 * 1000)  # vlcp, random and centroid
+    assert needed.memory["caption"] == pytest.approx(13.16, abs=0.01)
+
+
+def test_requirements_with_smaller_training_views_need_less_disk() -> None:
+    small, large = (
+        requirements_of(make_job(ingest=IMAGENET, encode={"train_resolution": size})).disk["pairs"]
+        for size in (32, 512)
+    )
+    assert small < 0.3 * large
+
+
+def test_requirements_lines_name_what_is_unknown() -> None:
+    lines = list(requirements_of(make_job(ingest={"source": "/data/mine"}, base_model="some/model")).lines())
+    assert lines[0].endswith("known after ingest")
+    assert "fine-tune unknown" in lines[1]
+    assert "caption 13.2 GiB" in lines[1]
+
+
+def test_requirements_of_the_demo_are_known_and_small() -> None:
+    config = json.loads(Path(folder("demo/stable_diffusion"), "vae", "config.json").read_text())
+    assert config["latent_channels"] == 4
+    needed = requirements_of(load_job(JOBS / "digits.toml"))
+    assert needed.images is not None
+    assert (needed.images.train, needed.images.val, needed.distilled) == (1297, 500, 180)
+    assert 0 < sum(needed.disk.values()) < 0.1
+    assert all(gib is not None and gib < 0.1 for gib in needed.memory.values())
+
+
+def test_requirements_without_generated_sets_need_no_model() -> None:
+    needed = requirements_of(make_job(ingest=IMAGENET, compare={"methods": ["random", "herding"]}))
+    assert not any("GPU" in line for line in needed.lines())
+    assert needed.disk.keys() == {"images", "distilled"}
+
+
+def test_requirements_count_the_sets_of_every_method() -> None:
+    needed = requirements_of(load_job(JOBS / "digits-compare.toml"))
+    assert (needed.sets, needed.distilled) == (90, 4_800)
+    assert needed.disk["distilled"] == pytest.approx(4_800 * 3 * 32**2 * 0.7 / GIB)
+
+
+@pytest.mark.parametrize(
+    "methods", [["d4m"], ["herding", "full"], ["vlcp", "vlcp-name", "base-text", "base-name"], ["rded", "k-center"]]
+)
+def test_requirements_count_no_set_of_a_method_left_out(methods: list[str]) -> None:
+    needed = requirements_of(make_job(ingest=IMAGENET, ipc=[1, 10], seeds=[0, 1], compare={"methods": methods}))
+    with_sets = [method for method in methods if method != "full"]
+    assert (needed.sets, needed.distilled) == (4 * len(with_sets), 2 * 11 * 1000 * len(with_sets))
+
+
+def test_format_gib_below_a_tenth_is_in_mib() -> None:
+    assert format_gib(1234.56) == "1,234.6 GiB"
+    assert format_gib(0.05) == "51.2 MiB"

@@ -1,0 +1,63 @@
+"""Tests of the doctor's checks, on real processes, folders and imports."""
+
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from vlcp_ray.doctor import checks
+from vlcp_ray.doctor.checks import Finding
+
+
+def test_storage_of_a_writable_root_is_ok_and_leaves_no_file(tmp_path: Path) -> None:
+    for root in (str(tmp_path / "new"), (tmp_path / "uri").as_uri()):
+        assert next(checks.storage(root)).state == "ok"
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_storage_of_an_unwritable_root_is_wrong_and_names_the_option(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for root in (str(tmp_path / "file" / "runs"), "nowhere://bucket/runs"):
+        (finding,) = checks.storage(root)
+        assert finding.state == "wrong"
+        assert "--root" in finding.fix
+
+
+def test_main_exits_1_after_one_wrong_finding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(checks, "IMPORTS", {"json": "import json"})  # the large ones take half a minute
+    monkeypatch.setattr(checks, "_TORCH", "print('none')")
+    monkeypatch.setattr(checks, "versions", lambda: iter(()))  # this environment may lack packages of an extra
+    assert checks.main(str(tmp_path / "runs")) == 0
+    (tmp_path / "file").touch()
+    assert checks.main(str(tmp_path / "file" / "runs")) == 1
+    assert "-> give a --root" in capsys.readouterr().out
+
+
+def test_pinned_compares_the_installed_version_with_the_pin() -> None:
+    version = metadata.version("torch")
+    assert checks.pinned("torch", version).state == "ok"
+    assert checks.pinned("torch", version.partition("+")[0]).state == "ok"
+    assert "make setup" in checks.pinned("torch", "1.0").fix
+    assert checks.pinned("no-such-package", "1.0").found == "not installed"
+    assert all(finding.name and finding.found for finding in checks.versions())
+
+
+def test_imports_after_a_crash_tries_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    crash = "import os; os.kill(os.getpid(), 11)"
+    imports = {"first": "import json", "crash": crash, "missing": "import no_such_module", "last": "import csv"}
+    monkeypatch.setattr(checks, "IMPORTS", imports)
+    findings = list(checks.imports())
+    assert [(f.name, f.state) for f in findings] == [
+        ("import first", "ok"),
+        ("import crash", "wrong"),
+        ("import missing", "wrong"),
+        ("import last", "ok"),
+    ]
+    assert findings[2].found == "ModuleNotFoundError: No module named 'no_such_module'"
+
+
+def test_table_aligns_columns_and_marks_hints() -> None:
+    lines = checks.table([Finding("a", "1"), Finding("longer", "2", "do this", hint=True)]).splitlines()
+    assert lines == ["ok     a       1", "hint   longer  2", "               -> do this"]

@@ -1,0 +1,83 @@
+"""Tests of group-wise execution: shared rows and a shuffle give the same tables, and a plan is resumed by class."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+import ray
+
+from tests.engine.member_rows import artifact, members
+from vlcp_ray.engine.by_class import ClassRows, classes_done, each_class, stream_groups
+from vlcp_ray.engine.streaming import filter_rows, read
+from vlcp_ray.scale import Pool
+from vlcp_ray.schemas import tensor_array, tensors
+from vlcp_ray.stages.prototype import MEMBERS, Prototype, prototypes_schema
+from vlcp_ray.stages.prototype.run import PrototypeTask
+from vlcp_ray.store.artifact import Artifact
+
+pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.filterwarnings("default")]
+SCHEMA = prototypes_schema((4, 2, 2))
+CLASSES, ROWS, N_MEMBERS = 3, 20, 100
+
+
+def write_pairs(root: Path) -> Artifact:
+    n, random = CLASSES * ROWS, np.random.default_rng(0)
+    table = pa.table(
+        {
+            "image_id": [f"i{i:03d}" for i in range(n)],
+            "label": pa.array([i % CLASSES for i in range(n)], pa.int32()),
+            "class_name": [f"class {i % CLASSES}" for i in range(n)],
+            "caption": [f"a thing of {i} sides and {i % 5} colours like blue" for i in range(n)],
+            "latent": tensor_array(random.normal(size=(n, 4, 2, 2)).astype(np.float16)),
+        }
+    )
+    source = artifact(root, "pair")
+    for part in range(4):
+        source.write_table(f"pairs/{part}.parquet", table.slice(part * 15, 15))
+    return source
+
+
+def make_prototypes(root: Path, name: str, source: Artifact, labels: list[int]) -> Artifact:
+    target = artifact(root, name)
+    rows = ClassRows(source, "pairs", ("image_id", "label", "class_name", "caption", "latent"))
+    assert rows.labels() == list(range(CLASSES))
+    work = PrototypeTask(Prototype(), {(0, 2): target}, SCHEMA)
+    assert len(list(each_class(rows, CLASSES * ROWS, labels, work, Pool(num_workers=2)))) == len(labels)
+    return target
+
+
+def test_each_class_of_shared_and_shuffled_rows_writes_the_same_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_pairs(tmp_path)
+    one = make_prototypes(tmp_path, "one", source, [0, 1, 2])
+    monkeypatch.setattr("vlcp_ray.engine.by_class.SHARED_ROWS", 0)
+    two = make_prototypes(tmp_path, "two", source, [0, 1, 2])
+    for name, schema in (("prototypes", SCHEMA), ("members", MEMBERS)):
+        first, second = (a.table(name, schema).sort_by(schema.names[0]) for a in (one, two))
+        assert first.equals(second)
+    assert len(tensors(one.table("prototypes", SCHEMA)["latent"])) == 2 * CLASSES
+
+
+def test_classes_done_lists_written_classes(tmp_path: Path) -> None:
+    source = write_pairs(tmp_path)
+    target = make_prototypes(tmp_path, "one", source, [0, 2])
+    assert classes_done([target], "prototypes") == [0, 2]
+    make_prototypes(tmp_path, "one", source, [1])
+    assert classes_done([target], "prototypes") == [0, 1, 2]
+
+
+def test_stream_groups_calls_the_function_with_whole_groups(tmp_path: Path) -> None:
+    source = artifact(tmp_path, "source")
+    for part in range(4):
+        source.write_table(f"members/{part}.parquet", members(N_MEMBERS).slice(part * 25, 25))
+
+    def total(group: pa.Table) -> pa.Table:
+        return pa.table({"label": group["label"][:1], "rows": [len(group)], "sum": [pc.sum(group["distance"]).as_py()]})
+
+    rows = filter_rows(read(source, "members"), done=ray.put(pa.array([3], pa.int32())), id_column="label")
+    groups = {row["label"]: (row["rows"], row["sum"]) for row in stream_groups(rows, "label", 6, total, Pool())}
+    expected = {k: (len(range(k, N_MEMBERS, 7)), float(sum(range(k, N_MEMBERS, 7)))) for k in range(7) if k != 3}
+    assert groups == expected

@@ -1,0 +1,50 @@
+"""Tests of resources: a stage waits for its devices, or fails where the cluster will never have them."""
+
+import pytest
+
+from vlcp_ray.engine import resources
+from vlcp_ray.scale import Pool, Scale
+from vlcp_ray.stages import finetune, generate, pair
+
+pytestmark = pytest.mark.filterwarnings("default")  # Ray warns of its own settings
+
+
+def test_wait_for_resources_that_fit_returns_at_once(ray_session: None) -> None:
+    resources.wait_for_resources(Scale(finetune=Pool(num_workers=2)), finetune.STAGE)
+
+
+def test_wait_for_resources_requires_only_min_workers(ray_session: None) -> None:
+    resources.wait_for_resources(Scale(finetune=Pool(num_workers=4096, min_workers=1)), finetune.STAGE)
+    resources.wait_for_resources(Scale(caption=Pool(num_workers=4096)), pair.STAGE)
+
+
+@pytest.mark.parametrize(
+    "pool", [Pool(num_gpus=1), Pool(num_cpus=4096), Pool(num_workers=4096)], ids=["gpu", "cpus", "ranks"]
+)
+def test_wait_for_resources_on_a_local_ray_raises_at_once(
+    ray_session: None, monkeypatch: pytest.MonkeyPatch, pool: Pool
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(
+        ValueError, match=r"finetune: the cluster has .* CPU, 0 GPU on one machine, and the stage needs "
+    ):
+        resources.wait_for_resources(Scale(finetune=pool), finetune.STAGE)
+
+
+def test_wait_for_resources_after_the_timeout_names_the_fix(
+    ray_session: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setattr(resources, "_POLL_INTERVAL", 0.05)
+    scale = Scale(resource_timeout=0.2, generate=Pool(num_gpus=1))
+    with pytest.raises(ValueError, match=r"nothing was added in 0 s. Add machines, raise resource_timeout or reduce"):
+        resources.wait_for_resources(scale, generate.STAGE)
+    assert "waiting for generate 1 x 1 CPU 1 GPU, batch 32; the cluster has" in capsys.readouterr().out
+
+
+def test_log_resources_lists_each_pool_once(ray_session: None, capsys: pytest.CaptureFixture[str]) -> None:
+    resources.log_resources(
+        Scale(encode=Pool(num_workers=3, min_workers=1, num_gpus=0.2)), ("caption", "encode", "caption")
+    )
+    logged = " ".join(capsys.readouterr().out.replace("scale", "").split())
+    assert logged == "caption 1 x 1 CPU, batch 32; encode 1 to 3 x 1 CPU 0.2 GPU, batch 32"

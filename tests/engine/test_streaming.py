@@ -1,0 +1,98 @@
+"""Tests of row-wise plans: every row is kept, a plan is resumed by row, and no row is written twice."""
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+import ray
+
+from tests.engine.member_rows import artifact, members, read_tables
+from vlcp_ray.engine.streaming import FilterRows, RowWork, filter_rows, read, stream
+from vlcp_ray.engine.writing import WriteRows
+from vlcp_ray.scale import Pool
+from vlcp_ray.schemas import reject, with_column
+from vlcp_ray.stages.prototype import MEMBERS
+from vlcp_ray.store.artifact import Artifact
+
+pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.filterwarnings("default")]
+ROWS = 100
+
+
+class Square:
+    """Square the distance, reject every tenth row, and on request fail at a row, or let the process die there once."""
+
+    def __init__(self, fail_at: str = "", dies_at: str = "", marker: str = "") -> None:
+        self.fail_at, self.dies_at, self.marker = fail_at, dies_at, marker
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        ids = table["image_id"].to_pylist()
+        if self.fail_at in ids:
+            raise RuntimeError("power cut")
+        if self.dies_at in ids and not os.path.exists(self.marker):
+            open(self.marker, "w").close()
+            os._exit(1)  # like a worker that is killed, or whose machine is lost
+        table = with_column(table, "distance", pc.multiply(table["distance"], table["distance"]))
+        table = with_column(table, "source", pa.array(ids))
+        return reject(table, {row: ("undecodable", "x") for row, name in enumerate(ids) if name.endswith("0")})
+
+
+def run(
+    source: Artifact, target: Artifact, fail_at: str = "", workers: int = 1, batch: int = 16, block: int = 10
+) -> int:
+    write = WriteRows({"": target}, "square", "members", MEMBERS)
+    rows = filter_rows(read(source, "members"), done=ray.put(write.done(target)))
+    work = RowWork(
+        f"{__name__}:Square", {"fail_at": fail_at}, Pool(num_workers=workers, num_cpus=0.5, batch_size=batch)
+    )
+    return sum(good + bad for good, bad, _ in stream(rows, [work], write, block))
+
+
+def test_stream_with_any_workers_keeps_or_rejects_every_row(tmp_path: Path) -> None:
+    source, one, two = (artifact(tmp_path, name) for name in ("source", "one", "two"))
+    source.write_table("members/a.parquet", members(ROWS))
+    assert run(source, one) == ROWS
+    assert run(source, two, workers=2, batch=7, block=33) == ROWS
+    good, bad = read_tables(one)
+    assert [row["distance"] for row in good] == [float(i * i) for i in range(ROWS) if i % 10]
+    assert [row["image_id"] for row in bad] == [f"i{i:03d}" for i in range(0, ROWS, 10)]
+    assert {row["stage"] for row in bad} == {"square"}
+    assert read_tables(two) == (good, bad)
+
+
+def test_stream_with_a_dying_worker_writes_every_row_once(tmp_path: Path) -> None:
+    source, undisturbed, target = (artifact(tmp_path, name) for name in ("source", "undisturbed", "target"))
+    source.write_table("members/a.parquet", members(ROWS))
+    run(source, undisturbed)
+    write = WriteRows({"": target}, "square", "members", MEMBERS)
+    arguments = {"dies_at": "i050", "marker": str(tmp_path / "died")}
+    work = RowWork(f"{__name__}:Square", arguments, Pool(num_workers=2, min_workers=1, num_cpus=0.5, batch_size=10))
+    blocks = list(stream(read(source, "members"), [work], write, 10))
+    assert sum(good + bad for good, bad, _ in blocks) == ROWS
+    assert all(20 < peaks.memory < 10_000 and not peaks.gpu_memory for _, _, peaks in blocks)
+    assert (tmp_path / "died").exists()
+    assert read_tables(target) == read_tables(undisturbed)
+
+
+def test_stream_after_an_error_resumes_with_the_rest(tmp_path: Path) -> None:
+    source, whole, broken = (artifact(tmp_path, name) for name in ("source", "whole", "broken"))
+    source.write_table("members/a.parquet", members(ROWS))
+    run(source, whole)
+    with pytest.raises(Exception, match="power cut"):
+        run(source, broken, fail_at="i055")
+    written = len(read_tables(broken)[0]) + len(read_tables(broken)[1])
+    assert run(source, broken) == ROWS - written
+    assert read_tables(broken) == read_tables(whole)
+    assert run(source, broken) == 0
+
+
+def test_filter_rows_keeps_the_split_and_drops_done_rows() -> None:
+    table = pa.table({"image_id": ["a", "b", "c"], "split": ["train", "val", "train"]})
+    kept = FilterRows(ray.put(pa.array(["c"])), where={"split": "train"})(table)
+    assert kept.to_pylist() == [{"image_id": "a", "split": "train"}]
+
+
+def test_read_of_an_empty_table_names_the_folder_to_remove(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has no rows; remove the folder"):
+        read(artifact(tmp_path, "source"), "members")

@@ -1,0 +1,66 @@
+"""Tests of tasks: a limited number is in flight, every result is returned, and a task is retried."""
+
+import os
+from functools import partial
+from pathlib import Path
+
+import pytest
+import ray
+
+from vlcp_ray.engine.tasks import in_flight, task
+from vlcp_ray.scale import Pool
+
+pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.filterwarnings("default")]
+
+
+@ray.remote(num_cpus=0)
+class Meter:
+    """Count how many tasks run at once."""
+
+    def __init__(self) -> None:
+        self.running = self.maximum = 0
+
+    def add(self, change: int) -> int:
+        self.running += change
+        self.maximum = max(self.maximum, self.running)
+        return self.maximum
+
+
+@ray.remote(num_cpus=0.5)
+def count_itself(meter: ray.actor.ActorHandle, number: int) -> int:
+    ray.get(meter.add.remote(1))
+    ray.get(meter.add.remote(-1))
+    return number
+
+
+def test_in_flight_returns_all_results_within_its_limit() -> None:
+    meter = Meter.remote()
+    results = list(in_flight((partial(count_itself.remote, meter, number) for number in range(9)), limit=2))
+    assert sorted(results) == list(range(9))
+    assert ray.get(meter.add.remote(0)) <= 2
+
+
+def test_in_flight_starts_no_more_tasks_than_its_limit() -> None:
+    started = []
+
+    def start(number: int) -> ray.ObjectRef:
+        started.append(number)
+        return ray.put(number)
+
+    results = in_flight((partial(start, number) for number in range(100)), limit=3)
+    next(results)
+    assert len(started) == 3
+
+
+def _die_once(marker: str) -> int:
+    if not os.path.exists(marker):
+        open(marker, "w").close()
+        os._exit(1)
+    return os.getpid()
+
+
+def test_task_whose_worker_dies_is_retried(tmp_path: Path) -> None:
+    call = task(_die_once, Pool(num_cpus=0.5))
+    (pid,) = in_flight([partial(call.remote, str(tmp_path / "died"))], limit=1)
+    assert (tmp_path / "died").exists()
+    assert pid != os.getpid()

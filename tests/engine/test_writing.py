@@ -1,0 +1,40 @@
+"""Tests of writing, counting and completing the rows of artifacts."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from tests.engine.member_rows import artifact, members, read_tables
+from vlcp_ray.config import Job
+from vlcp_ray.engine.context import Context
+from vlcp_ray.engine.writing import TARGET, WriteRows, complete_rows, count_rows
+from vlcp_ray.scale import Scale
+from vlcp_ray.schemas import with_column
+from vlcp_ray.settings import build
+from vlcp_ray.stages.prototype import MEMBERS
+from vlcp_ray.store.artifact import Step, Store
+
+
+def test_write_rows_fills_several_artifacts(tmp_path: Path) -> None:
+    targets = {name: artifact(tmp_path, name) for name in ("a", "b")}
+    write = WriteRows(targets, "square", "members", MEMBERS)
+    block = pa.concat_tables([with_column(members(n), TARGET, pa.array([t] * n)) for t, n in (("a", 3), ("b", 5))])
+    assert write(block).select(["rows", "rejected"]).to_pylist() == [{"rows": 8, "rejected": 0}]
+    assert write(block)["rows"].to_pylist() == [8]  # a task that runs twice writes the same files
+    assert [len(read_tables(target)[0]) for target in targets.values()] == [3, 5]
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.filterwarnings("default")
+def test_complete_rows_with_a_row_written_twice_is_refused(tmp_path: Path) -> None:
+    step = Step("pair", 1, {})
+    context = Context(build(Job, {"name": "x"}, "x"), Scale(), Store.at(str(tmp_path)))
+    target = context.artifact(step)
+    write = WriteRows({"": target}, "pair", "members", MEMBERS)
+    write(members(4))
+    write(members(3))  # three of these rows again, in another file
+    assert count_rows(write, target) == {"ids": 7, "unique": 4, "rejected": 0}
+    with pytest.raises(RuntimeError, match="pair: 3 rows were written twice"):
+        complete_rows(context, step, write, 4, {"seconds": 1.0})
+    assert target.manifest() is None

@@ -1,0 +1,167 @@
+"""Tests of the captioning engines: vLLM against transformers, batches, seeds and errors."""
+
+import copy
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from vlcp_ray.demo import digits
+from vlcp_ray.models.llava import (
+    BATCH,
+    Captioner,
+    GumbelNoise,
+    TransformersCaptioner,
+    VllmCaptioner,
+    load_captioner,
+)
+from vlcp_ray.stages.pair import Caption
+
+SETTINGS = Caption(model="demo/llava", temperature=0, max_tokens=48, max_model_len=512)
+N = 64
+
+
+@pytest.fixture(scope="module")
+def vllm() -> Iterator[VllmCaptioner]:
+    """Load the only vLLM of the test suite; at the end its changes of torch and the environment are undone."""
+    environment, set_num_threads = dict(os.environ), torch.set_num_threads
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of vLLM and torch, at import
+        captioner = VllmCaptioner(SETTINGS)
+    yield captioner
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+    del captioner
+    cleanup_dist_env_and_memory()
+    torch.set_num_threads = set_num_threads
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+@pytest.fixture(scope="module")
+def reference() -> TransformersCaptioner:
+    return TransformersCaptioner(SETTINGS)
+
+
+@pytest.fixture(params=["vllm", "reference"])
+def engine(request: pytest.FixtureRequest) -> Any:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module")
+def rows() -> tuple[list[Image.Image], list[str]]:
+    """64 digits that the model was not trained on, and their prompts."""
+    images, labels = digits.load("val")
+    prompts = [SETTINGS.prompt.replace("{class_name}", digits.CLASS_NAMES[label]) for label in labels[:N]]
+    return [Image.fromarray(image) for image in images[:N]], prompts
+
+
+Rows = tuple[list[Image.Image], list[str]]
+SEEDS = [2**62 + 1000 * i for i in range(N)]  # as large as those of seed_for
+
+
+def with_settings(captioner: Any, **changes: Any) -> Any:
+    """Copy a captioner, with the same loaded model and other settings."""
+    other = copy.copy(captioner)
+    other.settings = captioner.settings.model_copy(update=changes)
+    return other
+
+
+def caption(captioner: Captioner, rows: Rows, order: Sequence[int], seeds: Sequence[int] = SEEDS) -> dict[int, str]:
+    """Caption these rows in one call and in this order; return the captions by row."""
+    texts = captioner.caption([rows[0][i] for i in order], [rows[1][i] for i in order], [seeds[i] for i in order])
+    return dict(zip(order, texts, strict=True))
+
+
+def count_different(first: dict[int, str], second: dict[int, str]) -> int:
+    return sum(first[i] != second[i] for i in second)
+
+
+def test_vllm_captions_equal_transformers(vllm: VllmCaptioner, reference: TransformersCaptioner, rows: Rows) -> None:
+    captions = caption(vllm, rows, range(N))
+    assert captions == caption(reference, rows, range(N))
+    assert len(set(captions.values())) > N / 2
+    assert all("digit" in text for text in captions.values())
+
+
+@pytest.mark.parametrize("temperature", [0, 0.2])
+def test_caption_does_not_depend_on_other_images(engine: Any, rows: Rows, temperature: float) -> None:
+    captioner = with_settings(engine, temperature=temperature)
+    n = BATCH + 4
+    captions = caption(captioner, rows, range(n))
+    assert caption(captioner, rows, range(n)[::-1]) == captions
+    assert caption(captioner, rows, range(0, n, 3)) == {i: captions[i] for i in range(0, n, 3)}
+    assert caption(captioner, rows, [5]) == {5: captions[5]}
+
+
+def test_caption_at_temperature_1_depends_on_seed(engine: Any, rows: Rows) -> None:
+    captioner = with_settings(engine, temperature=1.0)
+    first = caption(captioner, rows, range(BATCH))
+    assert caption(captioner, rows, range(BATCH)) == first
+    others = caption(captioner, rows, range(BATCH), [seed + 1 for seed in SEEDS])
+    assert count_different(first, others) > BATCH / 2
+
+
+def test_caption_at_temperature_0_does_not_depend_on_seed(engine: Any, rows: Rows) -> None:
+    assert caption(engine, rows, [0, 1], [1, 2]) == caption(engine, rows, [0, 1], [3, 4])
+
+
+def test_caption_is_cut_at_max_tokens(vllm: VllmCaptioner, reference: TransformersCaptioner, rows: Rows) -> None:
+    whole = caption(reference, rows, range(8))
+    short = caption(with_settings(reference, max_tokens=5), rows, range(8))
+    assert short == caption(with_settings(vllm, max_tokens=5), rows, range(8))
+    assert all(0 < len(short[i]) < len(whole[i]) and whole[i].startswith(short[i]) for i in short)
+
+
+def test_caption_is_cut_at_max_model_len(reference: TransformersCaptioner, rows: Rows) -> None:
+    whole = reference.processor(images=rows[0][0], text=f"USER: <image>\n{rows[1][0]} ASSISTANT:")
+    length = len(whole["input_ids"][0])
+    full = caption(with_settings(reference, max_model_len=length + 5), rows, range(4))
+    assert full[0] == caption(with_settings(reference, max_tokens=5), rows, [0])[0]
+
+
+def test_caption_with_too_long_prompt_raises_and_engine_still_works(engine: Any, rows: Rows) -> None:
+    before = caption(engine, rows, [0])
+    with pytest.raises(ValueError, match=r"max.*512|512.*max"):
+        engine.caption(rows[0][:2], [rows[1][0], "many words " * 600], [0, 0])
+    assert caption(engine, rows, [0]) == before
+
+
+@pytest.mark.parametrize("prompt", ['a {prompt} "of" {class_name}', "100 % \\n {}", ""])
+def test_caption_with_unusual_prompt_returns_text(engine: Any, rows: Rows, prompt: str) -> None:
+    (text,) = engine.caption(rows[0][:1], [prompt], [0])
+    assert isinstance(text, str)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 3), (1, 7), (200, 30)])
+def test_caption_of_image_of_any_size_returns_text(engine: Any, rows: Rows, size: tuple[int, int]) -> None:
+    (text,) = engine.caption([Image.new("RGB", size, "white")], rows[1][:1], [0])
+    assert text
+
+
+def test_vllm_with_dead_engine_ends_process(vllm: VllmCaptioner, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    exit_codes: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "_exit", exit_codes.append)
+        patch.setattr(vllm.llm.llm_engine, "step", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            caption(vllm, rows, [0, 1])
+    while vllm.llm.llm_engine.has_unfinished_requests():
+        vllm.llm.llm_engine.step()
+    assert exit_codes == [1]
+
+
+def test_load_captioner_loads_engine_of_settings() -> None:
+    captioner = load_captioner(SETTINGS.model_copy(update={"engine": "transformers"}))
+    assert isinstance(captioner, TransformersCaptioner)
+
+
+def test_gumbel_noise_samples_from_distribution() -> None:
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
+    scores = GumbelNoise(0.5, range(20_000))(torch.empty(0), logits.repeat(20_000, 1))
+    shares = torch.bincount(scores.argmax(dim=1), minlength=4) / 20_000
+    torch.testing.assert_close(shares, torch.softmax(logits / 0.5, dim=0), atol=0.01, rtol=0)

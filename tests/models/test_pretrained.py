@@ -1,0 +1,95 @@
+"""Tests of what is read from the files of pretrained models."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from vlcp_ray.models.pretrained import (
+    check,
+    content_hash,
+    count_parameters,
+    count_pipeline_parameters,
+    expected_latent_shape,
+    folder,
+    latent_shape,
+    scaling_factor,
+)
+
+PAPER = "benjamin-paine/stable-diffusion-v1-5"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    (tmp_path / "vae").mkdir()
+    config = {"block_out_channels": [8, 8, 8, 8], "latent_channels": 4, "scaling_factor": 0.5}
+    (tmp_path / "vae" / "config.json").write_text(json.dumps(config))
+    return str(tmp_path)
+
+
+def test_latent_shape_is_an_eighth_of_image(model: str) -> None:
+    assert latent_shape(model, 32) == (4, 4, 4)
+    assert latent_shape(model, 512) == (4, 64, 64)
+
+
+def test_scaling_factor_left_out_is_that_of_stable_diffusion_v1(model: str) -> None:
+    assert scaling_factor(model) == 0.5
+    (Path(model) / "vae" / "config.json").write_text(json.dumps({"block_out_channels": [8], "latent_channels": 4}))
+    assert scaling_factor(model) == 0.18215
+
+
+def test_latent_shape_of_packaged_model_is_known() -> None:
+    assert latent_shape("demo/stable_diffusion", 32) == (4, 4, 4)
+
+
+def test_latent_shape_of_missing_hub_model_raises() -> None:
+    with pytest.raises(ValueError, match=r"base_model: some/model cannot be downloaded from the hub .* give a folder"):
+        latent_shape("some/model", 32)
+
+
+def test_expected_latent_shape_of_hub_model_needs_no_hub(model: str) -> None:
+    assert expected_latent_shape("some/model", 512) == (4, 64, 64)
+    (Path(model) / "vae" / "config.json").write_text(json.dumps({"block_out_channels": [8, 8], "latent_channels": 6}))
+    assert expected_latent_shape(model, 512) == (6, 256, 256)
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere", "~/nowhere", "nowhere", "a/b/c", "demo/nothing"])
+def test_check_of_missing_folder_raises(name: str) -> None:
+    with pytest.raises(ValueError, match=f"base_model: there is no folder '{name}'"):
+        check(name, "base_model")
+
+
+def test_check_of_hub_id_or_existing_folder_passes(model: str) -> None:
+    for name in ("some/model", model, "demo/llava"):
+        check(name, "base_model")
+
+
+def test_check_of_packaged_model_without_weights_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlcp_ray.models.pretrained._PACKAGE", tmp_path)
+    (tmp_path / "demo" / "llava").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"caption\.model: the weights of demo/llava were not sent with this job"):
+        check("demo/llava", "caption.model")
+
+
+def test_content_hash_of_folder_depends_on_contents_not_on_place(model: str, tmp_path: Path) -> None:
+    before = content_hash(model)
+    (tmp_path / "vae").rename(tmp_path / "other")
+    assert content_hash(model) != before
+    (tmp_path / "other").rename(tmp_path / "vae")
+    assert content_hash(model) == before
+    assert content_hash("some/model") == "some/model"
+    assert content_hash("demo/llava") == content_hash(folder("demo/llava"))
+
+
+def test_count_parameters_of_folder_adds_up_its_files(model: str) -> None:
+    for number, shape in enumerate([(2, 3), (4,)]):
+        save_file({"weight": np.zeros(shape, np.float32)}, Path(model) / "vae" / f"{number}.safetensors")
+    assert count_parameters(model, "vae") == 10
+    assert count_parameters(model, "unet") is None
+
+
+def test_count_pipeline_parameters_of_unknown_model_is_none() -> None:
+    assert count_pipeline_parameters(PAPER) == 859_520_964 + 83_653_863 + 123_060_480
+    assert count_pipeline_parameters("some/model") is None

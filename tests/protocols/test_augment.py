@@ -1,0 +1,214 @@
+"""Tests of the augmentations: equal to the published per-image code, and reproducible."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vlcp_ray.protocols import augment
+from vlcp_ray.protocols.augment import (
+    crop,
+    crop_boxes,
+    cut_box,
+    cutmix,
+    jitter_colours,
+    normalise,
+    random_crop,
+    random_shift,
+    shuffle_patches,
+)
+
+MEAN, STD = (torch.tensor(values).view(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+NO_FLIP = torch.zeros(5, dtype=torch.bool)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def noise(count: int = 5, size: int = 32, seed: int = 0) -> torch.Tensor:
+    return torch.rand(count, 3, size, size, generator=seeded(seed))
+
+
+def pixels(count: int = 5, size: int = 32) -> torch.Tensor:
+    return (noise(count, size) * 255).to(torch.uint8)
+
+
+def test_crop_of_the_whole_image_is_the_image_or_its_mirror() -> None:
+    images, boxes = noise(), torch.tensor([[0.0, 0, 32, 32]]).expand(5, 4)
+    torch.testing.assert_close(crop(images, boxes, NO_FLIP), images, atol=1e-5, rtol=0)
+    torch.testing.assert_close(crop(images, boxes, ~NO_FLIP), images.flip(3), atol=1e-5, rtol=0)
+
+
+@given(seed=st.integers(0, 2**31), size=st.integers(8, 40))
+@settings(deadline=None, max_examples=20)
+def test_crop_cuts_before_it_resizes(seed: int, size: int) -> None:
+    images, boxes = noise(5, size, seed), crop_boxes(5, size, seeded(seed))
+    for image, box, view in zip(images, boxes.int().tolist(), crop(images, boxes, NO_FLIP), strict=True):
+        left, top, width, height = box
+        cut = image[None, :, top : top + height, left : left + width]
+        expected = torch.nn.functional.interpolate(cut, (size, size), mode="bilinear", antialias=True)[0]
+        torch.testing.assert_close(view, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("size", [8, 32, 224])
+def test_crop_boxes_lie_inside_and_cover_scale_ratio_and_place(size: int) -> None:
+    left, top, width, height = crop_boxes(4000, size, seeded()).unbind(1)
+    assert left.min() >= 0
+    assert top.min() >= 0
+    assert (left + width).max() == size == (top + height).max()
+    shares, ratios = width * height / size**2, width / height
+    slack = 1.5 / size  # sides are whole pixels
+    assert 0.5 - slack < shares.min() < 0.52 + slack
+    assert shares.max() > 0.98
+    assert 0.75 - slack < ratios.min() < 0.77 + slack
+    assert 1.30 - slack < ratios.max() < 4 / 3 + 2 * slack
+    # Scale u fits with probability min(1, -ln u / ln 4/3): the mean of what fits is 0.692, not 0.75.
+    assert abs(shares.mean() - 0.692) < 0.01 + slack / 4
+    free = size - width
+    assert abs((left[free > 0] / free[free > 0]).mean() - 0.5) < 0.05
+
+
+def test_crop_boxes_cover_the_given_scale() -> None:
+    _, _, width, height = crop_boxes(4000, 224, seeded(), (0.08, 0.2)).unbind(1)
+    shares = width * height / 224**2
+    assert 0.075 < shares.min() < 0.09
+    assert 0.19 < shares.max() < 0.205
+    torch.testing.assert_close(
+        random_crop(pixels(), seeded(), flip=False, scale=(1, 1))[:, :, 1:-1, 1:-1].mean(),
+        (pixels().float() / 255).mean(),
+        atol=0.02,
+        rtol=0,
+    )
+
+
+@pytest.mark.parametrize(("size", "factor"), [(8, 2), (12, 3), (32, 1)])
+def test_shuffle_patches_moves_patches_only(size: int, factor: int) -> None:
+    images, side = pixels(40, size), size // factor
+    shuffled = shuffle_patches(images, factor, seeded())
+    arrangements = set()
+    for before, after in zip(images, shuffled, strict=True):
+        places = [(y, x) for y in range(0, size, side) for x in range(0, size, side)]
+        old = [before[:, y : y + side, x : x + side] for y, x in places]
+        new = [after[:, y : y + side, x : x + side] for y, x in places]
+        order = [next(i for i, patch in enumerate(old) if torch.equal(patch, moved)) for moved in new]
+        assert sorted(order) == list(range(factor**2))
+        arrangements.add(tuple(order))
+        columns = {tuple(i % factor for i in order[row : row + factor]) for row in range(0, factor**2, factor)}
+        assert len(columns) == 1  # whole columns are shuffled, then whole rows
+    assert len(arrangements) > {1: 0, 2: 3, 3: 15}[factor]
+    assert torch.equal(shuffle_patches(images, factor, seeded()), shuffled)
+
+
+def test_shuffle_patches_that_do_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="images of 32 pixels cannot be cut into 3 patches per side"):
+        shuffle_patches(pixels(), 3, seeded())
+
+
+def test_random_shift_gives_windows_of_the_padded_image() -> None:
+    images = pixels(60, 16)
+    padded = normalise(torch.nn.functional.pad(images, (2, 2, 2, 2)))
+    corners, mirrors = set(), 0
+    for image, view in zip(padded, random_shift(images, seeded(), flip=True, padding=2), strict=True):
+        matches = [
+            (y, x, mirror)
+            for y, x, mirror in itertools.product(range(5), range(5), (False, True))
+            if torch.equal(view.flip(2) if mirror else view, image[:, y : y + 16, x : x + 16])
+        ]
+        assert len(matches) == 1
+        corners.add(matches[0][:2])
+        mirrors += matches[0][2]
+    assert len(corners) > 15
+    assert 15 < mirrors < 45
+
+
+def test_augment_without_jitter_shuffles_crops_and_normalises() -> None:
+    images = pixels(6, 16)
+    again = seeded(4)
+    expected = random_crop(shuffle_patches(images, 2, again), again, flip=True, scale=(0.5, 1.0))
+    views = augment.augment_without_jitter(images, seeded(4), True, (0.5, 1.0), 2)
+    torch.testing.assert_close(views, (expected - MEAN) / STD, atol=1e-5, rtol=1e-5)
+    assert torch.equal(images, pixels(6, 16))
+
+
+def test_jitter_colours_equals_the_released_code() -> None:
+    """Compare the affine map with the three jitters, the lighting and the normalisation, one after the other."""
+    images, generator = noise(12, 8), seeded(3)
+    jittered = jitter_colours(images, generator)
+    again = seeded(3)
+    shares = torch.empty(12, 3).uniform_(-0.4, 0.4, generator=again)
+    order = torch.rand(12, 3, generator=again).argsort(1)
+    alphas = torch.randn(12, 3, generator=again) * 0.1
+    values = torch.tensor([0.2175, 0.0188, 0.0045])
+    vectors = torch.tensor([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
+    for i, image in enumerate(images):
+        for kind in order[i].tolist():
+            grey = (0.299 * image[0] + 0.587 * image[1] + 0.114 * image[2]).expand(3, -1, -1)
+            goal = (torch.zeros_like(image), torch.full_like(image, float(grey.mean())), grey)[kind]
+            image = image.lerp(goal, float(shares[i, kind]))
+        image = image + (vectors * alphas[i] * values).sum(1).view(3, 1, 1)
+        torch.testing.assert_close(jittered[i], (image - MEAN) / STD, atol=1e-5, rtol=1e-5)
+    assert len({tuple(row) for row in order.tolist()}) > 3  # the order is sampled per image
+
+
+def test_normalise_subtracts_the_mean_and_divides_by_the_std() -> None:
+    expected = torch.from_numpy((pixels().numpy() / 255 - np.asarray(MEAN)) / np.asarray(STD)).float()
+    torch.testing.assert_close(normalise(pixels()), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_augment_depends_on_the_generator_only() -> None:
+    torch.manual_seed(1)
+    first = augment.augment(pixels(), seeded(7), flip=True)
+    torch.manual_seed(2)
+    assert torch.equal(augment.augment(pixels(), seeded(7), flip=True), first)
+    assert not torch.equal(augment.augment(pixels(), seeded(8), flip=True), first)
+
+
+def test_augment_of_an_image_is_independent_of_others() -> None:
+    """A view depends on its position in the batch, which determines its random numbers, and not on other images."""
+    batch = pixels()
+    other = batch.flip(0).clone()
+    other[1] = batch[1]
+    views, others = (augment.augment(images, seeded(7), flip=True) for images in (batch, other))
+    torch.testing.assert_close(views[1], others[1])
+    assert not torch.allclose(views[0], others[0])
+
+
+def test_augment_without_flip_mirrors_nothing() -> None:
+    ramp = torch.arange(32, dtype=torch.uint8).mul(8).expand(64, 3, 32, 32)
+
+    def rising(flip: bool) -> int:
+        views = augment.augment(ramp, seeded(), flip=flip)
+        return int((views[:, :, :, -1] > views[:, :, :, 0]).all(2).all(1).sum())
+
+    assert rising(flip=False) == 64
+    assert 16 < rising(flip=True) < 48
+
+
+def test_cutmix_share_is_that_of_the_pixels() -> None:
+    marks = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 3, 9, 9)
+    labels = torch.arange(6) + 10
+    shares = set()
+    for seed in range(300):
+        mixed, own, pasted, share = cutmix(marks, labels, seeded(seed))
+        for i, (a, b) in enumerate(zip(own.tolist(), pasted.tolist(), strict=True)):
+            counted = (mixed[i, 0] == a - 10).sum() / 81
+            assert a == labels[i]
+            assert float(counted) == pytest.approx(share if a != b else 1)
+            assert float((mixed[i] == b - 10).sum()) == pytest.approx(243 * (1 - share) if a != b else 243)
+        shares.add(share)
+    assert len(shares) > 10
+    assert torch.equal(marks[:, 0, 0, 0], torch.arange(6.0))  # the batch itself is not changed
+
+
+def test_cut_box_is_a_clipped_square_of_any_size() -> None:
+    boxes = [cut_box(1024, seeded(seed)) for seed in range(2000)]
+    areas = np.array([(bottom - top) * (right - left) for top, bottom, left, right in boxes]) / 1024**2
+    assert all(0 <= side <= 1024 for side in itertools.chain(*boxes))
+    assert areas.min() < 0.01
+    assert areas.max() > 0.8
+    # Of a square of side a with a uniform centre, a - a^2 / 4 of each side is left; a^2 is uniform: 1/2 - 1/5 + 1/48.
+    assert abs(areas.mean() - 0.3208) < 0.02

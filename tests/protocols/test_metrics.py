@@ -1,0 +1,37 @@
+"""Tests of predictions, accuracies and confusion matrices."""
+
+import pytest
+import torch
+
+from vlcp_ray.protocols.metrics import accuracy, confusion_matrix, predict
+
+
+class FixedRanks(torch.nn.Module):
+    """Ranks the labels 6, 5, 4, 3, 2, 1, 0 for every image."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.arange(7.0).expand(len(images), 7)
+
+
+def test_accuracy_counts_the_first_and_the_first_five_predictions() -> None:
+    labels = torch.tensor([6, 6, 5, 2, 1, 0] * 20)
+    predicted = predict(FixedRanks(), torch.zeros(120, 3, 8, 8, dtype=torch.uint8))
+    assert predicted.tolist() == [[6, 5, 4, 3, 2]] * 120
+    assert accuracy(predicted, labels) == (pytest.approx(2 / 6), pytest.approx(4 / 6))
+
+
+def test_predict_runs_in_eval_mode_and_restores_the_mode() -> None:
+    network = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Flatten(), torch.nn.Linear(3 * 64, 3))
+    pixels = torch.randint(256, (5, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    together = predict(network, pixels)
+    assert network.training
+    assert together.tolist() == [predict(network, one)[0].tolist() for one in pixels[:, None]]
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    predict(network.eval(), pixels)
+    assert not network.training
+
+
+def test_confusion_matrix_has_a_row_for_every_label() -> None:
+    predicted, labels = torch.tensor([0, 1, 1, 2, 0]), torch.tensor([0, 1, 2, 2, 2])
+    assert confusion_matrix(predicted, labels, 4).tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]]

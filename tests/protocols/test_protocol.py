@@ -1,0 +1,41 @@
+"""Tests of the protocol records: settings, val images, and when a training is validated."""
+
+from pkgutil import resolve_name
+
+import pytest
+
+from vlcp_ray.config import Evaluate
+from vlcp_ray.protocols import PROTOCOLS
+from vlcp_ray.protocols.protocol import Protocol, should_validate
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=lambda protocol: protocol.name)
+def test_protocol_names_its_training_and_fields_of_evaluate(protocol: Protocol) -> None:
+    assert callable(resolve_name(protocol.training))
+    assert set(protocol.settings) <= set(Evaluate.model_fields)
+    assert protocol.needs_teacher == (protocol.labels == "soft")
+
+
+@pytest.mark.parametrize(("size", "rded"), [(224, 256), (64, 72), (32, 32), (28, 32), (16, 16), (12, 12)])
+def test_protocol_resize_of_val_images(size: int, rded: int) -> None:
+    assert PROTOCOLS["rded"].resize(size) == rded
+    assert PROTOCOLS["minimax"].resize(size) == size
+
+
+@pytest.mark.parametrize(("epochs", "checks"), [(1, 1), (60, 60), (100, 100), (300, 100), (250, 125), (2000, 100)])
+def test_should_validate_is_about_a_hundred_times_and_after_the_last_epoch(epochs: int, checks: int) -> None:
+    when = [epoch for epoch in range(1, epochs + 1) if should_validate(epoch, epochs, 100)]
+    assert len(when) == checks
+    assert when[-1] == epochs
+
+
+def test_should_validate_after_an_odd_last_epoch() -> None:
+    assert [epoch for epoch in range(1, 302) if should_validate(epoch, 301, 100)][-2:] == [300, 301]
+
+
+@pytest.mark.parametrize("epochs", [1, 4, 5, 50, 300])
+def test_validated_epochs_of_rded_are_in_the_last_fifth(epochs: int) -> None:
+    when = PROTOCOLS["rded"].validated_epochs(epochs, 100)
+    assert when[-1] == epochs
+    assert min(when) > 0.8 * epochs
+    assert len(when) == max(1, min(20, epochs // 5))

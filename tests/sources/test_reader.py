@@ -1,0 +1,54 @@
+"""Tests of the functions that all layouts share: tables of rows, image ids, splits and shards."""
+
+from pathlib import Path
+
+import pytest
+from pyarrow import fs as pafs
+
+from tests.image_sets import write_files
+from vlcp_ray.settings import ConfigError
+from vlcp_ray.sources.reader import RAW, Row, find_shards, has_shards, image_id, split_of, tables
+
+
+def test_tables_of_many_rows_have_at_most_256_rows() -> None:
+    rows = [Row(str(number), "cat", "train", str(number), b"x") for number in range(600)]
+    batches = list(tables(rows))
+    assert [len(batch) for batch in batches] == [256, 256, 88]
+    assert all(batch.schema == RAW for batch in batches)
+    assert [text for batch in batches for text in batch["source"].to_pylist()] == [row.source for row in rows]
+
+
+def test_tables_of_large_rows_end_at_32_mib() -> None:
+    rows = [Row(str(number), "cat", "train", str(number), bytes(20 * 2**20)) for number in range(3)]
+    assert [len(batch) for batch in tables(rows)] == [2, 1]
+
+
+def test_image_id_drops_parts_that_leave_the_folder() -> None:
+    assert image_id("train", "cat", "../a/./b//1.jpg") == "train/cat/a/b/1.jpg"
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("imagenet1k-train-0000", "train"),
+        ("Training", "train"),
+        ("validation", "val"),
+        ("ILSVRC2012_val_1", "val"),
+        ("test-00000-of-00001", "test"),
+        ("trainer", ""),
+        ("n01440764", ""),
+    ],
+)
+def test_split_of_name_uses_whole_words(name: str, split: str) -> None:
+    assert split_of(name) == split
+
+
+def test_find_shards_skips_hidden_files_and_test_beside_val(tmp_path: Path) -> None:
+    names = ("train-0.tar", "data/val-0.tar", "data/test-0.tar", ".cache/train-1.tar", "train.txt")
+    write_files(tmp_path, dict.fromkeys(names, b""))
+    filesystem = pafs.LocalFileSystem()
+    assert find_shards(filesystem, str(tmp_path), "tar")[1] == {"data/val-0.tar": "val", "train-0.tar": "train"}
+    assert has_shards(filesystem, str(tmp_path), "tar")
+    assert not has_shards(filesystem, str(tmp_path), "parquet")
+    with pytest.raises(ConfigError, match=r"has no \.parquet file"):
+        find_shards(filesystem, str(tmp_path), "parquet")

@@ -1,0 +1,77 @@
+"""Tests of opening a source: the layout is detected, errors are one sentence, and the hashed settings."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.image_sets import open_set, picture, write_files, write_parquet, write_tar
+from vlcp_ray.settings import ConfigError
+from vlcp_ray.sources import hashed_settings
+from vlcp_ray.stages.ingest import Ingest
+
+
+def test_open_source_detects_every_layout(tmp_path: Path) -> None:
+    write_files(tmp_path / "folder", {"train/cat/1.jpg": picture(1)})
+    write_files(
+        tmp_path / "tiny",
+        {"train/n01443537/images/1.JPEG": picture(1), "val/val_annotations.txt": b"", "val/images/1.JPEG": b""},
+    )
+    write_parquet(tmp_path / "hub" / "data" / "train-0.parquet", [(picture(1), "1.jpg", 0)], ["cat"])
+    write_tar(tmp_path / "tars" / "train" / "0.tar", [("1.jpg", picture(1)), ("1.cls", b"cat")])
+    starts = {"folder": "an image folder", "tiny": "the tree of Tiny", "hub": "parquet with", "tars": "WebDataset with"}
+    for name, start in starts.items():
+        assert open_set(tmp_path / name).description.startswith(start)
+    assert open_set(f"file://{tmp_path}/folder").classes.names == ("cat",)
+
+
+def test_open_source_with_given_layout_uses_it(tmp_path: Path) -> None:
+    root = write_files(tmp_path, {"train/cat/1.jpg": picture(1)})
+    write_parquet(root / "index.parquet", [(picture(1), "1.jpg", 0)], ["dog"])
+    assert open_set(root).classes.names == ("dog",)
+    assert open_set(root, layout="folder").classes.names == ("cat",)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"source": "/nowhere/at/all"}, "there is no /nowhere/at/all; give the image set's folder, file or URI"),
+        ({"source": "gopher://x/y"}, "ingest.source gopher://x/y: .* give a folder or a URI"),
+        ({"source": "digits", "layout": "folder"}, "the embedded digits have one layout"),
+        ({"source": "digits", "classes": ["digit one"]}, "the embedded digits have one layout"),
+    ],
+)
+def test_open_source_unusable_settings_name_the_problem(settings: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        open_set(**settings)
+
+
+@pytest.mark.parametrize("layout", ["parquet", "webdataset"])
+def test_open_source_without_files_of_given_layout_is_refused(tmp_path: Path, layout: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"ingest.source: .* (has no \.\w+ file|has no class folders|cannot be opened)"
+    ):
+        open_set(write_files(tmp_path, {"train/cat/1.jpg": picture(1)}), layout=layout)
+
+
+def test_open_source_unknown_layout_lists_the_known_ones(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("nothing here")
+    with pytest.raises(ConfigError, match=r"is in none of the layouts that can be read: .*train/<class>"):
+        open_set(tmp_path)
+
+
+def test_open_source_empty_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is an empty folder; give the one that holds"):
+        open_set(tmp_path)
+
+
+def test_hashed_settings_change_with_the_rows_only(tmp_path: Path) -> None:
+    def hashed(**settings: object) -> dict[str, object]:
+        return hashed_settings(Ingest(**{"source": str(tmp_path / "missing"), **settings}))
+
+    assert hashed() == hashed(max_rejected=0.5)
+    assert hashed() == hashed(source=f"{tmp_path}/a/../missing")
+    assert hashed() != hashed(classes="imagenette")
+    (tmp_path / "list.tsv").write_text("cat\n")
+    one = hashed(class_list=str(tmp_path / "list.tsv"))
+    (tmp_path / "list.tsv").write_text("dog\n")
+    assert one != hashed(class_list=str(tmp_path / "list.tsv"))

@@ -1,0 +1,162 @@
+"""Tests of the WebDataset layout: labels, repeated keys, and broken tars of which no row is lost."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.image_sets import SHARED, by_source, open_set, picture, read_all, write_tar
+from vlcp_ray.settings import ConfigError
+
+
+def sample(key: str, image: bytes, **label: object) -> list[tuple[str, bytes]]:
+    """Build the members of a sample: `cls` as a file, all other labels in a json."""
+    members = [(f"{key}.jpg", image)]
+    if "cls" in label:
+        members.append((f"{key}.cls", str(label.pop("cls")).encode()))
+    return [*members, (f"{key}.json", json.dumps(label).encode())] if label else members
+
+
+def test_webdataset_class_is_from_json_or_cls(tmp_path: Path) -> None:
+    members = [
+        *sample("a/1", picture(1), cls=999, wnid="n01440764"),
+        *sample("a/2", picture(2), class_name="English springer, English springer spaniel"),
+        ("3.seg.png", b"a mask, not the image"),
+        *sample("3", picture(3), cls="cat"),
+    ]
+    write_tar(tmp_path / "set-train-0.tar", members)
+    write_tar(tmp_path / "set-val-0.tar", sample("1", picture(4), cls="cat"))
+    source = open_set(tmp_path)
+    assert source.description == "WebDataset with 1 train file and 1 val file, 3 classes"
+    table = read_all(source)
+    assert by_source(table, "class_key") == {
+        "set-train-0.tar:a/1": "n01440764",
+        "set-train-0.tar:a/2": "n02102040",
+        "set-train-0.tar:3": "cat",
+        "set-val-0.tar:1": "cat",
+    }
+    assert by_source(table, "image_id")["set-train-0.tar:a/1"] == "train/n01440764/a/1"
+    assert by_source(table, "image")["set-train-0.tar:3"] == picture(3)
+
+
+def test_webdataset_label_numbers_follow_class_list(tmp_path: Path) -> None:
+    write_tar(tmp_path / "train.tar", [m for i in (0, 217, 1000) for m in sample(str(i), picture(i), cls=i)])
+    with pytest.raises(ConfigError, match=r"ingest.class_list: the tars have label numbers"):
+        open_set(tmp_path)
+    keys = by_source(read_all(open_set(tmp_path, class_list="imagenet1k")), "class_key")
+    assert keys == {"train.tar:0": "n01440764", "train.tar:217": "n02102040", "train.tar:1000": "#1000"}
+    subset = read_all(open_set(tmp_path, class_list="imagenet1k", classes=["n02102040"]))
+    assert by_source(subset, "class_key") == {"train.tar:217": "n02102040", "train.tar:1000": "#1000"}
+
+
+def test_webdataset_unwanted_classes_are_skipped_and_missing_labels_kept(tmp_path: Path) -> None:
+    members = [*sample("1", picture(1), cls="cat"), *sample("2", picture(2), cls="dog"), *sample("3", picture(3))]
+    table = read_all(open_set(write_tar(tmp_path / "train.tar", members), classes="cat"))
+    assert by_source(table, "reason") == {"train.tar:1": "", "train.tar:3": "no_label"}
+    assert "none of which names a class" in by_source(table, "detail")["train.tar:3"]
+
+
+def test_webdataset_broken_samples_are_rows_with_a_reason(tmp_path: Path) -> None:
+    members = [
+        ("1.cls", b"cat"),
+        *sample("2", picture(2, size=(200, 200)), cls="cat"),
+        ("3.jpg", picture(3)),
+        ("3.json", b"{no json"),
+        *sample("4", picture(4), cls="cat"),
+    ]
+    table = read_all(open_set(write_tar(tmp_path / "train.tar", members), max_bytes=5_000))
+    assert by_source(table, "reason") == {
+        "train.tar:1": "unreadable",
+        "train.tar:2": "too_large",
+        "train.tar:3": "no_label",
+        "train.tar:4": "",
+    }
+
+
+def test_webdataset_repeated_key_is_another_row_of_same_id(tmp_path: Path) -> None:
+    members = [m for key, seed in (("1", 1), ("2", 2), ("1", 3)) for m in sample(key, picture(seed), cls="cat")]
+    table = read_all(open_set(write_tar(tmp_path / "train.tar", members)))
+    assert by_source(table, "image_id") == {
+        "train.tar:1": "train/cat/1",
+        "train.tar:1 again 1": "train/cat/1",
+        "train.tar:2": "train/cat/2",
+    }
+
+
+def test_webdataset_neighbours_of_one_key_are_two_rows(tmp_path: Path) -> None:
+    members = [*sample("1", picture(1), cls="cat"), *sample("1", picture(2), cls="dog")]
+    table = read_all(open_set(write_tar(tmp_path / "train.tar", members)))
+    assert by_source(table, "image") == {"train.tar:1": picture(1), "train.tar:1 again 1": picture(2)}
+    assert table["class_key"].to_pylist() == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("tail", ["zeros", "another tar"])
+def test_webdataset_bytes_after_the_end_are_an_unreadable_row(tmp_path: Path, tail: str) -> None:
+    file = write_tar(tmp_path / "train.tar", [m for i in range(4) for m in sample(str(i), picture(i), cls="cat")])
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 512 // 2 * 512] + bytes(2**21) if tail == "zeros" else whole + whole)
+    assert "unreadable" in read_all(open_set(file, classes="cat"))["reason"].to_pylist()
+
+
+def test_webdataset_name_in_another_encoding_is_escaped(tmp_path: Path) -> None:
+    members = [("b\udce4r.jpg", picture(1)), ("b\udce4r.cls", b"cat")]
+    table = read_all(open_set(write_tar(tmp_path / "train.tar", members)))
+    assert table["source"].to_pylist() == ["train.tar:b\\xe4r"]
+
+
+def test_webdataset_malformed_labels_are_no_label(tmp_path: Path) -> None:
+    members = [("1.jpg", picture(1)), ("1.json", b"[" * 100_000), ("2.jpg", picture(2)), ("2.cls", b"x" * 2**21)]
+    table = read_all(open_set(write_tar(tmp_path / "train.tar", members), classes="cat"))
+    assert table["reason"].to_pylist() == ["no_label", "no_label"]
+
+
+@pytest.mark.parametrize("cut", [700, 1300, 2048 + 512 * 3])
+def test_webdataset_truncated_tar_has_an_unreadable_row(tmp_path: Path, cut: int) -> None:
+    file = write_tar(tmp_path / "train.tar", [m for i in range(4) for m in sample(str(i), picture(i), cls="cat")])
+    whole = file.read_bytes()
+    assert set(read_all(open_set(file))["reason"].to_pylist()) == {""}
+    file.write_bytes(whole[:-10240] if cut == 1300 else whole[:cut])
+    table = read_all(open_set(file, classes="cat"))
+    assert "unreadable" in table["reason"].to_pylist()
+    assert "cut short or broken at byte" in " ".join(table["detail"].to_pylist())
+
+
+def test_webdataset_broken_header_is_an_unreadable_row(tmp_path: Path) -> None:
+    file = write_tar(tmp_path / "train.tar", [m for i in range(4) for m in sample(str(i), picture(i), cls="cat")])
+    content = bytearray(file.read_bytes())
+    at = content.index(b"2.jpg")
+    content[at : at + 512] = b"x" * 512
+    file.write_bytes(content)
+    reasons = by_source(read_all(open_set(file)), "reason")
+    assert [reasons[f"train.tar:{i}"] for i in (0, 1)] == ["", ""]
+    assert reasons[f"train.tar:from byte {at}"] == "unreadable"
+
+
+def test_webdataset_path_traversal_writes_nothing(tmp_path: Path) -> None:
+    file = write_tar(tmp_path / "in" / "train.tar", sample("../../evil", picture(1), cls="cat"))
+    assert by_source(read_all(open_set(file)), "image_id") == {"train.tar:../../evil": "train/cat/evil"}
+    assert {path.name for path in tmp_path.rglob("*")} == {"in", "train.tar"}
+
+
+def test_webdataset_file_that_is_no_tar_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "train.tar").write_bytes(b"this is text" * 100)
+    with pytest.raises(ConfigError, match=r"train.tar cannot be read as a tar"):
+        open_set(tmp_path)
+
+
+def test_webdataset_read_skips_done_samples(tmp_path: Path) -> None:
+    file = write_tar(tmp_path / "train.tar", [m for i in range(3) for m in sample(str(i), picture(i), cls="cat")])
+    assert read_all(open_set(file), ["train.tar:1"])["source"].to_pylist() == ["train.tar:0", "train.tar:2"]
+
+
+def test_webdataset_of_real_sample_has_exact_counts() -> None:
+    tars = SHARED / "imagenet-sample"
+    if not tars.exists():
+        pytest.skip(f"{tars} is not there")
+    source = open_set(tars)
+    assert source.description == "WebDataset with 4 train files, 120 classes"
+    table = read_all(source)
+    assert len(table) == 120
+    assert set(table["reason"].to_pylist()) == {""}
+    half = source.classes.keys[::2]
+    assert sorted(read_all(open_set(tars, classes=half))["class_key"].to_pylist()) == sorted(half)

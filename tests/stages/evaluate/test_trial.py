@@ -1,0 +1,182 @@
+"""Tests of a trial: learning under both protocols, reproducible results, and rows of SCORES."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from tests.labelled_digits import NAMES, digits
+from vlcp_ray.config import Evaluate, Teach
+from vlcp_ray.models.teacher import load_teacher
+from vlcp_ray.protocols import PROTOCOLS
+from vlcp_ray.protocols.labelled_images import LabelledImages
+from vlcp_ray.schemas import conform
+from vlcp_ray.stages.evaluate import SCORES, Trial
+from vlcp_ray.stages.evaluate import trial as trial_module
+from vlcp_ray.stages.evaluate.trial import run_trial
+from vlcp_ray.stages.teach.train import train_teacher
+
+SETTINGS = Evaluate(
+    protocols=("minimax", "rded"), networks=("ConvNet-3",), width=16, input_size=16, epochs=50, flip=False
+)
+TRIAL = Trial(method="vlcp", protocol="minimax", network="ConvNet-3", ipc=5, seed=0, repeat=1)
+SOFT = replace(TRIAL, protocol="rded")
+TEACH = Teach(network="ConvNet-3", width=16, input_size=16, epochs=5, batch_size=32, flip=False)
+
+TRAIN, VAL = digits(0, 100), digits(1000, 1150)
+
+
+def run(
+    trial: Trial = TRIAL, settings: Evaluate = SETTINGS, teacher: torch.nn.Module | None = None
+) -> dict[str, object]:
+    return run_trial(TRAIN, VAL, NAMES, settings, trial, "cpu", teacher)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Run with one thread: on busy cores, several make such small steps a hundred times slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def row() -> dict[str, object]:
+    return run()
+
+
+@pytest.fixture(scope="module")
+def teacher() -> torch.nn.Module:
+    return load_teacher(TEACH, train_teacher(digits(0, 400), VAL, NAMES, TEACH, 0, "cpu").state)
+
+
+def test_run_trial_on_a_hundred_digits_is_far_above_chance(row: dict[str, object]) -> None:
+    assert float(row["top1_last"]) > 0.6  # type: ignore[arg-type]
+
+
+def test_run_trial_with_soft_labels_ignores_wrong_labels(teacher: torch.nn.Module) -> None:
+    """All labels of the training images are wrong here: with soft labels they have no effect."""
+    wrong = LabelledImages(TRAIN.pixels, (TRAIN.labels + 1) % 10)
+    row = run_trial(wrong, VAL, NAMES, SETTINGS, SOFT, "cpu", teacher)
+    assert row["top1_last"] > 0.6
+    assert (row["protocol"], row["trial_id"]) == ("rded", "vlcp-rded-ipc5-seed0-ConvNet-3-r1")
+    assert len(row["curve"]) == 10  # of 50 epochs, each validated, the last fifth
+    assert row["top1_best"] == max(row["curve"])
+    assert row.keys() == set(SCORES.names)
+
+
+def test_run_trial_returns_a_consistent_row_of_scores(row: dict[str, object]) -> None:
+    assert set(row) == set(SCORES.names)
+    scores = conform(pa.Table.from_pylist([row]), SCORES).to_pylist()[0]
+    assert scores["trial_id"] == "vlcp-minimax-ipc5-seed0-ConvNet-3-r1"
+    assert (scores["ipc"], scores["seed"], scores["repeat"], scores["epochs"]) == (5, 0, 1, 50)
+    assert 0 <= scores["top1_last"] <= scores["top1_best"] <= 1
+    assert scores["top1_last"] <= scores["top5_last"] <= 1
+    assert scores["seconds"] > 0
+    assert len(scores["curve"]) == 50
+    assert scores["curve"][-1] == scores["top1_last"]
+    counts = np.reshape(scores["confusion"], (10, 10))
+    assert counts.sum(1).tolist() == np.bincount(VAL.labels, minlength=10).tolist()
+    assert counts.trace() / 150 == pytest.approx(scores["top1_last"])
+    np.testing.assert_allclose(scores["per_class"], counts.diagonal() / counts.sum(1), rtol=1e-6)
+
+
+def test_run_trial_with_many_classes_keeps_no_confusion() -> None:
+    names = [str(label) for label in range(101)]
+    row = run_trial(TRAIN, VAL, names, SETTINGS.model_copy(update={"epochs": 1}), TRIAL, "cpu")
+    scores = conform(pa.Table.from_pylist([row]), SCORES).to_pylist()[0]
+    assert scores["confusion"] == []
+    assert len(scores["per_class"]) == 101
+    assert scores["per_class"][10:] == [0.0] * 91
+
+
+@pytest.mark.parametrize("trial", [TRIAL, SOFT])
+def test_run_trial_again_gives_the_same_row(trial: Trial, teacher: torch.nn.Module) -> None:
+    short = SETTINGS.model_copy(update={"epochs": 4})
+
+    def scores(trial: Trial) -> dict[str, object]:
+        return {name: value for name, value in run(trial, short, teacher).items() if name != "seconds"}
+
+    first = scores(trial)
+    torch.manual_seed(99)
+    np.random.seed(99)  # noqa: NPY002
+    other = scores(replace(trial, repeat=2))
+    assert scores(trial) == first
+    assert {**other, "trial_id": first["trial_id"], "repeat": 1} != first
+
+
+def test_run_trial_leaves_global_random_state_alone(teacher: torch.nn.Module) -> None:
+    before = torch.get_rng_state()
+    for trial in (TRIAL, SOFT):
+        run(trial, SETTINGS.model_copy(update={"epochs": 1}), teacher)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_run_trial_accepts_read_only_arrays() -> None:
+    train = digits(0, 20)
+    before = train.pixels.copy()
+    train.pixels.flags.writeable = train.labels.flags.writeable = False
+    run_trial(train, VAL, NAMES, SETTINGS.model_copy(update={"epochs": 1}), TRIAL, "cpu")
+    np.testing.assert_array_equal(train.pixels, before)
+
+
+def test_run_trial_reports_best_and_last_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    results = iter([(0.3, 0.5), (0.9, 0.95), (0.6, 0.8)])
+    monkeypatch.setattr(trial_module, "accuracy", lambda predicted, labels: next(results))
+    row = run(settings=SETTINGS.model_copy(update={"epochs": 3}))
+    assert (row["top1_best"], row["top1_last"], row["top5_last"]) == (0.9, 0.6, 0.8)
+    assert row["curve"] == [0.3, 0.9, 0.6]
+
+
+def test_run_trial_with_two_classes_has_full_top5() -> None:
+    two = LabelledImages(TRAIN.pixels[:40], TRAIN.labels[:40] % 2)
+    row = run_trial(two, two, ("even", "odd"), SETTINGS.model_copy(update={"epochs": 1}), TRIAL, "cpu")
+    assert row["top5_last"] == 1
+
+
+@pytest.mark.parametrize(
+    ("trial", "norm"), [(TRIAL, torch.nn.GroupNorm), (SOFT, torch.nn.BatchNorm2d)], ids=["minimax", "rded"]
+)
+def test_run_trial_uses_the_norm_of_the_protocol(
+    trial: Trial, norm: type, teacher: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[torch.nn.Module] = []
+    build = trial_module.build_classifier
+    monkeypatch.setattr(trial_module, "build_classifier", lambda *a, **k: built.append(build(*a, **k)) or built[0])
+    run(trial, SETTINGS.model_copy(update={"epochs": 1}), teacher)
+    assert sum(isinstance(module, norm) for module in built[0].modules()) == 3
+
+
+@pytest.mark.parametrize(
+    ("train", "names", "message"),
+    [
+        (digits(0, 0), NAMES, "evaluate: the train set has no images"),
+        (TRAIN, NAMES[:9], r"evaluate: the train set has labels \[9\], but 9 class names"),
+    ],
+)
+def test_run_trial_on_an_unusable_set_is_refused(train: LabelledImages, names: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run_trial(train, VAL, names, SETTINGS, TRIAL, "cpu")
+
+
+def test_run_trial_without_a_fitting_teacher_is_refused(teacher: torch.nn.Module) -> None:
+    with pytest.raises(ValueError, match="rded needs a teacher and none was given"):
+        run(SOFT)
+    with pytest.raises(ValueError, match="the teacher of rded has 10 outputs, but there are 11 class names"):
+        run_trial(TRAIN, VAL, (*NAMES, "ten"), SETTINGS, SOFT, "cpu", teacher)
+
+
+@pytest.mark.parametrize("trial", [TRIAL, SOFT], ids=["minimax", "rded"])
+def test_run_trial_curve_has_the_validated_epochs(trial: Trial) -> None:
+    settings = SETTINGS.model_copy(update={"epochs": 7, "rded_epochs": 11, "checks": 3})
+    teacher = load_teacher(
+        TEACH, train_teacher(TRAIN, VAL, NAMES, TEACH.model_copy(update={"epochs": 1}), 0, "cpu").state
+    )
+    row = run_trial(TRAIN, VAL, NAMES, settings, trial, "cpu", teacher if trial == SOFT else None)
+    epochs = PROTOCOLS[trial.protocol].validated_epochs(row["epochs"], settings.checks)
+    assert len(epochs) == len(row["curve"])
+    assert epochs[-1] == row["epochs"]

@@ -1,0 +1,61 @@
+"""Tests of the specification of finetune: its costs and its checks."""
+
+import pytest
+
+from vlcp_ray.config import Job
+from vlcp_ray.cost.flops import model_flops
+from vlcp_ray.cost.inputs import CostInputs
+from vlcp_ray.models.pretrained import count_parameters, count_pipeline_parameters
+from vlcp_ray.pipeline import graph
+from vlcp_ray.scale import Pool, Scale
+from vlcp_ray.settings import ConfigError, build
+from vlcp_ray.stages.finetune import STAGE, training_flops
+from vlcp_ray.stages.ingest import Expect
+
+IMAGES = Expect(train=1000, val=100, classes=4, gib=1)
+
+
+def make_job(**finetune: object) -> Job:
+    size = {"resolution": 32, "train_resolution": 32}
+    demo = {"base_model": "demo/stable_diffusion", "encode": size, "caption": {"model": "demo/llava"}}
+    return build(Job, {"name": "x", "seeds": [0, 1], "finetune": finetune, **demo}, "x")
+
+
+def test_training_flops_with_gradient_checkpointing_has_fourth_pass() -> None:
+    flops = [
+        training_flops(job, model_flops(job)) for job in (make_job(gradient_checkpointing=c) for c in (True, False))
+    ]
+    text = model_flops(make_job()).embed_text()
+    assert (flops[0] - text) / (flops[1] - text) == pytest.approx(4 / 3)
+
+
+def test_finetune_loads_count_training_and_validation_images() -> None:
+    job = make_job(epochs=6, validation_epochs=4)
+    inputs, steps = CostInputs.of(job, IMAGES), [step for step in graph(job) if step.stage == STAGE.name]
+    training, validation = STAGE.loads(inputs, steps)
+    assert len(steps) == training.starts == 2
+    assert training.images == 2 * 6 * 1000
+    assert training.amount == pytest.approx(training.images * training_flops(job, inputs.models))
+    # One validation per seed, of all 4 classes: 20 steps with guidance, each two passes of the UNet.
+    image = 2 * 20 * inputs.models.denoise(4) + inputs.models.decode(4)
+    assert validation.amount == pytest.approx(2 * 4 * image)
+    assert (validation.images, validation.starts, validation.pool_name) == (0, 0, "finetune")
+
+
+def test_finetune_disk_and_memory_are_bytes_of_float32_parameters() -> None:
+    job = make_job()
+    steps = [step for step in graph(job) if step.stage == STAGE.name]
+    pipeline, unet = count_pipeline_parameters(job.base_model), count_parameters(job.base_model, "unet")
+    assert pipeline
+    assert unet
+    assert STAGE.disk(CostInputs.of(job, IMAGES), steps) == pytest.approx(2 * 4 * pipeline / 2**30)
+    assert STAGE.memory(job) == {"fine-tune": pytest.approx(5 * 4 * unet / 2**30)}
+
+
+def test_check_scale_with_fp16_without_gpu_raises() -> None:
+    with_gpu = Scale(finetune=Pool(num_gpus=1))
+    STAGE.check_scale(make_job(mixed_precision="fp16"), with_gpu)
+    for precision in ("no", "bf16"):
+        STAGE.check_scale(make_job(mixed_precision=precision), Scale())
+    with pytest.raises(ConfigError, match=r"finetune\.mixed_precision: fp16 needs a GPU, .* in the scale file"):
+        STAGE.check_scale(make_job(mixed_precision="fp16"), Scale())

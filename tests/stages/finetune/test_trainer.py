@@ -1,0 +1,225 @@
+"""Tests of the training loop of fine-tuning: its recipe, its batches and its checkpoints."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from diffusers import StableDiffusionImg2ImgPipeline
+
+from vlcp_ray import images, schemas
+from vlcp_ray.stages.finetune import Finetune
+from vlcp_ray.stages.finetune.batches import RankBatch, Schedule
+from vlcp_ray.stages.finetune.trainer import EpochMetrics, Trainer, train
+from vlcp_ray.stages.pair import pairs_schema
+
+SETTINGS = Finetune(epochs=2, batch_size=8, learning_rate=1e-3, mixed_precision="no")
+BuildTrainer = Callable[..., Trainer]
+
+TOLERANCE = 1e-6  # gradients of about 0.1 in float32, summed in another order
+
+
+def make_pairs(n: int = 12, logvar: float = -4.0) -> pa.Table:
+    """PAIRS rows whose captions have different lengths."""
+    random = np.random.default_rng(0)
+    moments = random.normal(size=(n, 2, 8, 4, 4)).astype(np.float16)
+    moments[:, :, 4:] = logvar
+    columns = {
+        "image_id": [f"img-{row:03d}" for row in range(n)],
+        "label": [0] * n,
+        "class_name": ["zero"] * n,
+        "caption": ["a" * (3 * row) for row in range(n)],
+        "latent": schemas.tensor_array(moments[:, 0, :4]),
+        "train_moments": schemas.tensor_array(moments),
+    }
+    return pa.table(columns, schema=pairs_schema((4, 4, 4), (8, 4, 4)))
+
+
+def fetch_from(table: pa.Table) -> Callable[[Any], pa.Table]:
+    return lambda positions: table.take(pa.array(positions))
+
+
+@pytest.fixture
+def build_trainer(tiny_stable_diffusion: str) -> BuildTrainer:
+    def build(changes: dict[str, Any] | None = None, batch: int = 8, **arguments: Any) -> Trainer:
+        settings = SETTINGS.model_copy(update=changes or {})
+        return Trainer(settings, tiny_stable_diffusion, seed=0, resolution=32, batch_per_device=batch, **arguments)
+
+    return build
+
+
+def gradient(trainer: Trainer) -> torch.Tensor:
+    return torch.cat([weight.grad.flatten() for weight in trainer.unet.parameters()])
+
+
+def weights(trainer: Trainer) -> torch.Tensor:
+    return torch.cat([weight.detach().flatten() for weight in trainer.unet.parameters()])
+
+
+def ema_weights(trainer: Trainer) -> torch.Tensor:
+    return torch.cat([weight.flatten() for weight in trainer.ema.shadow_params])
+
+
+def test_accumulate_in_micro_batches_gives_gradient_of_whole_batch(build_trainer: BuildTrainer) -> None:
+    table, batch = make_pairs(), Schedule(12, 2, 8, 0).rank_batch(1)  # with rows of two epochs
+    assert set(batch.epochs) == {0, 1}
+    whole, micro = build_trainer(), build_trainer(batch=3)
+    losses = [trainer.accumulate(fetch_from(table)(batch.positions), batch) for trainer in (whole, micro)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    torch.testing.assert_close(gradient(whole), gradient(micro), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("rows", [8, 5, 1])  # even, ragged, and a rank without a row
+def test_accumulate_on_two_ranks_gives_gradient_of_one_rank(build_trainer: BuildTrainer, rows: int) -> None:
+    table, schedule = make_pairs(), Schedule(rows, 1, 8, 0)
+    trainer = build_trainer()
+    loss = trainer.accumulate(fetch_from(table)(schedule.rank_batch(0).positions), schedule.rank_batch(0))
+    ranks, shares = [build_trainer(batch=3, rank=rank, world_size=2) for rank in (0, 1)], []
+    for rank in ranks:
+        batch = schedule.rank_batch(0, rank.rank, 2)
+        shares.append(rank.accumulate(fetch_from(table)(batch.positions), batch))
+    mean = (gradient(ranks[0]) + gradient(ranks[1])) / 2  # what DDP does
+    torch.testing.assert_close(mean, gradient(trainer), rtol=0, atol=TOLERANCE)
+    assert sum(shares) == pytest.approx(loss, abs=1e-6)
+
+
+def test_accumulate_with_gradient_checkpointing_gives_same_gradient(build_trainer: BuildTrainer) -> None:
+    table, batch = make_pairs(), Schedule(8, 1, 8, 0).rank_batch(0)
+    trainers = [build_trainer({"gradient_checkpointing": flag}) for flag in (True, False)]
+    for trainer in trainers:
+        trainer.accumulate(fetch_from(table)(batch.positions), batch)
+    torch.testing.assert_close(gradient(trainers[0]), gradient(trainers[1]), rtol=0, atol=TOLERANCE)
+
+
+def test_sample_inputs_depends_on_image_id_and_epoch_only(build_trainer: BuildTrainer) -> None:
+    trainer, table = build_trainer(), make_pairs()
+    latents, noise, timesteps = trainer._sample_inputs(table, np.zeros(12, np.int64))
+    single_row = trainer._sample_inputs(table.slice(5, 1), np.zeros(1, np.int64))
+    next_epoch = trainer._sample_inputs(table, np.ones(12, np.int64))
+    for whole, row, other in zip((latents, noise, timesteps), single_row, next_epoch, strict=True):
+        assert torch.equal(whole[5], row[0])
+        assert not torch.equal(whole, other)
+    assert timesteps.min() >= 0
+    assert timesteps.max() < 1000
+
+
+def test_sample_inputs_with_random_flip_takes_both_views(build_trainer: BuildTrainer) -> None:
+    table = make_pairs(logvar=-30.0)  # std 3e-7: the latent is the mean x 0.5
+    means = torch.from_numpy(schemas.tensors(table["train_moments"])[:, :, :4].astype(np.float32)) * 0.5
+    for flag, expected in ((True, {0, 1}), (False, {0})):
+        latents, _, _ = build_trainer({"random_flip": flag})._sample_inputs(table, np.zeros(12, np.int64))
+        distance = (means - latents[:, None]).abs().amax(dim=(2, 3, 4))
+        assert distance.min(dim=1).values.max() < 1e-5
+        assert set(distance.argmin(dim=1).tolist()) == expected
+
+
+def test_step_trains_unet_only_and_ema_follows_formula(build_trainer: BuildTrainer) -> None:
+    trainer, table, schedule = build_trainer(), make_pairs(), Schedule(12, 5, 8, 0)
+    frozen = [weight.clone() for weight in trainer.text_encoder.parameters()]
+    expected, start = ema_weights(trainer).clone(), weights(trainer)
+    for step in range(4):
+        trainer.step(fetch_from(table)(schedule.rank_batch(step).positions), schedule.rank_batch(step))
+        n = step  # diffusers' EMAModel counts from 0: its first step copies the weights
+        decay = 0.0 if n == 0 else min(SETTINGS.ema_decay, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * weights(trainer)
+        torch.testing.assert_close(ema_weights(trainer), expected, rtol=0, atol=1e-6)
+    assert not torch.equal(weights(trainer), start)
+    assert all(torch.equal(old, new) for old, new in zip(frozen, trainer.text_encoder.parameters(), strict=True))
+    assert not any(weight.requires_grad for weight in trainer.text_encoder.parameters())
+
+
+def test_train_on_small_set_lowers_loss(build_trainer: BuildTrainer) -> None:
+    reports: list[EpochMetrics] = []
+    trainer = build_trainer({"learning_rate": 3e-3, "gradient_checkpointing": False})
+    train(trainer, Schedule(8, 40, 8, 0), fetch_from(make_pairs(8)), reports.append)
+    losses = [report.loss for report in reports]
+    assert len(losses) == 40
+    assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:5])
+
+
+def test_train_reports_at_end_of_every_epoch(build_trainer: BuildTrainer) -> None:
+    reports: list[EpochMetrics] = []
+    train(build_trainer(), Schedule(12, 3, 8, 0), fetch_from(make_pairs()), reports.append)
+    assert [(report.step, report.epoch, report.images) for report in reports] == [(2, 1, 16), (3, 2, 24), (5, 3, 36)]
+    assert all(report.loss > 0 and report.images_per_second > 0 for report in reports)
+
+
+def test_train_reports_learning_rate_and_mean_gradient_norm(build_trainer: BuildTrainer) -> None:
+    reports: list[EpochMetrics] = []
+    table, schedule, trainer = make_pairs(), Schedule(12, 3, 8, 0), build_trainer()
+    train(build_trainer(), schedule, fetch_from(table), reports.append)
+    norms = []
+    for step in range(schedule.steps):
+        trainer.accumulate(fetch_from(table)(schedule.rank_batch(step).positions), schedule.rank_batch(step))
+        norms.append(gradient(trainer).norm().item())  # before it is clipped
+        trainer.update()
+    means = [np.mean(norms[:2]), norms[2], np.mean(norms[3:])]  # the epochs end after steps 2, 3 and 5
+    assert [report.gradient_norm for report in reports] == pytest.approx(means, rel=1e-4)  # float32
+    assert {report.learning_rate for report in reports} == {SETTINGS.learning_rate}
+
+
+def test_train_resumed_from_checkpoint_equals_uninterrupted_run(build_trainer: BuildTrainer, tmp_path: Path) -> None:
+    table, schedule = make_pairs(), Schedule(12, 3, 8, 0)
+    whole, first, second = build_trainer(), build_trainer(), build_trainer()
+    uninterrupted: list[EpochMetrics] = []
+    train(whole, schedule, fetch_from(table), uninterrupted.append)
+
+    def stop(metrics: EpochMetrics) -> None:
+        first.save(tmp_path)
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(first, schedule, fetch_from(table), stop)
+    second.load(tmp_path)
+    assert second.steps_done == 2
+    resumed: list[EpochMetrics] = []
+    train(second, schedule, fetch_from(table), resumed.append)
+    assert torch.equal(weights(second), weights(whole))
+    assert torch.equal(ema_weights(second), ema_weights(whole))
+    assert [report.loss for report in resumed] == [report.loss for report in uninterrupted[1:]]
+    train(second, schedule, fetch_from(table), pytest.fail)  # no step is left: nothing is reported
+
+
+def test_export_writes_pipeline_with_ema_weights(build_trainer: BuildTrainer, tmp_path: Path) -> None:
+    trainer = build_trainer()
+    train(trainer, Schedule(12, 2, 8, 0), fetch_from(make_pairs()), lambda _: None)
+    before = weights(trainer)
+    trainer.export(tmp_path / "model")
+    assert torch.equal(weights(trainer), before)
+    loaded = StableDiffusionImg2ImgPipeline.from_pretrained(
+        tmp_path / "model", safety_checker=None, low_cpu_mem_usage=False
+    )
+    exported = torch.cat([weight.flatten() for weight in loaded.unet.parameters()])
+    assert torch.equal(exported, ema_weights(trainer))
+    assert not torch.equal(exported, before)
+
+
+def test_validate_generates_images_and_keeps_weights(build_trainer: BuildTrainer) -> None:
+    trainer, other = build_trainer(), build_trainer(batch=1)
+    before = weights(trainer)
+    generated = trainer.validate(["zero", "one"])
+    assert [images.decode(data).size for data in generated] == [(32, 32)] * 2
+    assert torch.equal(weights(trainer), before)
+    separate = [np.asarray(images.decode(data)).astype(int) for data in other.validate(["zero", "one"])]
+    assert all(np.abs(np.asarray(images.decode(a)) - b).max() <= 1 for a, b in zip(generated, separate, strict=True))
+
+
+def test_trainer_with_fp16_on_cpu_is_refused(build_trainer: BuildTrainer) -> None:
+    with pytest.raises(ValueError, match=r"finetune.mixed_precision: fp16 needs a GPU"):
+        build_trainer({"mixed_precision": "fp16"})
+
+
+def test_step_with_infinite_gradient_raises(build_trainer: BuildTrainer) -> None:
+    trainer, table = build_trainer(), make_pairs(logvar=float("inf"))
+    with pytest.raises(ValueError, match=r"finetune.learning_rate: training diverged at step 1"):
+        trainer.step(table.slice(0, 4), RankBatch(np.arange(4), np.zeros(4, np.int64), 0.25))
+
+
+def test_step_in_bf16_has_loss_close_to_float32(build_trainer: BuildTrainer) -> None:
+    table, batch = make_pairs(), Schedule(8, 1, 8, 0).rank_batch(0)
+    full, half = (build_trainer({"mixed_precision": precision}) for precision in ("no", "bf16"))
+    losses = [trainer.step(fetch_from(table)(batch.positions), batch) for trainer in (full, half)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)

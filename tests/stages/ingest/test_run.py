@@ -1,0 +1,146 @@
+"""Tests of the stage ingest: bad rows beside good ones, duplicates, resume and limits."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from tests.image_sets import encoded, noise, open_set, picture, write_files, write_tar
+from vlcp_ray.config import Job
+from vlcp_ray.engine.context import Context
+from vlcp_ray.pipeline import graph
+from vlcp_ray.scale import Scale
+from vlcp_ray.schemas import IMAGES, REJECTED
+from vlcp_ray.settings import build
+from vlcp_ray.stages.ingest.run import run as run_ingest
+from vlcp_ray.store.artifact import Artifact, Store
+
+pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.filterwarnings("default")]
+
+CAT, DOG = "train/cat", "train/dog"
+GOOD = {f"{folder}/{i}.jpg": picture(i) for folder in (CAT, DOG, "val/cat") for i in range(4)}
+GOOD |= {f"{CAT}/rotated 'ü' \"x\".png": encoded(noise(9), "PNG"), f"{DOG}/grey.jpg": picture(9, mode="L")}
+BAD = {
+    f"{CAT}/empty.jpg": (b"", "empty"),
+    f"{DOG}/text.jpg": (b"this is text", "undecodable"),
+    f"{DOG}/cut.jpg": (picture(7)[:200], "undecodable"),
+    f"{DOG}/bomb.png": (encoded(noise(60, (60, 60))), "too_large"),
+}
+
+
+def ingest(root: Path, source: Path, **settings: Any) -> tuple[Artifact, dict[str, Any]]:
+    open_set(source)  # clears the cache: the files may have changed
+    job = build(Job, {"name": "x", "ingest": {"source": str(source), "max_pixels": 1000} | settings}, "x")
+    context = Context(job, Scale(rows_per_block=3), Store.at(str(root)))
+    step = graph(job)[0]
+    run_ingest(context, [step])
+    return context.artifact(step), context.manifest(step)
+
+
+def images(artifact: Artifact) -> pa.Table:
+    return artifact.table("images", IMAGES).sort_by("image_id")
+
+
+def rejected(artifact: Artifact) -> dict[str, str]:
+    rows = artifact.table("rejected", REJECTED)
+    assert set(rows["stage"].to_pylist()) <= {"ingest"}
+    return dict(zip(rows["source"].to_pylist(), rows["reason"].to_pylist(), strict=True))
+
+
+def test_ingest_rejects_bad_files_up_to_max_rejected(tmp_path: Path) -> None:
+    source = write_files(tmp_path / "set", GOOD | {name: content for name, (content, _) in BAD.items()})
+    with pytest.raises(
+        ValueError, match=r"4 of 18 rows were rejected \(22.2%\), more than .*1.0%.*: 2 x undecodable.*1 x too_large"
+    ) as error:
+        ingest(tmp_path / "strict", source)
+    assert "2 x undecodable (e.g. train/dog/cut.jpg: " in str(error.value)
+    assert "1 x empty (e.g. train/cat/empty.jpg: the file has no bytes)" in str(error.value)
+    artifact, manifest = ingest(tmp_path / "strict", source, max_rejected=0.3)
+    assert {name: manifest[name] for name in ("rows_in", "rows", "rejected")} == {
+        "rows_in": 18,
+        "rows": 14,
+        "rejected": 4,
+    }
+    assert manifest["splits"] == {"train": 10, "val": 4}
+    assert dict(zip(manifest["class_names"], manifest["train"], strict=True)) == {"cat": 5, "dog": 5}
+    assert rejected(artifact) == {name: reason for name, (_, reason) in BAD.items()}
+    table = images(artifact)
+    assert dict(zip(table["source"].to_pylist(), table["image"].to_pylist(), strict=True)) == GOOD
+    assert set(zip(table["label"].to_pylist(), table["class_name"].to_pylist(), strict=True)) == {
+        (0, "cat"),
+        (1, "dog"),
+    }
+
+
+def test_ingest_again_reads_fixed_files_and_keeps_good_rows(tmp_path: Path) -> None:
+    source = write_files(tmp_path / "set", GOOD | {f"{CAT}/x.jpg": b"text"})
+    with pytest.raises(ValueError, match="1 of 15 rows"):
+        ingest(tmp_path / "root", source)
+    (artifact,) = (tmp_path / "root").iterdir()
+    files = {file: file.stat().st_mtime_ns for file in (artifact / "images").iterdir()}
+    deleted = sorted(files)[0]
+    deleted.unlink()
+    (source / CAT / "x.jpg").write_bytes(picture(5))
+    resumed, manifest = ingest(tmp_path / "root", source)
+    assert (manifest["rows_in"], manifest["rows"], manifest["rejected"]) == (15, 15, 0)
+    assert rejected(resumed) == {}
+    assert all(file.stat().st_mtime_ns == before for file, before in files.items() if file != deleted)
+
+
+def test_ingest_duplicate_in_tars_keeps_first_source_in_any_order(tmp_path: Path) -> None:
+    """Two tars have samples of the same id and different pixels: the one with the first source is kept."""
+    one = [("1.jpg", picture(1)), ("1.cls", b"cat"), ("2.jpg", picture(2)), ("2.cls", b"dog")]
+    two = [("1.jpg", picture(3)), ("1.cls", b"cat"), ("3.jpg", picture(4)), ("3.cls", b"dog")]
+    for order in ("ab", "ba"):
+        for name in order:
+            write_tar(tmp_path / order / f"train-{name}.tar", one if name == "a" else two)
+    tables = {}
+    for order in ("ab", "ba"):
+        artifact, manifest = ingest(tmp_path / f"root-{order}", tmp_path / order, max_rejected=0.3)
+        assert (manifest["rows_in"], manifest["rows"], manifest["rejected"]) == (4, 3, 1)
+        assert rejected(artifact) == {"train-b.tar:1": "duplicate"}
+        tables[order] = images(artifact)
+    assert tables["ab"].equals(tables["ba"])
+    assert tables["ab"]["image"].to_pylist()[0] == picture(1)
+
+
+def test_ingest_after_classes_changed_reads_everything_again(tmp_path: Path) -> None:
+    source = write_files(tmp_path / "set", GOOD | {f"{CAT}/x.jpg": b"text"})
+    with pytest.raises(ValueError, match="1 of 15 rows was rejected"):
+        ingest(tmp_path / "root", source)
+    write_files(source, {"train/bird/1.jpg": picture(1), f"{CAT}/x.jpg": picture(2)})
+    artifact, manifest = ingest(tmp_path / "root", source)
+    assert manifest["class_names"] == ["bird", "cat", "dog"]
+    table = images(artifact)
+    assert set(zip(table["label"].to_pylist(), table["class_name"].to_pylist(), strict=True)) == {
+        (0, "bird"),
+        (1, "cat"),
+        (2, "dog"),
+    }
+
+
+def test_ingest_after_a_file_was_deleted_is_refused_with_fix(tmp_path: Path) -> None:
+    source = write_files(tmp_path / "set", GOOD | {f"{CAT}/x.jpg": b"text"})
+    with pytest.raises(ValueError, match="1 of 15 rows"):
+        ingest(tmp_path / "root", source)
+    (source / CAT / "1.jpg").unlink()
+    (source / CAT / "x.jpg").unlink()
+    with pytest.raises(
+        ValueError, match=r"1 rows that an earlier attempt has read are no longer in .*; delete .* and re-run"
+    ):
+        ingest(tmp_path / "root", source)
+
+
+def test_ingest_without_manifest_completes_from_written_rows(tmp_path: Path) -> None:
+    source = write_files(tmp_path / "set", GOOD)
+    artifact, before = ingest(tmp_path / "root", source)
+    Path(artifact.path, "manifest.json").unlink()
+    _, after = ingest(tmp_path / "root", source)
+    assert {**before, "seconds": 0, "peak_memory": 0} == {**after, "seconds": 0, "peak_memory": 0}
+
+
+def test_ingest_without_images_is_refused(tmp_path: Path) -> None:
+    source = write_files(tmp_path / "set", {"train/cat/notes.txt": b"x"})
+    with pytest.raises(ValueError, match="the image set has no image of the wanted classes"):
+        ingest(tmp_path / "root", source)

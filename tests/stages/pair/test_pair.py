@@ -1,0 +1,43 @@
+"""Tests of the settings of pair, its schema, and the settings that determine PAIRS."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from vlcp_ray.config import Job
+from vlcp_ray.settings import ConfigError, build
+from vlcp_ray.stages.pair import Caption, hashed_settings, pairs_schema
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"prompt": "Describe it."}, r"prompt must hold \{class_name\}"),
+        ({"max_tokens": 2048}, "max_tokens must be smaller than max_model_len"),
+    ],
+)
+def test_caption_settings_that_cannot_work_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(Caption, settings, "caption")
+
+
+def test_pairs_schema_has_the_shapes_of_its_tensors() -> None:
+    schema = pairs_schema((4, 8, 8), (8, 4, 4), views=1)
+    assert schema.field("latent").type == pa.fixed_shape_tensor(pa.float16(), (4, 8, 8))
+    assert schema.field("train_moments").type == pa.fixed_shape_tensor(pa.float16(), (1, 8, 4, 4))
+
+
+def test_hashed_settings_with_saved_captions_ignore_the_model(tmp_path: Path) -> None:
+    table = tmp_path / "captions.jsonl"
+    table.write_text('{"image_id": "a", "caption": "one"}')
+
+    def hashed(**caption: object) -> dict[str, Any]:
+        return hashed_settings(build(Job, {"name": "x", "caption": caption}, "x"), "base")
+
+    assert hashed(temperature=0) != hashed(temperature=1)
+    before = hashed(source=str(table))
+    assert before == hashed(source=str(table), temperature=1)
+    table.write_text('{"image_id": "a", "caption": "two"}')
+    assert before != hashed(source=str(table))

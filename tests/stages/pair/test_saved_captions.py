@@ -1,0 +1,116 @@
+"""Tests of saved captions: tables by image_id or file name, missing and repeated ones, and their files."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from vlcp_ray.demo import digits
+from vlcp_ray.schemas import IMAGES, conform, reject
+from vlcp_ray.settings import ConfigError
+from vlcp_ray.stages.pair.saved_captions import CaptionTable, LoadSavedCaptions, open_captions
+
+
+@pytest.fixture(scope="module")
+def table() -> pa.Table:
+    """The first twelve digits of val."""
+    return conform(pa.Table.from_pylist(list(digits.rows("val"))[:12]), IMAGES)
+
+
+def caption_table(texts: dict[str, str]) -> pa.Table:
+    """Make a table of captions by image_id."""
+    return pa.table({"caption": list(texts.values()), "image_id": list(texts)})
+
+
+def test_caption_table_joins_by_image_id(table: pa.Table) -> None:
+    ids = table["image_id"].to_pylist()
+    texts = {image_id: f"text of {image_id}" for image_id in [*ids[::-1], "another"]}
+    captioned = CaptionTable(caption_table(texts))(table)
+    assert captioned.select(table.column_names).equals(table)
+    assert captioned["caption"].to_pylist() == [texts[image_id] for image_id in ids]
+    assert set(captioned["reason"].to_pylist()) == {""}
+
+
+def test_caption_table_rejects_images_without_caption(table: pa.Table) -> None:
+    ids = table["image_id"].to_pylist()
+    texts = {image_id: f"text of {image_id}" for image_id in ids[2:]} | {ids[3]: " \n"}
+    marked = reject(table, {0: ("undecodable", "before"), 5: ("undecodable", "before")})
+    captioned = CaptionTable(caption_table(texts))(marked)
+    expected = {0: "undecodable", 1: "missing_caption", 3: "empty_caption", 5: "undecodable"}
+    assert captioned["image_id"].equals(table["image_id"])
+    assert captioned["reason"].to_pylist() == [expected.get(row, "") for row in range(len(ids))]
+    captions = ["" if row in expected else texts[ids[row]] for row in range(len(ids))]
+    assert captioned["caption"].to_pylist() == captions
+
+
+def test_caption_table_accepts_chunks_nulls_and_no_rows(table: pa.Table) -> None:
+    ids = table["image_id"].to_pylist()
+    halves = [caption_table({ids[0]: "a"}), pa.table({"caption": pa.array([None], pa.string()), "image_id": [ids[1]]})]
+    captions = CaptionTable(pa.concat_tables(halves))
+    assert captions(table.slice(0, 2))["caption"].to_pylist() == ["a", ""]
+    assert captions(table.slice(0, 2))["reason"].to_pylist() == ["", "empty_caption"]
+    assert captions(table.slice(0, 0)).schema.equals(captions(table).schema)
+    empty = CaptionTable(pa.table({"image_id": pa.array([], pa.string()), "caption": pa.array([], pa.string())}))
+    assert set(empty(table)["reason"].to_pylist()) == {"missing_caption"}
+
+
+@pytest.mark.parametrize(
+    ("file_names", "ids"),
+    [
+        (
+            ["n01440764_1.JPEG", "n01440764_2.JPEG"],
+            ["train/n01440764/n01440764_1.JPEG", "train/n01440764/n01440764_2.JPEG"],
+        ),
+        (["n01440764_1.JPEG"], ["train/n01440764/n01440764_1_n01440764.JPEG"]),  # as in the hub's parquet
+        (["images/n01440764/n01440764_1.JPEG"], ["train/n01440764/n01440764_1"]),  # as a tar's key
+        (["cat/1.jpg", "dog/1.jpg"], ["train/cat/1.jpg", "train/dog/1.jpg"]),
+    ],
+)
+def test_caption_table_of_released_code_joins_by_file_name(file_names: list[str], ids: list[str]) -> None:
+    texts = [f"text of {name}" for name in file_names]
+    captions = CaptionTable(pa.table({"file_name": file_names[::-1], "text": texts[::-1]}))
+    captioned = captions(pa.table({"image_id": [*ids, "train/cow/7.jpg"]}))
+    assert captioned["caption"].to_pylist() == [*texts, ""]
+    assert captioned["reason"].to_pylist() == [""] * len(ids) + ["missing_caption"]
+
+
+def test_caption_table_file_name_of_two_images_is_refused() -> None:
+    in_folders = CaptionTable(pa.table({"file_name": ["cat/1.jpg", "dog/2.jpg"], "text": ["a", "b"]}))
+    captioned = in_folders(pa.table({"image_id": ["train/dog/1.jpg", "train/cat/1.jpg"]}))
+    assert captioned["reason"].to_pylist() == ["missing_caption", ""]
+    flat = CaptionTable(pa.table({"file_name": ["1.jpg"], "text": ["a"]}))
+    with pytest.raises(ValueError, match=r"'1' matches train/cat/1\.jpg and train/dog/1\.jpg; write"):
+        flat(pa.table({"image_id": ["train/cat/1.jpg", "train/dog/1.jpg"]}))
+
+
+@pytest.mark.parametrize(
+    ("captions", "message"),
+    [
+        (pa.table({"image_id": ["a"], "text": ["b"]}), "lacks caption"),
+        (pa.table({"x": [1]}), "lacks file_name and text; it has x, but needs image_id and caption, or"),
+        (pa.table({"file_name": ["1.jpg", "1.png"], "text": ["a", "b"]}), "'1'"),
+        (pa.table({"image_id": ["a", "b", "b"], "caption": ["1", "2", "2"]}), "'b'"),
+    ],
+)
+def test_caption_table_with_missing_columns_or_repeated_ids_is_refused(captions: pa.Table, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CaptionTable(captions)
+
+
+def test_load_saved_captions_reads_parquet_and_json_lines(tmp_path: Path) -> None:
+    table = pa.table({"image_id": ["train/cat/1.jpg", "train/cat/2.jpg"], "reason": ["", ""]})
+    parquet.write_table(pa.table({"image_id": table["image_id"], "caption": ["one", "two"]}), tmp_path / "a.parquet")
+    lines = [{"file_name": "cat/2.jpg", "text": "two"}, {"file_name": "cat/1.jpg", "text": "one"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    for name in ("a.parquet", "metadata.jsonl"):
+        assert LoadSavedCaptions(str(tmp_path / name))(table)["caption"].to_pylist() == ["one", "two"]
+
+
+def test_open_captions_of_other_files_names_the_formats(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("image_id,caption")
+    with pytest.raises(ConfigError, match=r"a\.csv cannot be read as parquet \(JSON lines end in \.jsonl\)"):
+        open_captions(str(tmp_path / "a.csv"))
+    with pytest.raises(ConfigError, match=r"missing\.jsonl cannot be read as JSON lines"):
+        open_captions(str(tmp_path / "missing.jsonl"))

@@ -1,0 +1,50 @@
+"""Tests of the specification of prototype: its groups of steps and its costs."""
+
+import pytest
+
+from vlcp_ray.config import Job
+from vlcp_ray.cost.inputs import CostInputs
+from vlcp_ray.pipeline import graph
+from vlcp_ray.settings import build
+from vlcp_ray.stages.ingest import Expect
+from vlcp_ray.stages.prototype import STAGE, cluster_flops, group_by_settings
+from vlcp_ray.store.artifact import Step
+
+IMAGES = Expect(train=1000, val=100, classes=4, gib=1)
+
+
+def make_steps(**settings: object) -> tuple[CostInputs, list[Step]]:
+    size = {"resolution": 32, "train_resolution": 32}
+    demo = {"base_model": "demo/stable_diffusion", "encode": size, "caption": {"model": "demo/llava"}}
+    job = build(Job, {"name": "x", "seeds": [0, 1], "ipc": [1, 5], **demo, **settings}, "x")
+    return CostInputs.of(job, IMAGES), [step for step in graph(job) if step.stage == STAGE.name]
+
+
+def test_group_by_settings_puts_seeds_and_ipc_in_one_group() -> None:
+    _, steps = make_steps()
+    ((settings, group),) = group_by_settings(steps)
+    assert {(step.key["seed"], step.key["ipc"]) for step in group} == {(0, 1), (0, 5), (1, 1), (1, 5)}
+    assert settings.model_dump() == dict(steps[0].settings)
+
+
+def test_group_by_settings_separates_other_contamination() -> None:
+    # d4m clusters all images, vlcp without outliers.
+    _, steps = make_steps(compare={"methods": ["vlcp", "d4m"]}, prototype={"contamination": 0.1})
+    groups = group_by_settings(steps)
+    assert {settings.contamination for settings, _ in groups} == {0.0, 0.1}
+    assert sum(len(group) for _, group in groups) == len(steps) == 8
+
+
+def test_prototype_loads_add_up_clusters_of_all_runs() -> None:
+    inputs, steps = make_steps(prototype={"n_init": 3, "contamination": 0.0})
+    (load,) = STAGE.loads(inputs, steps)
+    assert load.images == 1000
+    assert load.amount == pytest.approx(4 * cluster_flops(4 * 4 * 4, 250, 2 * (1 + 5), 3))
+
+
+def test_prototype_loads_with_contamination_add_distances_of_pairs() -> None:
+    amounts = []
+    for contamination in (0.0, 0.1):
+        (load,) = STAGE.loads(*make_steps(prototype={"contamination": contamination}))
+        amounts.append(load.amount)
+    assert amounts[1] - amounts[0] == pytest.approx(4 * 2 * (4 * 4 * 4) * 250**2)

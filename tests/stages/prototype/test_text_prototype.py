@@ -1,0 +1,153 @@
+"""Tests of the choice of text prototypes, against plain loops, and where it differs from the released code."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
+
+from vlcp_ray.stages.prototype.text_prototype import (
+    Matching,
+    TextPrototype,
+    choose_text_prototype,
+    find_candidate_words,
+    representative_words,
+)
+
+WORDS = ("red", "Red", "blue", "covered", "fan", "tail", "the", "an", "Siberian", "2", "x9", "isn't", "green.")
+captions_ = st.lists(st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join), min_size=1, max_size=12)
+matchings = st.sampled_from(["word", "substring"])
+
+
+def split(text: str) -> list[str]:
+    """Split a caption made of WORDS into lower-case alphabetic words without a regular expression."""
+    return [word.strip(".") for word in text.lower().split() if word.strip(".").isalpha()]
+
+
+def choose(
+    captions: list[str], matching: Matching = "word", class_name: str = "thing", max_df: float = 1.0
+) -> TextPrototype:
+    """Choose the text prototype of a cluster that is the whole class but for an empty caption.
+
+    With the empty caption no word is in all captions, so that max_df = 1 drops none.
+    """
+    words = find_candidate_words([*captions, ""], class_name, max_df, matching)
+    return choose_text_prototype(words, np.arange(len(captions)), np.arange(len(captions), dtype=np.float32), 30)
+
+
+def reference(
+    captions: list[str], members: list[int], class_name: str, max_df: float, k: int, matching: Matching
+) -> tuple[int, list[str]]:
+    names = split(class_name) if matching == "word" else class_name
+    frequency: Counter[str] = Counter()
+    for i in members:
+        for word in split(captions[i]):
+            documents = sum(word in split(text) for text in captions)
+            if documents < max_df * len(captions) and word not in ENGLISH_STOP_WORDS and word not in names:
+                frequency[word] += 1
+    top = frequency.most_common(k)
+    best, best_score = -1, 0
+    for i in members:
+        text = split(captions[i]) if matching == "word" else captions[i]
+        score = sum(count for word, count in top if word in text)
+        if score > best_score:
+            best, best_score = i, score
+    return best, [word for word, _ in top]
+
+
+@settings(deadline=None)
+@given(captions_, st.data(), st.sampled_from([0.25, 0.5, 0.75, 1.0]), st.integers(1, 5), matchings)
+def test_choose_text_prototype_equals_plain_loops(
+    captions: list[str], data: st.DataObject, max_df: float, k: int, matching: Matching
+) -> None:
+    members = sorted(data.draw(st.sets(st.integers(0, len(captions) - 1), min_size=1)))
+    best, top = reference(captions, members, "Blue tail", max_df, k, matching)
+    words = find_candidate_words(captions, "Blue tail", max_df, matching)
+
+    indices, count = representative_words(words, np.array(members), k)
+    assert [words.vocabulary[i] for i in indices] == top
+    assert list(count) == sorted(count, reverse=True)
+    if best >= 0:
+        expected = TextPrototype(best, tuple(top))
+        assert choose_text_prototype(words, np.array(members), np.zeros(len(members)), k) == expected
+
+
+@settings(deadline=None)
+@given(captions_, matchings)
+def test_choose_text_prototype_is_never_empty(captions: list[str], matching: Matching) -> None:
+    captions = [*captions, "something"]
+    words = find_candidate_words(captions, "a", 0.5, matching)
+    choice = choose_text_prototype(words, np.arange(len(captions)), np.arange(len(captions), dtype=np.float32), 3)
+    assert captions[choice.row].strip()
+
+
+def test_candidate_words_drop_document_frequency_of_exactly_max_df() -> None:
+    captions = [*["common rare"] * 6, "common", "filler", "filler", "filler"]
+    assert find_candidate_words(captions, "", 0.7, "word").vocabulary == ("common", "rare", "filler")
+    indices, _ = representative_words(find_candidate_words(captions, "", 0.7, "word"), np.arange(10), 30)
+    assert list(indices) == [1, 2]
+    assert "common" in CountVectorizer(max_df=0.7).fit(captions).vocabulary_  # scikit-learn keeps it
+
+
+def test_candidate_words_use_max_df_as_exact_decimal() -> None:
+    # In floating point 0.29 x 100 is 28.999999999999996 and 0.55 x 100 is 55.00000000000001.
+    for percent in (29, 55):
+        captions = ["striped"] * percent + ["\u2014"] * (100 - percent)
+        for cluster, is_kept in ((captions, False), (["\u2014", *captions[1:]], True)):
+            words = find_candidate_words(cluster, "", percent / 100, "word")
+            assert len(representative_words(words, np.arange(100), 30)[0]) == is_kept
+
+
+def test_word_matching_drops_whole_words_of_class_name_in_any_case() -> None:
+    assert choose(["husky siberian an fan fa"], class_name="Siberian Husky, fan").words == ("fa",)
+
+
+def test_substring_matching_drops_substrings_of_class_name_in_its_case() -> None:
+    assert choose(["fa ipod"], "substring", "fan").words == ("ipod",)
+    assert choose(["fa ipod"], "word", "fan").words == ("fa", "ipod")
+    assert choose(["siberian husky"], "substring", "Siberian husky").words == ("siberian",)
+
+
+def test_substring_matching_scores_words_within_words() -> None:
+    captions = ["red red red", "covered blue"]
+    assert choose(captions, "word").row == 0  # red 3 against covered 1 + blue 1
+    assert choose(captions, "substring").row == 1  # red 3 + covered 1 + blue 1
+
+
+def test_substring_matching_scores_caption_in_its_case() -> None:
+    captions = ["Red Red Red", "plain red"]
+    assert choose(captions, "word").row == 1  # red 4 + plain 1
+    assert choose(captions[:1], "substring").words == ("red",)
+    assert choose(["Red Red Red", "Red Red plain"], "substring").row == 1  # only "plain" is found
+    assert choose(["Red plain", "Red Red Red"], "word").row == 0
+
+
+def test_choose_text_prototype_with_ties_takes_first_caption_and_word() -> None:
+    choice = choose(["beta alpha", "alpha beta"])
+    assert choice == TextPrototype(0, ("beta", "alpha"))
+
+
+def test_representative_words_with_ties_are_in_order_of_cluster() -> None:
+    words = find_candidate_words(["beta", "alpha beta", "gamma"], "", 1.0, "word")
+    indices, count = representative_words(words, np.array([1, 2]), 2)
+    assert [words.vocabulary[i] for i in indices] == ["alpha", "beta"]
+    assert list(count) == [1, 1]
+
+
+@pytest.mark.parametrize("captions", [["the", "", "an an"], ["1 2", " ", "x9"]])
+def test_choose_text_prototype_without_words_takes_nearest_caption(captions: list[str]) -> None:
+    words = find_candidate_words(captions, "", 0.7, "word")
+    assert choose_text_prototype(words, np.arange(3), np.array([2.0, 0.0, 1.0]), 30) == TextPrototype(2, ())
+
+
+def test_choose_text_prototype_without_score_takes_nearest_caption() -> None:
+    words = find_candidate_words(["RED", "BLUE", "green"], "", 0.7, "substring")
+    choice = choose_text_prototype(words, np.array([0, 1]), np.array([2.0, 1.0]), 30)
+    assert choice == TextPrototype(1, ("red", "blue"))
+
+
+def test_choose_text_prototype_of_empty_captions_raises() -> None:
+    with pytest.raises(ValueError, match="2 images are all empty: caption them again"):
+        choose_text_prototype(find_candidate_words(["", " "], "", 0.7, "word"), np.arange(2), np.zeros(2), 30)

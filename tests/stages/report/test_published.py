@@ -1,0 +1,39 @@
+"""Tests of the published figures: which image sets they belong to."""
+
+from pathlib import Path
+
+import pytest
+
+from vlcp_ray.config import Job, load_job
+from vlcp_ray.stages.report.published import Published, published
+
+JOBS = Path(__file__).parents[3] / "jobs"
+SETS = ("imagenette", "imagewoof", "imageidc", "imagenet100", "imagenet1k", "cifar10", "cifar100", "tiny-imagenet")
+
+
+def figures_of(job: Job, classes: int) -> list[Published]:
+    return published(job.name, job.ingest.classes, classes)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_published_has_figures_for_every_job_of_the_paper(name: str) -> None:
+    job = load_job(JOBS / f"{name}.toml")
+    assert job.ingest.expect
+    figures = figures_of(job, job.ingest.expect.classes)
+    assert {figure.protocol for figure in figures} == set(job.evaluate.protocols)
+    assert {figure.network for figure in figures} == set(job.evaluate.networks)
+    assert set(job.ipc) & {figure.ipc for figure in figures}
+    best = {(figure.network, figure.ipc): figure.top1_best for figure in figures if figure.method == "vlcp"}
+    assert all(f.top1_best < best[f.network, f.ipc] for f in figures if f.method == "random")
+    assert figures_of(job, job.ingest.expect.classes - 1) == []  # the figures do not hold for a part of the set
+
+
+def test_published_imagenette_equals_the_paper() -> None:
+    figures = published("mine", ("imagenette",), 10)
+    assert Published("minimax", "ResNetAP-10", 10, "vlcp", 64.8, 3.6) in figures
+    assert Published("minimax", "ResNetAP-10", 50, "random", 76.1, None) in figures
+
+
+def test_published_of_other_image_sets_is_empty() -> None:
+    assert figures_of(load_job(JOBS / "digits.toml"), 10) == []
+    assert published("imagenette", ("n01440764", "n02102040"), 10) == []

@@ -1,0 +1,273 @@
+"""Tests of the rendered page: what it shows and leaves out, its size, and that all text is escaped."""
+
+import dataclasses
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tests.stages.report.small_report import (
+    EMPTY,
+    SCRIPT,
+    distilled,
+    full_report,
+    nearest,
+    png,
+    prototypes,
+    rejected,
+    synthetic,
+    tsne_plot,
+)
+from tests.stages.report.test_scores import scores, trials
+from vlcp_ray.images import encode_png
+from vlcp_ray.schemas import SYNTHETIC
+from vlcp_ray.stages.report.contents import DistilledSet, Sample, StageRow
+from vlcp_ray.stages.report.images import thumbnail
+from vlcp_ray.stages.report.render import render
+
+VOID = {"meta", "img", "input", "link", "br"}
+
+
+class Page(HTMLParser):
+    """A parsed page: its tags and its text; fails where a tag is closed that is not open."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(page)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("style", "title"):
+            self.words.append(data)
+
+    def all(self, tag: str, class_: str = "") -> list[dict[str, str | None]]:
+        return [a for t, a in self.tags if t == tag and (not class_ or class_ in (a.get("class") or "").split())]
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"[ \n]+", " ", "".join(self.words))
+
+
+def sections(page: Page) -> list[str | None]:
+    return [attributes["id"] for attributes in page.all("section")]
+
+
+def test_render_one_trial_has_no_std_and_no_significance() -> None:
+    table = scores(trials("vlcp", 1, (0.8,)), trials("random", 1, (0.5,)))
+    page = Page(render(dataclasses.replace(EMPTY, scores=table)))
+    assert len(page.all("svg")) == 2
+    assert "one trial" in page.text
+    assert not page.all("g", "std")
+    assert "1 distilled image per class reaches 80.0\N{NO-BREAK SPACE}% where 1 random one reaches" in page.text
+
+
+def test_render_full_report_is_well_formed_self_contained_and_reproducible() -> None:
+    html = render(full_report())
+    page = Page(html)
+    assert html.startswith("<!doctype html>")
+    assert sections(page) == ["data", "scores", "sets", "finetuning", "cost", "rejected", "reproduce"]
+    assert {a["href"] for a in page.all("a")} == {f"#{name}" for name in sections(page)}
+    assert not page.all("script")
+    assert not page.all("link")
+    assert all((a["src"] or "").startswith("data:image/") for a in page.all("img"))
+    assert not re.search(r"url\((?!#)|https?://|@import", re.sub(r'src="data:[^"]*"', "", html))
+    assert html == render(full_report())
+
+
+def test_render_without_a_part_leaves_its_section_out() -> None:
+    assert sections(Page(render(EMPTY))) == []
+    assert "Nothing is distilled yet" in Page(render(EMPTY)).text
+    only_images = dataclasses.replace(distilled(), prototypes=prototypes(0, 0), centroids=None)
+    page = Page(render(dataclasses.replace(EMPTY, sets=(only_images,))))
+    assert sections(page) == ["sets"]
+    assert "4 distilled images, not evaluated yet" in page.text
+    assert not page.all("div", "prototype")
+    only_prototypes = dataclasses.replace(distilled(), synthetic=SYNTHETIC.empty_table(), centroids=None)
+    page = Page(render(dataclasses.replace(EMPTY, sets=(only_prototypes,))))
+    assert len(page.all("div", "prototype")) == 4
+    assert len(page.all("div", "none")) == 8
+
+
+def test_render_escapes_everything_from_outside() -> None:
+    report = dataclasses.replace(
+        full_report(),
+        title=SCRIPT,
+        facts={SCRIPT: SCRIPT},
+        stages=(StageRow(SCRIPT, "ingest", SCRIPT, 1, 1, 0, None, SCRIPT),),
+        scores=scores(trials(SCRIPT, 2, (0.5,), SCRIPT)),
+        sets=(distilled(text=SCRIPT),),
+        rejected=rejected((SCRIPT, SCRIPT)),
+        samples=(Sample(0, 1, SCRIPT, png(0)),),
+        source=SCRIPT,
+        class_lists=(SCRIPT,),
+        class_names=(SCRIPT,),
+        dropped_words={0: [(SCRIPT, 1.0)]},
+        tsne_plots=(dataclasses.replace(tsne_plot(outliers=False), class_name=SCRIPT),),
+        other_classes=pa.table({"label": [7], "class_name": [SCRIPT], "image": [png(3)]}),
+        command=SCRIPT,
+    )
+    html = render(report)
+    page = Page(html)
+    assert not page.all("script")
+    assert "<script" not in html
+    assert "class <0>" in page.text
+    assert page.text.count("alert") > 8
+
+
+def test_render_prototype_is_beside_its_centroid_and_real_images() -> None:
+    page = Page(render(dataclasses.replace(EMPTY, sets=(distilled(classes=1, ipc=1),))))
+    assert len(page.all("div", "prototype")) == 1
+    assert len(page.all("mark")) == 2
+    assert "Cluster 0, 10 images. Representative words that are not in this caption: thin." in page.text
+    assert [a["alt"] for a in page.all("img")][-5:] == ["centroid", "synthetic", *["nearest real"] * 3]
+    assert all(a["class"] == "pixels" for a in page.all("img"))
+
+
+def test_render_of_many_clusters_shows_the_largest() -> None:
+    page = Page(render(dataclasses.replace(EMPTY, sets=(distilled(classes=20, ipc=12),))))
+    assert re.findall(r"Cluster (\d+), (\d+) images", page.text)[:3] == [("11", "21"), ("10", "20"), ("9", "19")]
+    assert "Shown are the 10 largest of the 12 clusters of each class." in page.text
+
+
+def test_render_of_two_seeds_has_tabs() -> None:
+    page = Page(render(dataclasses.replace(EMPTY, sets=(distilled(), distilled(seed=1)))))
+    assert len(page.all("input")) == 2
+    assert sum("checked" in a for a in page.all("input")) == 1
+    assert len(page.all("div", "panel")) == 2
+    assert not Page(render(dataclasses.replace(EMPTY, sets=(distilled(),)))).all("input")
+
+
+def test_render_of_a_thousand_classes_is_small_and_counts_what_is_left_out() -> None:
+    noise = encode_png(np.random.default_rng(0).integers(0, 256, (224, 224, 3), np.uint8))  # what compresses worst
+    images = synthetic(1000, 11, b"")
+    files = [noise if label < 20 else b"never opened" for label in images["label"].to_pylist()]
+    images = images.set_column(4, "image", pa.array(files))
+    one = DistilledSet(0, 11, prototypes(1000, 11), images, images, nearest(images))
+    sets = [dataclasses.replace(one, seed=seed) for seed in range(3)]
+    names = [f"class <{label}>" for label in range(20, 1000)]
+    other_classes = pa.table({"label": range(20, 1000), "class_name": names, "image": [thumbnail(noise)] * 980})
+    html = render(dataclasses.replace(EMPTY, sets=sets, other_classes=other_classes))
+    page = Page(html)
+    assert len(html) < 20e6
+    assert all(name in page.text for name in names)
+    assert "Shown are 200 images of the first 20 classes; 10,800 images are left out" in page.text
+    assert "980 of 1,000 classes among them" in page.text
+    assert len(page.all("img")) == 20 + 3 * 20 * 10 + 20 * (1 + 10 * 3) + 980
+
+
+def test_render_of_ten_classes_is_below_five_megabytes() -> None:
+    random = np.random.default_rng(0)  # like a photograph: coarse patches with a little noise
+    coarse = random.integers(0, 256, (30, 8, 8, 3)).repeat(28, 1).repeat(28, 2)
+    photos = [
+        encode_png(np.clip(image + random.normal(0, 12, image.shape), 0, 255).astype(np.uint8)) for image in coarse
+    ]
+    sets = []
+    for seed in range(3):
+        for ipc in (10, 20, 50):
+            images = synthetic(10, ipc, b"")
+            images = images.set_column(4, "image", pa.array([photos[i % 30] for i in range(len(images))], pa.binary()))
+            sets.append(DistilledSet(seed, ipc, prototypes(10, ipc), images, images, nearest(images, 3)))
+    html = render(dataclasses.replace(EMPTY, sets=sets, tsne_plots=[tsne_plot(outliers=True)] * 10))
+    assert len(html) < 5e6
+
+
+def test_render_part_of_a_set_uses_its_totals() -> None:
+    part = dataclasses.replace(distilled(2, 2), classes=1000, images=2000)
+    page = Page(render(dataclasses.replace(EMPTY, sets=(part,))))
+    assert "2,000 distilled images, not evaluated yet" in page.text
+    assert "Shown are 4 images of the first 2 classes; 1,996 images are left out, 998 of 1,000 classes" in page.text
+
+
+@pytest.mark.parametrize(
+    ("stage", "rows", "mark"),
+    [("ingest", 8, "1 missing"), ("ingest", 10, "1 too many"), ("ingest", 9, "adds up"), ("prototype", 4, "")],
+)
+def test_render_marks_rows_that_do_not_add_up(stage: str, rows: int, mark: str) -> None:
+    row = StageRow("a stage", stage, "f" * 64, 10, rows, 1, None, "")
+    page = Page(render(dataclasses.replace(EMPTY, stages=(row,))))
+    assert {word for word in ("1 missing", "1 too many", "adds up") if word in page.text} == ({mark} if mark else set())
+    assert bool(page.all("span", "no")) == (mark.startswith("1 "))
+    assert "reused" in page.text
+
+
+def test_render_counts_rejected_rows_by_reason() -> None:
+    table = rejected(*((f"i{n}", "undecodable") for n in range(7)), ("j", "too_large"))
+    page = Page(render(dataclasses.replace(EMPTY, rejected=table)))
+    assert "7 \N{MULTIPLICATION SIGN} undecodable in ingest: the bytes are not an image" in page.text
+    assert "1 \N{MULTIPLICATION SIGN} too_large" in page.text
+    assert "2 more." in page.text
+
+
+def test_render_lists_all_settings_and_facts() -> None:
+    page = Page(render(full_report()))
+    for words in ("temperature0.2", "enginenull", "ipc[2]", "machine2 cores", "namedigits"):
+        assert words in page.text.replace(" 0.2", "0.2")
+
+
+def test_render_compares_images_and_bytes_with_the_train_split() -> None:
+    page = Page(render(full_report()))
+    assert "1,297train images, 1.0 MiB" in page.text.replace("\n", "")
+    assert "324 \N{MULTIPLICATION SIGN}" in page.text  # 1,297 images against 4
+    assert "1,024 \N{MULTIPLICATION SIGN}" in page.text  # a mebibyte against a kibibyte
+
+
+def test_render_shows_dropped_words_outliers_and_tsne() -> None:
+    page = Page(render(full_report()))
+    assert "digit 100 %" in page.text
+    assert "grey 75 %" in page.text
+    assert [a["alt"] for a in page.all("img")].count("outlier of class <0>") == 8
+    assert "(8 of 12)" in page.text
+    assert "with the centres of k-means without outlier removal" in page.text
+    one = Page(render(dataclasses.replace(full_report(), tsne_plots=(tsne_plot(outliers=False),))))
+    assert "This job removes no outliers" in one.text
+
+
+def test_render_shows_finetuning_metrics_and_samples_by_epoch() -> None:
+    page = Page(render(full_report()))
+    for words in ("Training loss", "Learning rate", "epoch 2", "epoch 4", "1 more seed are left out"):
+        assert words in page.text
+    assert "Gradient norm" not in page.text
+    many = [Sample(0, epoch, "a", png(epoch)) for epoch in range(1, 101)]
+    text = Page(render(dataclasses.replace(EMPTY, samples=many))).text
+    assert "epoch 100" in text
+    assert "92 epochs in between are left out" in text
+
+
+def test_render_shows_devices_memory_estimate_and_command() -> None:
+    page = Page(render(full_report()))
+    for words in (
+        "2 x 1 CPU",
+        "300 MiB",
+        "2.0 s (1.50 \N{MULTIPLICATION SIGN})",
+        "4.0/s",
+        "vlcp-ray run jobs/digits.toml --set",
+    ):
+        assert words in page.text
+    unknown = dataclasses.replace(full_report().stages[0], peak_memory=None)
+    assert "not measured" in Page(render(dataclasses.replace(EMPTY, stages=(unknown,)))).text
+
+
+def test_render_lists_published_figures_of_the_image_set() -> None:
+    table = scores(trials("vlcp", 10, (0.5, 0.6), "ResNetAP-10"))
+    names = [str(i) for i in range(10)]
+    report = dataclasses.replace(EMPTY, scores=table, class_lists=["imagenette"], class_names=names)
+    page = Page(render(report))
+    assert "64.8 ± 3.6" in page.text
+    assert "No figures are published" in Page(render(dataclasses.replace(EMPTY, scores=table))).text

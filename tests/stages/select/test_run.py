@@ -1,0 +1,120 @@
+"""Tests of select: all compared methods through both protocols, equal sets for one worker and two."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+from safetensors.torch import save
+
+from vlcp_ray.config import Job, load_job
+from vlcp_ray.demo import digits
+from vlcp_ray.engine.writing import TARGET
+from vlcp_ray.methods import METHODS
+from vlcp_ray.models.teacher import build_teacher
+from vlcp_ray.pipeline import graph, run
+from vlcp_ray.scale import Pool, Scale
+from vlcp_ray.schemas import SYNTHETIC
+from vlcp_ray.stages.evaluate import SCORES
+from vlcp_ray.stages.select.run import SelectionTask, SelectRows
+from vlcp_ray.store.artifact import Store
+
+pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.filterwarnings("default")]
+JOB = Path(__file__).parents[3] / "jobs" / "digits-compare.toml"
+
+
+def job() -> Job:
+    overrides = [
+        'compare.methods=["random", "herding", "k-center", "rded", "full"]',
+        "ipc=[2]",
+        "seeds=[0]",
+        "teach.epochs=1",
+        "teach.width=8",
+        "evaluate.epochs=2",
+        "evaluate.full_epochs=1",
+        "evaluate.width=8",
+    ]
+    return load_job(JOB, overrides)
+
+
+def run_with(root: Path, workers: int) -> tuple[dict[str, pa.Table], pa.Table]:
+    pool = Pool(num_workers=workers, num_cpus=1)
+    store = Store.at(str(root))
+    steps = list(run(job(), store, "report", Scale(evaluate=pool, ingest=pool)))
+    sets = {
+        step.key["method"]: store.artifact(step).table("synthetic", SYNTHETIC).sort_by("image_id")
+        for step in steps
+        if step.stage == "select"
+    }
+    scores = [store.artifact(step).table("scores", SCORES) for step in steps if step.stage == "evaluate"]
+    return sets, pa.concat_tables(scores).sort_by("trial_id").drop_columns("seconds")
+
+
+def test_graph_without_generated_sets_has_no_models() -> None:
+    stages = [step.stage for step in graph(job())]
+    assert {stage: stages.count(stage) for stage in stages} == {
+        "ingest": 1,
+        "teach": 1,
+        "select": 4,
+        "evaluate": 5,
+        "report": 1,
+    }
+
+
+def test_select_with_one_or_two_workers_gives_the_same_sets_and_scores(tmp_path: Path) -> None:
+    sets, scores = run_with(tmp_path / "one", 1)
+    assert {method: len(table) for method, table in sets.items()} == dict.fromkeys(
+        ("random", "herding", "k-center", "rded"), 20
+    )
+    assert all(set(table["label"].to_pylist()) == set(range(10)) for table in sets.values())
+    trials = set(zip(*(scores[name].to_pylist() for name in ("method", "protocol")), strict=True))
+    methods = ("random", "herding", "k-center", "rded")
+    assert trials == {(m, p) for m in methods for p in ("minimax", "rded")} | {("full", "minimax")}
+    assert len(scores) == 9
+    again, same = run_with(tmp_path / "two", 2)
+    assert same.equals(scores)
+    assert all(again[method].equals(sets[method]) for method in sets)
+
+
+def test_select_rows_of_two_sets_returns_a_shared_row_twice() -> None:
+    rows = pa.Table.from_pylist([dict(row) for row in digits.rows("val")][:4])
+    ids = rows["image_id"].to_pylist()
+    selected = SelectRows({"small": ids[:1], "large": ids[:3]})(rows).select(["image_id", TARGET]).to_pylist()
+    expected = [(ids[0], "small"), *((image_id, "large") for image_id in ids[:3])]
+    assert [(row["image_id"], row[TARGET]) for row in selected] == expected
+
+
+@pytest.fixture
+def rows() -> pa.Table:
+    return pa.Table.from_pylist([dict(row) for row in digits.rows("val") if row["label"] == 3])
+
+
+def selection_task(root: Path) -> SelectionTask:
+    """Make the task of all methods that need all images of a class, with an untrained teacher."""
+    settings, store = job(), Store.at(str(root))
+    teacher = build_teacher(settings.teach, num_classes=10, input_size=settings.teach.input_size, seed=0)
+    runs = {
+        METHODS[step.key["method"]].code: {(step.key["seed"], step.key["ipc"]): store.artifact(step)}
+        for step in graph(settings)
+        if step.stage == "select" and METHODS[step.key["method"]].form == "class"
+    }
+    return SelectionTask(settings, ray.put(save(dict(teacher.state_dict()))), runs, "cpu")
+
+
+def test_selection_task_of_shuffled_rows_writes_the_same_sets(tmp_path: Path, rows: pa.Table) -> None:
+    shuffled = rows.take(np.random.default_rng(0).permutation(len(rows)))
+    one, two = selection_task(tmp_path / "one"), selection_task(tmp_path / "two")
+    one(rows)
+    two(shuffled)
+    assert len(one.runs) == 3
+    for code, runs in one.runs.items():
+        (table,) = [artifact.table("synthetic", SYNTHETIC) for artifact in runs.values()]
+        (again,) = [artifact.table("synthetic", SYNTHETIC) for artifact in two.runs[code].values()]
+        assert len(table) == 2
+        assert again.equals(table)
+
+
+def test_selection_task_of_too_small_a_class_names_it(tmp_path: Path, rows: pa.Table) -> None:
+    with pytest.raises(ValueError, match=r"class 'digit three': 1 images are fewer than ipc = 2"):
+        selection_task(tmp_path)(rows.slice(0, 1))

@@ -1,0 +1,132 @@
+"""Tests of the lease: two runs never make the same artifact at once, and a dead run does not block others."""
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from vlcp_ray.monitoring.progress import ProgressSnapshot
+from vlcp_ray.store import lease
+from vlcp_ray.store.artifact import Step, Store
+from vlcp_ray.store.lease import LeaseConflictError, acquire_lease, active_leases
+
+ONE, OTHER = Step("pair", 1, {"a": 1}), Step("pair", 1, {"a": 2})
+
+
+@pytest.fixture(autouse=True)
+def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "HEARTBEAT_INTERVAL", 0.1)
+    monkeypatch.setattr(lease, "_DEAD_AFTER", 0.6)
+    monkeypatch.setattr(lease, "_POLL_INTERVAL", 0.02)
+
+
+def leases(root: Path) -> list[Path]:
+    return sorted((root / "leases").glob("*.json"))
+
+
+def write_lease(root: Path, pid: int, host: str = "elsewhere") -> None:
+    """Write the lease of a run that was killed while it made ONE."""
+    (root / "leases").mkdir(parents=True)
+    lease = {"host": host, "pid": pid, "since": "1 Jan", "makes": {ONE.fingerprint: "pair"}, "beat": 7}
+    (root / "leases" / "killed.json").write_text(json.dumps(lease))
+
+
+def test_acquire_lease_of_the_same_artifact_names_the_other_run(tmp_path: Path) -> None:
+    store = Store.at(str(tmp_path))
+    with acquire_lease(store, [ONE]):
+        with (
+            pytest.raises(LeaseConflictError, match=r"pair is being made by another run .*re-run the same command"),
+            acquire_lease(store, [OTHER, ONE]),
+        ):
+            raise AssertionError("both run")
+        assert len(leases(tmp_path)) == 1
+    assert leases(tmp_path) == []
+
+
+def test_acquire_lease_of_different_artifacts_succeeds(tmp_path: Path) -> None:
+    store = Store.at(str(tmp_path))
+    with acquire_lease(store, [ONE]), acquire_lease(store, [OTHER]):
+        assert len(leases(tmp_path)) == 2
+    assert leases(tmp_path) == []
+
+
+def test_acquire_lease_after_a_killed_process_succeeds_at_once(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    write_lease(tmp_path, ended.pid, socket.gethostname())
+    with acquire_lease(Store.at(str(tmp_path)), [ONE]):
+        assert len(leases(tmp_path)) == 1
+
+
+def test_acquire_lease_without_heartbeat_elsewhere_succeeds(tmp_path: Path) -> None:
+    write_lease(tmp_path, 1)
+    with acquire_lease(Store.at(str(tmp_path)), [ONE]):
+        assert "killed.json" not in {path.name for path in leases(tmp_path)}
+
+
+def test_acquire_lease_after_an_error_deletes_it(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), acquire_lease(Store.at(str(tmp_path)), [ONE]):
+        raise RuntimeError
+    assert leases(tmp_path) == []
+
+
+def test_acquire_lease_by_six_threads_lets_at_most_one_run(tmp_path: Path) -> None:
+    running, maximum, lock, gate = 0, 0, threading.Lock(), threading.Barrier(6)
+
+    def run() -> None:
+        nonlocal running, maximum
+        gate.wait()
+        try:
+            with acquire_lease(Store.at(str(tmp_path)), [ONE]):
+                with lock:
+                    running += 1
+                    maximum = max(maximum, running)
+                threading.Event().wait(1)
+                with lock:
+                    running -= 1
+        except LeaseConflictError:
+            pass
+
+    threads = [threading.Thread(target=run) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert maximum <= 1
+    with acquire_lease(Store.at(str(tmp_path)), [ONE]):
+        assert len(leases(tmp_path)) == 1
+
+
+def test_acquire_lease_interrupts_a_run_whose_lease_is_gone(tmp_path: Path) -> None:
+    def work() -> None:
+        with acquire_lease(Store.at(str(tmp_path)), [ONE]):
+            leases(tmp_path)[0].unlink()
+            threading.Event().wait(5)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+
+
+def test_active_leases_show_progress_and_dead_runs(tmp_path: Path) -> None:
+    store = Store.at(str(tmp_path))
+    snapshot = ProgressSnapshot("pair", [ONE.fingerprint], 640, 1297, "rows", 2, 35.0, "caption 1 x 1 GPU", "")
+    with acquire_lease(store, [ONE, OTHER], lambda: snapshot):
+        while not (now := active_leases(store)[0]).progress:
+            time.sleep(0.01)
+        assert now.progress == snapshot
+        assert now.makes == {ONE.fingerprint, OTHER.fingerprint}
+        assert now.is_alive
+        assert "640 of 1,297 rows (49%) 35.0/s, 19 s left, 2 rejected, on caption 1 x 1 GPU" in str(now)
+        (file,) = leases(tmp_path)
+        killed = json.loads(file.read_text()) | {"at": time.time() - 300, "host": "elsewhere"}
+    assert active_leases(store) == []
+    file.write_text(json.dumps(killed))
+    (dead,) = active_leases(store)
+    assert not dead.is_alive
+    assert "on elsewhere" in str(dead)
+    assert "its last heartbeat 5 min ago and is dead" in str(dead)

@@ -1,0 +1,156 @@
+"""Count the operations of models: `python -m vlcp_ray.cost.count_flops > vlcp_ray/cost/counts.json`.
+
+The models are built from their configurations on torch's meta device, which stores shapes without values, and run
+under torch's own counter (`torch.utils.flop_counter`). A multiplication and an addition are two operations.
+Convolutions, matrix products and attention are counted, element-wise operations are not.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from vlcp_ray.cost.flops import TEXT_TOKENS, side_terms, token_terms, unet_terms
+from vlcp_ray.models.networks import NETWORKS
+from vlcp_ray.models.pretrained import folder
+
+PAPER: Final[Mapping[str, Mapping[str, Any]]] = json.loads(
+    Path(__file__).with_name("paper.json").read_text(encoding="utf-8")
+)
+_IMAGE_SIDE: Final = 224  # pixels, for the networks
+_LATENT_SIDES: Final = (16, 32, 64)  # divisible by every downsampling of the models
+_LENGTHS: Final = (64, 128, 256)  # tokens
+
+Count = dict[str, Any]
+
+
+def build(part: str, settings: Mapping[str, Any], device: str = "meta") -> Any:
+    """Build a model with random weights, or without weights on the device `meta`.
+
+    Args:
+        part: unet, vae, text_encoder or llava.
+        settings: the content of its config.json.
+        device: a torch device.
+    """
+    import diffusers
+    import transformers
+
+    with torch.device(device):
+        if part == "unet":
+            return diffusers.UNet2DConditionModel.from_config(dict(settings))
+        if part == "vae":
+            return diffusers.AutoencoderKL.from_config(dict(settings))
+        if part == "text_encoder":
+            return transformers.CLIPTextModel(transformers.CLIPTextConfig(**settings))
+        return transformers.LlavaForConditionalGeneration(transformers.LlavaConfig(**settings))
+
+
+def count(part: str, settings: Mapping[str, Any]) -> Count:
+    """Count the parameters of a model, and fit the coefficients of its operations for each of its uses."""
+    model = build(part, settings).eval()
+    return {"parameters": sum(p.numel() for p in model.parameters()), **_COUNTERS[part](model)}
+
+
+def count_network(name: str) -> float:
+    """Count the operations of a forward pass per pixel of the image; they are proportional to its area."""
+    from vlcp_ray.models.classifiers import build_classifier
+
+    with torch.device("meta"):
+        network = build_classifier(name, num_classes=1, input_size=_IMAGE_SIDE, width=0, seed=0, norm="batch")
+    return _flops(lambda: network.eval()(torch.empty(1, 3, _IMAGE_SIDE, _IMAGE_SIDE, device="meta"))) / _IMAGE_SIDE**2
+
+
+def counts() -> dict[str, Any]:
+    """Count the paper's models, then the demo's."""
+    by_part: dict[str, list[Count]] = {part: [count(part, settings)] for part, settings in PAPER.items()}
+    for part in ("unet", "vae", "text_encoder"):
+        by_part[part].append(count(part, config_of("demo/stable_diffusion", part)))
+    by_part["llava"].append(count("llava", config_of("demo/llava", "")))
+    return by_part
+
+
+def config_of(model: str, part: str) -> dict[str, Any]:
+    """Read the configuration of a model from its folder, or from the hub or its cache."""
+    path = Path(folder(model)).expanduser() / part / "config.json"
+    if not path.exists():
+        from huggingface_hub import hf_hub_download
+
+        path = Path(hf_hub_download(model, f"{part}/config.json".lstrip("/")))
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return {name: value for name, value in config.items() if name not in ("_name_or_path", "architectures")}
+
+
+def _count_unet(model: Any) -> Count:
+    points = [(side, TEXT_TOKENS) for side in _LATENT_SIDES] + [(side, 2 * TEXT_TOKENS) for side in _LATENT_SIDES[1:]]
+    width = model.config.cross_attention_dim
+
+    def forward(side: int, tokens: int) -> Callable[[], Any]:
+        text = torch.empty(1, tokens, width, device="meta")
+        return lambda: model(torch.empty(1, 4, side, side, device="meta"), torch.zeros(1, device="meta"), text)
+
+    return {"forward": _fit([unet_terms(*point) for point in points], [_flops(forward(*point)) for point in points])}
+
+
+def _count_vae(model: Any) -> Count:
+    terms = [side_terms(side) for side in _LATENT_SIDES]
+    scale = 2 ** (len(model.config.block_out_channels) - 1)
+    pixels = [torch.empty(1, 3, side * scale, side * scale, device="meta") for side in _LATENT_SIDES]
+    latents = [torch.empty(1, model.config.latent_channels, side, side, device="meta") for side in _LATENT_SIDES]
+    return {
+        "encode": _fit(terms, [_flops(partial(model.encode, x)) for x in pixels]),
+        "decode": _fit(terms, [_flops(partial(model.decode, x)) for x in latents]),
+    }
+
+
+def _count_text_encoder(model: Any) -> Count:
+    return {"slice": _flops(lambda: model(torch.zeros(1, TEXT_TOKENS, dtype=torch.long, device="meta")))}
+
+
+def _count_llava(model: Any) -> Count:
+    vision, language = model.config.vision_config, model.config.text_config
+    pixels = torch.empty(1, 3, vision.image_size, vision.image_size, device="meta")
+    patches = (vision.image_size // vision.patch_size) ** 2
+    features = torch.empty(1, patches, vision.hidden_size, device="meta")
+    inner = model.model
+    image = _flops(lambda: inner.vision_tower(pixels)) + _flops(lambda: inner.multi_modal_projector(features))
+
+    def read(tokens: int) -> Callable[[], Any]:
+        embedded = torch.empty(1, tokens, language.hidden_size, device="meta")
+        return lambda: inner.language_model(inputs_embeds=embedded)
+
+    token, token_pair = _fit([token_terms(n) for n in _LENGTHS], [_flops(read(n)) for n in _LENGTHS])
+    head = 2 * language.hidden_size * language.vocab_size
+    return {"image": image, "image_tokens": patches, "token": token, "token_pair": token_pair, "head": head}
+
+
+_COUNTERS: Final = {
+    "unet": _count_unet,
+    "vae": _count_vae,
+    "text_encoder": _count_text_encoder,
+    "llava": _count_llava,
+}
+
+
+def _flops(call: Callable[[], Any]) -> float:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        call()
+    return float(counter.get_total_flops())
+
+
+def _fit(terms: Sequence[Sequence[float]], flops: Sequence[float]) -> list[float]:
+    scale = np.max(np.abs(terms), axis=0)  # the terms differ by up to side ** 4
+    coefficients = np.linalg.lstsq(np.array(terms) / scale, np.array(flops), rcond=None)[0] / scale
+    return [float(f"{value:.12g}") for value in coefficients]
+
+
+if __name__ == "__main__":
+    print(json.dumps(counts(), indent=1))
+    for name, network in NETWORKS.items():
+        if not network.poolings:
+            print(f"models/networks.py: {name} flops_per_pixel={count_network(name)!r}", file=sys.stderr)

@@ -1,0 +1,116 @@
+"""Compute the operations of a job's models for one image at any size, without loading a library.
+
+The coefficients in counts.json were counted by `count_flops.py`: the operations are polynomials in the latent's side
+and the text's length. A multiplication and an addition are two operations. A model is recognised by its number of
+parameters, not by its folder or hub id.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from vlcp_ray.config import Job
+from vlcp_ray.models.networks import NETWORKS
+from vlcp_ray.models.pretrained import count_parameters
+
+TEXT_TOKENS: Final = 77  # ids in a slice of text for CLIP
+_TOKENS_PER_WORD: Final = 1.4  # of a prompt, an assumption
+_CHAT_TOKENS: Final = 10  # of the chat format around a prompt, an assumption
+
+Count = Mapping[str, Any]
+
+
+def unet_terms(side: int, tokens: int) -> tuple[float, ...]:
+    """Return the terms of a UNet's operations: constant, pixels, pairs of pixels, pixels x text tokens, text tokens."""
+    return 1.0, side**2, side**4, side**2 * tokens, tokens
+
+
+def side_terms(side: int) -> tuple[float, ...]:
+    """Return the terms of a VAE's operations for a latent of side x side."""
+    return 1.0, side**2, side**4
+
+
+def token_terms(tokens: int) -> tuple[float, ...]:
+    """Return the terms of a language model's operations: tokens, and pairs of tokens, which attention compares."""
+    return tokens, tokens**2
+
+
+@dataclass(frozen=True)
+class ModelFlops:
+    """The counts of a job's models; None for a model that was never counted, whose operations are NaN."""
+
+    unet: Count | None
+    vae: Count | None
+    text: Count | None
+    llava: Count | None
+
+    def denoise(self, side: int, slices: int = 1) -> float:
+        """Count a forward pass of the UNet over a latent of side x side.
+
+        Args:
+            side: height and width of the latent.
+            slices: slices of 77 ids in the text.
+        """
+        if self.unet is None:
+            return math.nan
+        return _weighted_sum(self.unet["forward"], unet_terms(side, slices * TEXT_TOKENS))
+
+    def encode(self, side: int) -> float:
+        """Count the encoding of an image to the moments of its latent of side x side."""
+        return math.nan if self.vae is None else _weighted_sum(self.vae["encode"], side_terms(side))
+
+    def decode(self, side: int) -> float:
+        """Count the decoding of a latent of side x side to an image."""
+        return math.nan if self.vae is None else _weighted_sum(self.vae["decode"], side_terms(side))
+
+    def embed_text(self, slices: int = 1) -> float:
+        """Count the embedding of a text of `slices` slices of 77 ids."""
+        return math.nan if self.text is None else slices * float(self.text["slice"])
+
+    def caption(self, prompt: str, tokens: float) -> float:
+        """Count a caption of `tokens` tokens, each of which attends to all tokens before it."""
+        if self.llava is None:
+            return math.nan
+        count, read = self.llava, self.llava["image_tokens"] + prompt_tokens(prompt)
+        token_pairs = read**2 + tokens * (read + tokens / 2)
+        language = (read + tokens) * count["token"] + token_pairs * count["token_pair"]
+        return float(count["image"] + language + tokens * count["head"])
+
+    def classify(self, network: str, size: int, width: int, classes: int) -> float:
+        """Count a forward pass of a classifier over an image of size x size pixels."""
+        return NETWORKS[network].forward_flops(size, width, classes)
+
+
+def model_flops(job: Job) -> ModelFlops:
+    """Look up the counts of a job's models; only the paper's and the demo's are known."""
+
+    def find(part: str, model: str, folder: str) -> Count | None:
+        size = count_parameters(model, folder)
+        return next((count for count in _counts()[part] if count["parameters"] == size), None)
+
+    base = job.base_model
+    return ModelFlops(
+        find("unet", base, "unet"),
+        find("vae", base, "vae"),
+        find("text_encoder", base, "text_encoder"),
+        find("llava", job.caption.model, ""),
+    )
+
+
+def prompt_tokens(prompt: str) -> float:
+    """Estimate the number of tokens of a prompt, without those of its image."""
+    return _CHAT_TOKENS + _TOKENS_PER_WORD * len(prompt.split())
+
+
+def _weighted_sum(coefficients: Sequence[float], terms: Sequence[float]) -> float:
+    return float(sum(c * t for c, t in zip(coefficients, terms, strict=True)))
+
+
+@cache
+def _counts() -> dict[str, Any]:
+    counts: dict[str, Any] = json.loads(Path(__file__).with_name("counts.json").read_text(encoding="utf-8"))
+    return counts

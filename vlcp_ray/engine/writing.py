@@ -1,0 +1,111 @@
+"""Write the rows of a plan to their artifacts, count the rows of an artifact, and complete it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from vlcp_ray.engine.context import Context
+from vlcp_ray.engine.tasks import run_remote
+from vlcp_ray.monitoring.memory import Peaks, measure_peaks, reset_peaks
+from vlcp_ray.schemas import REJECTED, conform, with_column
+from vlcp_ray.store.artifact import Artifact, Step, part_name
+
+REJECTED_TABLE: Final = "rejected"
+#: The column with the artifact of a row, where one plan fills several.
+TARGET: Final = "target"
+#: The columns with the peak memory of the workers of a plan, passed on from each to the next.
+PEAKS: Final = ("peak_memory", "peak_gpu_memory")
+
+
+@dataclass
+class WriteRows:
+    """The last operation of a row-wise plan: write good rows to `table`, and rejected rows to `rejected`.
+
+    A file is named after the ids in it, so that a task that runs twice writes the same file twice. The tables
+    themselves are the record of what is done, so that no other record can disagree with them.
+    """
+
+    targets: Mapping[str, Artifact]
+    stage: str
+    table: str
+    schema: pa.Schema
+    id_column: str = "image_id"
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        reset_peaks(self.stage)
+        rows = {"rows": 0, "rejected": 0}
+        for target, artifact in self.targets.items():
+            part = block.filter(pc.equal(block[TARGET], target)) if TARGET in block.column_names else block
+            good = part.filter(pc.equal(part["reason"], "")) if "reason" in part.column_names else part
+            rows["rows"] += self._write_part(artifact, self.table, good, self.schema)
+            if len(good) < len(part):
+                bad = part.filter(pc.not_equal(part["reason"], ""))
+                bad = with_column(bad, "stage", pa.array([self.stage] * len(bad), pa.string()))
+                rows["rejected"] += self._write_part(artifact, REJECTED_TABLE, bad, REJECTED)
+        return pa.table({name: [count] for name, count in (rows | peak_columns(block)).items()})
+
+    def _write_part(self, artifact: Artifact, folder: str, rows: pa.Table, schema: pa.Schema) -> int:
+        if len(rows):
+            name = part_name(rows[self.id_column].to_pylist())
+            artifact.write_table(f"{folder}/{name}", conform(rows, schema))
+        return len(rows)
+
+    def done(self, artifact: Artifact) -> pa.Array:
+        """Read the ids of the rows that an artifact has, good or rejected."""
+        ids = artifact.table(self.table, self.schema, [self.id_column])[self.id_column]
+        if self.id_column in REJECTED.names:
+            bad = artifact.table(REJECTED_TABLE, REJECTED, [self.id_column])[self.id_column]
+            ids = pa.chunked_array([*ids.chunks, *bad.chunks], pa.string())
+        return ids.combine_chunks()
+
+
+def peak_columns(block: pa.Table, children: bool = False) -> dict[str, int]:
+    """The maximum of the peaks of this process and of the earlier ones of the plan, which are columns of the block."""
+    earlier = Peaks(*(pc.max(block[name]).as_py() or 0 if name in block.column_names else 0 for name in PEAKS))
+    return dict(zip(PEAKS, earlier.maximum(measure_peaks(children)), strict=True))
+
+
+def complete_rows(context: Context, step: Step, write: WriteRows, rows_in: int, facts: Mapping[str, Any]) -> None:
+    """Complete an artifact, if each of its rows was written exactly once.
+
+    Raises:
+        RuntimeError: rows were lost or duplicated.
+    """
+    counts = count_rows(write, context.artifact(step))
+    if counts["unique"] != counts["ids"]:
+        raise RuntimeError(f"{step.title}: {counts['ids'] - counts['unique']} rows were written twice")
+    rejected = counts["rejected"]
+    facts = {**facts, **({"splits": counts["splits"]} if "split" in write.schema.names else {})}
+    context.complete(step, rows_in=rows_in, rows=counts["ids"] - rejected, rejected=rejected, **facts)
+
+
+def count_rows(write: WriteRows, artifact: Artifact) -> dict[str, Any]:
+    """Count the rows, unique ids, rejected rows and splits of an artifact, on a worker."""
+    counts: dict[str, Any] = run_remote(_count_rows, write, artifact)
+    return counts
+
+
+def done_ids(write: WriteRows, artifact: Artifact) -> ray.ObjectRef:
+    """Read the ids of the rows that an artifact has on a worker, and return a reference to them."""
+    return ray.remote(_read_done).remote(write, artifact)
+
+
+def _read_done(write: WriteRows, artifact: Artifact) -> pa.Array:
+    return write.done(artifact)
+
+
+def _count_rows(write: WriteRows, artifact: Artifact) -> dict[str, Any]:
+    ids = write.done(artifact)
+    counts: dict[str, Any] = {
+        "ids": len(ids),
+        "unique": len(pc.unique(ids)),
+        "rejected": len(artifact.table(REJECTED_TABLE, REJECTED, ["stage"])),
+    }
+    if "split" in write.schema.names:
+        splits = artifact.table(write.table, write.schema, ["split"])["split"]
+        counts["splits"] = {str(c["values"]): c["counts"] for c in pc.value_counts(splits).to_pylist()}
+    return counts

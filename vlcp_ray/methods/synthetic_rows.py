@@ -1,0 +1,46 @@
+"""Rows of SYNTHETIC: from images that were generated from prototypes, or from real images."""
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from vlcp_ray import images
+from vlcp_ray.schemas import SYNTHETIC, conform, with_column
+
+
+def as_synthetic(table: pa.Table) -> pa.Table:
+    """Convert rows of IMAGES to rows of SYNTHETIC: the same pixels as PNG, generated from no prototype."""
+    pngs = [images.encode_png(np.asarray(images.decode(data))) for data in table["image"].to_pylist()]
+    columns = {"image": pngs, "prototype_id": [""] * len(table), "text": [""] * len(table), "seed": [0] * len(table)}
+    for name, values in columns.items():
+        table = with_column(table, name, pa.array(values, SYNTHETIC.field(name).type))
+    return conform(table, SYNTHETIC)
+
+
+def from_prototypes(
+    table: pa.Table, kind: str, pixels: images.Pixels, size: int, texts: list[str], seeds: list[int]
+) -> pa.Table:
+    """Add the columns of SYNTHETIC to rows of PROTOTYPES; other columns stay.
+
+    Args:
+        table: PROTOTYPES.
+        kind: prefix of the image_ids.
+        pixels: the generated images, (n, height, width, 3) uint8.
+        size: height and width to which they are resized, in pixels.
+        texts: the text that guided each of them.
+        seeds: the seed of each image's noise.
+    """
+    columns = {
+        "image_id": [f"{kind}-{prototype_id}" for prototype_id in table["prototype_id"].to_pylist()],
+        "split": ["train"] * len(table),
+        "image": [images.encode_png(_resize(image, size)) for image in pixels],
+        "text": texts,
+        "seed": seeds,
+    }
+    for name, values in columns.items():
+        table = with_column(table, name, pa.array(values, SYNTHETIC.field(name).type))
+    return table
+
+
+def _resize(pixels: images.Pixels, size: int) -> images.Pixels:
+    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC))

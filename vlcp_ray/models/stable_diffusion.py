@@ -1,0 +1,254 @@
+"""Stable Diffusion: load its parts, encode and decode images, embed texts, generate images from latents and texts."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import diffusers
+import numpy as np
+import numpy.typing as npt
+import torch
+import transformers
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.training_utils import EMAModel
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from vlcp_ray.models.pretrained import folder
+from vlcp_ray.stages.generate import Generate
+
+Pixels = npt.NDArray[np.uint8]
+
+# accelerate is not among the dependencies, and without it diffusers warns at every load unless this is set
+_LOAD_OPTIONS: Final = {"low_cpu_mem_usage": False}
+
+
+def pick_device() -> str:
+    """Return `cuda` where there is a GPU, else `cpu`."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def inference_dtype(device: str) -> torch.dtype:
+    """Return float16 for a GPU, float32 for a CPU, which has no fast float16."""
+    return torch.float16 if torch.device(device).type == "cuda" else torch.float32
+
+
+def load_vae(base_model: str, device: str) -> AutoencoderKL:
+    """Load the frozen VAE in the precision of inference."""
+    return _load_part(AutoencoderKL, base_model, "vae", device, inference_dtype(device))
+
+
+def load_unet(base_model: str, device: str) -> UNet2DConditionModel:
+    """Load the UNet in float32, frozen; the caller makes it trainable."""
+    return _load_part(UNet2DConditionModel, base_model, "unet", device, torch.float32)
+
+
+def load_text(base_model: str, device: str, dtype: torch.dtype) -> tuple[CLIPTokenizer, CLIPTextModel]:
+    """Load the tokenizer and the frozen text encoder."""
+    tokenizer = CLIPTokenizer.from_pretrained(folder(base_model), subfolder="tokenizer")
+    return tokenizer, _load_part(CLIPTextModel, base_model, "text_encoder", device, dtype)
+
+
+def load_pipeline(
+    model: str, device: str, dtype: torch.dtype | None = None, unet: Any = None
+) -> StableDiffusionImg2ImgPipeline:
+    """Load diffusers' own img2img pipeline, without progress bars and without a safety checker.
+
+    Args:
+        model: hub id, folder or demo/stable_diffusion.
+        device: torch device of its parts.
+        dtype: precision of its parts, that of inference by default.
+        unet: a UNet to use instead of the model's.
+    """
+    _hide_progress_bars()
+    parts = {} if unet is None else {"unet": unet}
+    pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(
+        folder(model),
+        dtype=dtype or inference_dtype(device),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+        **_LOAD_OPTIONS,
+        **parts,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)
+
+
+def load_noise_schedule(base_model: str) -> DDPMScheduler:
+    """Load the noise schedule that the model was trained with.
+
+    Raises:
+        ValueError: the model does not predict the noise.
+    """
+    scheduler = DDPMScheduler.from_pretrained(folder(base_model), subfolder="scheduler")
+    target = scheduler.config.prediction_type
+    if target != "epsilon":
+        raise ValueError(
+            f"base_model: {base_model} predicts {target!r}; use one that predicts 'epsilon', as Stable Diffusion v1-5"
+        )
+    return scheduler
+
+
+def save_pipeline(base_model: str, unet: Any, target: str | Path) -> None:
+    """Write `base_model` with another float32 UNet as a diffusers folder of safetensors files."""
+    pipeline = load_pipeline(base_model, str(unet.device), torch.float32, unet)
+    for part in (pipeline.vae, pipeline.unet):
+        part.register_to_config(_name_or_path=base_model)  # otherwise the path on this machine is written
+    StableDiffusionPipeline(**pipeline.components, requires_safety_checker=False).save_pretrained(target)
+
+
+@contextmanager
+def use_ema_weights(unet: Any, ema: EMAModel) -> Iterator[None]:
+    """Replace the weights of the UNet by their moving average (EMA) inside the `with` block."""
+    ema.store(unet.parameters())
+    ema.copy_to(unet.parameters())
+    try:
+        yield
+    finally:
+        ema.restore(unet.parameters())
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, pixels: npt.NDArray[np.float32]) -> torch.Tensor:
+    """Encode images to the moments of their latents' posterior.
+
+    Args:
+        vae: from `load_vae`.
+        pixels: (n, 3, height, width) in [-1, 1].
+
+    Returns:
+        (n, 2c, h, w) float32 on the CPU, unscaled: mean, then logvar clamped to [-30, 20]
+        (diffusers' DiagonalGaussianDistribution).
+    """
+    batch = torch.from_numpy(pixels).to(vae.device, vae.dtype)
+    posterior = vae.encode(batch).latent_dist
+    return torch.cat([posterior.mean, posterior.logvar], dim=1).float().cpu()
+
+
+def padded(rows: Sequence[int], batch_size: int) -> list[int]:
+    """Repeat the last row until the batch is full.
+
+    Rounding depends on the shape of a batch. Where every batch has the same shape, a row's result is the same to the
+    last bit, whichever other rows are in its batch after a resume or on another worker.
+    """
+    return [*rows, *[rows[-1]] * (batch_size - len(rows))]
+
+
+def sample(moments: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Sample latents (n, c, h, w), unscaled, from posteriors with moments (n, 2c, h, w): mean + std x noise."""
+    mean, logvar = moments.chunk(2, dim=1)
+    return mean + torch.exp(0.5 * logvar) * noise
+
+
+@torch.no_grad()
+def decode(vae: AutoencoderKL, latents: torch.Tensor, batch_size: int) -> Pixels:
+    """Decode scaled latents (n, c, h, w) to images (n, height, width, 3), `batch_size` at a time."""
+    decoded = []
+    for start in range(0, len(latents), batch_size):
+        rows = range(start, min(start + batch_size, len(latents)))
+        batch = latents[padded(rows, batch_size)]
+        values = vae.decode(batch.to(vae.device, vae.dtype) / vae.config.scaling_factor).sample.float()
+        levels = ((values / 2 + 0.5).clamp(0, 1) * 255).round().byte()
+        decoded.append(levels[: len(rows)].permute(0, 2, 3, 1).cpu().numpy())
+    return np.concatenate(decoded)
+
+
+@torch.no_grad()
+def img2img(
+    pipeline: StableDiffusionImg2ImgPipeline,
+    settings: Generate,
+    latents: npt.NDArray[np.float32],
+    texts: Sequence[str],
+    seeds: Sequence[int],
+    batch_size: int,
+) -> Pixels:
+    """Generate images: add noise to latents up to the strength step, denoise under texts, decode (METHOD 2.6).
+
+    Texts are encoded in slices of 77 ids, each alone, and concatenated. The last slice is padded, as captions are in
+    fine-tuning. Only texts with the same number of slices are batched together, so an image does not depend on the
+    other images (up to the rounding of a batched matrix product).
+
+    Args:
+        pipeline: from `load_pipeline`.
+        settings: strength, guidance scale, steps and negative prompt; `image_size` is not used here.
+        latents: (n, 4, h, w), scaled. The pipeline recognises latents by their 4 channels and does not scale them.
+        texts: n texts of any length.
+        seeds: n seeds, one for each image's noise.
+        batch_size: images at a time; with guidance the UNet's batch is twice as large.
+
+    Returns:
+        (n, height, width, 3) uint8, in the order of the latents.
+    """
+    prompts = _slice_ids(pipeline.tokenizer, texts)
+    negative = _slice_ids(pipeline.tokenizer, [settings.negative_prompt])[0]
+    denoised = torch.empty(latents.shape, dtype=torch.float32)
+    for count, rows in _batches([max(len(prompt), len(negative)) for prompt in prompts], batch_size):
+        batch = padded(rows, batch_size)
+        images = pipeline(
+            image=torch.from_numpy(latents[batch]),
+            prompt_embeds=_embed_slices(pipeline, [prompts[row] for row in batch], count),
+            negative_prompt_embeds=_embed_slices(pipeline, [negative], count).expand(len(batch), -1, -1),
+            # Generators of the CPU: the same noise on a GPU.
+            generator=[torch.Generator().manual_seed(seeds[row]) for row in batch],
+            strength=settings.strength,
+            guidance_scale=settings.guidance_scale,
+            num_inference_steps=settings.num_inference_steps,
+            output_type="latent",
+        ).images
+        denoised[rows] = images[: len(rows)].to("cpu", torch.float32)
+    return decode(pipeline.vae, denoised, batch_size)
+
+
+@torch.no_grad()
+def embed_captions(tokenizer: Any, text_encoder: Any, captions: Sequence[str]) -> torch.Tensor:
+    """Embed captions for fine-tuning, cut to 77 ids: (n, 77, d) (METHOD 2.2)."""
+    length = tokenizer.model_max_length
+    batch = tokenizer(list(captions), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    hidden: torch.Tensor = text_encoder(batch.input_ids.to(text_encoder.device))[0]
+    return hidden
+
+
+def _slice_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[list[int]]]:
+    """Tokenize texts into slices of at most 77 ids: start mark in a text's first slice, end mark in its last."""
+    length = tokenizer.model_max_length
+    rows = tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
+    return [[ids[start : start + length] for start in range(0, len(ids), length)] for ids in rows]
+
+
+def _embed_slices(pipeline: StableDiffusionImg2ImgPipeline, prompts: list[list[list[int]]], count: int) -> torch.Tensor:
+    """Embed n texts in slices of ids, each text padded to `count` full slices: (n, 77 x count, d)."""
+    tokenizer, encoder = pipeline.tokenizer, pipeline.text_encoder
+    ids = torch.full((len(prompts), count, tokenizer.model_max_length), tokenizer.pad_token_id)
+    for row, slices in enumerate(prompts):
+        for number, slice_ids in enumerate(slices):
+            ids[row, number, : len(slice_ids)] = torch.tensor(slice_ids)
+    hidden: torch.Tensor = encoder(ids.flatten(0, 1).to(encoder.device))[0]  # (n * count, 77, d)
+    return hidden.reshape(len(prompts), -1, hidden.shape[-1])
+
+
+def _batches(counts: Sequence[int], batch_size: int) -> Iterator[tuple[int, list[int]]]:
+    """Group rows with equal counts in batches of at most `batch_size`; yield the count and the rows of each."""
+    for count in sorted(set(counts)):
+        rows = [row for row, other in enumerate(counts) if other == count]
+        for start in range(0, len(rows), batch_size):
+            yield count, rows[start : start + batch_size]
+
+
+def _load_part(kind: Any, base_model: str, name: str, device: str, dtype: torch.dtype) -> Any:
+    _hide_progress_bars()
+    extra = _LOAD_OPTIONS if issubclass(kind, diffusers.ModelMixin) else {}
+    part = kind.from_pretrained(folder(base_model), subfolder=name, dtype=dtype, **extra)
+    return part.to(device).eval().requires_grad_(False)
+
+
+def _hide_progress_bars() -> None:
+    """Hide the progress bar of each loaded file, which would fill the log of every worker."""
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()

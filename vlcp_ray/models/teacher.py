@@ -1,0 +1,94 @@
+"""The teacher: load it, and compute its soft labels and its features of images."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from vlcp_ray.models.classifiers import build_classifier, head_of
+from vlcp_ray.models.networks import NETWORKS
+from vlcp_ray.protocols.augment import normalise
+from vlcp_ray.protocols.metrics import BATCH
+from vlcp_ray.stages.teach import Teach
+
+
+def build_teacher(settings: Teach, num_classes: int, input_size: int, seed: int) -> nn.Module:
+    """Build the teacher's network with batch norm and with initial weights that depend on the seed only."""
+    return build_classifier(
+        settings.network, num_classes=num_classes, input_size=input_size, width=settings.width, seed=seed, norm="batch"
+    )
+
+
+def load_teacher(settings: Teach, state: Mapping[str, Tensor]) -> nn.Module:
+    """Load a teacher from its weights: in eval mode, frozen, on the CPU, with as many outputs as the weights have.
+
+    Args:
+        settings: network and width.
+        state: weights by name.
+
+    Raises:
+        ValueError: the weights are of another network than settings.network.
+    """
+    head = next((state[name] for name in head_names(state)), None)
+    if head is None:
+        raise ValueError(
+            f"teach.network: the weights have no linear layer, so they are not those of {settings.network}"
+        )
+    network = build_teacher(settings, len(head), _input_size_for(settings, head.shape[1]), 0)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(
+            f"teach.network: the weights are not those of {settings.network} with batch norm: "
+            f"{' '.join(str(error).split())}"
+        ) from error
+    return network.eval().requires_grad_(False)
+
+
+@torch.inference_mode()
+def features(network: nn.Module, pixels: npt.NDArray[np.uint8], device: str) -> npt.NDArray[np.float32]:
+    """Compute the inputs of a teacher's last layer: (n, 3, s, s) uint8 -> (n, d) float32, for Herding and K-Center.
+
+    Args:
+        network: from `load_teacher`; it is moved to the device and set to eval mode.
+        pixels: RGB images.
+        device: torch device.
+    """
+    network = network.to(device).eval()
+    batches: list[Tensor] = []
+    hook = head_of(network).register_forward_pre_hook(lambda module, inputs: batches.append(inputs[0].float().cpu()))
+    try:
+        for start in range(0, len(pixels), BATCH):
+            network(normalise(torch.tensor(pixels[start : start + BATCH], device=device)))
+    finally:
+        hook.remove()
+    return torch.cat(batches).numpy()
+
+
+@torch.inference_mode()
+def soft_labels(network: nn.Module, pixels: npt.NDArray[np.uint8], device: str) -> npt.NDArray[np.float32]:
+    """Compute class probabilities at temperature 1: (n, 3, s, s) uint8 -> (n, classes) float32, each row of sum 1.
+
+    Args:
+        network: from `load_teacher`; it is moved to the device and set to eval mode, so that the soft label of an image
+            does not depend on the other images.
+        pixels: RGB images.
+        device: torch device.
+    """
+    network = network.to(device).eval()
+    batches = (torch.tensor(pixels[start : start + BATCH], device=device) for start in range(0, len(pixels), BATCH))
+    return torch.cat([network(normalise(batch)).float().softmax(1).cpu() for batch in batches]).numpy()
+
+
+def _input_size_for(settings: Teach, inputs: int) -> int:
+    """Compute the image size for which a ConvNet's last layer has this many inputs; ResNets take any size."""
+    side = max(1, math.isqrt(inputs // settings.width))
+    return side << NETWORKS[settings.network].poolings
+
+
+def head_names(state: Mapping[str, Tensor]) -> list[str]:
+    """List the names of the linear layers' weights, starting with the last layer."""
+    return [name for name, value in state.items() if name.endswith("weight") and value.ndim == 2][::-1]

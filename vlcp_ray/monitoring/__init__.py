@@ -1,0 +1,1 @@
+"""Monitoring of a run: progress, TensorBoard files, trackers, log files, peak memory."""

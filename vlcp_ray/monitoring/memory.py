@@ -1,0 +1,67 @@
+"""Measure the peak memory of a process, its child processes and its GPU."""
+
+import resource
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Peaks(NamedTuple):
+    """Peak resident memory of a process, and peak memory of its tensors on a GPU, both in MiB."""
+
+    memory: int = 0
+    gpu_memory: int = 0
+
+    def maximum(self, other: "Peaks") -> "Peaks":
+        """The larger of each value."""
+        return Peaks(max(self.memory, other.memory), max(self.gpu_memory, other.gpu_memory))
+
+
+_current_work = [""]
+
+
+def reset_peaks(work: str) -> None:
+    """Start new peaks if the process starts other work: Ray reuses the workers of one stage for the next."""
+    if _current_work[0] == work:
+        return
+    _current_work[0] = work
+    with suppress(OSError):  # not Linux, or not permitted: the peak is then that of the whole process
+        Path("/proc/self/clear_refs").write_text("5")
+    if cuda := _cuda():
+        cuda.reset_peak_memory_stats()
+
+
+def measure_peaks(children: bool = False) -> Peaks:
+    """Measure the peaks of this process since `reset_peaks`.
+
+    Args:
+        children: include child processes, for libraries that start some (vLLM).
+    """
+    pids = ["self", *(_children() if children else ())]
+    return Peaks(max(map(_resident, pids)), cuda.max_memory_allocated() >> 20 if (cuda := _cuda()) else 0)
+
+
+def _cuda() -> Any:
+    """Return torch.cuda if this process uses it already, without importing or initializing it."""
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized() else None
+
+
+def _children() -> list[str]:
+    return [pid for file in Path("/proc/self/task").glob("*/children") for pid in _read(file).split()]
+
+
+def _read(file: Path) -> str:
+    """Read a file of /proc; empty if its thread or process has just ended."""
+    try:
+        return file.read_text()
+    except OSError:
+        return ""
+
+
+def _resident(pid: str) -> int:
+    status = _read(Path(f"/proc/{pid}/status"))
+    if not status and pid == "self":  # not Linux
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    return next((int(line.split()[1]) >> 10 for line in status.splitlines() if line.startswith("VmHWM")), 0)

@@ -1,0 +1,96 @@
+"""Live view of a run on a terminal: all stages, and the rows, rate and devices of the running one."""
+
+import sys
+from typing import Final, TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from vlcp_ray.monitoring.progress import Progress, ProgressSnapshot, View
+
+_STYLES: Final = {"running": "bold", "done": "green", "skipped": "dim", "waiting": "dim"}
+_NAME_WIDTH: Final = 18  # terminal cells
+_BAR_WIDTH: Final = 24
+
+
+class LiveView(View):
+    """Show the stages as a table below all log lines, updated four times a second.
+
+    The terminal is restored at the end, also after an error.
+    """
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+        self.summaries: dict[str, str] = {}
+        self.started = self.clock()
+        self.live = Live(get_renderable=self.table, console=console, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> "LiveView":
+        self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.live.stop()
+
+    def start_stage(self, stage: str, devices: str) -> None:
+        super().start_stage(stage, devices)
+        self.started = self.clock()
+
+    def end_stage(self, stage: str) -> None:
+        super().end_stage(stage)
+        self.summaries[stage] = f"{self.clock() - self.started:,.1f} s{self.summaries.get(stage, '')}"
+
+    def on_start(self, progress: Progress) -> None:
+        self.current = progress
+        if progress.count:
+            super().on_start(progress)
+
+    def on_end(self, progress: Progress, stopped: bool) -> None:
+        super().on_end(progress, stopped)
+        for stage in (name for name, state in self.stages.items() if state == "running"):
+            self.summaries[stage] = f", {progress.count:,} {progress.unit}, {progress.rejected:,} rejected"
+
+    def on_update(self, progress: Progress) -> None:
+        """Do nothing, because the table reads the progress itself."""
+
+    def table(self) -> Table:
+        """Build the table of the current state."""
+        table = Table(box=None, padding=(0, 1, 0, 0), show_header=False)
+        table.add_column(min_width=_NAME_WIDTH, no_wrap=True)
+        table.add_column(min_width=_BAR_WIDTH, no_wrap=True)
+        table.add_column()
+        now = self.snapshot()
+        for stage, state in self.stages.items():
+            style = _STYLES[state]
+            if state == "running" and now is not None:
+                table.add_row(Text(now.title, style), _bar(now), Text(f"{now.share().strip()} {now.speed()}", style))
+                table.add_row("", "", Text(f"{now.rejected:,} rejected, on {now.devices}"))
+                table.add_row("", "", Text(now.note))
+            else:
+                table.add_row(Text(stage, style), Text(state, style), Text(self._details(stage, state), style))
+        return table
+
+    def _details(self, stage: str, state: str) -> str:
+        if state == "running":
+            return f"{self.clock() - self.started:,.0f} s, on {self.devices}"
+        return self.summaries.get(stage, "")
+
+
+def _bar(now: ProgressSnapshot) -> ProgressBar:
+    return ProgressBar(total=now.total, completed=now.rows, width=_BAR_WIDTH, pulse=now.total is None)
+
+
+def view(plain: bool = False, stream: TextIO | None = None) -> View:
+    """Return the live view if the output is a terminal that can move its cursor, else plain log lines.
+
+    Args:
+        plain: log lines in any case.
+        stream: the output, by default stdout.
+    """
+    stream = stream or sys.stdout
+    console = Console(file=stream)
+    return View() if plain or not stream.isatty() or console.is_dumb_terminal else LiveView(console)

@@ -1,1 +1,0 @@
-"""What the report shows, and how it is drawn."""

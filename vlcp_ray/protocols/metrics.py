@@ -1,0 +1,41 @@
+"""Metrics of a classifier: predicted labels, accuracies and confusion matrices."""
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from vlcp_ray.protocols.augment import normalise
+
+# Fits into a core's share of the cache: 297 images of 32 px take 180 ms in batches of 64 and 240 ms in 128.
+BATCH: Final = 64
+
+_RANKS: Final = 5
+
+
+@torch.inference_mode()
+def predict(network: nn.Module, pixels: Tensor) -> Tensor:
+    """Predict the five most likely labels of every image: (n, 3, s, s) uint8 -> (n, 5) int64, the most likely first.
+
+    With fewer than five classes there are that many columns. The network is in eval mode during the prediction, and
+    returns to its mode afterwards.
+    """
+    was_training = network.training
+    network.eval()
+    logits = torch.cat([network(normalise(batch)) for batch in torch.split(pixels, BATCH)])
+    network.train(was_training)
+    return logits.topk(min(_RANKS, logits.shape[1])).indices
+
+
+def accuracy(predicted: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Compute top-1 and top-5 (or top-k) accuracy, as fractions of 1, of predictions (n, k) for the labels (n,)."""
+    hits = (predicted == labels[:, None]).double()
+    return float(hits[:, 0].mean()), float(hits.sum(1).mean())
+
+
+def confusion_matrix(predicted: Tensor, labels: Tensor, num_classes: int) -> npt.NDArray[np.int64]:
+    """Count the images of label i that are predicted as label j: (n,) and (n,) -> (num_classes, num_classes)."""
+    counts = torch.bincount(labels * num_classes + predicted, minlength=num_classes**2)
+    return counts.view(num_classes, num_classes).cpu().numpy()

@@ -1,0 +1,62 @@
+"""The record of an evaluation protocol, and the epochs after which a network is validated."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from vlcp_ray.stages.evaluate import Evaluate
+
+
+@dataclass(frozen=True, eq=False)
+class Protocol:
+    """An evaluation protocol: how a classifier is trained on a distilled set and tested on real images.
+
+    Args:
+        name: as `evaluate.protocols` names it.
+        summary: one line for the reference.
+        labels: of the training images: the set's own, or a teacher's probabilities.
+        norm: the normalisation layers of the networks that are trained under it.
+        epochs: a function of the settings, ipc (0: the full train split) and number of classes that returns the number
+            of training epochs.
+        resize: a function of the input size that returns the short side, in pixels, to which val images are resized
+            before the middle is cropped.
+        training: `module:function` that trains a network (see `train`).
+        settings: the fields of `Evaluate` that only this protocol uses.
+        unvalidated: the share of the epochs that pass before the first validation.
+        trains_full: whether it is also used to train on the full train split.
+    """
+
+    name: str
+    summary: str
+    labels: Literal["hard", "soft"]
+    norm: Literal["instance", "batch"]
+    epochs: Callable[["Evaluate", int, int], int]
+    resize: Callable[[int], int]
+    training: str
+    settings: tuple[str, ...] = ()
+    unvalidated: float = 0.0
+    trains_full: bool = False
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a teacher labels the training images."""
+        return self.labels == "soft"
+
+    def should_validate(self, epoch: int, epochs: int, validations: int) -> bool:
+        """Return whether the network is validated after this epoch, counted from 1."""
+        return (should_validate(epoch, epochs, validations) and epoch > self.unvalidated * epochs) or epoch == epochs
+
+    def validated_epochs(self, epochs: int, validations: int) -> list[int]:
+        """List the epochs, counted from 1, after which a network is validated: those of the `curve` of SCORES."""
+        return [epoch for epoch in range(1, epochs + 1) if self.should_validate(epoch, epochs, validations)]
+
+    def train(self, *arguments: Any, **options: Any) -> Any:
+        """Call the function named by `training`: it trains a network and yields the number of each finished epoch."""
+        return resolve_name(self.training)(*arguments, **options)
+
+
+def should_validate(epoch: int, epochs: int, validations: int) -> bool:
+    """Return whether to validate after this epoch, counted from 1: about `validations` times, always after the last."""
+    return epoch % max(1, epochs // validations) == 0 or epoch == epochs

@@ -1,0 +1,107 @@
+"""The layout `folder`: a folder for each class, in train/ and val/ or without splits."""
+
+from collections.abc import Container, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final
+
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+from vlcp_ray.settings import ConfigError
+from vlcp_ray.sources.classes import Classes, glossary, resolve
+from vlcp_ray.sources.image_files import ImageFile, list_images, read_files
+from vlcp_ray.sources.layout import Layout
+from vlcp_ray.sources.reader import Part, image_id, list_folders, split_of
+
+if TYPE_CHECKING:
+    from vlcp_ray.stages.ingest import Ingest
+
+
+class ImageFolder:
+    """Read `train/<class>/*.jpg` and `val/<class>/*.jpg`, or `<class>/*.jpg`, which is all train.
+
+    The images of a class may lie in folders of its folder.
+    """
+
+    def __init__(self, filesystem: pafs.FileSystem, path: str, settings: "Ingest") -> None:
+        """List the class folders, and no files.
+
+        Raises:
+            ConfigError: there are no class folders, or a wanted class has none.
+        """
+        self.filesystem, self.path, self.max_bytes = filesystem, path, settings.max_bytes
+        names = glossary(settings.class_list)
+        self.folders = {
+            folder: (split, names.canonical(folder.rpartition("/")[2]))
+            for split, folder in _class_folders(filesystem, path, needs_val=not settings.val_fraction)
+        }
+        self.classes: Classes = resolve((key for _, key in self.folders.values()), settings.classes, names)
+
+    @property
+    def description(self) -> str:
+        splits = sorted({split for split, _ in self.folders.values()})
+        n_classes = len({key for _, key in self.folders.values()})
+        return f"an image folder with {' and '.join(splits)}, {self.classes.summary(n_classes)}"
+
+    def parts(self) -> Sequence[Part]:
+        wanted = set(self.classes.keys)
+        return [Part(folder, split, key) for folder, (split, key) in sorted(self.folders.items()) if key in wanted]
+
+    def read(self, part: Part, done: Container[str]) -> Iterator[pa.Table]:
+        infos = list_images(self.filesystem, f"{self.path}/{part.path}", recursive=True)
+        yield from read_files(self.filesystem, self._files(part, infos, done), self.max_bytes)
+
+    def _files(self, part: Part, infos: Iterable[pafs.FileInfo], done: Container[str]) -> Iterator[ImageFile]:
+        for info in infos:
+            name = info.path[len(f"{self.path}/{part.path}/") :]
+            source = f"{part.path}/{name}"
+            if source not in done:
+                # The folder's name, not the class key: two folders of one class may have files of the same name.
+                row_id = image_id(part.split, part.path.rpartition("/")[2], name)
+                yield ImageFile(info.path, info.size, source, row_id, part.class_key, part.split)
+
+
+def _class_folders(filesystem: pafs.FileSystem, path: str, needs_val: bool) -> list[tuple[str, str]]:
+    """List the split and the relative path of every class folder.
+
+    Args:
+        needs_val: whether the val images of the set itself are used.
+    """
+    top = list_folders(filesystem, path)
+    splits = {name: inner for name, folder in top if split_of(name) and (inner := list_folders(filesystem, folder))}
+    if not splits:
+        class_folders = [("train", name) for name, _ in top]
+    else:
+        val = "val" if any(split_of(name) == "val" for name in splits) else "test"
+        used = {"train": "train", val: "val"}
+        class_folders = [
+            (used[split_of(name)], f"{name}/{inner}")
+            for name, folders in splits.items()
+            for inner, _ in folders
+            if split_of(name) in used
+        ]
+        if needs_val:
+            _check_no_images(
+                filesystem, [folder for name, folder in top if split_of(name) == "val" and name not in splits]
+            )
+    if not any(split == "train" for split, _ in class_folders):
+        raise ConfigError(
+            f"ingest.source: {path} has no class folders; an image folder is train/<class>/*.jpg and val/<class>/*.jpg"
+        )
+    return class_folders
+
+
+def _check_no_images(filesystem: pafs.FileSystem, folders: Sequence[str]) -> None:
+    for folder in folders:
+        if list_images(filesystem, folder, recursive=False):
+            raise ConfigError(
+                f"ingest.source: {folder} has images and no class folders, so their classes are unknown; move each "
+                "into a folder of its class, or set ingest.val_fraction, with which this folder is not read"
+            )
+
+
+LAYOUT: Final = Layout(
+    "folder",
+    "train/<class>/*.jpg with val/<class>/*.jpg",
+    lambda filesystem, path: bool(list_folders(filesystem, path)),
+    ImageFolder,
+)

@@ -1,0 +1,165 @@
+"""The interface of a layout: the parts of an image set, its unchecked rows, and functions to find its files."""
+
+import re
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple, Protocol
+
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+from vlcp_ray.settings import ConfigError
+from vlcp_ray.sources.classes import Classes
+
+#: The columns of unchecked rows. `class_key` is a key of `Classes`, "" for an image without a label. `source` is unique
+#: in the set: the file, tar member or table row with the image. `reason` and `detail` are set if it could not be read.
+RAW: Final = pa.schema(
+    [(name, pa.string()) for name in ("image_id", "class_key", "split", "source")]
+    + [("image", pa.binary())]
+    + [(name, pa.string()) for name in ("reason", "detail")]
+)
+
+_MAX_ROWS: Final = 256
+_MAX_BYTES: Final = 32 * 2**20
+_SPLITS: Final = {"train": "train", "training": "train"} | dict.fromkeys(("val", "valid", "validation"), "val")
+_FOLDERS_CHECKED: Final = 8  # enough to find data/, train/ and val/ without listing a thousand class folders
+_TEST: Final = ("test", "testing")
+
+
+class Row(NamedTuple):
+    """One row of RAW."""
+
+    image_id: str
+    class_key: str
+    split: str
+    source: str
+    image: bytes
+    reason: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of an image set that one worker reads.
+
+    Args:
+        path: of its file or folder, relative to the set.
+        split: train or val.
+        class_key: the class of all its rows; "" where each row has its own.
+        first_row_group, end_row_group: the half-open range of row groups of a parquet file; an end of 0 is the end
+            of the file.
+    """
+
+    path: str
+    split: str
+    class_key: str = ""
+    first_row_group: int = 0
+    end_row_group: int = 0
+
+
+class Source(Protocol):
+    """A labelled image set that is read in independent parts."""
+
+    @property
+    def description(self) -> str:
+        """The layout, the splits and the number of classes, for the log."""
+
+    @property
+    def classes(self) -> Classes:
+        """The wanted classes, in the order of their labels."""
+
+    def parts(self) -> Sequence[Part]:
+        """List all parts with wanted rows; a set of ImageNet's size has some thousands."""
+
+    def read(self, part: Part, done: Container[str]) -> Iterator[pa.Table]:
+        """Yield the wanted rows of a part, except those whose `source` is in `done`, as tables of the schema RAW.
+
+        Raises:
+            ValueError: the part as a whole cannot be read.
+        """
+
+
+def tables(rows: Iterable[Row]) -> Iterator[pa.Table]:
+    """Group rows into tables of at most 256 rows and about 32 MiB, so that a part of any size can be streamed."""
+    pending: list[Row] = []
+    size = 0
+    for row in rows:
+        pending.append(row)
+        size += len(row.image)
+        if len(pending) == _MAX_ROWS or size >= _MAX_BYTES:
+            yield _table(pending)
+            pending, size = [], 0
+    if pending:
+        yield _table(pending)
+
+
+def _table(rows: Sequence[Row]) -> pa.Table:
+    columns = zip(zip(*rows, strict=True), RAW.types, strict=True)
+    return pa.Table.from_arrays([pa.array(values, dtype) for values, dtype in columns], schema=RAW)
+
+
+def image_id(split: str, class_key: str, name: str) -> str:
+    """Build the id of an image from its split, its class and its name in the set; parts such as `..` are dropped."""
+    return "/".join((split, class_key, *(part for part in name.split("/") if part not in ("", ".", ".."))))
+
+
+def split_of(name: str) -> str:
+    """Find the split in the words of a file or folder name: train, val, test, or "" if it has no such word."""
+    for word in re.split(r"[^a-z]+", name.lower()):
+        if word in _SPLITS:
+            return _SPLITS[word]
+        if word in _TEST:
+            return "test"
+    return ""
+
+
+def find_shards(filesystem: pafs.FileSystem, path: str, extension: str) -> tuple[str, dict[str, str]]:
+    """Find all files with an extension, at a path or below it.
+
+    The split of a file is a word in its path, train if there is none. If no file is val, those of test are val.
+
+    Returns the folder of the files, and their relative paths with their splits.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    if filesystem.get_file_info(path).is_file:
+        path, _, name = path.rpartition("/")
+        return path, {name: "train"}
+    infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+    names = sorted(i.path[len(path) + 1 :] for i in infos if i.is_file and i.extension == extension)
+    names = [name for name in names if not is_hidden(name)]
+    if not names:
+        raise ConfigError(f"ingest.source: {path} has no .{extension} file")
+    splits = {name: split_of(name) or "train" for name in names}
+    if "val" not in splits.values():
+        splits = {name: "val" if split == "test" else split for name, split in splits.items()}
+    return path, {name: split for name, split in splits.items() if split != "test"}
+
+
+def has_shards(filesystem: pafs.FileSystem, path: str, extension: str) -> bool:
+    """Whether there are files with an extension in a folder or in one of its first folders."""
+    info = filesystem.get_file_info(path)
+    if info.is_file:
+        return bool(info.extension == extension)
+    folders = [path, *(inner for _, inner in list_folders(filesystem, path)[:_FOLDERS_CHECKED])]
+    listed = (filesystem.get_file_info(pafs.FileSelector(folder)) for folder in folders)
+    return any(info.is_file and info.extension == extension for infos in listed for info in infos)
+
+
+def list_folders(filesystem: pafs.FileSystem, path: str) -> list[tuple[str, str]]:
+    """List the names and paths of the folders in a folder, sorted, without hidden ones."""
+    infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    return sorted((i.base_name, i.path) for i in infos if i.type == pafs.FileType.Directory and i.base_name[0] != ".")
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a part of a path begins with a dot, as files such as .DS_Store and .ipynb_checkpoints do."""
+    return any(part.startswith(".") for part in path.split("/"))
+
+
+def count_splits(files: Mapping[str, str]) -> str:
+    """Format the number of files of each split: "2 train files and 1 val file"."""
+    splits = Counter(files.values())
+    return " and ".join(f"{count} {split} file{'s' * (count > 1)}" for split, count in sorted(splits.items()))

@@ -1,0 +1,74 @@
+"""The layout `tiny-imagenet`: the tree of Tiny-ImageNet's archive, with the classes of val images in a list."""
+
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Final
+
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+from vlcp_ray.sources.classes import Classes, glossary, resolve
+from vlcp_ray.sources.image_files import ImageFile, list_images, read_files
+from vlcp_ray.sources.layout import Layout
+from vlcp_ray.sources.reader import Part, image_id, list_folders
+
+if TYPE_CHECKING:
+    from vlcp_ray.stages.ingest import Ingest
+
+_ANNOTATIONS: Final = "val/val_annotations.txt"
+
+
+class TinyImageNet:
+    """Read `train/<wnid>/images/*.JPEG`, `val/images/*.JPEG` and `val/val_annotations.txt`."""
+
+    def __init__(self, filesystem: pafs.FileSystem, path: str, settings: "Ingest") -> None:
+        """List the class folders, and no files.
+
+        Raises:
+            ConfigError: there are no class folders, or a wanted class has none.
+        """
+        self.filesystem, self.path, self.max_bytes = filesystem, path, settings.max_bytes
+        self.glossary = glossary(settings.class_list)
+        self.folders = [name for name, _ in list_folders(filesystem, f"{path}/train")]
+        self.classes: Classes = resolve(map(self.glossary.canonical, self.folders), settings.classes, self.glossary)
+
+    @property
+    def description(self) -> str:
+        return f"the tree of Tiny-ImageNet, {self.classes.summary(len(self.folders))}"
+
+    def parts(self) -> Sequence[Part]:
+        keys = {name: self.glossary.canonical(name) for name in sorted(self.folders)}
+        train = [Part(f"train/{name}", "train", key) for name, key in keys.items() if key in set(self.classes.keys)]
+        return [*train, Part("val/images", "val")]
+
+    def read(self, part: Part, done: Container[str]) -> Iterator[pa.Table]:
+        folder = f"{self.path}/{part.path}{'/images' if part.class_key else ''}"
+        keys = {} if part.class_key else self._annotations()
+        infos = list_images(self.filesystem, folder, recursive=False)
+        yield from read_files(self.filesystem, self._files(part, infos, keys, done), self.max_bytes)
+
+    def _files(
+        self, part: Part, infos: Iterable[pafs.FileInfo], keys: Mapping[str, str], done: Container[str]
+    ) -> Iterator[ImageFile]:
+        in_train, wanted = set(map(self.glossary.canonical, self.folders)), set(self.classes.keys)
+        for info in infos:
+            key = part.class_key or keys.get(info.base_name, "")
+            source = info.path[len(f"{self.path}/") :]
+            if (key in wanted or key not in in_train) and source not in done:
+                yield ImageFile(
+                    info.path, info.size, source, image_id(part.split, key, info.base_name), key, part.split
+                )
+
+    def _annotations(self) -> dict[str, str]:
+        with self.filesystem.open_input_stream(f"{self.path}/{_ANNOTATIONS}") as stream:
+            lines = stream.read().decode("utf-8").splitlines()
+        fields = [line.split("\t") for line in lines]
+        return {values[0]: self.glossary.canonical(values[1]) for values in fields if len(values) > 1}
+
+
+def is_tiny_imagenet(filesystem: pafs.FileSystem, path: str) -> bool:
+    """Whether a folder is the tree of Tiny-ImageNet: val has annotations instead of class folders."""
+    annotations, images = filesystem.get_file_info([f"{path}/{_ANNOTATIONS}", f"{path}/val/images"])
+    return bool(annotations.is_file and images.type == pafs.FileType.Directory)
+
+
+LAYOUT: Final = Layout("tiny-imagenet", "Tiny-ImageNet's tree", is_tiny_imagenet, TinyImageNet)

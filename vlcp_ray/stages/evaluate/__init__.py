@@ -1,0 +1,187 @@
+"""evaluate: SYNTHETIC + IMAGES(val) -> SCORES; every trial trains a classifier from scratch."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Final, Self
+
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from vlcp_ray.models.networks import NETWORKS
+from vlcp_ray.protocols import PROTOCOLS
+from vlcp_ray.schemas import column
+from vlcp_ray.settings import OneOf, Positive, Settings, check_different
+from vlcp_ray.stages.stage import TRAINING_PASSES, Load, Stage, Work
+
+if TYPE_CHECKING:
+    from vlcp_ray.config import Job
+    from vlcp_ray.cost.inputs import CostInputs
+    from vlcp_ray.store.artifact import Step
+
+
+class Evaluate(Settings):
+    """Evaluation of distilled sets by the classifiers that are trained on them (METHOD 3.1, 3.2)."""
+
+    protocols: tuple[Annotated[str, OneOf(PROTOCOLS)], ...] = Field(
+        ("minimax",), description="minimax: hard labels; rded: soft labels of the teacher"
+    )
+    networks: tuple[Annotated[str, OneOf(NETWORKS)], ...] = Field(
+        ("ConvNet-6",), description="classifiers; with instance norm under minimax, batch norm under rded"
+    )
+    width: Positive = Field(128, description="channels of a ConvNet; a ResNet has its own number")
+    input_size: Positive = Field(224, description="side of the images in pixels")
+    epochs: Positive | None = Field(None, description="training epochs; none: the protocol's number for the ipc")
+    full_epochs: Positive = Field(300, description="training epochs on the full train split")
+    checks: Positive = Field(100, description="validations per training; under rded only those in its last fifth")
+    repeats: Positive = Field(3, description="trainings of each network on each set")
+    batch_size: Positive = Field(64, description="minimax only: images per training step")
+    learning_rate: float = Field(0.01, gt=0, description="minimax only: learning rate of the first epoch")
+    flip: bool = Field(
+        True, description="mirror half of the images; false where that changes the class, as with digits"
+    )
+    factor: Positive = Field(
+        1, description="rded, protocol and method: patches per side of an image; 2 for ImageNet-1K and Tiny-ImageNet"
+    )
+    temperature: float = Field(20.0, gt=0, description="rded only: softmax temperature of student and teacher")
+    rded_epochs: Positive | None = Field(None, description="rded only: training epochs; none: `epochs`, or 300")
+    rded_batch_size: Positive | None = Field(
+        None, description="rded only: images per training step; none: the protocol's number; 100 for Tiny-ImageNet"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_different(self, "protocols", "networks")
+        if self.input_size % self.factor:
+            raise ValueError(f"input_size must be a multiple of factor, {self.factor}, not {self.input_size}")
+        for protocol in PROTOCOLS.values():
+            for name in protocol.settings:
+                if protocol.name not in self.protocols and getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(
+                        f"{name} is for the {protocol.name} protocol only; add it to protocols or leave {name} out"
+                    )
+        return self
+
+
+SCORES: Final = pa.schema(
+    [
+        column("trial_id", pa.string(), "method, protocol, ipc, seed, network and repeat, joined by hyphens"),
+        column("protocol", pa.string(), "minimax or rded"),
+        column("network", pa.string(), "the classifier that was trained"),
+        column("method", pa.string(), "how the training set was made, such as vlcp, random or full"),
+        column("ipc", pa.int32(), "images per class; 0 for the full train split"),
+        column("seed", pa.int32(), "the seed of the distilled set"),
+        column("repeat", pa.int32(), "number of the training on this set, from 0"),
+        column("top1_last", pa.float32(), "accuracy on val after the last epoch, a fraction of 1"),
+        column("top1_best", pa.float32(), "best accuracy on val over all validations, a fraction of 1"),
+        column("top5_last", pa.float32(), "top-5 accuracy on val after the last epoch, a fraction of 1"),
+        column("epochs", pa.int32(), "training epochs"),
+        column("seconds", pa.float32(), "wall-clock seconds of the trial"),
+        column(
+            "curve", pa.list_(pa.float32()), "accuracy on val at every validation, in order; the last one is top1_last"
+        ),
+        column(
+            "per_class",
+            pa.list_(pa.float32()),
+            "accuracy on the val images of each label after the last epoch, 0 for a label without images",
+        ),
+        column(
+            "confusion",
+            pa.list_(pa.int32()),
+            "number of val images by label and predicted label, row by row; empty for more than 100 classes",
+        ),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training of one network on one set under one protocol; ipc 0 is the full train split."""
+
+    method: str
+    protocol: str
+    network: str
+    ipc: int
+    seed: int
+    repeat: int
+
+    @property
+    def trial_id(self) -> str:
+        """The name of the trial and of its file: `vlcp-minimax-ipc5-seed0-ConvNet-3-r1`."""
+        return f"{self.method}-{self.protocol}-ipc{self.ipc}-seed{self.seed}-{self.network}-r{self.repeat}"
+
+
+def trials_of(step: "Step", settings: Evaluate) -> list[Trial]:
+    """List the trials of one set: one for each protocol, network and repeat.
+
+    The full train split, whose step has no set among its inputs, is trained on once per network.
+    """
+    is_full, key = "set" not in step.inputs, step.key
+    protocols = [name for name in settings.protocols if PROTOCOLS[name].trains_full] if is_full else settings.protocols
+    return [
+        Trial(key["method"], protocol, network, key.get("ipc", 0), key.get("seed", 0), repeat)
+        for protocol in protocols
+        for network in settings.networks
+        for repeat in range(1 if is_full else settings.repeats)
+    ]
+
+
+def hashed_settings(job: "Job", *, full: bool = False) -> dict[str, Any]:
+    """Return the settings that determine the scores of a set, or of the full train split."""
+    settings = job.evaluate.model_dump()
+    return {name: value for name, value in settings.items() if name not in _EXCLUDED_FOR_FULL} if full else settings
+
+
+#: Settings without effect on the full train split, which is trained on once, under one protocol.
+_EXCLUDED_FOR_FULL: Final = {
+    "protocols",
+    "repeats",
+    "epochs",
+    "factor",
+    "temperature",
+    "rded_epochs",
+    "rded_batch_size",
+}
+
+
+def _first_network(job: "Job") -> int:
+    settings = job.evaluate
+    return int(NETWORKS[settings.networks[0]].forward_flops(settings.input_size, settings.width, 1))
+
+
+CLASSIFY: Final = Work(
+    "evaluate",
+    "evaluate",
+    "vlcp_ray.stages.evaluate.bench:evaluate",
+    on_cpu=(0.75, 5.0),
+    on_gpu=(0.03, 15.0),  # assumed for single precision and small batches
+    overhead="task",
+    model=_first_network,
+)
+
+
+def _loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]:
+    trials = [trial for step in steps for trial in trials_of(step, inputs.job.evaluate)]
+    yield Load(CLASSIFY, len(trials), sum(_trial_flops(inputs, trial) for trial in trials), units=len(trials))
+
+
+def _trial_flops(inputs: "CostInputs", trial: Trial) -> float:
+    settings, teach, images = inputs.job.evaluate, inputs.job.teach, inputs.images
+    protocol = PROTOCOLS[trial.protocol]
+    epochs = protocol.epochs(settings, trial.ipc, images.classes)
+    student = inputs.models.classify(trial.network, settings.input_size, settings.width, images.classes)
+    teacher = inputs.models.classify(teach.network, settings.input_size, teach.width, images.classes)
+    per_image = TRAINING_PASSES * student + (teacher if protocol.needs_teacher else 0.0)
+    validation_passes = len(protocol.validated_epochs(epochs, settings.checks)) * images.val
+    return epochs * (trial.ipc * images.classes or images.train) * per_image + validation_passes * student
+
+
+STAGE: Final = Stage(
+    "evaluate",
+    version=2,
+    summary="SYNTHETIC + IMAGES(val) -> SCORES",
+    tables={"scores": SCORES},
+    pools=("evaluate",),
+    unit="trials",
+    works=(CLASSIFY,),
+    loads=_loads,
+)

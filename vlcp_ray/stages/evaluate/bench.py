@@ -1,0 +1,44 @@
+"""A short training of the job's first network, measured by `vlcp-ray bench`."""
+
+from typing import Final
+
+import numpy as np
+
+from vlcp_ray.config import Job
+from vlcp_ray.methods.random_images import METHOD
+from vlcp_ray.models.networks import NETWORKS
+from vlcp_ray.monitoring.allocator import memory_retained
+from vlcp_ray.protocols import PROTOCOLS
+from vlcp_ray.protocols.labelled_images import LabelledImages
+from vlcp_ray.scale import Pool
+from vlcp_ray.stages.evaluate import Trial
+from vlcp_ray.stages.evaluate.trial import run_trial
+from vlcp_ray.stages.stage import TRAINING_PASSES, Batch, BatchDone
+
+_EPOCHS: Final = 4
+_IMAGES: Final = 64
+_CLASSES: Final = 10
+
+
+def evaluate(job: Job, pool: Pool) -> Batch:
+    """Return a function that trains on 64 images of noise for four epochs, with hard labels."""
+    size, network = job.evaluate.input_size, job.evaluate.networks[0]
+    random = np.random.default_rng(0)
+
+    def noise() -> LabelledImages:
+        pixels = random.integers(0, 256, (_IMAGES, 3, size, size)).astype(np.uint8)
+        return LabelledImages(pixels, np.arange(_IMAGES) % _CLASSES)
+
+    train, val = noise(), noise()
+    settings = job.evaluate.model_copy(update={"epochs": _EPOCHS, "checks": 1})
+    protocol = next(protocol for protocol in PROTOCOLS.values() if not protocol.needs_teacher)
+    trial = Trial(METHOD.name, protocol.name, network, 1, 0, 0)
+    class_names, device = [str(number) for number in range(_CLASSES)], "cuda" if pool.num_gpus else "cpu"
+    each = NETWORKS[network].forward_flops(size, job.evaluate.width, _CLASSES)
+
+    def batch() -> BatchDone:
+        with memory_retained():
+            run_trial(train, val, class_names, settings, trial, device)
+        return BatchDone(_IMAGES * _EPOCHS, each * (TRAINING_PASSES * _IMAGES * _EPOCHS + _IMAGES))
+
+    return batch

@@ -1,0 +1,138 @@
+"""evaluate: run the trials of all sets in one queue, and record each of them on its own."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import ray
+from pyarrow import parquet
+from safetensors.torch import load
+
+from vlcp_ray.engine.context import Context
+from vlcp_ray.engine.tasks import in_flight, task
+from vlcp_ray.models.teacher import load_teacher
+from vlcp_ray.monitoring.allocator import memory_retained
+from vlcp_ray.monitoring.memory import Peaks, measure_peaks, reset_peaks
+from vlcp_ray.monitoring.tensorboard import Record
+from vlcp_ray.protocols import PROTOCOLS
+from vlcp_ray.protocols.labelled_images import LabelledImages, load_split
+from vlcp_ray.schemas import conform
+from vlcp_ray.stages.evaluate import SCORES, STAGE, Evaluate, Trial, trials_of
+from vlcp_ray.stages.evaluate.trial import run_trial
+from vlcp_ray.stages.ingest import check_val
+from vlcp_ray.stages.teach import WEIGHTS, Teach
+from vlcp_ray.store.artifact import Artifact, Step
+
+
+def run(context: Context, steps: Sequence[Step]) -> None:
+    """Turn sets of images into SCORES: run the trials of all sets in one queue, the largest sets first."""
+    start, settings = time.monotonic(), context.job.evaluate
+    check_val(context.manifest(steps[0].inputs["images"]), STAGE.name)
+    trials = [(step, trial) for step in steps for trial in trials_of(step, settings)]
+    trials.sort(key=lambda pair: -(pair[1].ipc or 2**31))
+    step_of = {trial.trial_id: step for step, trial in trials}
+    recorded = {step.fingerprint: _recorded_trials(context.artifact(step)) for step in steps}
+    left = []
+    for step, trial in trials:
+        if trial.trial_id in recorded[step.fingerprint]:
+            _log_curve(context, step, trial.trial_id)
+        else:
+            left.append((step, trial))
+    with context.progress(steps, len(trials), "trials", len(trials) - len(left)) as progress:
+        for trial_id, top1, peaks in in_flight(_calls(context, left), context.scale.evaluate.num_workers):
+            progress.add(1, f"{trial_id} {top1:.1%}", peaks=peaks)
+            _log_curve(context, step_of[trial_id], trial_id)
+    seconds = (time.monotonic() - start) / len(steps)
+    for step in steps:
+        rows = len(_recorded_trials(context.artifact(step)))
+        context.complete(step, rows_in=len(trials_of(step, settings)), rows=rows, seconds=seconds)
+
+
+def _calls(context: Context, trials: Sequence[tuple[Step, Trial]]) -> Iterator[Callable[[], ray.ObjectRef]]:
+    """Yield a function for each trial that starts it on a worker."""
+    settings, pool, inputs = context.job.evaluate, context.scale.evaluate, SharedInputs(context)
+    device = "cuda" if pool.num_gpus else "cpu"
+    remote = task(_trial, pool).remote
+    previous = ""
+    for step, trial in trials:
+        if previous not in ("", step.fingerprint):
+            inputs.drop_train_splits()  # the trials of a set follow each other, so the set before is not needed again
+        previous, images = step.fingerprint, step.inputs["images"]
+        train = inputs.split(step.inputs.get("set", images), "train", trial.protocol)
+        val = inputs.split(images, "val", trial.protocol)
+        class_names = context.manifest(images)["class_names"]
+        teacher = inputs.teacher(step) if PROTOCOLS[trial.protocol].needs_teacher else None
+        yield partial(remote, train, val, class_names, settings, trial, context.artifact(step), device, teacher)
+
+
+@dataclass
+class SharedInputs:
+    """The images of every set, decoded once, and the teacher: all trials share them through Ray's object store."""
+
+    context: Context
+    references: dict[str, ray.ObjectRef] = field(default_factory=dict)
+
+    def split(self, step: Step, split: str, protocol: str) -> ray.ObjectRef:
+        """Load one split of IMAGES or SYNTHETIC on a worker; val is resized as the protocol requires."""
+        size = self.context.job.evaluate.input_size
+        resize = PROTOCOLS[protocol].resize(size) if split == "val" else size
+        key = f"{step.fingerprint} {split} {resize}"
+        if key not in self.references:
+            remote = ray.remote(load_split).remote
+            self.references[key] = remote(self.context.artifact(step), split, size, resize)
+        return self.references[key]
+
+    def drop_train_splits(self) -> None:
+        """Release all train splits; Ray keeps those of running trials until the trials end."""
+        self.references = {key: value for key, value in self.references.items() if " train " not in key}
+
+    def teacher(self, step: Step) -> ray.ObjectRef:
+        """Load the settings and the weights of the teacher of a set's trials."""
+        key = step.inputs["teacher"].fingerprint
+        if key not in self.references:
+            weights = self.context.input(step, "teacher").read_bytes(WEIGHTS)
+            self.references[key] = ray.put((self.context.job.teach, weights))
+        return self.references[key]
+
+
+def _trial(
+    train: LabelledImages,
+    val: LabelledImages,
+    class_names: Sequence[str],
+    settings: Evaluate,
+    trial: Trial,
+    artifact: Artifact,
+    device: str,
+    teacher: tuple[Teach, bytes] | None,
+) -> tuple[str, float, Peaks]:
+    """Run a trial on a worker and write its row of SCORES; return its id, its last top-1 and the peaks of memory.
+
+    Ray shows this name as that of the process, and tests/faults ends processes by it.
+    """
+    reset_peaks(STAGE.name)
+    network = load_teacher(teacher[0], load(teacher[1])) if teacher else None
+    with memory_retained():
+        row: dict[str, Any] = run_trial(train, val, class_names, settings, trial, device, network)
+    artifact.write_table(f"scores/{trial.trial_id}.parquet", conform(pa.Table.from_pylist([row]), SCORES))
+    return trial.trial_id, row["top1_last"], measure_peaks()
+
+
+def _recorded_trials(artifact: Artifact) -> set[str]:
+    """List the ids of the trials whose row of SCORES is written."""
+    return {path.rpartition("/")[2].removesuffix(".parquet") for path in artifact.files("scores")}
+
+
+def _log_curve(context: Context, step: Step, trial_id: str) -> None:
+    """Log the curve of a trial to TensorBoard and the tracker, if it is not there already."""
+    series = f"{STAGE.name}/{trial_id}-{step.fingerprint}"
+    if "trial" in context.records.names(series):
+        return
+    content = context.artifact(step).read_bytes(f"scores/{trial_id}.parquet")
+    (row,) = parquet.read_table(pa.BufferReader(content)).to_pylist()
+    epochs = PROTOCOLS[row["protocol"]].validated_epochs(row["epochs"], context.job.evaluate.checks)
+    curve = [(epoch, {"top1": top1}) for epoch, top1 in zip(epochs, row["curve"], strict=True)]
+    end = {name: row[name] for name in ("top1_last", "top1_best", "top5_last", "seconds")}
+    context.records.add(series, Record("trial", [*curve, (row["epochs"], end)]))

@@ -1,0 +1,128 @@
+"""Train a classifier from scratch on a set of labelled images, and test it on real ones."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from vlcp_ray.models.classifiers import build_classifier
+from vlcp_ray.protocols import PROTOCOLS
+from vlcp_ray.protocols.labelled_images import LabelledImages, Split, check_split, to_device
+from vlcp_ray.protocols.metrics import accuracy, confusion_matrix, predict
+from vlcp_ray.seeds import seed_for
+from vlcp_ray.stages.evaluate import Evaluate, Trial
+
+#: With more classes than this the confusion matrix is not kept: for 1,000 it has a million entries.
+_MAX_CONFUSION_CLASSES: Final = 100
+
+
+def run_trial(
+    train: LabelledImages,
+    val: LabelledImages,
+    class_names: Sequence[str],
+    settings: Evaluate,
+    trial: Trial,
+    device: str,
+    teacher: nn.Module | None = None,
+) -> dict[str, Any]:
+    """Train a classifier on `train`, test it on `val` as the protocol prescribes, and return a row of SCORES.
+
+    The row depends on the images, their order, the settings, the trial and the teacher; on one machine all of it but
+    `seconds` is reproducible, whatever ran before in the process. Global random state is neither used nor changed.
+
+    Args:
+        train: the training set, with pixels of (settings.input_size)^2.
+        val: real images of the same size.
+        class_names: the class of each label.
+        settings: of the trainings.
+        trial: protocol, network, and the seed's keys.
+        device: torch device.
+        teacher: for a protocol with soft labels: it has an output for every class name, in their order, and is moved to
+            the device.
+
+    Raises:
+        ValueError: a set is empty, has images of another size, or labels without a class name; or the protocol needs a
+            teacher and there is none, or one with another number of outputs.
+    """
+    started, classes = time.perf_counter(), len(class_names)
+    for split, name in ((train, "train"), (val, "val")):
+        check_split(split, f"evaluate: the {name} set", settings.input_size, class_names)
+    protocol = PROTOCOLS[trial.protocol]
+    network = build_classifier(
+        trial.network,
+        num_classes=classes,
+        input_size=settings.input_size,
+        width=settings.width,
+        seed=_seed(trial, "weights"),
+        norm=protocol.norm,
+    ).to(device)
+    on_train, on_val = to_device(train, device), to_device(val, device)
+    epochs = protocol.epochs(settings, trial.ipc, classes)
+    trained_epochs = protocol.train(
+        network,
+        on_train,
+        settings,
+        epochs=epochs,
+        seed=_seed(trial, "steps"),
+        ipc=trial.ipc,
+        num_classes=classes,
+        teacher=_check_teacher(teacher, trial.protocol, on_train, classes, device) if protocol.needs_teacher else None,
+    )
+    should_validate = partial(protocol.should_validate, epochs=epochs, validations=settings.checks)
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+        results = _train_and_validate(network, trained_epochs, on_val, classes, should_validate)
+    return {
+        "trial_id": trial.trial_id,
+        "protocol": trial.protocol,
+        "network": trial.network,
+        "method": trial.method,
+        "ipc": trial.ipc,
+        "seed": trial.seed,
+        "repeat": trial.repeat,
+        "epochs": epochs,
+        "seconds": time.perf_counter() - started,
+        **results,
+    }
+
+
+def _train_and_validate(
+    network: nn.Module, trained_epochs: Iterator[int], val: Split, classes: int, should_validate: Callable[[int], bool]
+) -> dict[str, Any]:
+    """Train to the end, validate after the epochs that `should_validate` selects, and return columns of SCORES."""
+    accuracies, predicted = [], val[1][:, None]
+    for epoch in trained_epochs:
+        if should_validate(epoch):
+            predicted = predict(network, val[0])
+            accuracies.append(accuracy(predicted, val[1]))
+    counts = confusion_matrix(predicted[:, 0], val[1], classes)
+    return {
+        "top1_last": accuracies[-1][0],
+        "top1_best": max(top1 for top1, _ in accuracies),
+        "top5_last": accuracies[-1][1],
+        "curve": [top1 for top1, _ in accuracies],
+        "per_class": (counts.diagonal() / counts.sum(1).clip(min=1)).tolist(),
+        "confusion": counts.flatten().tolist() if classes <= _MAX_CONFUSION_CLASSES else [],
+    }
+
+
+@torch.inference_mode()
+def _check_teacher(teacher: nn.Module | None, protocol: str, train: Split, num_classes: int, device: str) -> nn.Module:
+    if teacher is None:
+        raise ValueError(
+            f"evaluate.protocols: {protocol} needs a teacher and none was given; run the stage teach first"
+        )
+    teacher = teacher.to(device).eval()
+    outputs = teacher(train[0][:1].float()).shape[1]
+    if outputs != num_classes:
+        raise ValueError(
+            f"evaluate.protocols: the teacher of {protocol} has {outputs} outputs, but there are {num_classes} class "
+            "names; use the weights of a teacher of these classes"
+        )
+    return teacher
+
+
+def _seed(trial: Trial, purpose: str) -> int:
+    return seed_for(trial.seed, "evaluate", trial.trial_id, purpose)

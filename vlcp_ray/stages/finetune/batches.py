@@ -1,0 +1,85 @@
+"""The order of the rows in fine-tuning: epochs, optimiser steps, and the batch of each rank (METHOD 2.2)."""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from vlcp_ray.seeds import seed_for
+
+Positions = npt.NDArray[np.int64]
+
+#: Rows that are shuffled together; at 512 px their moments are 2 GiB. Part of the method: it determines the order.
+WINDOW: Final = 16_384
+_BLOCKS_PER_WINDOW: Final = 64  # blocks of neighbouring rows in a window: few reads, yet many classes in each window
+
+
+def epoch_order(n_rows: int, seed: int, epoch: int, window: int = WINDOW) -> Positions:
+    """Order the rows of an epoch: positions in the table sorted by image_id, each exactly once.
+
+    Up to `window` rows it is a plain permutation. Beyond that, blocks of neighbouring rows are permuted first, and then
+    the rows within each window of 64 blocks, so that a reader holds one window at a time instead of seeking every row.
+    """
+    random = np.random.default_rng(seed_for(seed, "finetune", "order", epoch))
+    if n_rows <= window:
+        return random.permutation(n_rows)
+    size = max(1, window // _BLOCKS_PER_WINDOW)
+    starts = random.permutation(np.arange(0, n_rows, size))
+    order = np.concatenate([np.arange(start, min(start + size, n_rows)) for start in starts])
+    return np.concatenate([random.permutation(order[start : start + window]) for start in range(0, n_rows, window)])
+
+
+_recent_order = lru_cache(maxsize=2)(epoch_order)  # a batch may contain rows of two epochs
+
+
+@dataclass(frozen=True)
+class RankBatch:
+    """One rank's rows of an optimiser step: their positions, the epoch of each, and the weight of a row in the loss."""
+
+    positions: Positions
+    epochs: Positions
+    weight: float
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """All optimiser steps: the epochs one after the other, cut into batches; the last batch may be smaller."""
+
+    n_rows: int
+    epochs: int
+    batch_size: int
+    seed: int
+    window: int = WINDOW
+
+    @property
+    def steps(self) -> int:
+        """Number of optimiser steps."""
+        return math.ceil(self.epochs * self.n_rows / self.batch_size)
+
+    def images_after(self, steps: int) -> int:
+        """Count the images that all ranks together have processed after `steps` steps."""
+        return min(steps * self.batch_size, self.epochs * self.n_rows)
+
+    def epochs_after(self, steps: int) -> int:
+        """Count the epochs that are complete after `steps` steps."""
+        return self.images_after(steps) // self.n_rows
+
+    def rank_batch(self, step: int, rank: int = 0, world_size: int = 1) -> RankBatch:
+        """Take every `world_size`-th row of a step's batch, starting with row `rank`.
+
+        With this weight the mean of the ranks' gradients, which DDP computes, is the gradient of the batch's mean loss.
+        A rank without a row gets one row of weight 0, because DDP waits for every rank.
+        """
+        batch = np.arange(self.images_after(step), self.images_after(step + 1))
+        rows = batch[rank::world_size]
+        weight = world_size / len(batch) if len(rows) else 0.0
+        rows = rows if len(rows) else batch[:1]
+        epochs = rows // self.n_rows
+        positions = [
+            _recent_order(self.n_rows, self.seed, int(epoch), self.window)[rows[epochs == epoch] % self.n_rows]
+            for epoch in np.unique(epochs)
+        ]
+        return RankBatch(np.concatenate(positions), epochs, weight)

@@ -1,0 +1,71 @@
+"""Keep one row of every image_id in IMAGES and move the others to REJECTED."""
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import dataset as pads
+from pyarrow import parquet
+
+from vlcp_ray.schemas import REJECTED, conform, with_column
+from vlcp_ray.stages.ingest import STAGE
+from vlcp_ray.store.artifact import Artifact, part_name
+from vlcp_ray.store.retrying_filesystem import retrying
+
+
+def reject_duplicates(artifact: Artifact) -> None:
+    """Move all rows but one of every image_id from IMAGES to REJECTED; the row with the first `source` is kept.
+
+    The result does not depend on the order of the rows. Safe to interrupt and run again: a row is written to REJECTED
+    before it is removed from IMAGES.
+    """
+    files = artifact.files("images")
+    if not files:
+        return
+    store = retrying(artifact.filesystem)
+    index = pads.dataset(files, filesystem=store).to_table(columns=["image_id", "source", "__filename"])
+    counts = pc.value_counts(index["image_id"])
+    repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+    if not len(repeated):
+        return
+    rows = index.filter(pc.is_in(index["image_id"], value_set=repeated))
+    rows = rows.sort_by([(name, "ascending") for name in index.column_names])
+    kept: dict[str, str] = {}  # image_id -> source
+    duplicates: dict[str, dict[str, str]] = {}  # file -> source -> source of the row that is kept
+    for row in rows.to_pylist():
+        if row["image_id"] in kept:
+            duplicates.setdefault(row["__filename"], {})[row["source"]] = kept[row["image_id"]]
+        else:
+            kept[row["image_id"]] = row["source"]
+    written = {
+        _rewrite(artifact, parquet.read_table(file, filesystem=store, partitioning=None), sources)
+        for file, sources in duplicates.items()
+    }
+    for file in set(duplicates) - {f"{artifact.path}/{name}" for name in written}:
+        store.delete_file(file)
+
+
+def _rewrite(artifact: Artifact, table: pa.Table, duplicates: dict[str, str]) -> str:
+    """Write the rows of a file of IMAGES again: duplicates to REJECTED, the others to a new file of IMAGES.
+
+    Args:
+        duplicates: the source of each duplicate, and the source of the row that is kept in its place.
+
+    Returns the name of the new file.
+    """
+    is_duplicate = pc.is_in(table["source"], value_set=pa.array(list(duplicates), pa.string()))
+    bad = table.filter(is_duplicate)
+    # An interrupted call leaves some rows in two files of IMAGES: such a row repeats itself, and is not rejected.
+    bad = bad.filter(pa.array([duplicates[source] != source for source in bad["source"].to_pylist()], pa.bool_()))
+    if len(bad):
+        details = [f"{row['image_id']} is also the id of {duplicates[row['source']]}" for row in bad.to_pylist()]
+        for name, values in (
+            ("stage", [STAGE.name] * len(bad)),
+            ("reason", ["duplicate"] * len(bad)),
+            ("detail", details),
+        ):
+            bad = with_column(bad, name, pa.array(values, pa.string()))
+        artifact.write_table(f"rejected/{part_name(bad['source'].to_pylist())}", conform(bad, REJECTED))
+    good = table.filter(pc.invert(is_duplicate))
+    name = f"images/{part_name(good['source'].to_pylist())}"
+    if len(good):
+        artifact.write_table(name, good)
+    return name

@@ -1,0 +1,190 @@
+"""ingest: read the parts of an image set on many workers, check every row, and write IMAGES and REJECTED."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from vlcp_ray.engine.context import Context
+from vlcp_ray.engine.tasks import in_flight, run_remote, task
+from vlcp_ray.engine.writing import REJECTED_TABLE, WriteRows, complete_rows, count_rows, done_ids
+from vlcp_ray.monitoring.memory import Peaks, measure_peaks, reset_peaks
+from vlcp_ray.monitoring.progress import log_line
+from vlcp_ray.schemas import IMAGES, REJECTED
+from vlcp_ray.settings import ConfigError
+from vlcp_ray.sources import open_source
+from vlcp_ray.sources.classes import Classes
+from vlcp_ray.sources.reader import Part, Source
+from vlcp_ray.stages.ingest import STAGE
+from vlcp_ray.stages.ingest.duplicates import reject_duplicates
+from vlcp_ray.stages.ingest.label import LabelRows
+from vlcp_ray.store.artifact import Artifact, Step, part_name
+
+_IMAGES: Final = "images"
+_PARTS: Final = "parts"
+_CLASSES: Final = "classes.json"
+#: The record of a part that was read: its number of wanted rows, and how many of them were written before.
+_PART_RECORD: Final = pa.schema(
+    [("path", pa.string()), ("split", pa.string()), ("rows", pa.int64()), ("done", pa.int64())]
+)
+_MAX_REASONS: Final = 10
+_TOLERANCE: Final = 0.05  # relative difference from the expected number of images above which a warning is logged
+
+
+def run(context: Context, steps: Sequence[Step]) -> None:
+    """Read the image set as IMAGES and REJECTED."""
+    (step,) = steps
+    settings, start, artifact = context.job.ingest, time.monotonic(), context.artifact(step)
+    source = open_source(settings)
+    log_line(step.title, f"{settings.source} is {source.description}")
+    parts = [part for part in source.parts() if part.split != "val" or not settings.val_fraction]
+    if not parts:
+        raise ConfigError("ingest.source: the image set has no train split; rename its folders or files")
+    _delete_stale(artifact, source.classes)
+    label = LabelRows(settings, source.classes.keys, source.classes.names)
+    write = WriteRows({"": artifact}, STAGE.name, _IMAGES, IMAGES, "source")
+    done_before = count_rows(write, artifact)["ids"]
+    _read_parts(context, step, parts, ReadPart(source, label, write, artifact), done_before)
+    run_remote(reject_duplicates, artifact)
+    _check_rejected(step, artifact, settings.max_rejected)
+    _complete(context, step, write, source.classes.names, done_before, start)
+
+
+def _delete_stale(artifact: Artifact, classes: Classes) -> None:
+    """Delete what an interrupted attempt has written, except good rows, if the classes are the same.
+
+    Rejected rows are read again, because their files may have been fixed.
+    """
+    current = json.dumps([list(classes.keys), list(classes.names)]).encode()
+    same_classes = artifact.read_bytes(_CLASSES) == current
+    for folder in (_PARTS, REJECTED_TABLE) if same_classes else (_PARTS, REJECTED_TABLE, _IMAGES):
+        if artifact.files(folder):
+            artifact.delete(folder)
+    artifact.write_bytes(_CLASSES, current)
+
+
+def _read_parts(context: Context, step: Step, parts: Sequence[Part], read: "ReadPart", done_before: int) -> None:
+    """Read all parts on the workers, as many at a time as the pool has."""
+    pool, reference, done = context.scale.ingest, ray.put(read), done_ids(read.write, read.artifact)
+    read_part = task(ReadPart.__call__, pool)
+    submit = (partial(read_part.remote, reference, part, done) for part in parts)
+    with context.progress([step], None, "rows", done_before) as progress:
+        for rows, rejected, peaks in in_flight(submit, pool.num_workers):
+            progress.add(rows, rejected=rejected, peaks=peaks)
+
+
+@dataclass(frozen=True)
+class ReadPart:
+    """Read, label and write the rows of one part, and record in the artifact how many it has."""
+
+    source: Source
+    label: LabelRows
+    write: WriteRows
+    artifact: Artifact
+
+    def __call__(self, part: Part, done: pa.Array) -> tuple[int, int, Peaks]:
+        """Read a part.
+
+        Args:
+            done: the sources of the rows of all parts that are written already.
+
+        Returns the numbers of new rows and of rejected rows, and the worker's memory peaks.
+        """
+        done_rows, rows, rejected = DoneRows(done, part), 0, 0
+        reset_peaks(STAGE.name)
+        for table in self.source.read(part, done_rows):
+            rows += len(table)
+            rejected += self.write(self.label(table))["rejected"][0].as_py()
+        record = pa.table([[part.path], [part.split], [rows + done_rows.hits], [done_rows.hits]], schema=_PART_RECORD)
+        self.artifact.write_table(f"{_PARTS}/{part_name(map(str, asdict(part).values()))}", record)
+        return rows, rejected, measure_peaks()
+
+
+class DoneRows:
+    """The sources of the rows of a part that are written already; counts how many of them the part still has."""
+
+    def __init__(self, sources: pa.Array, part: Part) -> None:
+        of_part = sources.filter(pc.starts_with(sources, part.path))
+        self.sources, self.hits = frozenset(of_part.to_pylist()), 0
+
+    def __contains__(self, source: object) -> bool:
+        is_done = source in self.sources
+        self.hits += is_done
+        return is_done
+
+
+def _check_rejected(step: Step, artifact: Artifact, limit: float) -> None:
+    """Log the rejected rows, or end the run if they are too many.
+
+    Raises:
+        ValueError: there are no rows, or the share of rejected rows is above the limit.
+    """
+    rows = int(pc.sum(artifact.table(_PARTS, _PART_RECORD, ["rows"])["rows"]).as_py() or 0)
+    rejected, reasons = run_remote(_count_reasons, artifact)
+    if rows == 0:
+        raise ValueError(
+            "ingest: the image set has no image of the wanted classes; compare ingest.source and ingest.classes with "
+            "the layout and the number of classes in the log line above"
+        )
+    summary = f"{rejected:,} of {rows:,} rows {'was' if rejected == 1 else 'were'} rejected ({rejected / rows:.1%})"
+    if rejected > limit * rows:
+        raise ValueError(
+            f"ingest: {summary}, more than ingest.max_rejected ({limit:.1%}): {'; '.join(reasons)}. Fix the files and "
+            "re-run the same command, or raise ingest.max_rejected; all rejected rows are in "
+            f"{artifact.path}/{REJECTED_TABLE}"
+        )
+    if rejected:
+        log_line(step.title, f"{summary}: {'; '.join(reasons)}")
+
+
+def _count_reasons(artifact: Artifact) -> tuple[int, list[str]]:
+    """Count the rejected rows, and list the most frequent reasons, each with its first row as an example."""
+    rows = artifact.table(REJECTED_TABLE, REJECTED, ["reason", "detail", "source"]).sort_by("source")
+    by_reason: dict[str, list[int]] = {}
+    for row, reason in enumerate(rows["reason"].to_pylist()):
+        by_reason.setdefault(reason, []).append(row)
+    most_frequent = sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[0]))[:_MAX_REASONS]
+    texts = []
+    for reason, members in most_frequent:
+        example = rows.slice(members[0], 1).to_pylist()[0]
+        texts.append(f"{len(members):,} x {reason} (e.g. {example['source']}: {example['detail']})")
+    return len(rows), texts
+
+
+def _complete(
+    context: Context, step: Step, write: WriteRows, class_names: Sequence[str], done_before: int, start: float
+) -> None:
+    """Complete IMAGES, with the class names and the training images of each class in its manifest.
+
+    Raises:
+        ValueError: the image set has lost rows since an earlier attempt.
+    """
+    artifact, expect = context.artifact(step), context.job.ingest.expect
+    train = run_remote(_count_train, artifact, len(class_names))
+    if expect and abs(sum(train) - expect.train) > _TOLERANCE * expect.train:
+        log_line(
+            step.title,
+            f"the job expects about {expect.train:,} training images, the set has {sum(train):,}: check ingest.source",
+        )
+    records = artifact.table(_PARTS, _PART_RECORD)
+    if (still_there := int(pc.sum(records["done"]).as_py() or 0)) != done_before:
+        raise ValueError(
+            f"ingest: {done_before - still_there} rows that an earlier attempt has read are no longer in the image "
+            f"set; delete {artifact.path} and re-run the same command"
+        )
+    facts = {"class_names": class_names, "train": train, "seconds": time.monotonic() - start}
+    complete_rows(context, step, write, int(pc.sum(records["rows"]).as_py()), facts)
+
+
+def _count_train(artifact: Artifact, n_classes: int) -> list[int]:
+    """Count the training images of each class."""
+    table = artifact.table(_IMAGES, IMAGES, ["label", "split"])
+    counts = pc.value_counts(table.filter(pc.equal(table["split"], "train"))["label"])
+    by_label = dict(zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True))
+    return [by_label.get(label, 0) for label in range(n_classes)]

@@ -1,0 +1,180 @@
+"""pair: caption and encode IMAGES(train) to PAIRS in one streaming plan."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
+
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from vlcp_ray.models import pretrained
+from vlcp_ray.schemas import column, identity_columns
+from vlcp_ray.settings import Positive, Settings, Size
+from vlcp_ray.sources import LAYOUTS
+from vlcp_ray.stages.stage import Load, Stage, Work
+
+if TYPE_CHECKING:
+    from vlcp_ray.config import Job
+    from vlcp_ray.cost.flops import ModelFlops
+    from vlcp_ray.cost.inputs import CostInputs
+    from vlcp_ray.store.artifact import Step
+
+PROMPT: Final = (
+    "Describe the physical appearance of the {class_name} in the image. "
+    "Include details about its shape, posture, color, and any distinct features."
+)
+_CAPTION_BYTES: Final = 600  # assumed, of a usual caption
+_FLOAT16_BYTES: Final = 2
+
+
+class Caption(Settings):
+    """How training images are captioned (METHOD 2.1)."""
+
+    source: str = Field("", description="a table of saved captions with image_id and caption; empty: run the model")
+    engine: Literal["vllm", "transformers"] = Field("vllm", description="the library that runs the model")
+    model: str = Field("llava-hf/llava-1.5-7b-hf", description="a LLaVA model: hub id, folder or demo/llava")
+    prompt: str = Field(PROMPT, description="the question; {class_name} is replaced by the name of the class")
+    temperature: float = Field(0.2, ge=0, description="sampling temperature; 0: greedy decoding")
+    max_tokens: Positive = Field(1024, description="largest number of tokens of a caption")
+    max_model_len: Positive = Field(2048, description="largest number of tokens of image, prompt and caption together")
+    seed: int = Field(0, description="seed of the sampling; captions are shared by all seeds of the job")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if "{class_name}" not in self.prompt:
+            raise ValueError("prompt must hold {class_name}, which is replaced by the name of the class")
+        if self.max_tokens >= self.max_model_len:
+            raise ValueError("max_tokens must be smaller than max_model_len, which also counts image and prompt")
+        return self
+
+
+class Encode(Settings):
+    """How images are encoded to latents (METHOD 2.3)."""
+
+    resolution: Size = Field(
+        512, description="side in pixels that images are resized to for clustering; the aspect ratio is lost"
+    )
+    train_resolution: Size = Field(512, description="side in pixels of the centre crop that fine-tuning trains on")
+    seed: int = Field(0, description="seed of the posterior samples; latents are shared by all seeds of the job")
+
+
+def pairs_schema(latent: tuple[int, int, int], moments: tuple[int, int, int], views: int = 2) -> pa.Schema:
+    """Build the schema of PAIRS.
+
+    Args:
+        latent: shape of a latent, (c, h, w).
+        moments: shape of the posterior moments of a training view, (2c, h', w').
+        views: training views per image: 2 if fine-tuning flips images at random, else 1.
+    """
+    return pa.schema(
+        [
+            *identity_columns(),
+            column("caption", pa.string(), "caption of the image"),
+            column("latent", pa.fixed_shape_tensor(pa.float16(), latent), "VAE posterior sample x scaling factor"),
+            column(
+                "train_moments",
+                pa.fixed_shape_tensor(pa.float16(), (views, *moments)),
+                "VAE posterior mean and logvar of the training view: plain, and flipped if finetune.random_flip",
+            ),
+        ]
+    )
+
+
+#: The schema for reading all columns but the tensors, whose shapes here are placeholders.
+PAIRS: Final = pairs_schema((1, 1, 1), (1, 1, 1))
+
+CAPTION: Final = Work(
+    "caption",
+    "caption",
+    "vlcp_ray.stages.pair.bench:caption",
+    on_cpu=(0.1, 10.0),
+    # 1,366 tokens/s of an 8B Llama (16 GFLOP each) in vLLM on an A40 of 150 TFLOPS: databasemart.com, vLLM A40
+    # benchmark, 50 requests at once. Loading 7B weights and warming up an engine is assumed to take two minutes.
+    on_gpu=(0.15, 120.0),
+    retains_memory=True,
+    model=lambda job: pretrained.count_parameters(job.caption.model, ""),
+    wanted=lambda job: not job.caption.source,
+)
+ENCODE: Final = Work(
+    "encode",
+    "encode",
+    "vlcp_ray.stages.pair.bench:encode",
+    on_cpu=(0.5, 6.0),
+    on_gpu=(0.16, 30.0),  # assumed equal to the denoising of `generate`
+    retains_memory=True,
+    model=lambda job: pretrained.count_parameters(job.base_model, "vae"),
+)
+
+
+def hashed_settings(job: "Job", base_model: str) -> dict[str, Any]:
+    """Collect the settings that determine PAIRS.
+
+    Args:
+        base_model: content hash of the base model.
+    """
+    caption = job.caption.model_dump() | {"model": pretrained.content_hash(job.caption.model)}
+    if job.caption.source:
+        caption = {"source": pretrained.content_hash(job.caption.source)}
+    return {
+        "caption": caption,
+        "encode": job.encode.model_dump(),
+        "flip": job.finetune.random_flip,
+        "base_model": base_model,
+    }
+
+
+def encode_flops(job: "Job", flops: "ModelFlops") -> float:
+    """Count the operations of the VAE per image: training views, and the square view unless it is a training view."""
+    crop, square = (
+        flops.encode(pretrained.expected_latent_shape(job.base_model, resolution)[1])
+        for resolution in (job.encode.train_resolution, job.encode.resolution)
+    )
+    # Embedded images are square.
+    is_same_view = job.ingest.source in LAYOUTS and job.encode.train_resolution == job.encode.resolution
+    return (1 + job.finetune.random_flip) * crop + (0.0 if is_same_view else square)
+
+
+def _loads(inputs: "CostInputs", _: Sequence["Step"]) -> Iterator[Load]:
+    count, job = inputs.images.train, inputs.job
+    if not job.caption.source:
+        yield Load(
+            CAPTION, count, count * inputs.models.caption(job.caption.prompt, inputs.caption_tokens), units=count
+        )
+    yield Load(ENCODE, count if job.caption.source else 0, count * encode_flops(job, inputs.models), units=count)
+
+
+def _disk(inputs: "CostInputs", _: Sequence["Step"]) -> float:
+    job = inputs.job
+    channels, height, width = inputs.latent_shape(job.encode.resolution)
+    train_channels, train_height, train_width = inputs.latent_shape(job.encode.train_resolution)
+    # mean and logvar of each training view
+    moments = (1 + job.finetune.random_flip) * 2 * train_channels * train_height * train_width
+    row = _FLOAT16_BYTES * (channels * height * width + moments) + _CAPTION_BYTES
+    return inputs.images.train * row / 2**30
+
+
+def _memory(job: "Job") -> Mapping[str, float | None]:
+    parameters = pretrained.count_parameters(job.caption.model, "")
+    return {"caption": None if parameters is None else parameters * _FLOAT16_BYTES / 2**30}
+
+
+def _check(job: "Job") -> None:
+    if job.caption.source:
+        from vlcp_ray.stages.pair.saved_captions import open_captions
+
+        open_captions(job.caption.source)
+
+
+STAGE: Final = Stage(
+    "pair",
+    version=1,
+    summary="IMAGES -> PAIRS + REJECTED: captions and latents",
+    tables={"pairs": pairs_schema((4, 64, 64), (8, 64, 64))},
+    pools=("caption", "encode"),
+    row_wise=True,
+    output="pairs",
+    works=(CAPTION, ENCODE),
+    loads=_loads,
+    disk=_disk,
+    memory=_memory,
+    check=_check,
+)

@@ -1,0 +1,38 @@
+"""The measured batches of `vlcp-ray bench`: captions and latents."""
+
+from transformers import AutoTokenizer
+
+from vlcp_ray.config import Job
+from vlcp_ray.cost.flops import model_flops
+from vlcp_ray.models.pretrained import folder
+from vlcp_ray.scale import Pool
+from vlcp_ray.stages.pair import encode_flops
+from vlcp_ray.stages.pair.caption import CaptionRows
+from vlcp_ray.stages.pair.encode import EncodeRows
+from vlcp_ray.stages.sample_rows import Sample
+from vlcp_ray.stages.stage import Batch, BatchDone
+
+
+def caption(job: Job, pool: Pool) -> Batch:
+    """Caption a batch of images; its operations are counted for the measured length of the captions."""
+    caption_rows, table = CaptionRows(job.caption), Sample(job).images(pool.batch_size)
+    tokenizer, flops = AutoTokenizer.from_pretrained(folder(job.caption.model)), model_flops(job)
+
+    def batch() -> BatchDone:
+        captions = caption_rows(table)["caption"].to_pylist()
+        tokens = sum(len(tokenizer(text)["input_ids"]) for text in captions) / len(captions)
+        return BatchDone(len(table), flops.caption(job.caption.prompt, tokens) * len(table), tokens)
+
+    return batch
+
+
+def encode(job: Job, pool: Pool) -> Batch:
+    """Encode a batch of images."""
+    encode_rows = EncodeRows(job.encode, job.base_model, pool.batch_size, job.finetune.random_flip)
+    table, flops_per_image = Sample(job).images(pool.batch_size), encode_flops(job, model_flops(job))
+
+    def batch() -> BatchDone:
+        encode_rows(table)
+        return BatchDone(len(table), flops_per_image * len(table))
+
+    return batch

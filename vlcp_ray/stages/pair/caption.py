@@ -1,0 +1,47 @@
+"""Caption images with a vision-language model (METHOD 2.1)."""
+
+from collections.abc import Mapping
+
+import pyarrow as pa
+from PIL import Image
+
+from vlcp_ray import images, schemas
+from vlcp_ray.models.llava import load_captioner
+from vlcp_ray.seeds import seed_for
+from vlcp_ray.stages import pair
+
+
+class CaptionRows:
+    """Row-wise: caption images. The seed of a row is a function of its image_id."""
+
+    def __init__(self, settings: pair.Caption) -> None:
+        """Load the model in the engine of the settings."""
+        self.settings = settings
+        self.captioner = load_captioner(settings)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Add `caption`, cleaned as in the released code; "" in rows that are rejected, here or before.
+
+        Rejects images that cannot be decoded (`images.decode`), and answers without a word (`empty_caption`).
+        """
+        decoded, errors = images.decode_rows(table["image"].to_pylist(), schemas.reasons(table))
+        captions = [""] * len(table)
+        for row, text in zip(decoded, self._caption(table, decoded), strict=True):
+            captions[row] = text
+            if not text:
+                errors[row] = ("empty_caption", "the model's answer has no word")
+        return schemas.with_column(schemas.reject(table, errors), "caption", pa.array(captions, pa.string()))
+
+    def _caption(self, table: pa.Table, decoded: Mapping[int, Image.Image]) -> list[str]:
+        """Caption the decoded images of a table, which are given by their row."""
+        rows = table.select(["image_id", "class_name"]).take(pa.array(list(decoded), pa.int64()))
+        # Not str.format, which would fail on other braces in the prompt.
+        prompts = [self.settings.prompt.replace("{class_name}", name) for name in rows["class_name"].to_pylist()]
+        seeds = [seed_for(self.settings.seed, "caption", image_id) for image_id in rows["image_id"].to_pylist()]
+        answers = self.captioner.caption(list(decoded.values()), prompts, seeds) if decoded else []
+        return [clean(answer) for answer in answers]
+
+
+def clean(answer: str) -> str:
+    """Remove double quotes and `'s`, and make all white space single spaces (METHOD 2.1, as released)."""
+    return " ".join(answer.replace('"', "").replace("'s", "").split())

@@ -1,0 +1,54 @@
+"""pair: caption and encode every training image, in one streaming plan of two actor pools."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from vlcp_ray.engine.context import Context
+from vlcp_ray.engine.streaming import RowWork, filter_rows, read, run_rows
+from vlcp_ray.engine.writing import WriteRows, complete_rows, done_ids
+from vlcp_ray.models.pretrained import latent_shape
+from vlcp_ray.scale import Pool, Scale
+from vlcp_ray.stages.ingest import check_classes
+from vlcp_ray.stages.pair import STAGE, Caption, pairs_schema
+from vlcp_ray.store.artifact import Step
+
+_COLUMNS: Final = ("image_id", "label", "class_name", "split", "image", "source")
+
+
+def run(context: Context, steps: Sequence[Step]) -> None:
+    """Caption and encode IMAGES(train) to PAIRS."""
+    (step,) = steps
+    job, scale, artifact = context.job, context.scale, context.artifact(step)
+    manifest = context.manifest(step.inputs["images"])
+    check_classes(manifest, max(job.ipc))
+    flip = job.finetune.random_flip
+    channels, height, width = latent_shape(job.base_model, job.encode.train_resolution)
+    schema = pairs_schema(latent_shape(job.base_model, job.encode.resolution), (2 * channels, height, width), 1 + flip)
+    write = WriteRows({"": artifact}, STAGE.name, "pairs", schema)
+
+    rows = read(context.input(step, "images"), "images", _COLUMNS)
+    rows = filter_rows(rows, done=done_ids(write, artifact), where={"split": "train"})
+    caption = _caption_work(job.caption, scale)
+    encode = RowWork(
+        "vlcp_ray.stages.pair.encode:EncodeRows",
+        {"settings": job.encode, "base_model": job.base_model, "batch_size": scale.encode.batch_size, "flip": flip},
+        scale.encode,
+    )
+    rows_per_block = scale.rows_per_block
+    if job.caption.source:  # without a model, Ray's overhead per block is a large share of the work
+        rows_per_block *= 4
+        if "RAY_ADDRESS" not in os.environ:  # all CPUs of this machine are free from the start: start all encoders now
+            encode = replace(encode, pool=scale.encode.model_copy(update={"min_workers": None}))
+    total = sum(manifest["train"])
+    seconds = run_rows(context, [step], rows, [caption, encode], write, total, rows_per_block)
+    complete_rows(context, step, write, total, {"seconds": seconds})
+
+
+def _caption_work(settings: Caption, scale: Scale) -> RowWork:
+    """Choose the captioning work: the model, or the table of saved captions."""
+    if settings.source:  # one worker looks up captions faster than any number of encoders encode
+        pool = Pool(batch_size=scale.rows_per_block)
+        return RowWork("vlcp_ray.stages.pair.saved_captions:LoadSavedCaptions", {"uri": settings.source}, pool)
+    return RowWork("vlcp_ray.stages.pair.caption:CaptionRows", {"settings": settings}, scale.caption)

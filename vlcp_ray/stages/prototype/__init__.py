@@ -1,0 +1,112 @@
+"""prototype: PAIRS -> PROTOTYPES + MEMBERS, one class at a time."""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Final, Literal
+
+import pyarrow as pa
+from pydantic import Field
+
+from vlcp_ray.schemas import column
+from vlcp_ray.settings import Positive, Settings
+from vlcp_ray.stages.stage import Load, Stage, Work
+
+if TYPE_CHECKING:
+    from vlcp_ray.cost.inputs import CostInputs
+    from vlcp_ray.store.artifact import Step
+
+#: Assumed Lloyd iterations of one k-means run. ImageNet's classes at 512 px take 10 to 30.
+_ITERATIONS: Final = 20
+
+
+class Prototype(Settings):
+    """Clustering of each class into image and text prototypes (METHOD 2.4, 2.5)."""
+
+    contamination: Annotated[float, Field(ge=0, le=0.5)] = Field(0.0, description="share of outliers; 0: no LOF")
+    n_neighbors: Positive = 10
+    n_init: Positive = 10
+    max_df: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.7, description="beta: words in this share of a class's captions, or in more, are too common"
+    )
+    n_words: Positive = Field(30, description="representative words kept per cluster")
+    matching: Literal["word", "substring"] = Field("word", description="substring: as the released code does")
+
+
+def prototypes_schema(latent: tuple[int, int, int]) -> pa.Schema:
+    """Make the schema of PROTOTYPES for centroids of shape (c, h, w)."""
+    return pa.schema(
+        [
+            column("prototype_id", pa.string(), "label and cluster, unique in the table"),
+            column("label", pa.int32(), "index of class_name in the job's class list"),
+            column("class_name", pa.string(), "name of the class, as used in prompts"),
+            column("cluster", pa.int32(), "cluster within the class, 0 .. ipc - 1"),
+            column("size", pa.int32(), "number of inliers in the cluster"),
+            column("latent", pa.fixed_shape_tensor(pa.float32(), latent), "the centroid: the image prototype"),
+            column("text", pa.string(), "the text prototype: the caption chosen for the cluster"),
+            column("text_image_id", pa.string(), "the image with this caption"),
+            column("words", pa.list_(pa.string()), "the cluster's representative words, most frequent first"),
+        ]
+    )
+
+
+#: For reading columns other than the latents: the shape does not matter then.
+PROTOTYPES: Final = prototypes_schema((1, 1, 1))
+MEMBERS: Final = pa.schema(
+    [
+        column("image_id", pa.string(), "the training image"),
+        column("label", pa.int32(), "its class"),
+        column("cluster", pa.int32(), "its cluster within the class, -1 for an outlier"),
+        column("distance", pa.float32(), "distance to the centroid in latent space; to the nearest one for an outlier"),
+    ]
+)
+
+CLUSTER: Final = Work(
+    "prototype",
+    "prototype",
+    "vlcp_ray.stages.prototype.bench:prototype",
+    on_cpu=(0.5, 0.0),
+    on_gpu=(1.0, 5.0),  # scikit-learn works on CPUs only
+)
+
+
+def group_by_settings(steps: Sequence["Step"]) -> list[tuple[Prototype, list["Step"]]]:
+    """Group the steps that have the same settings, so that each group needs one read of the latents."""
+    groups: dict[str, list[Step]] = {}
+    for step in steps:
+        groups.setdefault(json.dumps(step.settings, sort_keys=True), []).append(step)
+    return [(Prototype(**group[0].settings), group) for group in groups.values()]
+
+
+def cluster_flops(values: float, images: float, clusters: float, n_init: int) -> float:
+    """Count the operations of k-means on one class.
+
+    Args:
+        values: in the latent of an image.
+        images: of the class.
+        clusters: of all runs together.
+        n_init: starts of each run.
+    """
+    return 2 * values * images * clusters * _ITERATIONS * n_init
+
+
+def _loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]:
+    images, classes = inputs.images.train, inputs.images.classes
+    channels, height, width = inputs.latent_shape(inputs.job.encode.resolution)
+    values, per_class = channels * height * width, images / classes
+    flops = 0.0
+    for settings, group in group_by_settings(steps):
+        flops += cluster_flops(values, per_class, sum(step.key["ipc"] for step in group), settings.n_init)
+        flops += 2 * values * per_class**2 if settings.contamination else 0.0  # LOF: distances of all pairs of images
+    yield Load(CLUSTER, images, flops * classes, units=classes)
+
+
+STAGE: Final = Stage(
+    "prototype",
+    version=2,
+    summary="PAIRS -> PROTOTYPES + MEMBERS, a class at a time",
+    tables={"prototypes": prototypes_schema((4, 64, 64)), "members": MEMBERS},
+    pools=("prototype",),
+    counted="members",
+    works=(CLUSTER,),
+    loads=_loads,
+)

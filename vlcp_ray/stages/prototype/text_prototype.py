@@ -1,0 +1,127 @@
+"""Choose text prototypes: of each cluster the caption with most of its representative words (METHOD 2.5)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from vlcp_ray.models.words import document_frequency, split_words, tokenize
+
+Matching = Literal["word", "substring"]
+Integers = npt.NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True)
+class CandidateWords:
+    """The words of a class's captions that may be representative, in the order in which they occur.
+
+    Token i is the word `vocabulary[word[i]]` in the caption `captions[row[i]]`. Stop words, words that are too common
+    and parts of the class name are not among the tokens.
+    """
+
+    captions: Sequence[str]
+    vocabulary: Sequence[str]
+    word: Integers  # (tokens,) indices into vocabulary
+    row: Integers  # (tokens,) indices into captions, ascending
+    matching: Matching
+
+
+@dataclass(frozen=True)
+class TextPrototype:
+    """The text prototype of a cluster: the row of its caption in the class, and the representative words."""
+
+    row: int
+    words: tuple[str, ...]
+
+
+def find_candidate_words(captions: Sequence[str], class_name: str, max_df: float, matching: Matching) -> CandidateWords:
+    """Find the candidate words in the captions of one class's inliers (METHOD 2.5, steps 1 and 2).
+
+    Args:
+        captions: C; their order decides ties.
+        class_name: N. "word" drops its words, whatever their case. "substring" drops each word that is a substring of
+            N as written, as the released code does: "an" because of "fan", but not "siberian" because of "Siberian".
+        max_df: beta. A word in max_df x len(captions) captions or more is dropped; scikit-learn's
+            `CountVectorizer(max_df=...)` would keep it at exactly that number.
+        matching: whether "part of the class name" and, in `choose_text_prototype`, "contains" compare whole words or
+            substrings.
+
+    Words and stop words are scikit-learn's in both cases; the released code uses nltk's, which must be downloaded.
+    """
+    vocabulary, word, row = tokenize(captions)
+    names = split_words(class_name) if matching == "word" else class_name
+    is_kept = np.array([candidate not in names for candidate in vocabulary], dtype=bool)
+    is_kept &= document_frequency(word, row, len(vocabulary)) < math.ceil(Fraction(str(max_df)) * len(captions))
+    kept_tokens = is_kept[word]
+    return CandidateWords(captions, vocabulary, word[kept_tokens], row[kept_tokens], matching)
+
+
+def representative_words(words: CandidateWords, members: Integers, n_words: int) -> tuple[Integers, Integers]:
+    """Find the most frequent candidate words of one cluster (METHOD 2.5, steps 3 and 4).
+
+    Args:
+        words: of the whole class.
+        members: (m,) the cluster's rows in `words.captions`, ascending.
+        n_words: k, the maximum number of words.
+
+    Returns:
+        Indices into `words.vocabulary` and occurrences F_j, both (<= n_words,), most frequent first, ties first seen.
+    """
+    in_cluster = np.isin(words.row, members)
+    word, first, count = np.unique(words.word[in_cluster], return_index=True, return_counts=True)
+    order = np.lexsort((first, -count))[:n_words]
+    return word[order], count[order]
+
+
+def choose_text_prototype(
+    words: CandidateWords, members: Integers, distances: npt.NDArray[np.floating[Any]], n_words: int
+) -> TextPrototype:
+    """Choose the caption of a cluster that contains most of its representative words (METHOD 2.5, step 5).
+
+    Where every score is 0 (the released code continues with an empty text), choose the caption of the image nearest to
+    the centroid.
+
+    Args:
+        words: of the whole class.
+        members: (m,) the cluster's rows in `words.captions`, ascending; ties go to the first.
+        distances: (m,) from the members to their centroid.
+        n_words: k.
+
+    Raises:
+        ValueError: every caption of the cluster is empty.
+    """
+    top, count = representative_words(words, members, n_words)
+    contains = _contains_word if words.matching == "word" else _contains_substring
+    scores = contains(words, members, top) @ count  # (m, k) @ (k,)
+    best = int(scores.argmax()) if scores.any() else _nearest_with_caption(words, members, distances)
+    return TextPrototype(int(members[best]), tuple(words.vocabulary[i] for i in top))
+
+
+def _contains_word(words: CandidateWords, members: Integers, top: Integers) -> npt.NDArray[np.bool_]:
+    """Find out whether each member's caption contains each top word as a whole word: (m, k)."""
+    rank = np.full(len(words.vocabulary), -1)
+    rank[top] = np.arange(len(top))
+    scored = np.isin(words.row, members) & (rank[words.word] >= 0)
+    contains = np.zeros((len(members), len(top)), dtype=bool)
+    contains[np.searchsorted(members, words.row[scored]), rank[words.word[scored]]] = True
+    return contains
+
+
+def _contains_substring(words: CandidateWords, members: Integers, top: Integers) -> npt.NDArray[np.bool_]:
+    """Find out whether each member's caption contains each top word as a substring: (m, k)."""
+    variable = np.dtypes.StringDType()  # fixed-width strings would all take the memory of the longest
+    captions = np.array([words.captions[i] for i in members], dtype=variable)
+    fragments = np.array([words.vocabulary[i] for i in top], dtype=variable)
+    contains: npt.NDArray[np.bool_] = np.strings.find(captions[:, None], fragments) >= 0
+    return contains
+
+
+def _nearest_with_caption(words: CandidateWords, members: Integers, distances: npt.NDArray[np.floating[Any]]) -> int:
+    for i in np.argsort(distances, kind="stable"):
+        if words.captions[members[i]].strip():
+            return int(i)
+    raise ValueError(f"the captions of {len(members)} images are all empty: caption them again, or remove them")

@@ -1,0 +1,47 @@
+"""Accuracies that papers publish, by image set, protocol, network and number of images per class."""
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any, Final
+
+_KEYS: Final = ("set", "classes", "protocol", "network", "ipc")
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published figure: best top-1 in percent, and its standard deviation where the paper has one."""
+
+    protocol: str
+    network: str
+    ipc: int
+    method: str
+    top1_best: float
+    std: float | None
+
+
+def published(name: str, class_lists: Sequence[str], classes: int) -> list[Published]:
+    """List the published figures of a job's image set; none for an unknown set.
+
+    Args:
+        name: of the job; it identifies the image sets that are used whole.
+        class_lists: `ingest.classes`, which identifies the subsets of ImageNet-1K.
+        classes: number of classes of the images: the figures do not hold for a part of a set.
+    """
+    image_set = "" if len(class_lists) > 1 else class_lists[0] if class_lists else name
+    return [
+        Published(block["protocol"], block["network"], ipc, method, value[0], value[1] if len(value) > 1 else None)
+        for block in _figures()
+        if block["set"] == image_set and block["classes"] == classes
+        for method, values in block.items()
+        if method not in _KEYS
+        for ipc, value in zip(block["ipc"], values, strict=True)
+    ]
+
+
+@cache
+def _figures() -> tuple[dict[str, Any], ...]:
+    text = resources.files(__package__).joinpath("published.toml").read_text(encoding="utf-8")
+    return tuple(tomllib.loads(text)["figures"])

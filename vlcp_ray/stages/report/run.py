@@ -1,0 +1,194 @@
+"""report: gather manifests, tables and images of the whole job, and render them as one page."""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from vlcp_ray.cost.table import expected_seconds
+from vlcp_ray.engine.context import Context, versions
+from vlcp_ray.engine.tasks import in_flight, run_remote, task
+from vlcp_ray.engine.writing import REJECTED_TABLE
+from vlcp_ray.methods import centroid, vlcp
+from vlcp_ray.models.words import common_words
+from vlcp_ray.scale import Pool
+from vlcp_ray.schemas import IMAGES, REJECTED
+from vlcp_ray.stages import STAGES, evaluate, finetune, generate, ingest, pair
+from vlcp_ray.stages.pair import PAIRS
+from vlcp_ray.stages.prototype import PROTOTYPES
+from vlcp_ray.stages.report.contents import DistilledSet, Report, Sample, StageRow, TsnePlot
+from vlcp_ray.stages.report.distilled_sets import read_members, read_set, shown_prototypes
+from vlcp_ray.stages.report.images import count_bytes, thumbnails
+from vlcp_ray.stages.report.render import MAX_EXAMPLES, render
+from vlcp_ray.stages.report.sets_section import Budget
+from vlcp_ray.stages.report.tsne import plot, read_latents
+from vlcp_ray.store.artifact import Step
+
+#: Further counts of a manifest that the page shows.
+_DETAILS: Final = ("members", "outliers", "steps", "images")
+_MAX_PLOTS: Final = 10
+
+
+def run(context: Context, steps: Sequence[Step]) -> None:
+    """Write everything that the job has made as one HTML page."""
+    (step,) = steps
+    start, inputs = time.monotonic(), list(step.inputs.values())
+    context.artifact(step).write_bytes("index.html", render(_gather(context, inputs)).encode())
+    context.complete(step, rows_in=len(inputs), rows=len(inputs), seconds=time.monotonic() - start)
+
+
+def _gather(context: Context, steps: Sequence[Step]) -> Report:
+    """Read what the page shows of the job's artifacts."""
+    by_stage = {name: [step for step in steps if step.stage == name] for name in STAGES}
+    (images,) = by_stage[ingest.STAGE.name]
+    finetunes = by_stage[finetune.STAGE.name]
+    sets = [step for step in by_stage[generate.STAGE.name] if step.key["method"] == vlcp.METHOD.name]
+    seeds = list(dict.fromkeys(step.key["seed"] for step in sets))
+    main_set = max(sets, key=lambda step: (step.key["ipc"], -step.key["seed"]), default=None)
+    budget = Budget(len(sets), len(seeds))
+    rejected = pa.concat_tables(
+        [context.artifact(step).table(REJECTED_TABLE, REJECTED) for step in (images, *by_stage[pair.STAGE.name])]
+    )
+    manifest = context.manifest(images)
+    return Report(
+        title=context.job.name,
+        settings=context.job.model_dump(mode="json"),
+        facts=_facts(),
+        stages=[_stage_row(context, step) for step in steps],
+        scores=pa.concat_tables(
+            [context.artifact(step).table("scores", evaluate.SCORES) for step in by_stage[evaluate.STAGE.name]]
+        ),
+        sets=[_set(context, step, steps, budget, detailed=step.key["seed"] == seeds[0]) for step in sets],
+        rejected=rejected,
+        rejected_images=_rejected_images(context, images, rejected),
+        epoch_metrics={step.key["seed"]: list(_epoch_metrics(context, step)) for step in finetunes},
+        samples=[sample for step in finetunes for sample in _samples(context, step)],
+        source=context.job.ingest.source,
+        class_lists=context.job.ingest.classes,
+        splits=manifest["splits"],
+        train_bytes=run_remote(count_bytes, context.artifact(images), "images", "train"),
+        class_names=manifest["class_names"],
+        dropped_words=_dropped_words(context, main_set, budget) if main_set else {},
+        tsne_plots=_tsne_plots(context, main_set, budget) if main_set else (),
+        other_classes=_other_classes(context, main_set, budget) if main_set else None,
+        estimates=expected_seconds(context.job, context.store, steps, context.scale),
+        command=context.command,
+    )
+
+
+def _facts() -> dict[str, str]:
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    return {"machine": machine, "python": platform.python_version(), **versions()}
+
+
+def _stage_row(context: Context, step: Step) -> StageRow:
+    manifest, stage = context.manifest(step), STAGES[step.stage]
+    counts = dict(manifest.get("splits", {})) | {name: manifest[name] for name in _DETAILS if name in manifest}
+    pools = [Pool.model_validate(manifest["scale"][name]) for name in stage.pools if name in manifest["scale"]]
+    return StageRow(
+        step.title,
+        step.stage,
+        step.fingerprint,
+        manifest["rows_in"],
+        manifest["rows"],
+        manifest["rejected"],
+        manifest["seconds"],
+        ", ".join(f"{name} {count:,}" for name, count in counts.items()),
+        devices=" + ".join(str(pool) for pool in pools),
+        done=int(manifest.get(stage.counted, manifest["rows"])),
+        unit=stage.unit,
+        peak_memory=manifest.get("peak_memory"),
+    )
+
+
+def _set(context: Context, step: Step, steps: Sequence[Step], budget: Budget, *, detailed: bool) -> DistilledSet:
+    decoded_key = {**step.key, "method": centroid.METHOD.name}
+    decoded = [context.artifact(s) for s in steps if s.key == decoded_key and "synthetic" in STAGES[s.stage].tables]
+    return read_set(
+        step.key,
+        context.artifact(step),
+        context.input(step, "prototypes"),
+        context.artifact(_pairs(step).inputs["images"]),
+        decoded[0] if decoded else None,
+        budget,
+        run_remote(count_bytes, context.artifact(step), "synthetic", "train"),
+        detailed=detailed,
+    )
+
+
+def _pairs(step: Step) -> Step:
+    """The step of PAIRS that a set's prototypes were made from."""
+    return step.inputs["prototypes"].inputs["pairs"]
+
+
+def _rejected_images(context: Context, images: Step, rejected: pa.Table) -> dict[str, bytes]:
+    """Read the first images of each reason that a stage after ingest has rejected: their files are in IMAGES."""
+    ids: dict[tuple[str, str], list[str]] = {}
+    for row in rejected.sort_by("image_id").to_pylist():
+        if row["stage"] != images.stage:
+            ids.setdefault((row["stage"], row["reason"]), []).append(row["image_id"])
+    shown = pa.array([image_id for group in ids.values() for image_id in group[:MAX_EXAMPLES]], pa.string())
+    if not len(shown):
+        return {}
+    rows = context.artifact(images).rows("images", IMAGES, ["image_id", "image"], "image_id", shown)
+    return {row["image_id"]: row["image"] for row in rows.to_pylist()}
+
+
+def _epoch_metrics(context: Context, step: Step) -> Iterator[dict[str, Any]]:
+    artifact = context.artifact(step)
+    for path in artifact.files("progress", ".json"):
+        yield json.loads(artifact.read_bytes(f"progress/{path.rpartition('/')[2]}") or b"{}")
+
+
+def _samples(context: Context, step: Step) -> Iterator[Sample]:
+    artifact = context.artifact(step)
+    class_names = context.manifest(step.inputs["pairs"].inputs["images"])["class_names"]
+    for path in artifact.files("validation", ".png"):
+        name = path.rpartition("/")[2]
+        epoch, number = (int(part) for part in name.removesuffix(".png").split("-")[1:])
+        image = artifact.read_bytes(f"validation/{name}") or b""
+        yield Sample(step.key["seed"], epoch, class_names[number], image)
+
+
+def _dropped_words(context: Context, step: Step, budget: Budget) -> Mapping[int, list[tuple[str, float]]]:
+    """For each shown class, find the words that are too common among its inliers, which are the same in all sets."""
+    labels, members = read_members(context.input(step, "prototypes"), budget)
+    outliers = members.filter(pc.less(members["cluster"], 0))["image_id"]
+    columns = ["image_id", "label", "caption"]
+    captions = context.artifact(_pairs(step)).rows("pairs", PAIRS, columns, "label", labels)
+    captions = captions.filter(pc.invert(pc.is_in(captions["image_id"], value_set=outliers)))
+    max_df = context.job.prototype.max_df
+    return {
+        label: common_words(captions.filter(pc.equal(captions["label"], label))["caption"].to_pylist(), max_df)
+        for label in labels.to_pylist()
+    }
+
+
+def _tsne_plots(context: Context, step: Step, budget: Budget) -> list[TsnePlot]:
+    """Lay out the first classes, a task for each on the prototype stage's pool; the latents are read once."""
+    prototypes, settings, pool = context.input(step, "prototypes"), context.job.prototype, context.scale.prototype
+    labels = budget.shown_labels(shown_prototypes(prototypes, budget)["label"].to_pylist())[:_MAX_PLOTS]
+    latents = ray.remote(read_latents).remote(context.artifact(_pairs(step)), list(labels))
+    call = task(plot, pool)
+    submit = (partial(call.remote, latents, prototypes, label, settings.n_init, step.key["seed"]) for label in labels)
+    plots = dict(in_flight(submit, pool.num_workers))
+    return [plots[label] for label in labels]
+
+
+def _other_classes(context: Context, step: Step, budget: Budget) -> pa.Table | None:
+    """Make a thumbnail for every class that no set shows in full; None if there is no such class."""
+    columns = ["prototype_id", "label", "cluster"]
+    rows = context.input(step, "prototypes").table("prototypes", PROTOTYPES, columns)
+    shown = budget.shown_labels(rows["label"].to_pylist())
+    rest = rows.filter(pc.and_(pc.equal(rows["cluster"], 0), pc.invert(pc.is_in(rows["label"], pa.array(shown)))))
+    if not len(rest):
+        return None
+    classes: pa.Table = run_remote(thumbnails, context.artifact(step), rest["prototype_id"].to_pylist())
+    return classes

@@ -1,0 +1,256 @@
+"""Summarise scores: means and standard deviations over trials, as a text table, as plain objects and as a headline."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any, Final
+
+import pyarrow as pa
+
+from vlcp_ray.methods import METHODS, full, random_images, vlcp
+from vlcp_ray.protocols import PROTOCOLS
+from vlcp_ray.stages.evaluate import SCORES
+
+METRICS: Final = ("top1_last", "top1_best", "top5_last")
+
+_GROUP: Final = ("protocol", "network", "method", "ipc")
+_COLUMNS: Final = (
+    "protocol",
+    "network",
+    "ipc",
+    "method",
+    "trials",
+    "top-1 last",
+    "top-1 best",
+    "top-5",
+    "robust",
+    "vlcp ahead",
+)
+_NOTE: Final = (
+    "percent, mean ± standard deviation over trials; * the difference exceeds two of its standard deviations; "
+    "robust: DD-Ranking's label-robust score"
+)
+
+Row = dict[str, Any]
+
+
+def score_summary(scores: pa.Table) -> list[Row]:
+    """Compute mean and standard deviation over the trials of each (protocol, network, method, ipc).
+
+    Args:
+        scores: SCORES.
+
+    Returns rows by protocol, network and ipc, with the methods in the order of METHODS and the full train split last.
+    Each row has the four keys, `n` (trials), and of each metric `_mean` and `_std` (sample standard deviation), in
+    fractions of 1; `_std` is None for one trial. Further:
+
+    `difference`: vlcp's top1_last minus the row's at the same ipc, in points; None for vlcp's own row and without one.
+    `difference_std`: root of the sum of the two variances, not divided by n, as trials on one set are not independent;
+    None where one of the two has a single trial.
+    `significant`: whether the difference exceeds two of its standard deviations; None where there is no such deviation.
+    `hlr`, `ior`, `label_robust`: DD-Ranking's, from means of top1_last; None without random, without the full train
+    split, or without trials of the set under hard labels.
+    """
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for trial in scores.to_pylist():
+        groups.setdefault(tuple(trial[name] for name in _GROUP), []).append(trial)
+    rows = [dict(zip(_GROUP, key, strict=True)) | _means_and_stds(trials) for key, trials in groups.items()]
+    ours = {protocol_network_ipc(row): row for row in rows if row["method"] == vlcp.METHOD.name}
+    rows = [row | _difference(ours.get(protocol_network_ipc(row)), row) | _dd_ranking(row, rows) for row in rows]
+    return sorted(
+        rows,
+        key=lambda row: (row["protocol"], row["network"], row["ipc"] or math.inf, _method_order(row["method"])),
+    )
+
+
+def score_table(scores: pa.Table) -> str:
+    """Format the summary as aligned lines of text: percent with one decimal, and a note that explains the signs."""
+    rows = score_summary(scores)
+    if not rows:
+        return "no scores yet"
+    lines = [list(_COLUMNS), *(_line(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(_COLUMNS))]
+    numeric = ("ipc", "trials")
+    padded = [
+        [c.rjust(w) if name in numeric else c.ljust(w) for name, c, w in zip(_COLUMNS, line, widths, strict=True)]
+        for line in lines
+    ]
+    return "\n".join([*("  ".join(line).rstrip() for line in padded), _NOTE])
+
+
+def scores_json(scores: pa.Table) -> list[Row]:
+    """List the trials as plain objects with the fields of SCORES, by trial_id; numbers are rounded to six decimals."""
+    rows = scores.select(SCORES.names).sort_by("trial_id").to_pylist()
+    return [{name: _rounded(value) for name, value in row.items()} for row in rows]
+
+
+def hard_label_recovery(full: float, distilled: float) -> float:
+    """Compute HLR of DD-Ranking: accuracy lost by training on the distilled set with hard labels, not on all images.
+
+    Args:
+        full: accuracy after the full train split with hard labels, a fraction of 1.
+        distilled: accuracy after the distilled set with hard labels, a fraction of 1.
+
+    Returns a number in [-1, 1]; lower is better.
+    """
+    return _fraction(full) - _fraction(distilled)
+
+
+def improvement_over_random(distilled: float, random: float) -> float:
+    """Compute IOR of DD-Ranking: accuracy gained over random real images with labels of the same kind.
+
+    Args:
+        distilled: accuracy after the distilled set with its own labels, a fraction of 1.
+        random: accuracy after the same number of random images with labels of the same kind, a fraction of 1.
+
+    Returns a number in [-1, 1]; higher is better.
+    """
+    return _fraction(distilled) - _fraction(random)
+
+
+def label_robust_score(hlr: float, ior: float, weight: float = 0.5) -> float:
+    """Compute the label-robust score of DD-Ranking (METHOD 3.3).
+
+    The score is (e^alpha - e^-1) / (e - e^-1) with alpha = w IOR - (1 - w) HLR.
+
+    Args:
+        hlr: of `hard_label_recovery`.
+        ior: of `improvement_over_random`.
+        weight: w, the share of IOR.
+
+    Returns a number in [0, 1]; higher is better.
+
+    Raises:
+        ValueError: `hlr` or `ior` is not a difference of fractions, or `weight` is not a fraction.
+    """
+    if not (-1 <= hlr <= 1 and -1 <= ior <= 1):
+        raise ValueError(f"HLR and IOR are differences of fractions of 1, not {hlr} and {ior}")
+    alpha = _fraction(weight) * ior - (1 - weight) * hlr
+    return (math.exp(alpha) - math.exp(-1)) / (math.e - math.exp(-1))
+
+
+def headline(summary: Sequence[Row], classes: int | None, train_rows: int | None) -> tuple[str, str]:
+    """Write the headline of the report: top-1 after the last epoch of the first network at its largest ipc.
+
+    Args:
+        summary: rows of `score_summary`.
+        classes: number of classes, if known.
+        train_rows: images of the full train split, if known.
+
+    Returns the claim, a sentence without its full stop, and the basis of the claim; both empty without rows of vlcp.
+    """
+    ours = [row for row in summary if row["method"] == vlcp.METHOD.name]
+    if not ours:
+        return "", ""
+    first = [row for row in summary if protocol_network_ipc(row)[:2] == protocol_network_ipc(ours[0])[:2]]
+    largest = next(row for row in reversed(first) if row["method"] == vlcp.METHOD.name)
+    ipc = largest["ipc"]
+    random = next((row for row in first if row["ipc"] == ipc and row["method"] == random_images.METHOD.name), None)
+    whole = next((row for row in first if row["method"] == full.METHOD.name), None)
+    where = f" of each of {classes:,} classes" if classes else " per class"
+    claim = f"{_reach(ipc, f'distilled image{{s}}{where}')} {_percent(largest)}"
+    if random:
+        claim += f" where {_reach(ipc, 'random one{s}')} {_percent(random)}"
+    if whole:
+        claim += f"; the full {f'{train_rows:,} reach' if train_rows else 'train split reaches'} {_percent(whole)}"
+    trials = f"{largest['n']} trials" if largest["n"] > 1 else "a single trial"
+    basis = f"Top-1 of {largest['network']} after the last epoch, {largest['protocol']} protocol, mean over {trials}."
+    return claim, f"{basis} {_significance(random)}".rstrip()
+
+
+def format_metrics(row: Row) -> dict[str, str]:
+    """Format the metrics and the difference of a summary row: `83.1 ± 0.5`, without ± where there is no std."""
+    text = {m: _format(100 * row[f"{m}_mean"], row[f"{m}_std"] and 100 * row[f"{m}_std"]) for m in METRICS}
+    difference = row["difference"]
+    return text | {"difference": "" if difference is None else _format(difference, row["difference_std"], "+.1f")}
+
+
+def protocol_network_ipc(row: Row) -> tuple[str, str, int]:
+    """Return the key of the rows that are compared with each other; ipc is 0 for the full train split."""
+    return row["protocol"], row["network"], row["ipc"]
+
+
+def _fraction(value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{value} is not a fraction of 1; divide percentages by 100")
+    return value
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return round(value, 6) if isinstance(value, float) else value
+
+
+def _means_and_stds(trials: Sequence[Row]) -> Row:
+    result: Row = {"n": len(trials)}
+    for metric in METRICS:
+        values = [trial[metric] for trial in trials]
+        result[f"{metric}_mean"] = statistics.fmean(values)
+        result[f"{metric}_std"] = statistics.stdev(values) if len(values) > 1 else None
+    return result
+
+
+def _difference(ours: Row | None, row: Row) -> Row:
+    if ours is None or row["method"] == vlcp.METHOD.name:
+        return {"difference": None, "difference_std": None, "significant": None}
+    points = 100 * (ours["top1_last_mean"] - row["top1_last_mean"])
+    stds = (ours["top1_last_std"], row["top1_last_std"])
+    if None in stds:
+        return {"difference": points, "difference_std": None, "significant": None}
+    std = 100 * math.hypot(*stds)
+    return {"difference": points, "difference_std": std, "significant": abs(points) > 2 * std}
+
+
+def _dd_ranking(row: Row, rows: Sequence[Row]) -> Row:
+    """HLR, IOR and the label-robust score of a set (METHOD 3.3)."""
+
+    def mean(**changed: Any) -> float | None:
+        """The mean top1_last of the row that differs from this one in these keys only."""
+        key = {name: row[name] for name in _GROUP} | changed
+        means = [other["top1_last_mean"] for other in rows if all(other[name] == key[name] for name in _GROUP)]
+        return means[0] if means else None
+
+    hard = {"protocol": next(protocol.name for protocol in PROTOCOLS.values() if protocol.labels == "hard")}
+    whole, own = mean(**hard, method=full.METHOD.name, ipc=0), mean(**hard)
+    random = mean(method=random_images.METHOD.name)
+    if row["method"] in (random_images.METHOD.name, full.METHOD.name) or whole is None or own is None or random is None:
+        return {"hlr": None, "ior": None, "label_robust": None}
+    hlr, ior = hard_label_recovery(whole, own), improvement_over_random(row["top1_last_mean"], random)
+    return {"hlr": hlr, "ior": ior, "label_robust": label_robust_score(hlr, ior)}
+
+
+def _method_order(method: str) -> tuple[int, str]:
+    return (list(METHODS).index(method) if method in METHODS else len(METHODS)), method
+
+
+def _line(row: Row) -> list[str]:
+    text = format_metrics(row)
+    star = " *" if row["significant"] else ""
+    keys = [row["protocol"], row["network"], str(row["ipc"] or "all"), row["method"], str(row["n"])]
+    robust = "" if row["label_robust"] is None else f"{row['label_robust']:.3f}"
+    return [*keys, *(text[metric] for metric in METRICS), robust, text["difference"] + star]
+
+
+def _format(value: float, std: float | None, form: str = ".1f") -> str:
+    return f"{value:{form}}" if std is None else f"{value:{form}} ± {std:.1f}"
+
+
+def _percent(row: Row) -> str:
+    return f"{100 * row['top1_last_mean']:.1f}\N{NO-BREAK SPACE}%"
+
+
+def _reach(count: int, words: str) -> str:
+    return f"{count:,} {words.format(s='' if count == 1 else 's')} {'reaches' if count == 1 else 'reach'}"
+
+
+def _significance(random: Row | None) -> str:
+    """Say whether the difference to the random images is significant."""
+    if random is None:
+        return ""
+    if random["significant"] is None:
+        return "One trial has no standard deviation, so the difference to random may be chance."
+    points = _format(random["difference"], random["difference_std"], "+.1f")
+    if random["significant"]:
+        return f"The difference to random, {points} points, is more than two of its standard deviations."
+    return f"The difference to random, {points} points, is less than two of its standard deviations: not significant."

@@ -1,0 +1,60 @@
+"""select: IMAGES, PROTOTYPES, teacher -> SYNTHETIC of the compared methods that use no diffusion model."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from vlcp_ray.models import pretrained
+from vlcp_ray.schemas import SYNTHETIC
+from vlcp_ray.stages import generate
+from vlcp_ray.stages.stage import Load, Stage, Work
+
+if TYPE_CHECKING:
+    from vlcp_ray.config import Job
+    from vlcp_ray.cost.inputs import CostInputs
+    from vlcp_ray.store.artifact import Step
+
+
+def _has_prototype_method(job: "Job") -> bool:
+    from vlcp_ray.methods import METHODS
+
+    return any(METHODS[name].form == "prototypes" for name in job.compare.methods)
+
+
+DECODE: Final = Work(
+    "decode",
+    generate.DENOISE.pool,
+    "vlcp_ray.stages.select.bench:decode",
+    on_cpu=(0.5, 5.0),
+    on_gpu=(0.16, 30.0),  # assumed equal to the denoising of `generate`
+    retains_memory=True,
+    model=lambda job: pretrained.count_parameters(job.base_model, "vae"),
+    wanted=_has_prototype_method,
+)
+
+
+def _loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]:
+    """Yield one load for each kind of work, added up over the methods, since its workers start once for all of them."""
+    from vlcp_ray.methods import METHODS  # imported here, because the methods import the works of these stages
+
+    by_work: dict[Work, Load] = {}
+    for method in METHODS.values():
+        method_steps = [step for step in steps if step.key["method"] == method.name]
+        for load in method.loads(inputs, method_steps) if method_steps else ():
+            total = by_work.get(load.work, replace(load, images=0, amount=0.0))
+            by_work[load.work] = replace(load, images=load.images + total.images, amount=load.amount + total.amount)
+    yield from by_work.values()
+
+
+STAGE: Final = Stage(
+    "select",
+    version=1,
+    summary="the compared sets -> SYNTHETIC",
+    tables={"synthetic": SYNTHETIC},
+    pools=generate.STAGE.pools,
+    row_wise=True,
+    output="distilled",
+    works=(DECODE,),
+    loads=_loads,
+    disk=generate.disk,
+)

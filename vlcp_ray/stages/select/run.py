@@ -1,0 +1,150 @@
+"""select: make the sets of the compared methods that use no diffusion model, by the form of the method."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pkgutil import resolve_name
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from vlcp_ray.config import Job
+from vlcp_ray.engine.by_class import ClassRows, class_file, classes_done, each_class
+from vlcp_ray.engine.context import Context
+from vlcp_ray.engine.streaming import read, run_rows
+from vlcp_ray.engine.synthetic_sets import make_sets
+from vlcp_ray.engine.tasks import run_remote
+from vlcp_ray.engine.writing import TARGET, WriteRows, complete_rows
+from vlcp_ray.methods import METHODS
+from vlcp_ray.methods.method import Run
+from vlcp_ray.methods.synthetic_rows import as_synthetic
+from vlcp_ray.schemas import IMAGES, SYNTHETIC, with_column
+from vlcp_ray.stages.ingest import check_classes
+from vlcp_ray.stages.select import STAGE
+from vlcp_ray.stages.teach import WEIGHTS
+from vlcp_ray.store.artifact import Artifact, Step
+
+_COLUMNS: Final = ("image_id", "label", "class_name", "split", "image", "source")
+
+
+def run(context: Context, steps: Sequence[Step]) -> None:
+    """Make SYNTHETIC by the form of each method: from prototypes, from selected ids, or from all images of a class."""
+    images = next((step.inputs["images"] for step in steps if "images" in step.inputs), None)  # the same for all steps
+    if images is not None:
+        check_classes(context.manifest(images), max(context.job.ipc))
+    by_class = []
+    for name in dict.fromkeys(step.key["method"] for step in steps):
+        method, method_steps = METHODS[name], [step for step in steps if step.key["method"] == name]
+        if method.form == "prototypes":
+            make_sets(context, method_steps, method.code, {"job": context.job})
+        elif method.form == "ids":
+            _select_ids(context, method_steps, method.code)
+        else:
+            by_class += method_steps
+    if by_class:
+        _select_by_class(context, by_class)
+
+
+def _select_ids(context: Context, steps: Sequence[Step], code: str) -> None:
+    """Make the sets of a method that returns ids: select those images from IMAGES in one plan for all sets."""
+    images = context.input(steps[0], "images")
+    runs = {step.fingerprint: (step.key["seed"], step.key["ipc"]) for step in steps}
+    ids: dict[str, list[str]] = run_remote(_ids_of_sets, images, code, runs)
+    totals = {target: len(image_ids) for target, image_ids in ids.items()}
+    write = WriteRows({step.fingerprint: context.artifact(step) for step in steps}, STAGE.name, "synthetic", SYNTHETIC)
+    for target, artifact in write.targets.items():
+        done = set(write.done(artifact).to_pylist())
+        ids[target] = [image_id for image_id in ids[target] if image_id not in done]
+    rows = read(images, "images").map_batches(SelectRows(ids), batch_size=None, batch_format="pyarrow")
+    seconds = run_rows(context, steps, rows, [], write, sum(totals.values()))
+    for step in steps:
+        complete_rows(context, step, write, totals[step.fingerprint], {"seconds": seconds})
+
+
+def _ids_of_sets(images: Artifact, code: str, runs: Mapping[str, Run]) -> dict[str, list[str]]:
+    """Return the ids of every set, by its fingerprint."""
+    index = images.rows("images", IMAGES, ["image_id", "class_name"], "split", pa.array(["train"]))
+    return {target: resolve_name(code)(index, seed, ipc) for target, (seed, ipc) in runs.items()}
+
+
+@dataclass
+class SelectRows:
+    """Row-wise: turn the selected rows of IMAGES into SYNTHETIC; a row of several sets is returned once for each."""
+
+    ids: Mapping[str, Sequence[str]]  # by the fingerprint of the set
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Return the rows of all sets, with the column `target`."""
+        parts = []
+        for target, image_ids in self.ids.items():
+            part = block.filter(pc.is_in(block["image_id"], value_set=pa.array(image_ids, pa.string())))
+            parts.append(with_column(as_synthetic(part), TARGET, pa.array([target] * len(part), pa.string())))
+        return pa.concat_tables(parts)
+
+
+def _select_by_class(context: Context, steps: Sequence[Step]) -> None:
+    """Make the sets of the methods that need all images of a class: read each class once for all of them."""
+    start, images = time.monotonic(), steps[0].inputs["images"]
+    runs: dict[str, dict[Run, Artifact]] = {}
+    for step in steps:
+        method = METHODS[step.key["method"]]
+        runs.setdefault(method.code, {})[step.key["seed"], step.key["ipc"]] = context.artifact(step)
+    teachers = [context.artifact(step.inputs["teacher"]) for step in steps if "teacher" in step.inputs]
+    weights = ray.put(teachers[0].read_bytes(WEIGHTS)) if teachers else None
+    device = "cuda" if context.scale.evaluate.num_gpus else "cpu"
+    work = SelectionTask(context.job, weights, runs, device)
+    rows = ClassRows(context.artifact(images), "images", _COLUMNS, {"split": "train"})
+    labels, done = rows.labels(), classes_done([context.artifact(step) for step in steps], "synthetic")
+    left = [label for label in labels if label not in done]
+    manifest = context.manifest(images)
+    with context.progress(steps, len(labels), "classes", len(labels) - len(left)) as progress:
+        for peaks in each_class(rows, int(manifest["rows"]), left, work, context.scale.evaluate):
+            progress.add(1, peaks=peaks)
+    seconds = (time.monotonic() - start) / len(steps)
+    for step in steps:
+        written = len(context.artifact(step).table("synthetic", SYNTHETIC, ["image_id"]))
+        expected = step.key["ipc"] * int(np.count_nonzero(manifest["train"]))
+        context.complete(step, rows_in=expected, rows=written, seconds=seconds)
+
+
+@dataclass(frozen=True)
+class SelectionTask:
+    """Make all sets of one class from one read of its images, and write a file of each set."""
+
+    job: Job
+    teacher: Any  # a reference to the teacher's weights, which are copied once to each node; None without a teacher
+    runs: Mapping[str, Mapping[Run, Artifact]]  # by the code of the method, then by seed and ipc
+    device: str
+
+    def __call__(self, rows: pa.Table) -> None:
+        """Write the rows of every set.
+
+        Args:
+            rows: all training images of one class, in any order.
+
+        Raises:
+            ValueError: a method refuses the class, which the error names.
+        """
+        rows = rows.sort_by("image_id")
+        teacher = _load_teacher(self.teacher, self.job, self.device) if self.teacher is not None else None
+        for code, runs in self.runs.items():
+            try:
+                sets = resolve_name(code)(rows, list(runs), teacher, self.job, self.device)
+            except ValueError as error:
+                raise ValueError(f"class {rows['class_name'][0].as_py()!r}: {error}") from error
+            for run, table in sets.items():
+                runs[run].write_table(f"synthetic/{class_file(rows)}", table)
+
+
+@lru_cache(maxsize=1)
+def _load_teacher(weights: ray.ObjectRef, job: Job, device: str) -> Any:
+    """Load the teacher once per process."""
+    from safetensors.torch import load
+
+    from vlcp_ray.models.teacher import load_teacher
+
+    return load_teacher(job.teach, load(ray.get(weights))).to(device)

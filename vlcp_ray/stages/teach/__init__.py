@@ -1,0 +1,78 @@
+"""teach: IMAGES -> the teacher, a classifier that gives soft labels and features."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+from pydantic import Field
+
+from vlcp_ray.models.networks import NETWORKS
+from vlcp_ray.settings import ConfigError, OneOf, Positive, Settings
+from vlcp_ray.stages import evaluate
+from vlcp_ray.stages.stage import TRAINING_PASSES, Load, Stage
+from vlcp_ray.store.io import content_hash
+
+if TYPE_CHECKING:
+    from vlcp_ray.config import Job
+    from vlcp_ray.cost.inputs import CostInputs
+    from vlcp_ray.store.artifact import Step
+
+#: The file of the artifact with the teacher's weights.
+WEIGHTS: Final = "teacher.safetensors"
+
+
+class Teach(Settings):
+    """The teacher: a network trained on real images, for soft labels (METHOD 3.2) and features (METHOD 4)."""
+
+    network: Annotated[str, OneOf(NETWORKS)] = Field(
+        "ResNet-18", description="the network, with batch norm; ResNet-18-modified for images of 32 or 64 pixels"
+    )
+    width: Positive = Field(128, description="channels of a ConvNet; a ResNet has its own number")
+    input_size: Positive = Field(224, description="side of the images in pixels")
+    epochs: Positive = Field(60, description="training epochs")
+    batch_size: Positive = Field(128, description="images per training step")
+    learning_rate: float = Field(
+        0.1, gt=0, description="highest learning rate; it rises over a fifth of the steps, then falls"
+    )
+    checks: Positive = Field(10, description="number of validations during the training")
+    mixed_precision: Literal["no", "bf16"] = Field(
+        "no", description="bf16: compute in bfloat16, 1.7 times as fast on a CPU that supports it"
+    )
+    flip: bool = Field(
+        True, description="mirror half of the images; false where that changes the class, as with digits"
+    )
+    checkpoint: str = Field("", description="a .pth state dict to load in place of training; empty: train")
+
+
+def hashed_settings(job: "Job") -> dict[str, Any]:
+    """Return the settings that determine the teacher: those of its training, or the hash of its checkpoint."""
+    if not job.teach.checkpoint:
+        return job.teach.model_dump()
+    network = job.teach.model_dump(include={"network", "width", "input_size"})
+    return network | {"checkpoint": content_hash(job.teach.checkpoint)}
+
+
+def _loads(inputs: "CostInputs", _: Sequence["Step"]) -> Iterator[Load]:
+    settings, images = inputs.job.teach, inputs.images
+    each = inputs.models.classify(settings.network, settings.input_size, settings.width, images.classes)
+    training_passes = 0 if settings.checkpoint else TRAINING_PASSES * settings.epochs * images.train
+    validation_passes = images.val * (1 if settings.checkpoint else min(settings.checks, settings.epochs))
+    yield Load(evaluate.CLASSIFY, images.train, each * (training_passes + validation_passes), units=1, wide=False)
+
+
+def _check(job: "Job") -> None:
+    checkpoint = job.teach.checkpoint
+    if checkpoint and "://" not in checkpoint and not Path(checkpoint).is_file():
+        raise ConfigError(
+            f"teach.checkpoint: there is no file {checkpoint!r}; name a .pth file, or leave it out to train a teacher"
+        )
+
+
+STAGE: Final = Stage(
+    "teach",
+    version=1,
+    summary="IMAGES -> the network that gives soft labels and features",
+    pools=evaluate.STAGE.pools,
+    loads=_loads,
+    check=_check,
+)

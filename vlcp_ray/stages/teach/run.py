@@ -1,0 +1,94 @@
+"""teach: train the teacher on one worker, or load it from a checkpoint, and test it on val."""
+
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+from vlcp_ray.engine.context import Context
+from vlcp_ray.engine.tasks import task
+from vlcp_ray.monitoring.allocator import memory_retained
+from vlcp_ray.monitoring.memory import Peaks, measure_peaks, reset_peaks
+from vlcp_ray.monitoring.progress import log_line
+from vlcp_ray.sources.classes import expand, glossary
+from vlcp_ray.stages.ingest import check_classes, check_val
+from vlcp_ray.stages.teach import STAGE, WEIGHTS, Teach
+from vlcp_ray.store.artifact import Artifact, Step
+from vlcp_ray.store.io import open_uri
+
+
+def run(context: Context, steps: Sequence[Step]) -> None:
+    """Write the weights of a teacher for IMAGES, with its accuracy on val in the manifest."""
+    (step,) = steps
+    start, pool, settings = time.monotonic(), context.scale.evaluate, context.job.teach
+    images, manifest = context.input(step, "images"), context.manifest(step.inputs["images"])
+    class_names = manifest["class_names"]
+    check_classes(manifest, max(context.job.ipc))
+    check_val(manifest, STAGE.name)
+    action = f"load {settings.checkpoint}" if settings.checkpoint else f"train for {settings.epochs} epochs"
+    log_line(step.title, f"{settings.network}: {action}")
+    device = "cuda" if pool.num_gpus else "cpu"
+    worker = task(_train_or_load_on_all_cores, pool)
+    metrics, peaks = ray.get(worker.remote(images, context.artifact(step), settings, class_names, device))
+    context.view.record_peaks(peaks)
+    log_line(step.title, f"top-1 on val {metrics['top1']:.1%}")
+    context.complete(step, rows_in=1, rows=1, seconds=time.monotonic() - start, class_names=class_names, **metrics)
+
+
+def _train_or_load_on_all_cores(
+    images: Artifact, artifact: Artifact, settings: Teach, class_names: Sequence[str], device: str
+) -> tuple[dict[str, Any], Peaks]:
+    """Write the weights; return the metrics and the peaks of memory. On a CPU all its cores are used."""
+    import torch
+
+    reset_peaks(STAGE.name)
+    threads = torch.get_num_threads()
+    if device == "cpu":  # no other task runs at the same time
+        torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    try:
+        with memory_retained():
+            return _train_or_load(images, artifact, settings, class_names, device), measure_peaks()
+    finally:
+        torch.set_num_threads(threads)  # the process goes on with trials, whose results depend on it
+
+
+def _train_or_load(
+    images: Artifact, artifact: Artifact, settings: Teach, class_names: Sequence[str], device: str
+) -> dict[str, Any]:
+    """Write the weights and return the metrics on val: top1, top5 and the curve."""
+    from safetensors.torch import save
+
+    from vlcp_ray.models.teacher import load_teacher
+    from vlcp_ray.protocols.labelled_images import load_split, to_device
+    from vlcp_ray.protocols.metrics import accuracy, predict
+    from vlcp_ray.stages.teach.train import train_teacher
+
+    size = settings.input_size
+    val = load_split(images, "val", size, size)
+    if settings.checkpoint:
+        state = _read_checkpoint(settings.checkpoint, class_names)
+        pixels, labels = to_device(val, device)
+        top1, top5 = accuracy(predict(load_teacher(settings, state).to(device), pixels), labels)
+        metrics: dict[str, Any] = {"top1": top1, "top5": top5, "curve": [top1]}
+    else:
+        trained = train_teacher(load_split(images, "train", size, size), val, class_names, settings, 0, device)
+        state, metrics = trained.state, {"top1": trained.top1, "top5": trained.top5, "curve": list(trained.curve)}
+    artifact.write_bytes(WEIGHTS, save({name: value.contiguous() for name, value in state.items()}))
+    return metrics
+
+
+def _read_checkpoint(uri: str, class_names: Sequence[str]) -> dict[str, Any]:
+    """Read the weights of a file, with the outputs of the job's classes.
+
+    If these are part of ImageNet-1K, a network of all its 1,000 classes can be read, too.
+    """
+    from vlcp_ray.stages.teach.checkpoint import load_checkpoint
+
+    filesystem, path = open_uri(uri, "teach.checkpoint")
+    with filesystem.open_input_stream(path) as stream:
+        content = stream.read()
+    known = glossary("")
+    imagenet = [known.names[key] for key in sorted(expand(["imagenet1k"], known))]  # the order of published networks
+    return load_checkpoint(content, class_names, imagenet if set(class_names) < set(imagenet) else ())

@@ -1,0 +1,1 @@
+"""Artifacts in a folder or an object store: files, fingerprints, manifests and leases."""

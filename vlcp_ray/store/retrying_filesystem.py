@@ -1,0 +1,79 @@
+"""A filesystem that retries every call, for libraries that do not retry.
+
+It uses no Ray, so that functions that run in workers may import it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from pyarrow import fs as pafs
+
+from vlcp_ray.store.io import retry
+
+
+def retrying(filesystem: pafs.FileSystem) -> pafs.PyFileSystem:
+    """Wrap a filesystem so that calls that fail with transient errors are retried.
+
+    Only opening a stream is retried: a stream itself is the filesystem's own, so its bytes do not pass through Python.
+    """
+    return pafs.PyFileSystem(_RetryingHandler(filesystem))
+
+
+class _RetryingHandler(pafs.FileSystemHandler):  # type: ignore[misc] # pyarrow has no types
+    def __init__(self, filesystem: pafs.FileSystem) -> None:
+        self.filesystem = filesystem
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _RetryingHandler) and bool(self.filesystem.equals(other.filesystem))
+
+    def __hash__(self) -> int:
+        return hash(self.filesystem.type_name)
+
+    def _retry(self, name: str, *values: Any, **options: Any) -> Any:
+        call: Callable[..., Any] = getattr(self.filesystem, name)
+        return retry(lambda: call(*values, **options), f"{name.replace('_', ' ')} {values[0]}")
+
+    def get_type_name(self) -> str:
+        return str(self.filesystem.type_name)
+
+    def normalize_path(self, path: str) -> str:
+        return str(self.filesystem.normalize_path(path))
+
+    def get_file_info(self, paths: list[str]) -> Any:
+        return self._retry("get_file_info", paths)
+
+    def get_file_info_selector(self, selector: pafs.FileSelector) -> Any:
+        return self._retry("get_file_info", selector)
+
+    def create_dir(self, path: str, recursive: bool) -> None:
+        self._retry("create_dir", path, recursive=recursive)
+
+    def delete_dir(self, path: str) -> None:
+        self._retry("delete_dir", path)
+
+    def delete_dir_contents(self, path: str, missing_dir_ok: bool) -> None:
+        self._retry("delete_dir_contents", path, missing_dir_ok=missing_dir_ok)
+
+    def delete_root_dir_contents(self) -> None:
+        raise NotImplementedError("a whole store is never deleted")
+
+    def delete_file(self, path: str) -> None:
+        self._retry("delete_file", path)
+
+    def move(self, src: str, dest: str) -> None:
+        self._retry("move", src, dest)
+
+    def copy_file(self, src: str, dest: str) -> None:
+        self._retry("copy_file", src, dest)
+
+    def open_input_stream(self, path: str) -> Any:
+        return self._retry("open_input_stream", path)
+
+    def open_input_file(self, path: str) -> Any:
+        return self._retry("open_input_file", path)
+
+    def open_output_stream(self, path: str, metadata: dict[str, str] | None) -> Any:
+        return self._retry("open_output_stream", path, metadata=metadata)
+
+    def open_append_stream(self, path: str, metadata: dict[str, str] | None) -> Any:
+        return self._retry("open_append_stream", path, metadata=metadata)
