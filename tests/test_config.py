@@ -52,7 +52,7 @@ def test_job_defaults_are_those_of_the_paper() -> None:
         ({"gnerate": {}}, "did you mean 'generate'?"),
         ({"generate": {"strength": 1.5}}, "generate.strength: Input should be less than or equal to 1, not 1.5"),
         ({"generate": {"strength": 0.01}}, "generate: strength leaves no denoising step"),
-        ({"caption": {"prompt": "What is it?"}}, "prompt must hold {class_name}"),
+        ({"caption": {"prompt": "What is it?"}}, "prompt must contain {class_name}"),
         ({"caption": {"max_tokens": 512, "max_model_len": 512}}, "max_tokens must be smaller than max_model_len"),
         ({"ipc": 5}, "ipc: must be a list in brackets, as [1, 10], not 5"),
         ({"caption": 3}, "caption: is a section; write its settings as [caption] in the file"),

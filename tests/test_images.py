@@ -116,7 +116,7 @@ def test_decode_with_unreadable_exif_keeps_the_pixels() -> None:
 
 
 def test_decode_of_formats_that_run_programs_is_refused() -> None:
-    with pytest.raises(ImageError, match="no image that Pillow knows"):
+    with pytest.raises(ImageError, match="not an image in a format that Pillow can read"):
         decode(data(noise(16), "EPS"))
 
 

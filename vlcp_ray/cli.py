@@ -310,7 +310,7 @@ def _add_run_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--to", choices=tuple(STAGES), default=list(STAGES)[-1], metavar="STAGE", help="stop after a stage"
     )
-    sub.add_argument("--track", choices=trackers.NAMES, default="", help="mirror curves and pictures to a tracker")
+    sub.add_argument("--track", choices=trackers.NAMES, default="", help="mirror curves and images to a tracker")
     sub.add_argument(
         "--ray-logs", action="store_true", help="show the messages of Ray and its workers, without the live view"
     )

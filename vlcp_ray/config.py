@@ -22,7 +22,9 @@ from vlcp_ray.stages.teach import Teach
 class Compare(Settings):
     """Which sets are made and evaluated, by the same trials."""
 
-    methods: tuple[Annotated[str, OneOf(METHODS)], ...] = ("vlcp", "random", "centroid", "full")
+    methods: tuple[Annotated[str, OneOf(METHODS)], ...] = Field(
+        ("vlcp", "random", "centroid", "full"), description="the compared methods, listed below"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 Pixels = npt.NDArray[np.uint8]
 
-#: What counts as an image. Pillow knows more, and some of it runs other programs where they are installed.
+#: The accepted formats. Pillow can open more, some of them by running other programs where these are installed.
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 
 Image.init()  # Pillow loads most of them only when asked
@@ -80,8 +80,8 @@ def _as_image_error() -> Iterator[None]:
         raise
     except Image.DecompressionBombError as error:
         raise ImageError("too_large", str(error)) from error
-    except UnidentifiedImageError as error:  # its message holds an address in memory
-        raise ImageError("undecodable", "the bytes are no image that Pillow knows") from error
+    except UnidentifiedImageError as error:  # its message contains an address in memory
+        raise ImageError("undecodable", "the bytes are not an image in a format that Pillow can read") from error
     except Exception as error:  # decoders raise errors of all kinds on damaged bytes
         raise ImageError("undecodable", f"{type(error).__name__}: {error}") from error
 

@@ -17,7 +17,7 @@ from vlcp_ray.monitoring.trackers import Tracker, open_tracker
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.scale import Scale
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.stages import STAGES, evaluate, pair, teach
+from vlcp_ray.stages import STAGES, evaluate, finetune, pair, teach
 from vlcp_ray.store.artifact import Step, Store
 from vlcp_ray.store.lease import acquire_lease
 
@@ -34,7 +34,7 @@ def graph(job: Job) -> tuple[Step, ...]:
     # A distilled set for each seed, number of images per class and method.
     sets: list[Step] = []
     for seed in job.seeds:
-        model = _step("finetune", job.finetune.model_dump() | {"base_model": base_model}, {"seed": seed}, pairs=pairs)
+        model = _step("finetune", finetune.hashed_settings(job, base_model), {"seed": seed}, pairs=pairs)
         for ipc in job.ipc:
             for method in (METHODS[name] for name in job.compare.methods):
                 if method.form == "train split":
@@ -93,7 +93,7 @@ def run(
     Args:
         command: that makes the same again, for the report.
         view: shows the progress; by default as lines on the output.
-        track: the tracker to which curves and pictures are mirrored.
+        track: the tracker to which curves and images are mirrored.
         ray_logs: whether messages of Ray are shown.
     """
     names = list(STAGES)

@@ -16,7 +16,7 @@ def column(name: str, dtype: pa.DataType, meaning: str) -> pa.Field:
 
 
 def identity_columns(what: str = "image") -> list[pa.Field]:
-    """The columns that say which row this is, and of which class."""
+    """List the columns that identify a row and its class."""
     return [
         column("image_id", pa.string(), f"stable id of the {what}, unique in the table"),
         column("label", pa.int32(), "index of class_name in the job's class list"),

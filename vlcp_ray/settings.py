@@ -18,6 +18,8 @@ Size: TypeAlias = Annotated[int, Field(gt=0, multiple_of=8, description="pixels;
 
 
 class Settings(BaseModel):
+    """A section of a job or scale file: immutable; unknown fields are an error, defaults are validated."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 

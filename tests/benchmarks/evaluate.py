@@ -39,12 +39,15 @@ CORES = os.cpu_count() or 1
 # (network, width, pixels, images, epochs per turn): for the digits job, for CIFAR and for large images.
 CASES: tuple[Case, ...] = (("ConvNet-3", 32, 32, 512, 3), ("ConvNet-3", 128, 32, 256, 1), ("ConvNet-6", 16, 224, 32, 1))
 
+#: Of the minimax protocol.
+AUGMENTATION = (minimax.RECIPE.crop_scale, minimax.RECIPE.jitter, minimax.RECIPE.lighting)
+
 
 class Lighting:
     """Add PCA noise to the colours of an image (3, s, s), as misc/utils.py of MinimaxDiffusion does."""
 
     def __call__(self, image: Tensor) -> Tensor:
-        alphas = torch.randn(3) * augment.LIGHTING * torch.tensor(augment._EIGENVALUES)
+        alphas = torch.randn(3) * minimax.RECIPE.lighting * torch.tensor(augment._EIGENVALUES)
         return image + (torch.tensor(augment._EIGENVECTORS) @ alphas).view(3, 1, 1)
 
 
@@ -56,10 +59,10 @@ class Images(Dataset[tuple[Tensor, int]]):
         self.labels = images.labels.tolist()
         self.transform = transforms.Compose(
             [
-                transforms.RandomResizedCrop(size, scale=augment.CROP_SCALE),
+                transforms.RandomResizedCrop(size, scale=minimax.RECIPE.crop_scale),
                 transforms.RandomHorizontalFlip(),
                 transforms.ToTensor(),
-                transforms.ColorJitter(augment.JITTER, augment.JITTER, augment.JITTER),
+                transforms.ColorJitter(*[minimax.RECIPE.jitter] * 3),
                 Lighting(),
                 transforms.Normalize(augment._MEAN, augment._STD),
             ]
@@ -88,7 +91,7 @@ def views(case: Case) -> Row:
     pairs = [
         (
             rate(lambda: len([loader[i] for i in range(count)])),
-            rate(lambda: sum(len(augment.augment(part, generator, True)) for part in pixels.split(64))),
+            rate(lambda: sum(len(augment.augment(part, generator, True, *AUGMENTATION)) for part in pixels.split(64))),
         )
         for _ in range(PAIRS)
     ]
@@ -170,7 +173,7 @@ def per_image(case: Case) -> Iterator[int]:
         persistent_workers=True,
     )
     optimizer = torch.optim.SGD(
-        network.parameters(), settings.learning_rate, minimax.MOMENTUM, weight_decay=minimax.WEIGHT_DECAY
+        network.parameters(), settings.learning_rate, minimax.RECIPE.momentum, weight_decay=minimax.RECIPE.weight_decay
     )
     generator, epoch = torch.Generator().manual_seed(0), 0
     while True:

@@ -49,7 +49,15 @@ def test_cost_lines_of_a_scale_with_unnamed_or_unrated_gpus_name_the_setting(tmp
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.04, "0.0 s"), (9.94, "9.9 s"), (59.6, "1:00"), (125.0, "2:05"), (12_000.0, "3:20:00")]
+    ("seconds", "text"),
+    [
+        (0.04, "0.0 s"),
+        (9.94, "9.9 s"),
+        (59.6, "1:00"),
+        (125.0, "2:05"),
+        (12_000.0, "3:20:00"),
+        (11_682_000.0, "3,245 h"),
+    ],
 )
 def test_format_clock_shows_tenths_minutes_and_hours(seconds: float, text: str) -> None:
     assert format_clock(seconds) == text

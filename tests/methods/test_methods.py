@@ -37,3 +37,8 @@ def test_d4m_has_its_own_guidance_and_clusters_all_images() -> None:
     method = METHODS["d4m"]
     assert method.settings(JOB, "hash")["guidance_scale"] == 8.0
     assert method.clustering(JOB.model_copy(update={"prototype": JOB.prototype}))["contamination"] == 0.0
+
+
+def test_rded_hashes_its_crops_and_their_pool() -> None:
+    settings = METHODS["rded"].settings(JOB, "hash")
+    assert (settings["crops"], settings["pool"], tuple(settings["crop_scale"])) == (5, 300, (0.08, 1.0))

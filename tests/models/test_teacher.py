@@ -11,7 +11,7 @@ from vlcp_ray.protocols.labelled_images import to_device
 from vlcp_ray.protocols.metrics import accuracy, predict
 from vlcp_ray.stages.teach.train import TrainedTeacher, train_teacher
 
-SETTINGS = Teach(network="ConvNet-3", width=16, input_size=16, epochs=8, batch_size=32, checks=4, flip=False)
+SETTINGS = Teach(network="ConvNet-3", width=16, input_size=16, epochs=8, batch_size=32, validations=4, flip=False)
 TRAIN, VAL = digits(0, 300), digits(1000, 1200)
 
 

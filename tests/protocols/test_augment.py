@@ -22,11 +22,16 @@ from vlcp_ray.protocols.augment import (
 )
 
 MEAN, STD = (torch.tensor(values).view(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+SCALE = (0.5, 1.0)
 NO_FLIP = torch.zeros(5, dtype=torch.bool)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def view(images: torch.Tensor, seed: int, flip: bool = True) -> torch.Tensor:
+    return augment.augment(images, seeded(seed), flip, SCALE, 0.4, 0.1)
 
 
 def noise(count: int = 5, size: int = 32, seed: int = 0) -> torch.Tensor:
@@ -46,7 +51,7 @@ def test_crop_of_the_whole_image_is_the_image_or_its_mirror() -> None:
 @given(seed=st.integers(0, 2**31), size=st.integers(8, 40))
 @settings(deadline=None, max_examples=20)
 def test_crop_cuts_before_it_resizes(seed: int, size: int) -> None:
-    images, boxes = noise(5, size, seed), crop_boxes(5, size, seeded(seed))
+    images, boxes = noise(5, size, seed), crop_boxes(5, size, seeded(seed), SCALE)
     for image, box, view in zip(images, boxes.int().tolist(), crop(images, boxes, NO_FLIP), strict=True):
         left, top, width, height = box
         cut = image[None, :, top : top + height, left : left + width]
@@ -56,7 +61,7 @@ def test_crop_cuts_before_it_resizes(seed: int, size: int) -> None:
 
 @pytest.mark.parametrize("size", [8, 32, 224])
 def test_crop_boxes_lie_inside_and_cover_scale_ratio_and_place(size: int) -> None:
-    left, top, width, height = crop_boxes(4000, size, seeded()).unbind(1)
+    left, top, width, height = crop_boxes(4000, size, seeded(), SCALE).unbind(1)
     assert left.min() >= 0
     assert top.min() >= 0
     assert (left + width).max() == size == (top + height).max()
@@ -137,7 +142,7 @@ def test_augment_without_jitter_shuffles_crops_and_normalises() -> None:
 def test_jitter_colours_equals_the_released_code() -> None:
     """Compare the affine map with the three jitters, the lighting and the normalisation, one after the other."""
     images, generator = noise(12, 8), seeded(3)
-    jittered = jitter_colours(images, generator)
+    jittered = jitter_colours(images, generator, 0.4, 0.1)
     again = seeded(3)
     shares = torch.empty(12, 3).uniform_(-0.4, 0.4, generator=again)
     order = torch.rand(12, 3, generator=again).argsort(1)
@@ -161,10 +166,10 @@ def test_normalise_subtracts_the_mean_and_divides_by_the_std() -> None:
 
 def test_augment_depends_on_the_generator_only() -> None:
     torch.manual_seed(1)
-    first = augment.augment(pixels(), seeded(7), flip=True)
+    first = view(pixels(), 7)
     torch.manual_seed(2)
-    assert torch.equal(augment.augment(pixels(), seeded(7), flip=True), first)
-    assert not torch.equal(augment.augment(pixels(), seeded(8), flip=True), first)
+    assert torch.equal(view(pixels(), 7), first)
+    assert not torch.equal(view(pixels(), 8), first)
 
 
 def test_augment_of_an_image_is_independent_of_others() -> None:
@@ -172,7 +177,7 @@ def test_augment_of_an_image_is_independent_of_others() -> None:
     batch = pixels()
     other = batch.flip(0).clone()
     other[1] = batch[1]
-    views, others = (augment.augment(images, seeded(7), flip=True) for images in (batch, other))
+    views, others = (view(images, 7) for images in (batch, other))
     torch.testing.assert_close(views[1], others[1])
     assert not torch.allclose(views[0], others[0])
 
@@ -181,7 +186,7 @@ def test_augment_without_flip_mirrors_nothing() -> None:
     ramp = torch.arange(32, dtype=torch.uint8).mul(8).expand(64, 3, 32, 32)
 
     def rising(flip: bool) -> int:
-        views = augment.augment(ramp, seeded(), flip=flip)
+        views = view(ramp, 0, flip)
         return int((views[:, :, :, -1] > views[:, :, :, 0]).all(2).all(1).sum())
 
     assert rising(flip=False) == 64

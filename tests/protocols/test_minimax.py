@@ -7,7 +7,9 @@ from torch.nn.functional import cross_entropy
 from vlcp_ray.config import Evaluate
 from vlcp_ray.protocols import minimax
 from vlcp_ray.protocols.augment import augment, cutmix
-from vlcp_ray.protocols.minimax import epochs_for, learning_rate_at
+from vlcp_ray.protocols.minimax import RECIPE, Recipe, epochs_for, learning_rate_at
+
+AUGMENTATION = (RECIPE.crop_scale, RECIPE.jitter, RECIPE.lighting)
 
 
 @pytest.mark.parametrize("epochs", [1, 5, 30, 300, 2000])
@@ -22,8 +24,7 @@ def test_learning_rate_at_equals_torchs_schedule(epochs: int) -> None:
 
 def test_train_keeps_the_learning_rate_of_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a constant gradient of 1, no momentum and no decay, a weight falls by the sum of the learning rates."""
-    monkeypatch.setattr(minimax, "MOMENTUM", 0.0)
-    monkeypatch.setattr(minimax, "WEIGHT_DECAY", 0.0)
+    monkeypatch.setattr(minimax, "RECIPE", Recipe(momentum=0.0, weight_decay=0.0))
     monkeypatch.setattr(minimax, "loss", lambda network, *rest: network.weight.sum())
     network = torch.nn.Linear(1, 1, bias=False)
     start = network.weight.item()
@@ -65,7 +66,7 @@ def test_loss_weighs_both_labels_by_their_pixels() -> None:
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3))
     result = minimax.loss(network, pixels, labels, torch.Generator().manual_seed(7), flip=True)
     again = torch.Generator().manual_seed(7)
-    mixed, own, pasted, share = cutmix(augment(pixels, again, True), labels, again)
+    mixed, own, pasted, share = cutmix(augment(pixels, again, True, *AUGMENTATION), labels, again)
     assert 0 < share < 1
     soft = share * torch.eye(3)[own] + (1 - share) * torch.eye(3)[pasted]
     torch.testing.assert_close(result, cross_entropy(network(mixed), soft))

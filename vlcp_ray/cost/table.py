@@ -172,9 +172,11 @@ def _line(
 
 
 def format_clock(seconds: float) -> str:
-    """Format seconds as 2:05 or 3:20:00, and less than ten with one decimal."""
+    """Format seconds as 2:05, 3:20:00 or 3,245 h, and less than ten with one decimal."""
     if seconds < 10:
         return f"{seconds:.1f} s"
+    if seconds >= 100 * 3600:
+        return f"{seconds / 3600:,.0f} h"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 

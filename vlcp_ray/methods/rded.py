@@ -302,7 +302,8 @@ def _to_synthetic(rows: pa.Table, pixels: Pixels, seed: int) -> pa.Table:
 
 
 def _settings(job: "Job", base_model: str) -> dict[str, Any]:
-    return {"image_size": job.generate.image_size, "factor": job.evaluate.factor}
+    recipe = {"crops": CROPS, "pool": POOL, "crop_scale": SCALE, "padding": PADDING}
+    return {"image_size": job.generate.image_size, "factor": job.evaluate.factor, **recipe}
 
 
 def _loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]:

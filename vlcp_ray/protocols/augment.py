@@ -8,10 +8,8 @@ from torch import Tensor, nn
 
 # Random numbers are sampled on the CPU, so that they are the same on every device.
 
-CROP_SCALE: Final = (0.5, 1.0)
+#: Width to height of torchvision's RandomResizedCrop.
 CROP_RATIO: Final = (3 / 4, 4 / 3)
-JITTER: Final = 0.4
-LIGHTING: Final = 0.1
 
 _MEAN: Final = (0.485, 0.456, 0.406)
 _STD: Final = (0.229, 0.224, 0.225)
@@ -23,18 +21,27 @@ _ATTEMPTS: Final = 10
 _CONTRAST, _SATURATION, _OPERATIONS = 1, 2, 3  # 0 is brightness
 
 
-def augment(pixels: Tensor, generator: torch.Generator, flip: bool) -> Tensor:
+def augment(
+    pixels: Tensor,
+    generator: torch.Generator,
+    flip: bool,
+    scale: tuple[float, float],
+    jitter: float,
+    lighting: float,
+) -> Tensor:
     """Make a new view of every training image (METHOD 3.1): crop, flip if `flip`, jitter colours, normalise.
 
     Args:
         pixels: (n, 3, s, s) uint8 on any device.
         generator: a CPU generator.
         flip: whether half of the views are mirrored.
+        scale: the smallest and the largest share of the image's area that a crop covers.
+        jitter, lighting: as in `jitter_colours`.
 
     Returns:
         (n, 3, s, s) float32 on the device of the pixels, normalised as by `normalise`.
     """
-    return jitter_colours(random_crop(pixels, generator, flip), generator)
+    return jitter_colours(random_crop(pixels, generator, flip, scale), generator, jitter, lighting)
 
 
 def augment_without_jitter(
@@ -57,9 +64,7 @@ def augment_without_jitter(
     return _standardise(random_crop(pixels, generator, flip, scale))
 
 
-def random_crop(
-    pixels: Tensor, generator: torch.Generator, flip: bool, scale: tuple[float, float] = CROP_SCALE
-) -> Tensor:
+def random_crop(pixels: Tensor, generator: torch.Generator, flip: bool, scale: tuple[float, float]) -> Tensor:
     """Apply torchvision's RandomResizedCrop to the image's own size, and a flip with probability 1/2 if `flip`.
 
     Args:
@@ -138,7 +143,7 @@ def _standardise(images: Tensor) -> Tensor:
     return images.sub_(mean).div_(std)
 
 
-def crop_boxes(count: int, size: int, generator: torch.Generator, scale: tuple[float, float] = CROP_SCALE) -> Tensor:
+def crop_boxes(count: int, size: int, generator: torch.Generator, scale: tuple[float, float]) -> Tensor:
     """Sample the boxes of torchvision's RandomResizedCrop in images of size x size pixels.
 
     Each box is the first of ten candidates that fits into the image, or the whole image if none does.
@@ -181,21 +186,23 @@ def crop(images: Tensor, boxes: Tensor, mirrored: Tensor) -> Tensor:
     return nn.functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=True)
 
 
-def jitter_colours(images: Tensor, generator: torch.Generator) -> Tensor:
+def jitter_colours(images: Tensor, generator: torch.Generator, jitter: float, lighting: float) -> Tensor:
     """Jitter brightness, contrast and saturation in an order sampled per image, add PCA lighting, normalise.
 
-    As in misc/utils.py of MinimaxDiffusion: each of the three moves the image by U(-0.4, 0.4) of the way to black,
-    to its mean grey or to its own greys, and nothing is clipped. Together they are one affine map of an image's
+    As in misc/utils.py of MinimaxDiffusion: each of the three moves the image by U(-jitter, jitter) of the way to
+    black, to its mean grey or to its own greys, and nothing is clipped. Together they are one affine map of its
     colours, which is applied in a single pass.
 
     Args:
         images: (n, 3, s, s) float32 in [0, 1].
         generator: a CPU generator.
+        jitter: largest share, from 0 to 1.
+        lighting: standard deviation of the PCA lighting.
     """
     count, device = len(images), images.device
-    shares = torch.empty(count, _OPERATIONS).uniform_(-JITTER, JITTER, generator=generator)
+    shares = torch.empty(count, _OPERATIONS).uniform_(-jitter, jitter, generator=generator)
     order = torch.rand(count, _OPERATIONS, generator=generator).argsort(1)
-    light = torch.randn(count, 3, generator=generator) * LIGHTING * torch.tensor(_EIGENVALUES)
+    light = torch.randn(count, 3, generator=generator) * lighting * torch.tensor(_EIGENVALUES)
     light = (light @ torch.tensor(_EIGENVECTORS).T).to(device)
     matrix, offset = _jitter_maps(images.mean((2, 3)), shares.to(device), order.to(device))
     mean, std = torch.tensor(_MEAN, device=device), torch.tensor(_STD, device=device)

@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from vlcp_ray.protocols.protocol import Protocol
@@ -13,14 +14,34 @@ if TYPE_CHECKING:
     from vlcp_ray.protocols.labelled_images import Split
     from vlcp_ray.stages.evaluate import Evaluate
 
-MOMENTUM: Final = 0.9
-WEIGHT_DECAY: Final = 5e-4
-GAMMA: Final = 0.2
 
-#: Training epochs as (largest ipc, epochs).
-_EPOCHS: Final = ((1, 3000), (10, 2000), (50, 1500), (200, 1000), (500, 500))
-_EPOCHS_BEYOND: Final = 300
-_MANY_CLASSES: Final = 100
+@dataclass(frozen=True)
+class Recipe:
+    """What the protocol fixes, as published in MinimaxDiffusion's code.
+
+    Args:
+        momentum, weight_decay: of SGD.
+        gamma: factor of the learning rate at 2/3 of the epochs and again at 5/6.
+        epochs: training epochs as (largest ipc, epochs).
+        epochs_beyond: training epochs for a larger ipc than those of the table.
+        many_classes: number of classes from which on the epochs are reduced by a third.
+        crop_scale: the smallest and the largest share of the image's area that a crop covers.
+        jitter: largest change of brightness, contrast and saturation, as a fraction of 1.
+        lighting: standard deviation of the PCA lighting.
+    """
+
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    gamma: float = 0.2
+    epochs: tuple[tuple[int, int], ...] = ((1, 3000), (10, 2000), (50, 1500), (200, 1000), (500, 500))
+    epochs_beyond: int = 300
+    many_classes: int = 100
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    jitter: float = 0.4
+    lighting: float = 0.1
+
+
+RECIPE: Final = Recipe()
 
 
 def epochs_for(settings: "Evaluate", ipc: int, num_classes: int) -> int:
@@ -35,13 +56,13 @@ def epochs_for(settings: "Evaluate", ipc: int, num_classes: int) -> int:
         return settings.full_epochs
     if settings.epochs is not None:
         return settings.epochs
-    epochs = next((epochs for limit, epochs in _EPOCHS if ipc <= limit), _EPOCHS_BEYOND)
-    return epochs if num_classes < _MANY_CLASSES else epochs * 2 // 3 // 100 * 100
+    epochs = next((epochs for limit, epochs in RECIPE.epochs if ipc <= limit), RECIPE.epochs_beyond)
+    return epochs if num_classes < RECIPE.many_classes else epochs * 2 // 3 // 100 * 100
 
 
 def learning_rate_at(epoch: int, epochs: int, base: float) -> float:
     """Return the learning rate of an epoch, counted from 0: divided by 5 at 2/3 of the epochs and again at 5/6."""
-    return base * GAMMA ** bisect_right((2 * epochs // 3, 5 * epochs // 6), epoch)
+    return base * RECIPE.gamma ** bisect_right((2 * epochs // 3, 5 * epochs // 6), epoch)
 
 
 def train(
@@ -71,7 +92,7 @@ def train(
 
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.SGD(
-        network.parameters(), settings.learning_rate, MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True
+        network.parameters(), settings.learning_rate, RECIPE.momentum, weight_decay=RECIPE.weight_decay, fused=True
     )
     steps = training.steps_per_epoch(len(images[1]), settings.batch_size)
     yield from training.train(
@@ -101,7 +122,7 @@ def loss(
 
     from vlcp_ray.protocols.augment import augment, cutmix
 
-    views = augment(pixels, generator, flip)
+    views = augment(pixels, generator, flip, RECIPE.crop_scale, RECIPE.jitter, RECIPE.lighting)
     mixed, own, pasted, share = cutmix(views, labels, generator)
     logits = network(mixed)
     return share * cross_entropy(logits, own) + (1 - share) * cross_entropy(logits, pasted)
@@ -115,6 +136,7 @@ PROTOCOL: Final = Protocol(
     epochs=epochs_for,
     resize=lambda input_size: input_size,
     training="vlcp_ray.protocols.minimax:train",
+    recipe=RECIPE,
     settings=("batch_size", "learning_rate"),
     trains_full=True,
 )

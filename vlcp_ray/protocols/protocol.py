@@ -1,11 +1,13 @@
 """The record of an evaluation protocol, and the epochs after which a network is validated."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from vlcp_ray.stages.evaluate import Evaluate
 
 
@@ -23,6 +25,8 @@ class Protocol:
         resize: a function of the input size that returns the short side, in pixels, to which val images are resized
             before the middle is cropped.
         training: `module:function` that trains a network (see `train`).
+        recipe: a frozen dataclass of the numbers that the protocol fixes, such as its momentum and its table of epochs;
+            `training` and `epochs` take them from it.
         settings: the fields of `Evaluate` that only this protocol uses.
         unvalidated: the share of the epochs that pass before the first validation.
         trains_full: whether it is also used to train on the full train split.
@@ -35,6 +39,7 @@ class Protocol:
     epochs: Callable[["Evaluate", int, int], int]
     resize: Callable[[int], int]
     training: str
+    recipe: "DataclassInstance"
     settings: tuple[str, ...] = ()
     unvalidated: float = 0.0
     trains_full: bool = False
@@ -43,6 +48,10 @@ class Protocol:
     def needs_teacher(self) -> bool:
         """Whether a teacher labels the training images."""
         return self.labels == "soft"
+
+    def hashed_settings(self) -> dict[str, Any]:
+        """Return what the protocol itself fixes, for the fingerprint of the scores under it."""
+        return {"norm": self.norm, "unvalidated": self.unvalidated, **asdict(self.recipe)}
 
     def should_validate(self, epoch: int, epochs: int, validations: int) -> bool:
         """Return whether the network is validated after this epoch, counted from 1."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from vlcp_ray.protocols.protocol import Protocol
@@ -13,14 +14,32 @@ if TYPE_CHECKING:
     from vlcp_ray.protocols.labelled_images import Split
     from vlcp_ray.stages.evaluate import Evaluate
 
-LEARNING_RATE: Final = 1e-3
-WEIGHT_DECAY: Final = 0.01
 
-#: Batch size as (smallest ipc, images).
-_BATCH: Final = ((50, 100), (10, 50), (1, 10))
-_MANY_CLASSES: Final = 100
-_EPOCHS: Final = 300
-_MIN_BATCH: Final = 2  # batch norm needs more than one value per channel, and deep features have a single pixel
+@dataclass(frozen=True)
+class Recipe:
+    """What the protocol fixes, as published in RDED's code.
+
+    Args:
+        learning_rate: of the first epoch.
+        weight_decay: of AdamW, for weights of more than one dimension.
+        epochs: training epochs.
+        batch_sizes: images per training step as (smallest ipc, images), the largest ipc first.
+        many_classes: number of classes from which on the batch size is doubled.
+        min_batch: a smaller last batch is joined to the one before it: batch norm needs more than one value per
+            channel, and deep features have a single pixel.
+        largest_crop: the largest share of the image's area that a crop covers; the smallest is 1 / factor.
+    """
+
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    epochs: int = 300
+    batch_sizes: tuple[tuple[int, int], ...] = ((50, 100), (10, 50), (1, 10))
+    many_classes: int = 100
+    min_batch: int = 2
+    largest_crop: float = 1.0
+
+
+RECIPE: Final = Recipe()
 
 
 def batch_size_for(settings: "Evaluate", ipc: int, num_classes: int, images: int) -> int:
@@ -32,15 +51,15 @@ def batch_size_for(settings: "Evaluate", ipc: int, num_classes: int, images: int
         num_classes: with 100 classes or more, the table's number is doubled.
         images: number of training images.
     """
-    size = next((size for limit, size in _BATCH if ipc >= limit), _BATCH[0][1])
-    if num_classes >= _MANY_CLASSES:
+    size = next((size for limit, size in RECIPE.batch_sizes if ipc >= limit), RECIPE.batch_sizes[0][1])
+    if num_classes >= RECIPE.many_classes:
         size *= 2
     return min(settings.rded_batch_size or size, images)
 
 
 def learning_rate_at(epoch: int, epochs: int) -> float:
     """Return the learning rate of an epoch, counted from 0: a cosine decay to half of the first rate, not to 0."""
-    return LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * epoch / (2 * epochs)))
+    return RECIPE.learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / (2 * epochs)))
 
 
 def epochs_for(settings: "Evaluate", ipc: int, num_classes: int) -> int:
@@ -53,7 +72,7 @@ def epochs_for(settings: "Evaluate", ipc: int, num_classes: int) -> int:
     """
     if ipc == 0:
         return settings.full_epochs
-    return settings.rded_epochs or settings.epochs or _EPOCHS
+    return settings.rded_epochs or settings.epochs or RECIPE.epochs
 
 
 def resize_for(input_size: int) -> int:
@@ -93,16 +112,16 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     count = len(images[1])
     batch_size = batch_size_for(settings, ipc, num_classes, count)
-    steps = training.steps_per_epoch(count, batch_size, _MIN_BATCH)
+    steps = training.steps_per_epoch(count, batch_size, RECIPE.min_batch)
     yield from training.train(
-        torch.optim.AdamW(decay_groups(network), LEARNING_RATE, fused=True),
+        torch.optim.AdamW(decay_groups(network), RECIPE.learning_rate, fused=True),
         images,
         lambda pixels, labels: loss(network, teacher, pixels, labels, generator, settings),
         lambda step: learning_rate_at(step // steps, epochs),
         epochs=epochs,
         batch_size=batch_size,
         generator=generator,
-        min_batch=_MIN_BATCH,
+        min_batch=RECIPE.min_batch,
     )
 
 
@@ -110,7 +129,7 @@ def decay_groups(network: "nn.Module") -> list[dict[str, Any]]:
     """Split the parameters into two groups for an optimizer: without weight decay for biases and norms (1-d)."""
     parameters = list(network.parameters())
     return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": WEIGHT_DECAY},
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": RECIPE.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
 
@@ -137,7 +156,9 @@ def loss(
 
     from vlcp_ray.protocols.augment import augment_without_jitter, cutmix
 
-    views = augment_without_jitter(pixels, generator, settings.flip, (1 / settings.factor, 1.0), settings.factor)
+    views = augment_without_jitter(
+        pixels, generator, settings.flip, (1 / settings.factor, RECIPE.largest_crop), settings.factor
+    )
     mixed = cutmix(views, labels, generator)[0]
     with torch.no_grad():
         targets = teacher(mixed)
@@ -167,6 +188,7 @@ PROTOCOL: Final = Protocol(
     epochs=epochs_for,
     resize=resize_for,
     training="vlcp_ray.protocols.rded:train",
+    recipe=RECIPE,
     settings=("temperature", "rded_epochs", "rded_batch_size"),
     unvalidated=0.8,
 )

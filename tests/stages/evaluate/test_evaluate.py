@@ -1,9 +1,12 @@
 """Tests of the settings, trials and forecasts of evaluate."""
 
+from dataclasses import replace
+
 import pytest
 
 from vlcp_ray.config import Evaluate, load_job
 from vlcp_ray.pipeline import graph
+from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.stages.evaluate import STAGE, hashed_settings, trials_of
 
 JOB = load_job("jobs/digits-compare.toml")
@@ -25,6 +28,25 @@ def test_hashed_settings_of_the_full_split_ignore_what_only_sets_use() -> None:
     other = JOB.model_copy(update={"evaluate": JOB.evaluate.model_copy(update={"repeats": 7, "epochs": 3})})
     assert hashed_settings(other, full=True) == hashed_settings(JOB, full=True)
     assert hashed_settings(other) != hashed_settings(JOB)
+
+
+def test_hashed_settings_include_what_the_protocols_of_the_job_fix() -> None:
+    one = JOB.model_copy(update={"evaluate": Evaluate(protocols=("minimax",))})
+    recipes = hashed_settings(one)["recipes"]
+    assert set(recipes) == {"minimax"}
+    assert {"momentum", "weight_decay", "gamma", "epochs", "crop_scale", "jitter", "unvalidated"} <= set(
+        recipes["minimax"]
+    )
+    assert set(hashed_settings(JOB)["recipes"]) == {"minimax", "rded"}
+    assert set(hashed_settings(JOB, full=True)["recipes"]) == {"minimax"}
+
+
+def test_fingerprint_of_a_protocol_with_another_recipe_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = graph(JOB)
+    recipe = replace(PROTOCOLS["minimax"].recipe, momentum=0.8)
+    monkeypatch.setitem(PROTOCOLS, "minimax", replace(PROTOCOLS["minimax"], recipe=recipe))
+    changed = [old.stage for old, new in zip(before, graph(JOB), strict=True) if old.fingerprint != new.fingerprint]
+    assert set(changed) == {"evaluate", "report"}
 
 
 @pytest.mark.parametrize("name", ["temperature", "rded_epochs", "rded_batch_size"])

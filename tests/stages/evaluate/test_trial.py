@@ -172,11 +172,11 @@ def test_run_trial_without_a_fitting_teacher_is_refused(teacher: torch.nn.Module
 
 @pytest.mark.parametrize("trial", [TRIAL, SOFT], ids=["minimax", "rded"])
 def test_run_trial_curve_has_the_validated_epochs(trial: Trial) -> None:
-    settings = SETTINGS.model_copy(update={"epochs": 7, "rded_epochs": 11, "checks": 3})
+    settings = SETTINGS.model_copy(update={"epochs": 7, "rded_epochs": 11, "validations": 3})
     teacher = load_teacher(
         TEACH, train_teacher(TRAIN, VAL, NAMES, TEACH.model_copy(update={"epochs": 1}), 0, "cpu").state
     )
     row = run_trial(TRAIN, VAL, NAMES, settings, trial, "cpu", teacher if trial == SOFT else None)
-    epochs = PROTOCOLS[trial.protocol].validated_epochs(row["epochs"], settings.checks)
+    epochs = PROTOCOLS[trial.protocol].validated_epochs(row["epochs"], settings.validations)
     assert len(epochs) == len(row["curve"])
     assert epochs[-1] == row["epochs"]

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlcp_ray.stages.finetune.batches import WINDOW, Schedule, epoch_order
+from vlcp_ray.stages.finetune import SHUFFLE_WINDOW
+from vlcp_ray.stages.finetune.batches import Schedule, epoch_order
 
 
 @given(st.integers(1, 300), st.integers(0, 5), st.integers(1, 80))
@@ -21,8 +22,8 @@ def test_epoch_order_of_other_epoch_or_seed_differs() -> None:
 
 
 def test_epoch_order_of_large_table_reads_few_blocks_per_window() -> None:
-    order = epoch_order(20 * WINDOW, 0, 0)
-    blocks = {int(position) // (WINDOW // 64) for position in order[:WINDOW]}
+    order = epoch_order(20 * SHUFFLE_WINDOW, 0, 0)
+    blocks = {int(position) // (SHUFFLE_WINDOW // 64) for position in order[:SHUFFLE_WINDOW]}
     assert len(blocks) == 64
     assert np.corrcoef(order, np.arange(len(order)))[0, 1] < 0.2
 

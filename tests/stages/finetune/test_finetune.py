@@ -9,7 +9,7 @@ from vlcp_ray.models.pretrained import count_parameters, count_pipeline_paramete
 from vlcp_ray.pipeline import graph
 from vlcp_ray.scale import Pool, Scale
 from vlcp_ray.settings import ConfigError, build
-from vlcp_ray.stages.finetune import STAGE, training_flops
+from vlcp_ray.stages.finetune import STAGE, hashed_settings, training_flops
 from vlcp_ray.stages.ingest import Expect
 
 IMAGES = Expect(train=1000, val=100, classes=4, gib=1)
@@ -27,6 +27,33 @@ def test_training_flops_with_gradient_checkpointing_has_fourth_pass() -> None:
     ]
     text = model_flops(make_job()).embed_text()
     assert (flops[0] - text) / (flops[1] - text) == pytest.approx(4 / 3)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"shuffle_window": 5},
+        {"validation_classes": 3},
+        {"validation_steps": 7},
+        {"validation_guidance_scale": 2.0},
+        {"epochs": 3},
+    ],
+)
+def test_hashed_settings_with_another_setting_differ(setting: dict[str, float]) -> None:
+    assert hashed_settings(make_job(**setting), "hash") != hashed_settings(make_job(), "hash")
+    assert hashed_settings(make_job(), "other hash") != hashed_settings(make_job(), "hash")
+
+
+def test_finetune_loads_of_validation_follow_its_settings() -> None:
+    def validation_flops(**settings: object) -> float:
+        job = make_job(epochs=2, validation_epochs=2, **settings)
+        steps = [step for step in graph(job) if step.stage == STAGE.name]
+        return [load.amount for load in STAGE.loads(CostInputs.of(job, IMAGES), steps)][1]
+
+    decode = 2 * 4 * CostInputs.of(make_job(), IMAGES).models.decode(4)  # two seeds, four classes
+    default = validation_flops()
+    assert validation_flops(validation_classes=1) == pytest.approx(default / 4)
+    assert validation_flops(validation_steps=40) - decode == pytest.approx(2 * (default - decode))
 
 
 def test_finetune_loads_count_training_and_validation_images() -> None:

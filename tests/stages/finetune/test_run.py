@@ -31,15 +31,12 @@ def test_sorted_pairs_reader_returns_rows_in_order_of_positions() -> None:
 
 
 @pytest.mark.parametrize("window", [10, 1000])
-def test_sort_pairs_of_shuffled_files_sorts_by_image_id(
-    window: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("vlcp_ray.stages.finetune.run.WINDOW", window)
+def test_sort_pairs_of_shuffled_files_sorts_by_image_id(window: int, tmp_path: Path) -> None:
     artifact = Store.at(str(tmp_path)).artifact(Step("pair", 1, {}))
     table = make_pairs(40)
     order = np.random.default_rng(0).permutation(40)
     for part in range(4):
         artifact.write_table(f"pairs/{part}.parquet", table.take(order[part * 10 : part * 10 + 10]))
-    rows = _sort_pairs(artifact, 40)
+    rows = _sort_pairs(artifact, 40, window)
     assert rows.ends[-1] == 40
     assert rows.reader()(np.arange(40))["image_id"].to_pylist() == table["image_id"].to_pylist()

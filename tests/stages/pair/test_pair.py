@@ -14,7 +14,7 @@ from vlcp_ray.stages.pair import Caption, hashed_settings, pairs_schema
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"prompt": "Describe it."}, r"prompt must hold \{class_name\}"),
+        ({"prompt": "Describe it."}, r"prompt must contain \{class_name\}"),
         ({"max_tokens": 2048}, "max_tokens must be smaller than max_model_len"),
     ],
 )

@@ -1,12 +1,13 @@
 """Tests of the settings of teach."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from vlcp_ray.config import Job, load_job
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.stages.teach import STAGE, hashed_settings
+from vlcp_ray.stages.teach import RECIPE, STAGE, hashed_settings
 
 
 def job(**teach: object) -> Job:
@@ -15,7 +16,7 @@ def job(**teach: object) -> Job:
 
 
 def test_hashed_settings_of_a_trained_teacher_are_those_of_its_training() -> None:
-    assert hashed_settings(job()) == job().teach.model_dump()
+    assert hashed_settings(job()) == job().teach.model_dump() | {"recipe": asdict(RECIPE)}
     assert hashed_settings(job(epochs=2)) != hashed_settings(job(epochs=3))
 
 

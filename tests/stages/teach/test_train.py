@@ -10,7 +10,7 @@ from vlcp_ray.config import Teach
 from vlcp_ray.stages.teach import train
 from vlcp_ray.stages.teach.train import TrainedTeacher, learning_rate_at, train_teacher
 
-SETTINGS = Teach(network="ConvNet-3", width=16, input_size=16, epochs=8, batch_size=32, checks=4, flip=False)
+SETTINGS = Teach(network="ConvNet-3", width=16, input_size=16, epochs=8, batch_size=32, validations=4, flip=False)
 TRAIN, VAL = digits(0, 300), digits(1000, 1200)
 
 

@@ -32,7 +32,7 @@ class Evaluate(Settings):
     input_size: Positive = Field(224, description="side of the images in pixels")
     epochs: Positive | None = Field(None, description="training epochs; none: the protocol's number for the ipc")
     full_epochs: Positive = Field(300, description="training epochs on the full train split")
-    checks: Positive = Field(100, description="validations per training; under rded only those in its last fifth")
+    validations: Positive = Field(100, description="validations per training; under rded only those in its last fifth")
     repeats: Positive = Field(3, description="trainings of each network on each set")
     batch_size: Positive = Field(64, description="minimax only: images per training step")
     learning_rate: float = Field(0.01, gt=0, description="minimax only: learning rate of the first epoch")
@@ -126,9 +126,16 @@ def trials_of(step: "Step", settings: Evaluate) -> list[Trial]:
 
 
 def hashed_settings(job: "Job", *, full: bool = False) -> dict[str, Any]:
-    """Return the settings that determine the scores of a set, or of the full train split."""
+    """Return the settings that determine the scores of a set, or of the full train split.
+
+    They include what the protocols themselves fix, under `recipes`.
+    """
     settings = job.evaluate.model_dump()
-    return {name: value for name, value in settings.items() if name not in _EXCLUDED_FOR_FULL} if full else settings
+    protocols = [PROTOCOLS[name] for name in job.evaluate.protocols]
+    if full:
+        settings = {name: value for name, value in settings.items() if name not in _EXCLUDED_FOR_FULL}
+        protocols = [protocol for protocol in protocols if protocol.trains_full]
+    return settings | {"recipes": {protocol.name: protocol.hashed_settings() for protocol in protocols}}
 
 
 #: Settings without effect on the full train split, which is trained on once, under one protocol.
@@ -171,13 +178,13 @@ def _trial_flops(inputs: "CostInputs", trial: Trial) -> float:
     student = inputs.models.classify(trial.network, settings.input_size, settings.width, images.classes)
     teacher = inputs.models.classify(teach.network, settings.input_size, teach.width, images.classes)
     per_image = TRAINING_PASSES * student + (teacher if protocol.needs_teacher else 0.0)
-    validation_passes = len(protocol.validated_epochs(epochs, settings.checks)) * images.val
+    validation_passes = len(protocol.validated_epochs(epochs, settings.validations)) * images.val
     return epochs * (trial.ipc * images.classes or images.train) * per_image + validation_passes * student
 
 
 STAGE: Final = Stage(
     "evaluate",
-    version=2,
+    version=3,
     summary="SYNTHETIC + IMAGES(val) -> SCORES",
     tables={"scores": SCORES},
     pools=("evaluate",),

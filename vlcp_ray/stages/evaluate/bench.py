@@ -30,7 +30,7 @@ def evaluate(job: Job, pool: Pool) -> Batch:
         return LabelledImages(pixels, np.arange(_IMAGES) % _CLASSES)
 
     train, val = noise(), noise()
-    settings = job.evaluate.model_copy(update={"epochs": _EPOCHS, "checks": 1})
+    settings = job.evaluate.model_copy(update={"epochs": _EPOCHS, "validations": 1})
     protocol = next(protocol for protocol in PROTOCOLS.values() if not protocol.needs_teacher)
     trial = Trial(METHOD.name, protocol.name, network, 1, 0, 0)
     class_names, device = [str(number) for number in range(_CLASSES)], "cuda" if pool.num_gpus else "cpu"

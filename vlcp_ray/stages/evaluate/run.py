@@ -132,7 +132,7 @@ def _log_curve(context: Context, step: Step, trial_id: str) -> None:
         return
     content = context.artifact(step).read_bytes(f"scores/{trial_id}.parquet")
     (row,) = parquet.read_table(pa.BufferReader(content)).to_pylist()
-    epochs = PROTOCOLS[row["protocol"]].validated_epochs(row["epochs"], context.job.evaluate.checks)
+    epochs = PROTOCOLS[row["protocol"]].validated_epochs(row["epochs"], context.job.evaluate.validations)
     curve = [(epoch, {"top1": top1}) for epoch, top1 in zip(epochs, row["curve"], strict=True)]
     end = {name: row[name] for name in ("top1_last", "top1_best", "top5_last", "seconds")}
     context.records.add(series, Record("trial", [*curve, (row["epochs"], end)]))

@@ -71,7 +71,7 @@ def run_trial(
         num_classes=classes,
         teacher=_check_teacher(teacher, trial.protocol, on_train, classes, device) if protocol.needs_teacher else None,
     )
-    should_validate = partial(protocol.should_validate, epochs=epochs, validations=settings.checks)
+    should_validate = partial(protocol.should_validate, epochs=epochs, validations=settings.validations)
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         results = _train_and_validate(network, trained_epochs, on_val, classes, should_validate)
     return {

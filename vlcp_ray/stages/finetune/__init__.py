@@ -1,7 +1,7 @@
 """finetune: PAIRS -> Stable Diffusion with its UNet fine-tuned on them, as a diffusers folder."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import Field
 
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 #: The artifact's folder with the fine-tuned model.
 MODEL: Final = "model"
-#: Validation images are generated for the first 10 classes, in 20 denoising steps, at guidance scale 7.5.
-VALIDATION_CLASSES, VALIDATION_STEPS, VALIDATION_GUIDANCE = 10, 20, 7.5
+#: Rows that are shuffled together unless a job says otherwise; at 512 px their moments are 2 GiB.
+SHUFFLE_WINDOW: Final = 16_384
+#: Blocks of neighbouring rows in a window of the shuffle: few reads, yet many classes in each window.
+BLOCKS_PER_WINDOW: Final = 64
 _FULL: Final = 4  # bytes of a number in full precision
 _COPIES: Final = 5  # numbers per parameter: weight, gradient, two moments of Adam, moving average
 
@@ -28,16 +30,34 @@ _COPIES: Final = 5  # numbers per parameter: weight, gradient, two moments of Ad
 class Finetune(Settings):
     """Fine-tuning of the UNet on PAIRS (METHOD 2.2)."""
 
-    epochs: Positive = 8
+    epochs: Positive = Field(8, description="passes over the train split")
     batch_size: Positive = Field(32, description="images per optimiser step over all ranks")
-    learning_rate: float = Field(1e-5, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    ema_decay: Fraction = 0.9999
+    learning_rate: float = Field(1e-5, gt=0, description="of AdamW, constant")
+    weight_decay: float = Field(0.01, ge=0, description="of AdamW")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients of a larger norm are scaled down to it")
+    ema_decay: Fraction = Field(0.9999, description="decay of the moving average of the weights, which is the result")
     random_flip: bool = Field(True, description="false where a mirrored image has another meaning, as with digits")
-    mixed_precision: Literal["no", "fp16", "bf16"] = "fp16"
-    gradient_checkpointing: bool = True
+    mixed_precision: Literal["no", "fp16", "bf16"] = Field("fp16", description="fp16 needs a GPU; no: float32")
+    gradient_checkpointing: bool = Field(
+        True, description="recompute activations in the backward pass: less memory, a third more time"
+    )
+    shuffle_window: Positive = Field(
+        SHUFFLE_WINDOW, description="images that are shuffled together; more need more memory"
+    )
     validation_epochs: Positive = Field(2, description="epochs from one set of validation images to the next")
+    validation_classes: Positive = Field(10, description="validation images: one for each of the first classes")
+    validation_steps: Positive = Field(20, description="denoising steps of a validation image")
+    validation_guidance_scale: float = Field(7.5, ge=1, description="of a validation image; 1: without guidance")
+
+
+def hashed_settings(job: "Job", base_model: str) -> dict[str, Any]:
+    """Return the settings that determine the fine-tuned model.
+
+    Args:
+        job: with the settings of the stage.
+        base_model: content hash of the base model.
+    """
+    return job.finetune.model_dump() | {"base_model": base_model, "blocks_per_window": BLOCKS_PER_WINDOW}
 
 
 TRAIN: Final = Work(
@@ -68,8 +88,8 @@ def _loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]:
     yield Load(TRAIN, trained, flops, units=settings.batch_size, starts=seeds)
     side = inputs.latent_side(inputs.job.encode.train_resolution)
     validations = settings.epochs // settings.validation_epochs * seeds
-    generated = min(VALIDATION_CLASSES, inputs.images.classes) * validations
-    flops = generated * (2 * VALIDATION_STEPS * inputs.models.denoise(side) + inputs.models.decode(side))
+    generated = min(settings.validation_classes, inputs.images.classes) * validations
+    flops = generated * (2 * settings.validation_steps * inputs.models.denoise(side) + inputs.models.decode(side))
     yield Load(DENOISE, 0, flops, units=1, starts=0, wide=False, pool=TRAIN.pool)
 
 
@@ -94,7 +114,7 @@ def _check_scale(job: "Job", scale: "Scale") -> None:
 
 STAGE: Final = Stage(
     "finetune",
-    version=1,
+    version=2,
     summary="PAIRS -> a Stable Diffusion fine-tuned on them",
     pools=("finetune",),
     counted="images",

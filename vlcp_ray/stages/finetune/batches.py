@@ -3,21 +3,17 @@
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from vlcp_ray.seeds import seed_for
+from vlcp_ray.stages.finetune import BLOCKS_PER_WINDOW, SHUFFLE_WINDOW
 
 Positions = npt.NDArray[np.int64]
 
-#: Rows that are shuffled together; at 512 px their moments are 2 GiB. Part of the method: it determines the order.
-WINDOW: Final = 16_384
-_BLOCKS_PER_WINDOW: Final = 64  # blocks of neighbouring rows in a window: few reads, yet many classes in each window
 
-
-def epoch_order(n_rows: int, seed: int, epoch: int, window: int = WINDOW) -> Positions:
+def epoch_order(n_rows: int, seed: int, epoch: int, window: int = SHUFFLE_WINDOW) -> Positions:
     """Order the rows of an epoch: positions in the table sorted by image_id, each exactly once.
 
     Up to `window` rows it is a plain permutation. Beyond that, blocks of neighbouring rows are permuted first, and then
@@ -26,7 +22,7 @@ def epoch_order(n_rows: int, seed: int, epoch: int, window: int = WINDOW) -> Pos
     random = np.random.default_rng(seed_for(seed, "finetune", "order", epoch))
     if n_rows <= window:
         return random.permutation(n_rows)
-    size = max(1, window // _BLOCKS_PER_WINDOW)
+    size = max(1, window // BLOCKS_PER_WINDOW)
     starts = random.permutation(np.arange(0, n_rows, size))
     order = np.concatenate([np.arange(start, min(start + size, n_rows)) for start in starts])
     return np.concatenate([random.permutation(order[start : start + window]) for start in range(0, n_rows, window)])
@@ -52,7 +48,7 @@ class Schedule:
     epochs: int
     batch_size: int
     seed: int
-    window: int = WINDOW
+    window: int = SHUFFLE_WINDOW
 
     @property
     def steps(self) -> int:

@@ -25,8 +25,8 @@ from vlcp_ray.monitoring.allocator import memory_retained
 from vlcp_ray.monitoring.memory import Peaks, measure_peaks, reset_peaks
 from vlcp_ray.monitoring.tensorboard import Record
 from vlcp_ray.scale import Pool
-from vlcp_ray.stages.finetune import MODEL, STAGE, VALIDATION_CLASSES, Finetune
-from vlcp_ray.stages.finetune.batches import WINDOW, Positions, Schedule
+from vlcp_ray.stages.finetune import MODEL, STAGE, Finetune
+from vlcp_ray.stages.finetune.batches import Positions, Schedule
 from vlcp_ray.stages.pair import PAIRS
 from vlcp_ray.store.artifact import Artifact, Step
 from vlcp_ray.store.io import StoreError, retry
@@ -46,7 +46,7 @@ _CHECKPOINTS, _METRICS, _PEAKS, _VALIDATION = "checkpoints", "progress", "memory
 def run(context: Context, steps: Sequence[Step]) -> None:
     """Turn PAIRS into one diffusers folder for each seed. The seeds run one after another, each on the whole pool."""
     n_rows = context.rows(steps[0], "pairs")
-    rows = _sort_pairs(context.input(steps[0], "pairs"), n_rows)
+    rows = _sort_pairs(context.input(steps[0], "pairs"), n_rows, context.job.finetune.shuffle_window)
     for step in steps:
         start, artifact = time.monotonic(), context.artifact(step)
         config = _configure_ranks(context, step, rows)
@@ -95,8 +95,8 @@ class SortedPairs:
         return read_rows
 
 
-def _sort_pairs(pairs: Artifact, n_rows: int) -> SortedPairs:
-    if n_rows <= WINDOW:  # one window is one block: no shuffle between machines
+def _sort_pairs(pairs: Artifact, n_rows: int, window: int) -> SortedPairs:
+    if n_rows <= window:  # one window is one block: no shuffle between machines
         return SortedPairs([ray.remote(_read_sorted).remote(pairs)], [n_rows])
     blocks = read(pairs, "pairs", _COLUMNS).sort("image_id").materialize().to_arrow_refs()
     count = ray.remote(_count_rows)
@@ -137,7 +137,9 @@ def _configure_ranks(context: Context, step: Step, rows: SortedPairs) -> RankCon
         resolution=job.encode.train_resolution,
         batch_per_device=context.scale.finetune.batch_size,
         class_names=context.manifest(step.inputs["pairs"].inputs["images"])["class_names"],
-        schedule=Schedule(context.rows(step, "pairs"), job.finetune.epochs, job.finetune.batch_size, seed),
+        schedule=Schedule(
+            context.rows(step, "pairs"), job.finetune.epochs, job.finetune.batch_size, seed, job.finetune.shuffle_window
+        ),
         rows=rows,
         artifact=context.artifact(step),
     )
@@ -221,7 +223,7 @@ def _run_rank(loop: dict[str, Any]) -> None:
 def _write_metrics(config: RankConfig, trainer: "Trainer", metrics: "EpochMetrics") -> None:
     name = f"epoch-{metrics.epoch:04d}"
     if metrics.epoch % config.settings.validation_epochs == 0:
-        for number, image in enumerate(trainer.validate(config.class_names[:VALIDATION_CLASSES])):
+        for number, image in enumerate(trainer.validate(config.class_names[: config.settings.validation_classes])):
             config.artifact.write_bytes(f"{_VALIDATION}/{name}-{number:02d}.png", image)
     config.artifact.write_bytes(f"{_METRICS}/{name}.json", json.dumps(asdict(metrics)).encode())
 

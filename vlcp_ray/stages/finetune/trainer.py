@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vlcp_ray import images, schemas
 from vlcp_ray.models import pretrained, stable_diffusion
 from vlcp_ray.seeds import seed_for
-from vlcp_ray.stages.finetune import VALIDATION_GUIDANCE, VALIDATION_STEPS, Finetune
+from vlcp_ray.stages.finetune import Finetune
 from vlcp_ray.stages.finetune.batches import Positions, RankBatch, Schedule
 from vlcp_ray.stages.generate import Generate
 
@@ -181,9 +181,12 @@ class Trainer:
         return latents, normal[:, 1], timesteps
 
     def validate(self, prompts: Sequence[str]) -> list[bytes]:
-        """Generate a PNG for each prompt from pure noise with the EMA weights: 20 steps, guidance scale 7.5."""
+        """Generate a PNG for each prompt from pure noise with the EMA weights, without a negative prompt."""
         sampling = Generate(
-            strength=1, guidance_scale=VALIDATION_GUIDANCE, num_inference_steps=VALIDATION_STEPS, negative_prompt=""
+            strength=1,
+            guidance_scale=self.settings.validation_guidance_scale,
+            num_inference_steps=self.settings.validation_steps,
+            negative_prompt="",
         )
         pipeline = stable_diffusion.load_pipeline(self.base_model, str(self.device), torch.float32, self.unet)
         zeros = np.zeros((len(prompts), *pretrained.latent_shape(self.base_model, self.resolution)), np.float32)

@@ -41,7 +41,7 @@ class Caption(Settings):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if "{class_name}" not in self.prompt:
-            raise ValueError("prompt must hold {class_name}, which is replaced by the name of the class")
+            raise ValueError("prompt must contain {class_name}, which is replaced by the name of the class")
         if self.max_tokens >= self.max_model_len:
             raise ValueError("max_tokens must be smaller than max_model_len, which also counts image and prompt")
         return self

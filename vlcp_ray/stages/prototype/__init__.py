@@ -23,8 +23,8 @@ class Prototype(Settings):
     """Clustering of each class into image and text prototypes (METHOD 2.4, 2.5)."""
 
     contamination: Annotated[float, Field(ge=0, le=0.5)] = Field(0.0, description="share of outliers; 0: no LOF")
-    n_neighbors: Positive = 10
-    n_init: Positive = 10
+    n_neighbors: Positive = Field(10, description="neighbours of LOF")
+    n_init: Positive = Field(10, description="starts of k-means, of which the best is kept")
     max_df: Annotated[float, Field(gt=0, le=1)] = Field(
         0.7, description="beta: words in this share of a class's captions, or in more, are too common"
     )

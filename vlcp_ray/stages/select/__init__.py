@@ -48,7 +48,7 @@ def _loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]:
 
 STAGE: Final = Stage(
     "select",
-    version=1,
+    version=2,
     summary="the compared sets -> SYNTHETIC",
     tables={"synthetic": SYNTHETIC},
     pools=generate.STAGE.pools,

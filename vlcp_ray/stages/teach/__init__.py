@@ -1,6 +1,7 @@
 """teach: IMAGES -> the teacher, a classifier that gives soft labels and features."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
@@ -34,7 +35,7 @@ class Teach(Settings):
     learning_rate: float = Field(
         0.1, gt=0, description="highest learning rate; it rises over a fifth of the steps, then falls"
     )
-    checks: Positive = Field(10, description="number of validations during the training")
+    validations: Positive = Field(10, description="number of validations during the training")
     mixed_precision: Literal["no", "bf16"] = Field(
         "no", description="bf16: compute in bfloat16, 1.7 times as fast on a CPU that supports it"
     )
@@ -44,10 +45,35 @@ class Teach(Settings):
     checkpoint: str = Field("", description="a .pth state dict to load in place of training; empty: train")
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """What no setting of the teacher's training changes.
+
+    Args:
+        momentum, weight_decay: of SGD.
+        warm_up: share of the steps in which the learning rate rises.
+        crop_scale: the smallest and the largest share of the area that a crop covers, for images that are cropped.
+        largest_shifted: images up to this side in pixels are shifted, as is usual for CIFAR, and not cropped.
+        shift: the side divided by this is the largest shift: 4 pixels of 32.
+        min_batch: a smaller last batch is joined to the one before it, since batch norm cannot learn from one image.
+    """
+
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warm_up: float = 0.2
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    largest_shifted: int = 64
+    shift: int = 8
+    min_batch: int = 2
+
+
+RECIPE: Final = Recipe()
+
+
 def hashed_settings(job: "Job") -> dict[str, Any]:
     """Return the settings that determine the teacher: those of its training, or the hash of its checkpoint."""
     if not job.teach.checkpoint:
-        return job.teach.model_dump()
+        return job.teach.model_dump() | {"recipe": asdict(RECIPE)}
     network = job.teach.model_dump(include={"network", "width", "input_size"})
     return network | {"checkpoint": content_hash(job.teach.checkpoint)}
 
@@ -56,7 +82,7 @@ def _loads(inputs: "CostInputs", _: Sequence["Step"]) -> Iterator[Load]:
     settings, images = inputs.job.teach, inputs.images
     each = inputs.models.classify(settings.network, settings.input_size, settings.width, images.classes)
     training_passes = 0 if settings.checkpoint else TRAINING_PASSES * settings.epochs * images.train
-    validation_passes = images.val * (1 if settings.checkpoint else min(settings.checks, settings.epochs))
+    validation_passes = images.val * (1 if settings.checkpoint else min(settings.validations, settings.epochs))
     yield Load(evaluate.CLASSIFY, images.train, each * (training_passes + validation_passes), units=1, wide=False)
 
 
@@ -70,7 +96,7 @@ def _check(job: "Job") -> None:
 
 STAGE: Final = Stage(
     "teach",
-    version=1,
+    version=2,
     summary="IMAGES -> the network that gives soft labels and features",
     pools=evaluate.STAGE.pools,
     loads=_loads,

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +15,7 @@ from vlcp_ray.protocols.labelled_images import LabelledImages, check_split, to_d
 from vlcp_ray.protocols.metrics import accuracy, predict
 from vlcp_ray.protocols.protocol import should_validate
 from vlcp_ray.seeds import seed_for
-from vlcp_ray.stages.teach import Teach
-
-MOMENTUM: Final = 0.9
-WEIGHT_DECAY: Final = 5e-4
-CROP_SCALE: Final = (0.08, 1.0)
-WARM_UP: Final = 0.2
-
-_SMALL: Final = 64  # images up to this size are shifted, as is usual for CIFAR; larger ones are cropped and resized
-_MAX_SHIFT: Final = 8  # the largest shift is the side divided by this: 4 pixels of 32
-_MIN_BATCH: Final = 2  # batch norm cannot learn from a single image
+from vlcp_ray.stages.teach import RECIPE, Teach
 
 State = dict[str, Tensor]
 
@@ -70,9 +60,9 @@ def train_teacher(
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images, on_val = to_device(train, device), to_device(val, device)
     generator = torch.Generator().manual_seed(seed_for(seed, "teach", "steps"))
-    steps = settings.epochs * training.steps_per_epoch(len(images[1]), settings.batch_size, _MIN_BATCH)
+    steps = settings.epochs * training.steps_per_epoch(len(images[1]), settings.batch_size, RECIPE.min_batch)
     optimizer = torch.optim.SGD(  # `training.train` sets the learning rate at every step
-        network.parameters(), 0.0, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True, fused=True
+        network.parameters(), 0.0, RECIPE.momentum, weight_decay=RECIPE.weight_decay, nesterov=True, fused=True
     )
     trained = training.train(
         optimizer,
@@ -82,12 +72,12 @@ def train_teacher(
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         generator=generator,
-        min_batch=_MIN_BATCH,
+        min_batch=RECIPE.min_batch,
     )
     accuracies = []
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         for epoch in trained:
-            if should_validate(epoch, settings.epochs, settings.checks):
+            if should_validate(epoch, settings.epochs, settings.validations):
                 accuracies.append(accuracy(predict(network, on_val[0]), on_val[1]))
     state = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
     return TrainedTeacher(state, tuple(class_names), *accuracies[-1], tuple(top1 for top1, _ in accuracies))
@@ -101,7 +91,7 @@ def learning_rate_at(step: int, steps: int, highest: float) -> float:
         steps: of the whole training.
         highest: the maximum.
     """
-    warm_up = WARM_UP * steps
+    warm_up = RECIPE.warm_up * steps
     position = step + 0.5
     if position < warm_up:
         return highest * position / warm_up
@@ -109,10 +99,10 @@ def learning_rate_at(step: int, steps: int, highest: float) -> float:
 
 
 def _loss(network: nn.Module, pixels: Tensor, labels: Tensor, generator: torch.Generator, settings: Teach) -> Tensor:
-    if settings.input_size <= _SMALL:
-        views = random_shift(pixels, generator, settings.flip, settings.input_size // _MAX_SHIFT)
+    if settings.input_size <= RECIPE.largest_shifted:
+        views = random_shift(pixels, generator, settings.flip, settings.input_size // RECIPE.shift)
     else:
-        views = augment_without_jitter(pixels, generator, settings.flip, CROP_SCALE)
+        views = augment_without_jitter(pixels, generator, settings.flip, RECIPE.crop_scale)
     with torch.autocast(pixels.device.type, torch.bfloat16, enabled=settings.mixed_precision == "bf16"):
         logits = network(views.contiguous(memory_format=torch.channels_last))
     return cross_entropy(logits.float(), labels)
