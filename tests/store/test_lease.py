@@ -1,12 +1,14 @@
 """Tests of the lease: two runs never make the same artifact at once, and a dead run does not block others."""
 
 import json
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,14 +104,22 @@ def test_acquire_lease_by_six_threads_lets_at_most_one_run(tmp_path: Path) -> No
         assert len(leases(tmp_path)) == 1
 
 
-def test_acquire_lease_interrupts_a_run_whose_lease_is_gone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
+def test_acquire_lease_interrupts_a_run_whose_lease_is_gone(tmp_path: Path, handler: Any) -> None:
+    """With SIGINT ignored, as for a background command of a shell script, SIGTERM interrupts."""
+
     def work() -> None:
         with acquire_lease(Store.at(str(tmp_path)), [ONE]):
             leases(tmp_path)[0].unlink()
             threading.Event().wait(5)
 
-    with pytest.raises(KeyboardInterrupt):
-        work()
+    before = signal.signal(signal.SIGINT, handler), signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            work()
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])
 
 
 def test_active_leases_show_progress_and_dead_runs(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import _thread
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -159,7 +160,9 @@ def _heartbeat(
         with suppress(StoreError):  # the next heartbeat tries again
             if _read(leases, name) is None:  # this process was suspended, and another run has deleted its lease
                 print("\nanother run has taken over, because this one had no heartbeat", flush=True)
-                _thread.interrupt_main()
+                # A shell script starts its background commands with SIGINT ignored, and then SIGINT has no effect.
+                ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+                _thread.interrupt_main(signal.SIGTERM if ignored else signal.SIGINT)
                 return
             beat += 1
             snapshot = progress()

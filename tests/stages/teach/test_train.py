@@ -7,7 +7,7 @@ import torch
 
 from tests.labelled_digits import NAMES, digits
 from vlcp_ray.config import Teach
-from vlcp_ray.stages.teach import train
+from vlcp_ray.stages.teach import Recipe, train
 from vlcp_ray.stages.teach.train import TrainedTeacher, learning_rate_at, train_teacher
 
 SETTINGS = Teach(network="ConvNet-3", width=16, input_size=16, epochs=8, batch_size=32, validations=4, flip=False)
@@ -44,7 +44,7 @@ def test_train_teacher_is_independent_of_global_random_state(precision: str) -> 
 
 
 def test_train_teacher_on_large_images_crops_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "_SMALL", 8)
+    monkeypatch.setattr(train, "RECIPE", Recipe(largest_shifted=8))
     monkeypatch.setattr(train, "random_shift", None)
     assert train_teacher(TRAIN, VAL, NAMES, SETTINGS.model_copy(update={"epochs": 1}), 0, "cpu").top1 > 0
 
