@@ -101,7 +101,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         return image
     grey = np.asarray(image).astype(np.int64)
     if image.mode == "F" or grey.min() < 0 or grey.max() >= 2**16:
-        raise ImageError("undecodable", f"mode {image.mode} has no range that is known")
+        raise ImageError("undecodable", f"the range of values of mode {image.mode} is not known")
     return Image.fromarray(((grey * 255 + 2**15) // (2**16 - 1)).astype(np.uint8))
 
 

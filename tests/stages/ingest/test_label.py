@@ -37,7 +37,7 @@ def test_label_rows_in_other_class_order_keeps_names() -> None:
 
 BAD = {
     "empty": (b"", "the file has no bytes"),
-    "undecodable": (b"this is text", "the bytes are no image"),
+    "undecodable": (b"this is text", "the bytes are not an image"),
     "too_large": (picture(0, size=(40, 40)), "1600 pixels|40 x 40 pixels, the limit is 1000"),
 }
 
