@@ -61,9 +61,9 @@ def test_decode_of_sixteen_bits_scales_them() -> None:
 
 
 def test_decode_of_unknown_range_is_refused() -> None:
-    with pytest.raises(ImageError, match="mode F has no range"):
+    with pytest.raises(ImageError, match="range of values of mode F is not known"):
         decode(data(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"))
-    with pytest.raises(ImageError, match="mode F has no range"):
+    with pytest.raises(ImageError, match="range of values of mode F is not known"):
         check(data(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"), 100)
 
 
