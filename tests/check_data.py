@@ -24,7 +24,7 @@ from vlcp_ray.images import decode
 from vlcp_ray.pipeline import graph
 from vlcp_ray.schemas import IMAGES, SYNTHETIC
 from vlcp_ray.stages.prototype import MEMBERS, prototypes_schema
-from vlcp_ray.store.artifact import Artifact, Store
+from vlcp_ray.store.artifact import Store
 
 STAGES = ("ingest", "pair", "finetune", "prototype", "generate")
 JOBS = Path(__file__).parents[1] / "jobs"
@@ -87,7 +87,8 @@ def run(real: RealSet, folder: Path) -> None:
     arguments = arguments_for(real, folder)
     peaks = {stage: _run_to(stage, arguments) for stage in STAGES}
     job = load_job(arguments[0], [a.removeprefix("--set=") for a in arguments if a.startswith("--set=")])
-    check(job, real, Store.at(str(folder / "runs")))
+    check_prototypes(job, real, Store.at(str(folder / "runs")))
+    check_synthetic(job, real, Store.at(str(folder / "runs")))
     for step in graph(job):
         manifest = Store.at(str(folder / "runs")).artifact(step).manifest()
         if manifest:
@@ -121,8 +122,8 @@ def arguments_for(real: RealSet, folder: Path) -> list[str]:
     ]
 
 
-def check(job: Job, real: RealSet, store: Store) -> None:
-    """Compare counts, names, texts and images with those of the set."""
+def check_prototypes(job: Job, real: RealSet, store: Store) -> None:
+    """Compare counts, names and texts of IMAGES, PAIRS and PROTOTYPES with those of the set."""
     steps = {step.stage: store.artifact(step) for step in graph(job)}
     images = steps["ingest"].table("images", IMAGES, ["image_id", "label", "class_name", "split"])
     _check_equal("train images", pc.sum(pc.equal(images["split"], "train")).as_py(), real.train)
@@ -133,7 +134,20 @@ def check(job: Job, real: RealSet, store: Store) -> None:
     _check_equal("ids of the pairs", set(pairs["image_id"].to_pylist()) <= set(images["image_id"].to_pylist()), True)
     _check_equal("empty captions", pc.sum(pc.equal(pairs["caption"], "")).as_py(), 0)
     (ipc,) = job.ipc
-    _check_prototypes(steps["prototype"], real, ipc)
+    prototypes = steps["prototype"].table("prototypes", prototypes_schema((1, 1, 1)), ["label", "size", "text"])
+    members = steps["prototype"].table("members", MEMBERS)
+    _check_equal("prototypes", len(prototypes), real.classes * ipc)
+    _check_equal("members", len(members), real.train)
+    inliers = pc.sum(pc.not_equal(members["cluster"], -1)).as_py()
+    _check_equal("sizes of the clusters", pc.sum(prototypes["size"]).as_py(), inliers)
+    _check_equal("empty texts", pc.sum(pc.equal(prototypes["text"], "")).as_py(), 0)
+
+
+def check_synthetic(job: Job, real: RealSet, store: Store) -> None:
+    """Compare counts, sizes and class names of the synthetic images with those of the set."""
+    steps = {step.stage: store.artifact(step) for step in graph(job)}
+    images = steps["ingest"].table("images", IMAGES, ["label", "class_name"])
+    (ipc,) = job.ipc
     synthetic = steps["generate"].table("synthetic", SYNTHETIC)
     _check_equal("synthetic images", len(synthetic), real.classes * ipc)
     sizes = {decode(image).size for image in synthetic["image"].to_pylist()}
@@ -141,16 +155,6 @@ def check(job: Job, real: RealSet, store: Store) -> None:
     names = {row["label"]: row["class_name"] for row in images.select(["label", "class_name"]).to_pylist()}
     synthetic_names = {row["label"]: row["class_name"] for row in synthetic.select(["label", "class_name"]).to_pylist()}
     _check_equal("their names", synthetic_names, names)
-
-
-def _check_prototypes(artifact: Artifact, real: RealSet, ipc: int) -> None:
-    prototypes = artifact.table("prototypes", prototypes_schema((1, 1, 1)), ["label", "size", "text"])
-    members = artifact.table("members", MEMBERS)
-    _check_equal("prototypes", len(prototypes), real.classes * ipc)
-    _check_equal("members", len(members), real.train)
-    inliers = pc.sum(pc.not_equal(members["cluster"], -1)).as_py()
-    _check_equal("sizes of the clusters", pc.sum(prototypes["size"]).as_py(), inliers)
-    _check_equal("empty texts", pc.sum(pc.equal(prototypes["text"], "")).as_py(), 0)
 
 
 def _check_equal(name: str, value: object, expected: object) -> None:

@@ -9,13 +9,13 @@ from pyarrow import parquet
 
 from vlcp_ray.config import Job, load_job
 from vlcp_ray.demo import digits
-from vlcp_ray.demo.train.properties import describe
+from vlcp_ray.demo.train.properties import write_caption
 from vlcp_ray.images import decode
 
 JOB = Path(__file__).parents[1] / "jobs" / "digits.toml"
 OVERRIDES = (
     "ipc=[1,2]",
-    "finetune.epochs=2",
+    "finetune.epochs=1",
     "prototype.contamination=0.05",
     "generate.num_inference_steps=6",
     "evaluate.width=8",
@@ -28,7 +28,7 @@ OVERRIDES = (
 def write_captions(path: Path) -> Path:
     """Write captions of all train digits, made from measures of their pixels, as a table for `caption.source`."""
     rows = list(digits.rows("train"))
-    captions = [describe(np.asarray(decode(row["image"])), row["class_name"], random.Random(0)) for row in rows]
+    captions = [write_caption(np.asarray(decode(row["image"])), row["class_name"], random.Random(0)) for row in rows]
     parquet.write_table(pa.table({"image_id": [row["image_id"] for row in rows], "caption": captions}), path)
     return path
 

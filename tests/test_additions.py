@@ -34,7 +34,7 @@ LAYOUT = '''"""The layout `listed`: images beside a file `labels.csv` with a lin
 
 from pyarrow import fs as pafs
 
-from vlcp_ray.sources.classes import glossary, resolve
+from vlcp_ray.sources.classes import load_glossary, resolve
 from vlcp_ray.sources.layout import Layout
 from vlcp_ray.sources.reader import Part, Row, tables
 
@@ -46,7 +46,7 @@ class Listed:
         self.filesystem, self.path = filesystem, path
         lines = self.bytes_of("labels.csv").decode().split()
         self.rows = [line.split(",") for line in lines]
-        self.classes = resolve([row[2] for row in self.rows], settings.classes, glossary(""))
+        self.classes = resolve([row[2] for row in self.rows], settings.classes, load_glossary(""))
 
     def bytes_of(self, name):
         with self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:

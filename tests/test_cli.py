@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from ray.exceptions import RaySystemError, RayTaskError, WorkerCrashedError
 
-from vlcp_ray.cli import command_of, main
+from vlcp_ray.cli import format_command, main
 from vlcp_ray.config import load_job
 from vlcp_ray.monitoring.progress import ProgressSnapshot
 from vlcp_ray.pipeline import graph
@@ -210,6 +210,6 @@ def test_run_after_sigterm_exits_143_and_removes_its_lease(number: signal.Signal
 def test_command_of_quotes_its_arguments() -> None:
     typed = Namespace(job="jobs/a b.toml", set=["caption.prompt=It's {class_name}"], root="s3://b/r", scale="x.toml")
     words = ["--set", "caption.prompt=It's {class_name}", "--scale", "x.toml", "--root", "s3://b/r"]
-    assert shlex.split(command_of(typed)) == ["vlcp-ray", "run", "jobs/a b.toml", *words]
+    assert shlex.split(format_command(typed)) == ["vlcp-ray", "run", "jobs/a b.toml", *words]
     plain = Namespace(job="jobs/digits.toml", set=[], root="runs", scale=None)
-    assert command_of(plain) == "vlcp-ray run jobs/digits.toml"
+    assert format_command(plain) == "vlcp-ray run jobs/digits.toml"

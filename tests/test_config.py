@@ -69,7 +69,7 @@ def test_job_defaults_are_those_of_the_paper() -> None:
         ),
         (
             {"evaluate": {"protocols": ["rded"], "batch_size": 8}},
-            "evaluate: batch_size is for the minimax protocol only",
+            "evaluate: batch_size is for minimax only",
         ),
         ({"evaluate": {"protocols": ["rded"], "factor": 3}}, "input_size must be a multiple of factor, 3, not 224"),
         (

@@ -164,5 +164,5 @@ def test_decode_rows_skips_rejected_rows_and_reports_bad_ones() -> None:
 
 
 def test_center_crop_larger_than_the_image_is_refused() -> None:
-    with pytest.raises(ValueError, match="a side of 8 pixels has no middle of 16"):
+    with pytest.raises(ValueError, match="resize must be at least size, 16 pixels, not 8"):
         center_crop(Image.new("RGB", (32, 32)), 16, 8)

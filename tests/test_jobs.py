@@ -8,7 +8,7 @@ import pytest
 
 from vlcp_ray.cli import main
 from vlcp_ray.config import Job, load_job
-from vlcp_ray.sources.classes import expand, glossary
+from vlcp_ray.sources.classes import expand, load_glossary
 
 JOBS = Path(__file__).parents[1] / "jobs"
 
@@ -83,7 +83,7 @@ def test_job_of_the_paper_has_the_values_of_the_appendix(name: str) -> None:
     assert job.ingest.expect is not None
     assert job.ingest.expect.classes == paper.classes
     if job.ingest.classes:
-        assert len(expand(job.ingest.classes, glossary(""))) == paper.classes
+        assert len(expand(job.ingest.classes, load_glossary(""))) == paper.classes
 
 
 def test_jobs_cover_every_set_of_the_paper() -> None:

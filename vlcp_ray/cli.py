@@ -32,7 +32,7 @@ _BAD_SETTINGS = 2  # exit code, as argparse uses it for wrong arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Returns 0, 1 where the work failed, 2 where the settings cannot be used."""
+    """Run a command. Returns 0, 1 if the work failed, 2 for unusable settings, 128 + signal if interrupted."""
     arguments = parser().parse_args(argv)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
@@ -45,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         cause = _cause(error)
         if _is_from_ray(cause):  # an error of the machines, not of the work
             line = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-            message = f"the cluster failed: {line} See ray status and Ray's logs; re-run the same command to resume"
+            message = (
+                f"the cluster failed: {line.rstrip('.')}; see `ray status` and Ray's logs, then re-run the command"
+            )
         elif isinstance(cause, OSError):
             line = " ".join(str(cause).split())
             message = f"{type(cause).__name__}: {line}; fix this and re-run the same command to resume"
@@ -65,12 +67,12 @@ _signals: list[int] = [signal.SIGINT]
 
 def _interrupt(number: int, _: object) -> None:
     """End a run as Ctrl-C does, in order: `ray job stop` and a machine that shuts down send SIGTERM."""
-    _signals.append(number)  # Ray's waiting raises an exception of its own, which does not say by what
+    _signals.append(number)  # Ray may replace the exception by one without the signal
     raise KeyboardInterrupt
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The error that a worker raised, without the layers in which Ray wraps it."""
+    """Return the error that a worker raised, without the layers in which Ray wraps it."""
     if not _is_from_ray(error):
         return error
     inner = getattr(error, "cause", None) or error.__cause__
@@ -108,7 +110,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    """Measure how fast this machine does the job's work, for the forecasts of `plan`."""
+    """Measure how fast this machine does the job's work, for the estimate of `plan`."""
     from vlcp_ray.bench import command
 
     scale = load_scale(arguments.scale) if arguments.scale else None
@@ -127,15 +129,15 @@ def _run(arguments: argparse.Namespace) -> int:
     trackers.check_installed(arguments.track)
     with terminal.view(plain=arguments.ray_logs) as view:
         options = {"view": view, "track": arguments.track, "ray_logs": arguments.ray_logs}
-        for step in run(job, store, arguments.to, scale, command=command_of(arguments), **options):
+        for step in run(job, store, arguments.to, scale, command=format_command(arguments), **options):
             view.log_line(step.title, _counts(store.artifact(step).manifest() or {}))
     if arguments.to == list(STAGES)[-1]:
         return _report(argparse.Namespace(**vars(arguments), json=False))
     return 0
 
 
-def command_of(arguments: argparse.Namespace) -> str:
-    """The command that makes the same again."""
+def format_command(arguments: argparse.Namespace) -> str:
+    """Return the command line that repeats this run, quoted for a shell."""
     parts = ["vlcp-ray", "run", arguments.job]
     parts += [part for override in arguments.set for part in ("--set", override)]
     parts += ["--scale", arguments.scale] if arguments.scale else []
@@ -174,7 +176,7 @@ def _submit(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    """Show rows, rejected rows and seconds of every stage."""
+    """Show state, rows, rejected rows and seconds of every artifact."""
     _, store, steps = _open(arguments)
     leases = [lease for lease in active_leases(store) if lease.makes & {step.fingerprint for step in steps}]
     running = {made for lease in leases if lease.is_alive and lease.progress for made in lease.progress.makes}
@@ -260,7 +262,7 @@ def _counts(manifest: dict[str, Any]) -> str:
 
 
 def _relative(path: str) -> str:
-    """A path as one would type it in the current folder."""
+    """Return a path as one would type it in the current folder."""
     try:
         return str(Path(path).relative_to(Path.cwd()))
     except ValueError:
@@ -272,7 +274,7 @@ _COMMANDS: Final = (_plan, _bench, _run, _submit, _status, _report, _export, _do
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of all commands; what it returns has the command's function as `command`."""
+    """Build the parser of all commands; parsed arguments have the command's function as `command`."""
     whole = argparse.ArgumentParser(prog="vlcp-ray", description="Distil a labelled image set into a tiny one.")
     whole.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     subparsers = whole.add_subparsers(required=True, metavar="COMMAND")
@@ -285,7 +287,11 @@ def parser() -> argparse.ArgumentParser:
         if command is not _doctor:
             sub.add_argument("job", metavar="JOB", help="a job file, e.g. jobs/digits.toml")
             sub.add_argument(
-                "--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. generate.strength=0.5"
+                "--set",
+                action="append",
+                default=[],
+                metavar="KEY=VALUE",
+                help="override a setting, e.g. generate.strength=0.5; may be repeated",
             )
         sub.add_argument(
             "--root", default="runs", metavar="URI", help="where artifacts are kept: a folder, s3://, gs:// (runs)"
@@ -298,7 +304,7 @@ def parser() -> argparse.ArgumentParser:
         _add_run_options(subs[command])
     _add_bench_options(subs[_bench])
     _add_submit_options(subs[_submit])
-    subs[_report].add_argument("--json", action="store_true", help="the scores as a list of objects")
+    subs[_report].add_argument("--json", action="store_true", help="print the scores as JSON")
     _add_export_options(subs[_export])
     subs[_doctor].add_argument(
         "--fix", action="store_true", help="repair a torchvision that does not fit a CPU build of torch"
@@ -329,7 +335,7 @@ def _add_submit_options(sub: argparse.ArgumentParser) -> None:
         "--env",
         choices=("image", "cpu", "gpu"),
         default="image",
-        help="image: the machines have all dependencies; cpu, gpu: Ray installs those of the extra",
+        help="image: the machines have all dependencies; cpu, gpu: Ray installs the dependencies of this extra",
     )
     sub.add_argument("--detach", action="store_true", help="return once the job is accepted")
 
@@ -342,7 +348,7 @@ def _add_export_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--method", default=METHOD.name, help="method of the set (vlcp)")
     sub.add_argument("--seed", type=int, help="seed of the set or the model (the job's first)")
     sub.add_argument("--ipc", type=int, help="images per class (the job's largest)")
-    sub.add_argument("--license", default="other", metavar="ID", help="for the card, as the hub writes it: mit")
+    sub.add_argument("--license", default="other", metavar="ID", help="license id for the card, e.g. mit")
     sub.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload it to the Hugging Face hub")
 
 

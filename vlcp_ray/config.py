@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from vlcp_ray.methods import METHODS
 from vlcp_ray.protocols import PROTOCOLS
-from vlcp_ray.settings import ConfigError, OneOf, Positive, Settings, build, check_different, read_toml
+from vlcp_ray.settings import ConfigError, OneOf, Positive, Settings, build, check_unique, read_toml
 from vlcp_ray.stages.evaluate import Evaluate
 from vlcp_ray.stages.finetune import Finetune
 from vlcp_ray.stages.generate import Generate
@@ -28,15 +28,17 @@ class Compare(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        check_different(self, "methods")
+        check_unique(self, "methods")
         return self
 
 
 class Job(Settings):
     """One experiment: what to distil, how, and how to evaluate it. Workers and devices are in the scale."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="of the job, in reports and exports")
-    seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field((0,), description="a distilled set each")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="name of the job, in reports and exports")
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(
+        (0,), description="random seeds; a distilled set for each"
+    )
     ipc: tuple[Positive, ...] = Field((10,), description="images per class, one distilled set each")
     base_model: str = Field(
         "benjamin-paine/stable-diffusion-v1-5",
@@ -54,10 +56,10 @@ class Job(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        check_different(self, "seeds", "ipc")
+        check_unique(self, "seeds", "ipc")
         evaluate, size = self.evaluate, self.generate.image_size
         if evaluate.factor > 1 and "rded" not in (*evaluate.protocols, *self.compare.methods):
-            raise ValueError("evaluate.factor is for rded only; add it to protocols or methods or leave factor out")
+            raise ValueError("evaluate.factor is for rded only; add rded to protocols or methods, or leave factor out")
         if "rded" in self.compare.methods and size % evaluate.factor:
             raise ValueError(
                 f"generate.image_size must be a multiple of evaluate.factor, {evaluate.factor}, not {size}"
@@ -65,7 +67,7 @@ class Job(Settings):
         trains_full = [name for name in PROTOCOLS if PROTOCOLS[name].trains_full]
         if self.compare.methods == ("full",) and not set(trains_full) & set(evaluate.protocols):
             raise ValueError(
-                f"compare.methods: full is trained under {' or '.join(trains_full)}; add it to evaluate.protocols"
+                f"compare.methods: full needs {' or '.join(trains_full)}; add that protocol to evaluate.protocols"
             )
         needs_teacher = any(PROTOCOLS[name].needs_teacher for name in evaluate.protocols)
         if needs_teacher and self.teach.input_size != self.evaluate.input_size:

@@ -114,7 +114,7 @@ def decode_rows(
         data: image files.
         reasons: why each row was rejected before, empty for good rows.
 
-    Returns by row number the images, and (reason, detail) of those that cannot be decoded.
+    Returns two dicts by row number: the images, and (reason, detail) where decoding failed.
     """
     found: dict[int, Image.Image] = {}
     errors: dict[int, tuple[str, str]] = {}
@@ -135,14 +135,14 @@ def encode_png(pixels: Pixels) -> bytes:
 
 
 def square(image: Image.Image, size: int) -> Pixels:
-    """Resize both sides to `size`, whatever the aspect ratio (METHOD 2.3). Returns (size, size, 3) uint8."""
+    """Resize both sides to `size`, whatever the aspect ratio. Returns (size, size, 3) uint8."""
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(image)
 
 
 def center_crop(image: Image.Image, size: int, resize: int | None = None) -> Pixels:
-    """Resize the short side to `resize`, else to `size`, then cut the middle of `size` pixels (METHOD 2.2, 3.2).
+    """Resize the short side to `resize`, else to `size`, then cut the middle of `size` pixels.
 
     Returns (size, size, 3) uint8.
 
@@ -151,7 +151,7 @@ def center_crop(image: Image.Image, size: int, resize: int | None = None) -> Pix
     """
     short = size if resize is None else resize
     if short < size:
-        raise ValueError(f"a side of {short} pixels has no middle of {size}")
+        raise ValueError(f"resize must be at least size, {size} pixels, not {short}")
     if image.size != (size, size) or short != size:
         scale = short / min(image.size)
         width, height = (max(short, round(side * scale)) for side in image.size)

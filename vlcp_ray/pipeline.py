@@ -23,7 +23,7 @@ from vlcp_ray.store.lease import acquire_lease
 
 
 def graph(job: Job) -> tuple[Step, ...]:
-    """List every artifact that a job needs, inputs before what is made of them. Nothing is read but small folders."""
+    """List the steps of a job, each after its inputs; local models and tables that it names are read for hashes."""
     base_model = content_hash(job.base_model)
 
     # Shared by all seeds: the images, their captions and latents, and the teacher.
@@ -69,7 +69,7 @@ def _step(stage: str, settings: dict[str, Any], key: Mapping[str, Any] | None = 
 
 
 def _with_inputs(steps: Iterable[Step], seen: set[str]) -> Iterator[Step]:
-    """The steps and all that they are made from, each once, after its inputs."""
+    """Yield the steps and all their inputs, each once and after its own inputs."""
     for step in steps:
         if step.fingerprint not in seen:
             yield from _with_inputs(step.inputs.values(), seen)
@@ -91,7 +91,7 @@ def run(
     """Run, resume or skip every stage up to `to`, and yield the steps as their stages end.
 
     Args:
-        command: that makes the same again, for the report.
+        command: the command line that repeats this run, for the report.
         view: shows the progress; by default as lines on the output.
         track: the tracker to which curves and images are mirrored.
         ray_logs: whether messages of Ray are shown.
@@ -100,7 +100,7 @@ def run(
     stages = [STAGES[name] for name in names[: names.index(to) + 1]]
     steps = [step for step in graph(job) if step.stage in {stage.name for stage in stages}]
     left = {step.fingerprint: step for step in steps if store.artifact(step).manifest() is None}
-    if not left:  # Ray is not even started
+    if not left:  # everything is complete: do not start Ray
         yield from steps
         return
     stages_left = [stage for stage in stages if any(step.stage == stage.name for step in left.values())]
@@ -150,7 +150,7 @@ def check_inputs(job: Job) -> None:
 
 
 def state(store: Store, step: Step) -> str:
-    """Whether an artifact is done (complete), started (it will be resumed) or new."""
+    """Return whether an artifact is done (complete), started (it will be resumed) or new."""
     artifact = store.artifact(step)
     if artifact.manifest() is not None:
         return "done"
@@ -163,6 +163,6 @@ def _open_tracker(track: str, job: Job) -> AbstractContextManager[Tracker | None
 
 
 def _log_header(context: Context, steps: Sequence[Step]) -> str:
-    """The first line of a stage's log: what is made, with which packages, by which workers."""
+    """Return the first line of a stage's log: what is made, with which packages, by which workers."""
     makes = [f"{step.title} {step.fingerprint}" for step in steps]
     return json.dumps({"makes": makes, "versions": versions(), "scale": context.scale.model_dump(exclude_none=True)})

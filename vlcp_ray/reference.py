@@ -26,14 +26,14 @@ and from the lists of methods, protocols and layouts.
 
 def reference() -> str:
     """Write the page in Markdown."""
-    parts = [_HEAD, "## The job file", _settings(Job, "the top of the file")]
+    parts = [_HEAD, "## The job file", _settings(Job, "Top of the job file")]
     parts += [_settings(kind, f"[{name}]") for name, kind in _sections(Job)]
     parts += ["## What the names mean"]
     parts += [
         f"### {title}\n\n{_rows(('name', 'what it is'), [(f'`{name}`', text) for name, text in names])}"
         for title, names in _names()
     ]
-    parts += ["## The scale file", _settings(Scale, "the top of the file")]
+    parts += ["## The scale file", _settings(Scale, "Top of the scale file")]
     parts.append(_settings(Pool, "each of " + ", ".join(f"[{name}]" for name in pools(Scale()))))
     parts.append(_settings(Prices, "[prices]"))
     parts += ["## The tables", "Shapes are those of Stable Diffusion at 512 pixels. No column has nulls."]
@@ -46,19 +46,20 @@ def _names() -> Iterator[tuple[str, list[tuple[str, str]]]]:
     yield "Stages", [(stage.name, stage.summary) for stage in STAGES.values()]
     yield "Methods", [(method.name, f"{method.summary} ({method.source})") for method in METHODS.values()]
     yield "Protocols", [(protocol.name, protocol.summary) for protocol in PROTOCOLS.values()]
-    yield "Layouts", [(layout.name, layout.summary) for layout in LAYOUTS.values()]
+    yield "Layouts", [(layout.name, f"`{layout.summary}`") for layout in LAYOUTS.values()]
 
 
 def _tables() -> dict[str, pa.Schema]:
-    """Every table by its name in capitals, in the order of the stages that write it."""
+    """Return every table by its name in capitals, in the order of the stages that write it."""
     tables = {name.upper(): schema for stage in STAGES.values() for name, schema in stage.tables.items()}
     return tables | {"REJECTED": schemas.REJECTED}
 
 
 def _sections(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
     for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield name, field.annotation
+        for kind in (field.annotation, *get_args(field.annotation)):  # also of an optional section
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield name, kind
 
 
 def _settings(model: type[BaseModel], title: str) -> str:
@@ -80,7 +81,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _type(field: FieldInfo) -> str:
-    """The names that a field takes, or its type and its bounds."""
+    """Return the names that a field takes, or its type and its bounds."""
     if names := [rule for rule in field.metadata if isinstance(rule, OneOf)]:
         return ", ".join(f"`{name}`" for name in names[0])
     rules = [(rule, name, sign) for rule in field.metadata for name, sign in _BOUNDS if hasattr(rule, name)]
@@ -88,7 +89,7 @@ def _type(field: FieldInfo) -> str:
 
 
 def _kind(kind: Any) -> str:
-    """A type in words: its name, the values of a literal, what a list holds."""
+    """Return a type in words: its name, the values of a literal, what a list holds."""
     if isinstance(kind, str):
         return f"`{kind}`"
     if isinstance(kind, OneOf):

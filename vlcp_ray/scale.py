@@ -1,4 +1,4 @@
-"""How much of a machine or cluster each stage takes: numbers that change the speed and never the result."""
+"""How much of a machine or cluster each stage takes: numbers that change the speed and never a fingerprint."""
 
 from typing import Self
 
@@ -12,12 +12,12 @@ class Pool(Settings):
 
     num_workers: Positive = Field(1, description="maximum number of workers")
     min_workers: Positive | None = Field(
-        None, description="workers required before the stage starts; more join as the cluster grows; none: num_workers"
+        None, description="workers that fine-tuning waits for, or that an actor pool starts with; none: num_workers"
     )
     num_cpus: float = Field(1.0, gt=0, description="logical CPUs of each worker")
     num_gpus: float = Field(0.0, ge=0, description="GPUs of each worker; a fraction shares one")
     batch_size: Positive = Field(
-        32, description="rows per call, per device in fine-tuning; another size may round the last bit another way"
+        32, description="rows per call, per device in fine-tuning; another size may change the last bit of a result"
     )
 
     @model_validator(mode="after")
@@ -28,7 +28,7 @@ class Pool(Settings):
 
     @property
     def required_workers(self) -> int:
-        """The workers that must be there before the stage starts."""
+        """Return the workers that fine-tuning waits for, or that an actor pool starts with."""
         return self.min_workers or self.num_workers
 
     def __str__(self) -> str:
@@ -42,7 +42,7 @@ class Pool(Settings):
 
 
 class Prices(Settings):
-    """What the hardware costs, for the forecast of `plan`."""
+    """What the hardware costs, for the estimate of `plan`."""
 
     currency: str = "USD"
     gpu_hour: float = Field(0.0, ge=0, description="one GPU with its share of the machine")
@@ -81,7 +81,7 @@ class Scale(Settings):
 
 
 def pools(scale: Scale) -> dict[str, Pool]:
-    """The pools by their name."""
+    """Return the pools by their name."""
     return {name: pool for name, pool in scale if isinstance(pool, Pool)}
 
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 
 def column(name: str, dtype: pa.DataType, meaning: str) -> pa.Field:
-    """A column without nulls, with its meaning in its metadata."""
+    """Return a column without nulls, with its meaning in its metadata."""
     return pa.field(name, dtype, nullable=False, metadata={"meaning": meaning})
 
 
@@ -40,12 +40,12 @@ SYNTHETIC: Final = pa.schema(
         *_image_columns("PNG"),
         column("prototype_id", pa.string(), "the prototype it was generated from; empty for selected real images"),
         column("text", pa.string(), "the text that guided it; empty where no text was used"),
-        column("seed", pa.int64(), "the seed of its noise"),
+        column("seed", pa.int64(), "seed of its noise (rded: of its set); 0 without noise"),
     ]
 )
 REJECTED: Final = pa.schema(
     [
-        column("image_id", pa.string(), "the row that was rejected"),
+        column("image_id", pa.string(), "id of the rejected image"),
         column("stage", pa.string(), "the stage that rejected it"),
         column("reason", pa.string(), "one of the reasons below"),
         column("detail", pa.string(), "the error in full"),
@@ -113,7 +113,7 @@ def with_column(table: pa.Table, name: str, values: Any) -> pa.Table:
 
 
 def reasons(table: pa.Table) -> list[str]:
-    """List why each row was rejected before, empty for good rows."""
+    """List the rejection reason of each row, empty for good rows."""
     return table["reason"].to_pylist() if "reason" in table.column_names else [""] * len(table)
 
 

@@ -29,7 +29,7 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class OneOf:
-    """Marks a setting whose value is a key of a table, as in `Annotated[str, OneOf(NETWORKS)]`, or one more word."""
+    """Require a setting to be a key of `names` or one of `more`, as in `Annotated[str, OneOf(NETWORKS)]`."""
 
     names: Mapping[str, Any]
     more: tuple[str, ...] = ()
@@ -52,7 +52,7 @@ class OneOf:
         return core_schema.no_info_after_validator_function(self.check, handler(source))
 
 
-def check_different(settings: BaseModel, *names: str) -> None:
+def check_unique(settings: BaseModel, *names: str) -> None:
     """Refuse lists that are empty or have a value twice.
 
     Raises:

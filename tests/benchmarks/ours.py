@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 from tests.image_sets import SHARED
 from vlcp_ray.config import Job, load_job
-from vlcp_ray.engine.streaming import _Actor
+from vlcp_ray.engine.streaming import RowActor
 from vlcp_ray.images import decode
 from vlcp_ray.monitoring.allocator import memory_retained
 from vlcp_ray.scale import Pool
@@ -87,7 +87,7 @@ WORDS = [
 ]
 
 
-class MeasuredActor(_Actor):
+class MeasuredActor(RowActor):
     """An actor of a streaming plan that can measure its memory."""
 
     def memory(self) -> float:

@@ -32,7 +32,7 @@ WORKERS = 2
 
 
 class Captioner:
-    """Caption with transformers' `generate`, one image at a time (METHOD 2.1)."""
+    """Caption with transformers' `generate`, one image at a time."""
 
     def __init__(self, settings: config.Caption) -> None:
         logging.disable_progress_bar()
@@ -75,7 +75,7 @@ _TO_TENSOR = (transforms.ToTensor(), transforms.Normalize([0.5], [0.5]))
 
 
 class Encoder:
-    """Encode images from a DataLoader to latents as lists (METHOD 2.3)."""
+    """Encode images from a DataLoader to latents as lists."""
 
     def __init__(self, base_model: str, files: Sequence[bytes], size: int, batch_size: int) -> None:
         self.vae: AutoencoderKL = stable_diffusion.load_vae(base_model, "cpu")
@@ -93,7 +93,7 @@ class Encoder:
 
 
 class Trainer:
-    """Fine-tune by diffusers' text-to-image recipe on accelerate (METHOD 2.2): `next` takes one optimiser step.
+    """Fine-tune by diffusers' text-to-image recipe on accelerate: `next` takes one optimiser step.
 
     As released, a step accumulates the gradients of four batches of eight images.
     """
@@ -171,7 +171,7 @@ def prototypes(
     ipc: int,
     seed: int,
 ) -> tuple[list[list[float]], list[str]]:
-    """Compute the centroids and texts of one class from latents as lists (METHOD 2.4, 2.5)."""
+    """Compute the centroids and texts of one class from latents as lists."""
     kept = list(range(len(latents)))
     if settings.contamination:
         outlier_factor = LocalOutlierFactor(settings.n_neighbors, contamination=settings.contamination)
@@ -215,7 +215,7 @@ def _words(text: str) -> list[str]:
 
 
 class Generator:
-    """Generate with diffusers' own img2img from latents, one image at a time (METHOD 2.6)."""
+    """Generate with diffusers' own img2img from latents, one image at a time."""
 
     def __init__(self, base_model: str, settings: config.Generate) -> None:
         self.settings, self.pipeline = settings, stable_diffusion.load_pipeline(base_model, "cpu")

@@ -29,7 +29,7 @@ AWS = load_scale(str(ROOT / "clusters" / "aws.toml"))
 
 def loads_of(job: Job) -> dict[str, Load]:
     """The loads by `stage work`."""
-    inputs = CostInputs.of(job, IMAGES, 60)
+    inputs = CostInputs.for_job(job, IMAGES, 60)
     return {f"{stage.name} {load.work.name}": load for stage, load in loads(inputs, graph(job))}
 
 

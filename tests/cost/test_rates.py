@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vlcp_ray.cost.rates import CPU, Rates, kind_of, load_rates, published
+from vlcp_ray.cost.rates import CPU, Rates, gpu_kind, load_rates, published
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.store.artifact import Store
 
@@ -14,7 +14,7 @@ from vlcp_ray.store.artifact import Store
     [("NVIDIA A100-SXM4-80GB", "A100"), ("NVIDIA L4", "L4"), ("NVIDIA L40S", "L40S"), ("Tesla T4", "T4"), ("X", "X")],
 )
 def test_kind_of_a_gpu_name_is_its_short_name(name: str, kind: str) -> None:
-    assert kind_of(name) == kind
+    assert gpu_kind(name) == kind
 
 
 def test_published_rates_of_an_unknown_gpu_are_refused() -> None:

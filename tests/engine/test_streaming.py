@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import ray
+from ray.data._internal.datasource_v2.formats.parquet import footer_file_indexer
 
 from tests.engine.member_rows import artifact, members, read_tables
 from vlcp_ray.engine.streaming import FilterRows, RowWork, filter_rows, read, stream
@@ -91,6 +92,24 @@ def test_filter_rows_keeps_the_split_and_drops_done_rows() -> None:
     table = pa.table({"image_id": ["a", "b", "c"], "split": ["train", "val", "train"]})
     kept = FilterRows(ray.put(pa.array(["c"])), where={"split": "train"})(table)
     assert kept.to_pylist() == [{"image_id": "a", "split": "train"}]
+
+
+def test_read_of_25_files_starts_three_processes_for_their_footers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+
+    class Recorded(footer_file_indexer.FooterFileIndexer):
+        def __init__(self, **options: object) -> None:
+            super().__init__(**options)
+            started.append(self._num_actors)
+
+    monkeypatch.setattr(footer_file_indexer, "FooterFileIndexer", Recorded)
+    source = artifact(tmp_path, "source")
+    for number in range(25):
+        source.write_table(f"members/{number}.parquet", members(2))
+    read(source, "members")
+    assert set(started) == {3}
 
 
 def test_read_of_an_empty_table_names_the_folder_to_remove(tmp_path: Path) -> None:

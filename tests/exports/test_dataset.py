@@ -26,7 +26,7 @@ every_form = pytest.mark.parametrize("form", WRITERS)
 
 
 def test_writers_are_the_formats_of_sets() -> None:
-    assert {*WRITERS, "descriptions", "model"} == set(FORMATS)
+    assert {*WRITERS, "captions", "model"} == set(FORMATS)
 
 
 @pytest.mark.parametrize("form", ["imagefolder", "parquet"])
@@ -101,11 +101,11 @@ def test_imagefolder_has_a_folder_for_each_class(exported: Export) -> None:
 
 
 def test_captions_are_read_by_caption_source(exported: Export) -> None:
-    to, line = exported("descriptions")
+    to, line = exported("captions")
     assert line == "6 captions"
-    rows = [json.loads(text) for text in (to / "descriptions.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(text) for text in (to / "captions.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["text"] for row in rows] == pairs().sort_by("image_id")["caption"].to_pylist()
-    for table in (parquet.read_table(to / "descriptions.parquet"), pa.Table.from_pylist(rows)):
+    for table in (parquet.read_table(to / "captions.parquet"), pa.Table.from_pylist(rows)):
         again = CaptionTable(table)(pairs().select(["image_id", "class_name"]))
         assert again["caption"].to_pylist() == pairs()["caption"].to_pylist()
         assert set(again["reason"].to_pylist()) == {""}

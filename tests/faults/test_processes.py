@@ -30,10 +30,10 @@ pytestmark = pytest.mark.faults
 #: The kinds of workers: the stage, its table, and the title of the process while it works.
 WORKERS = {
     "ingest": ("ingest", "images", "ray::_read_part"),
-    "captioning or encoding": ("pair", "pairs", "ray::MapWorker(MapBatches(_Actor)).submit"),
+    "captioning or encoding": ("pair", "pairs", "ray::MapWorker(MapBatches(RowActor)).submit"),
     "a rank": ("finetune", "progress", "ray::RayTrainWorker"),
     "a class": ("prototype", "prototypes", "ray::_process_class"),
-    "generation": ("generate", "synthetic", "ray::MapWorker(MapBatches(_Actor)).submit"),
+    "generation": ("generate", "synthetic", "ray::MapWorker(MapBatches(RowActor)).submit"),
     "a trial": ("evaluate", "scores", "ray::_trial"),
 }
 KILLS = 20
@@ -70,7 +70,7 @@ def test_run_with_a_killed_captioning_engine_equals_the_undisturbed_run(
     """The engine runs in the larger one of the two actors: vLLM needs more memory than the VAE."""
     run = Run(folder / "engine", write_scale(folder), "--to", "pair")
     run.wait_until(lambda: is_under_way(run.root, "pair", "pairs"))
-    actors = [pid for pid, title in children(run.process.pid).items() if "MapBatches(_Actor)" in title]
+    actors = [pid for pid, title in children(run.process.pid).items() if "MapBatches(RowActor)" in title]
     os.kill(max(actors, key=resident), signal.SIGKILL)
     assert run.exit_code() == 0, run.output()
     assert read_tables(run.root, "pair")["pair pairs"].equals(undisturbed["pair pairs"])

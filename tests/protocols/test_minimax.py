@@ -1,4 +1,4 @@
-"""Tests of the minimax protocol (METHOD 3.1): epochs, learning rates, the mixed loss."""
+"""Tests of the minimax protocol: epochs, learning rates, the mixed loss."""
 
 import pytest
 import torch

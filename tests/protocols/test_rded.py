@@ -1,4 +1,4 @@
-"""Tests of the rded protocol (METHOD 3.2): batches, learning rates, decay and the soft loss."""
+"""Tests of the rded protocol: batches, learning rates, decay and the soft loss."""
 
 import math
 

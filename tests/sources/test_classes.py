@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from tests.image_sets import SHARED
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.sources.classes import Glossary, expand, glossary, resolve
+from vlcp_ray.sources.classes import Glossary, expand, load_glossary, resolve
 
-KNOWN = glossary("")
+KNOWN = load_glossary("")
 
 
 @pytest.mark.parametrize(
@@ -79,14 +79,14 @@ def test_resolve_two_classes_of_one_name_is_refused() -> None:
 def test_glossary_of_file_has_its_numbers_and_names(tmp_path: Path) -> None:
     file = tmp_path / "classes.tsv"
     file.write_text("n99999999\ta new thing\r\nn01440764\ncat\n\n", encoding="utf-8")
-    known = glossary(str(file))
+    known = load_glossary(str(file))
     assert [known.key_of(number) for number in (-1, 0, 2, 3)] == [None, "n99999999", "cat", None]
     assert [known.names[key] for key in known.numbers] == ["a new thing", "tench, Tinca tinca", "cat"]
 
 
 def test_glossary_of_unusable_file_names_the_problem(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"is none of imagenette, .*, and not a file that can be read"):
-        glossary(str(tmp_path / "missing.tsv"))
+        load_glossary(str(tmp_path / "missing.tsv"))
     (tmp_path / "twice.tsv").write_text("cat\ndog\ncat\n")
     with pytest.raises(ConfigError, match="has 'cat' twice"):
-        glossary(str(tmp_path / "twice.tsv"))
+        load_glossary(str(tmp_path / "twice.tsv"))

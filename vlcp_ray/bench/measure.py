@@ -16,7 +16,7 @@ from vlcp_ray.scale import Pool, Scale
 from vlcp_ray.settings import Settings
 from vlcp_ray.stages import works
 
-_SECONDS: Final = 6.0  # least total time of the batches after the first one
+_SECONDS: Final = 6.0  # minimum seconds of measurement after the first batch
 
 
 class Task(Settings):

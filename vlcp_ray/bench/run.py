@@ -14,7 +14,7 @@ import numpy as np
 
 from vlcp_ray.bench.measure import Task
 from vlcp_ray.config import Job
-from vlcp_ray.cost.rates import CPU, Overheads, Rate, Rates, kind_of
+from vlcp_ray.cost.rates import CPU, Overheads, Rate, Rates, gpu_kind
 from vlcp_ray.scale import Pool, Scale
 from vlcp_ray.stages import STAGES
 from vlcp_ray.stages.stage import Work
@@ -53,7 +53,7 @@ def measured(
     Raises:
         RuntimeError: a process failed; the message ends with its error.
     """
-    kind, answer_tokens = CPU if device == CPU else kind_of(device), 0.0
+    kind, answer_tokens = CPU if device == CPU else gpu_kind(device), 0.0
     peaks = {kind: peak(device), **({} if device == CPU else {CPU: peak(CPU)})}
     rates: dict[str, dict[str, Rate]] = {name: {} for name in peaks}
     for work in works:

@@ -85,7 +85,7 @@ def estimate(
         cpu: rates of a core; published ones by default.
     """
     cpu = cpu or published(CPU)
-    inputs = CostInputs.of(job, images, min((gpu or cpu).answer_tokens, job.caption.max_tokens))
+    inputs = CostInputs.for_job(job, images, min((gpu or cpu).answer_tokens, job.caption.max_tokens))
     by_stage: dict[Stage, list[LoadCost]] = {}
     for stage, load in loads(inputs, steps):
         pool: Pool = getattr(scale, load.pool_name)
@@ -104,7 +104,7 @@ def _load_cost(load: Load, pool: Pool, rates: Rates, model: int | None) -> LoadC
     start = load.starts * (getattr(rates.overheads, load.work.overhead) + rate.start)
     alone = load.amount / _worker_rate(rate, pool, rates, measured)  # seconds of one worker, or of one whole GPU
     devices = min(1.0, pool.num_gpus) or pool.num_cpus  # of a worker
-    if load.wide:
+    if load.parallel:
         work = alone / min(_count_devices(pool), load.units)
         device_seconds = alone if pool.num_gpus else alone * pool.num_cpus
         held = device_seconds + min(pool.num_workers, load.units) * start * devices
@@ -119,7 +119,7 @@ def _worker_rate(rate: Rate, pool: Pool, rates: Rates, measured: bool) -> float:
 
 
 def _count_devices(pool: Pool) -> float:
-    """Count the whole GPUs of a pool, which several workers may share; without GPUs its workers."""
+    """Count the GPUs of a pool: shared ones once, a worker with several as one; without GPUs its workers."""
     if not pool.num_gpus:
         return pool.num_workers
     return max(1.0, pool.num_workers * min(1.0, pool.num_gpus))

@@ -60,7 +60,7 @@ class ModelFlops:
         return _weighted_sum(self.unet["forward"], unet_terms(side, slices * TEXT_TOKENS))
 
     def encode(self, side: int) -> float:
-        """Count the encoding of an image to the moments of its latent of side x side."""
+        """Count the operations of encoding an image to the moments of a side x side latent."""
         return math.nan if self.vae is None else _weighted_sum(self.vae["encode"], side_terms(side))
 
     def decode(self, side: int) -> float:
@@ -72,7 +72,7 @@ class ModelFlops:
         return math.nan if self.text is None else slices * float(self.text["slice"])
 
     def caption(self, prompt: str, tokens: float) -> float:
-        """Count a caption of `tokens` tokens, each of which attends to all tokens before it."""
+        """Count the operations of captioning an image in `tokens` tokens, each attending to all before it."""
         if self.llava is None:
             return math.nan
         count, read = self.llava, self.llava["image_tokens"] + prompt_tokens(prompt)

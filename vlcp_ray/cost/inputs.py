@@ -28,7 +28,7 @@ class CostInputs:
     caption_tokens: float = 0.0
 
     @classmethod
-    def of(cls, job: Job, images: Expect, caption_tokens: float = 0.0) -> "CostInputs":
+    def for_job(cls, job: Job, images: Expect, caption_tokens: float = 0.0) -> "CostInputs":
         """Look up the models of a job."""
         return cls(job, images, model_flops(job), caption_tokens)
 
@@ -37,7 +37,7 @@ class CostInputs:
         return expected_latent_shape(self.job.base_model, resolution)
 
     def latent_side(self, resolution: int) -> int:
-        """Return the height and width of that latent."""
+        """Return the side of the latent of an image of `resolution` pixels."""
         return self.latent_shape(resolution)[1]
 
     def text_slices(self, column: str) -> int:

@@ -12,7 +12,7 @@ from vlcp_ray.store.artifact import Artifact, Store
 
 CPU: Final = "cpu"
 #: Half-precision operations per second of the matrix units, without sparsity, from NVIDIA's data sheets.
-PEAKS: Final[Mapping[str, float]] = {
+GPU_PEAK_FLOPS: Final[Mapping[str, float]] = {
     "T4": 65e12,
     "V100": 125e12,
     "A10G": 70e12,
@@ -26,11 +26,11 @@ PEAKS: Final[Mapping[str, float]] = {
 
 
 class Rate(Settings):
-    """The speed of one worker at one kind of work while all workers of its machine do it."""
+    """The speed of one worker, or of one GPU shared by several, at one kind of work on a fully used machine."""
 
     per_second: float = Field(gt=0, description="operations, or images where the work counts images")
     start: float = Field(0.0, ge=0, description="seconds from a new process to its first batch")
-    model: int | None = Field(None, description="number of parameters of the measured model")
+    model: int | None = Field(None, description="number that identifies the measured model (see `Work.model`)")
     images_per_second: float | None = None
     batch: Positive | None = Field(None, description="images per batch")
     gib: float | None = Field(None, description="peak memory of the process")
@@ -50,7 +50,7 @@ class Rates(Settings):
     """The rates of one kind of device."""
 
     device: str = Field(description="cpu, or a kind of GPU by its name in `ray.util.accelerators`")
-    source: str = Field(description="where the figures come from, for people")
+    source: str = Field(description="where the figures come from, as `plan` prints it")
     machine: str = ""
     measured: str = Field("", description="the day; empty for published rates")
     versions: Mapping[str, str] = Field(default_factory=dict)
@@ -79,7 +79,7 @@ _CORE_PEAK: Final = 60e9  # operations per second of a core with AVX2 in single 
 
 
 def published(device: str) -> Rates:
-    """Return the published rates of a device that was not measured.
+    """Return published rates of a GPU, or assumed rates of a CPU core, for a device that was not measured.
 
     Args:
         device: `cpu`, or the short name of a GPU.
@@ -93,18 +93,18 @@ def published(device: str) -> Rates:
             source="assumed: 60 GFLOP/s per core, shares of it fitted to one run of jobs/digits.toml",
             peak=_CORE_PEAK,
         )
-    if device not in PEAKS:
+    if device not in GPU_PEAK_FLOPS:
         raise ValueError(
-            f"no rate is known for the GPU {device!r}; known: {', '.join(PEAKS)}; or measure it: vlcp-ray bench"
+            f"no rate is known for the GPU {device!r}; known: {', '.join(GPU_PEAK_FLOPS)}; or measure: vlcp-ray bench"
         )
-    source = f"published: {device} {PEAKS[device] / 1e12:,.0f} TFLOPS (NVIDIA), shares of it as the stages cite"
-    return Rates(device=device, source=source, peak=PEAKS[device])
+    source = f"published: {device} {GPU_PEAK_FLOPS[device] / 1e12:,.0f} TFLOPS (NVIDIA), shares as the stages cite"
+    return Rates(device=device, source=source, peak=GPU_PEAK_FLOPS[device])
 
 
-def kind_of(name: str) -> str:
+def gpu_kind(name: str) -> str:
     """Return the short name of a GPU, A100 for `NVIDIA A100-SXM4-80GB`; an unknown name is returned as it is."""
     words = name.replace("-", " ").split()
-    return next((kind for kind in PEAKS if kind in words), name)
+    return next((kind for kind in GPU_PEAK_FLOPS if kind in words), name)
 
 
 def load_rates(store: Store, device: str) -> Rates | None:

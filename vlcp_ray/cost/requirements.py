@@ -25,7 +25,7 @@ class Requirements:
         sets: number of distilled sets.
         distilled: number of images in them.
         disk: GiB at the root, by what is written.
-        memory: GiB of GPU memory for the weights of a model, by its use; None where the model is unknown.
+        memory: GiB of GPU memory without activations, by use (see `Stage.memory`); None: unknown.
     """
 
     images: Expect | None
@@ -46,7 +46,7 @@ class Requirements:
             yield f"disk        {format_gib(sum(self.disk.values()))} at the root: {parts}"
         memory = (f"{name} {'unknown' if gib is None else format_gib(gib)}" for name, gib in self.memory.items())
         if self.memory:
-            yield f"GPU memory  {', '.join(memory)}, and what a batch needs"
+            yield f"GPU memory  {', '.join(memory)}, plus the activations of a batch"
 
 
 def requirements(job: Job, steps: Sequence[Step]) -> Requirements:
@@ -54,10 +54,10 @@ def requirements(job: Job, steps: Sequence[Step]) -> Requirements:
     images = expected_images(job)
     by_stage = {name: [step for step in steps if step.stage == name] for name in STAGES}
     used = {STAGES[name]: own for name, own in by_stage.items() if own}
-    sets = sets_of(steps)
+    sets = set_steps(steps)
     disk: dict[str, float] = {}
     if images:
-        inputs = CostInputs.of(job, images)
+        inputs = CostInputs.for_job(job, images)
         for stage, own in used.items():
             gib = stage.disk(inputs, own)
             if stage.output and not math.isnan(gib):
@@ -65,13 +65,13 @@ def requirements(job: Job, steps: Sequence[Step]) -> Requirements:
     return Requirements(
         images,
         len(sets),
-        count_images(CostInputs.of(job, images), sets) if images else 0,
+        count_images(CostInputs.for_job(job, images), sets) if images else 0,
         disk,
         {name: gib for stage in used for name, gib in stage.memory(job).items()},
     )
 
 
-def sets_of(steps: Sequence[Step]) -> list[Step]:
+def set_steps(steps: Sequence[Step]) -> list[Step]:
     """Select the steps that make distilled sets."""
     return [step for step in steps if "synthetic" in STAGES[step.stage].tables]
 

@@ -9,7 +9,7 @@ from typing import Any
 from vlcp_ray.config import Job
 from vlcp_ray.cost.estimate import StageCost, estimate, seconds_by_stage
 from vlcp_ray.cost.inputs import CostInputs
-from vlcp_ray.cost.rates import CPU, PEAKS, Rates, kind_of, load_rates, published
+from vlcp_ray.cost.rates import CPU, GPU_PEAK_FLOPS, Rates, gpu_kind, load_rates, published
 from vlcp_ray.cost.requirements import expected_images, format_gib
 from vlcp_ray.scale import Prices, Scale, derive, pools
 from vlcp_ray.settings import ConfigError
@@ -52,7 +52,7 @@ def expected_seconds(job: Job, store: Store, steps: Sequence[Step], scale: Scale
     images, kind = counted_images(job, store, steps), scale.gpu or this_machine()[1]
     used = any(pool.num_gpus for pool in pools(scale).values())
     gpu = load_rates(store, kind) if used and kind else None
-    if images is None or (used and gpu is None and kind not in PEAKS):
+    if images is None or (used and gpu is None and kind not in GPU_PEAK_FLOPS):
         return {}
     gpu = gpu or (published(kind) if used else None)
     return seconds_by_stage(estimate(job, steps, scale, images, gpu, load_rates(store, CPU)))
@@ -62,7 +62,7 @@ def this_machine() -> tuple[Scale, str]:
     """Return the scale that `run` derives for this machine, and the kind of its GPUs."""
     files = sorted(_GPUS.glob("*/information"))
     names = [line.partition(":")[2].strip() for file in files for line in file.read_text().splitlines()[:1]]
-    return derive(count_cores(), len(files)), kind_of(names[0]) if names else ""
+    return derive(count_cores(), len(files)), gpu_kind(names[0]) if names else ""
 
 
 def count_cores() -> int:
@@ -106,7 +106,7 @@ def _measured_seconds(store: Store, steps: Sequence[Step]) -> dict[str, float]:
 
 def _disk(job: Job, steps: Sequence[Step], images: Expect) -> dict[str, float]:
     """Estimate the GiB that each stage writes, where they are known."""
-    inputs = CostInputs.of(job, images)
+    inputs = CostInputs.for_job(job, images)
     by_stage = {stage: [step for step in steps if step.stage == stage.name] for stage in STAGES.values()}
     gib = {stage.name: stage.disk(inputs, own) for stage, own in by_stage.items() if own}
     return {name: value for name, value in gib.items() if not math.isnan(value)}

@@ -39,7 +39,7 @@ class Finding:
         name: what was checked.
         found: what was found.
         fix: how to fix it; empty where nothing is wrong.
-        hint: jobs run all the same, but slowly.
+        hint: whether the problem only slows jobs down.
     """
 
     name: str

@@ -88,7 +88,7 @@ def classes_done(artifacts: Sequence[Artifact], table: str) -> list[int]:
 
 
 def class_file(rows: pa.Table) -> str:
-    """The name of the file for the results of one class."""
+    """Return the name of the file for the results of one class."""
     return f"{rows['label'][0].as_py():05d}.parquet"
 
 

@@ -84,7 +84,7 @@ def _join_cluster(address: str, options: Mapping[str, Any]) -> None:
 def _start_local(options: Mapping[str, Any]) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the future default, according to Ray
     if not options["log_to_driver"]:
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the C++ core warns of its own open issues
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the C++ core logs warnings that users cannot act on
     # Idle workers are kept for the next stage: a new process needs seconds to load Ray Data and arrow.
     os.environ.setdefault("RAY_num_workers_soft_limit", "16")
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")

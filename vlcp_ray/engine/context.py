@@ -40,15 +40,15 @@ class Context:
         return Progress(title, total, unit, done, rejected, self.view, [step.fingerprint for step in steps])
 
     def artifact(self, step: Step) -> Artifact:
-        """The artifact of a step."""
+        """Return the artifact of a step."""
         return self.store.artifact(step)
 
     def input(self, step: Step, name: str) -> Artifact:
-        """The artifact of an input of a step."""
+        """Return the artifact of an input of a step."""
         return self.store.artifact(step.inputs[name])
 
     def rows(self, step: Step, name: str) -> int:
-        """The number of good rows of an input, from its manifest."""
+        """Return the number of good rows of an input, from its manifest."""
         return int(self.manifest(step.inputs[name])["rows"])
 
     def manifest(self, step: Step) -> dict[str, Any]:
@@ -80,7 +80,7 @@ class Context:
 
 
 def identity(step: Step) -> dict[str, Any]:
-    """Everything that the fingerprint depends on, for the manifest and for `status`."""
+    """Return everything that the fingerprint depends on, and the title, for the manifest."""
     return {
         "stage": step.stage,
         "title": step.title,
@@ -93,5 +93,5 @@ def identity(step: Step) -> dict[str, Any]:
 
 
 def versions() -> Mapping[str, str]:
-    """The versions of the installed packages that results depend on."""
+    """Return the versions of the installed packages that results depend on."""
     return {d.name: d.version for name in _PACKAGES for d in metadata.distributions(name=name)}

@@ -57,7 +57,7 @@ def wait_for_resources(scale: Scale, stage: Stage) -> None:
             if waited >= timeout:
                 raise ValueError(
                     f"{stage.name}: the cluster has {_format(ray.cluster_resources())}, and the stage needs {needs}"
-                    f"{f'; nothing was added in {waited:.0f} s' if timeout else ''}. Add machines, raise "
+                    f"{f'; the cluster did not grow enough in {waited:.0f} s' if timeout else ''}. Add machines, raise "
                     "resource_timeout or reduce the pools in the scale file (--scale FILE), and re-run the same "
                     "command to resume"
                 )
@@ -71,7 +71,7 @@ def wait_for_resources(scale: Scale, stage: Stage) -> None:
 
 
 def _bundles(scale: Scale, stage: Stage) -> Iterator[Bundle]:
-    """The resources of each worker that a stage requires before it starts."""
+    """Return the resources of each worker that a stage requires before it starts."""
     for name in stage.pools:
         pool: Pool = getattr(scale, name)
         for _ in range(pool.required_workers if stage.gang_scheduled else 1):
@@ -79,7 +79,7 @@ def _bundles(scale: Scale, stage: Stage) -> Iterator[Bundle]:
 
 
 def _fits(wanted: Sequence[Bundle]) -> bool:
-    """Whether idle nodes could hold all bundles at once; the largest are placed first."""
+    """Return whether the live nodes, if idle, could hold all bundles at once; the largest are placed first."""
     nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
     for bundle in sorted(wanted, key=lambda bundle: (-bundle.get("GPU", 0.0), -bundle["CPU"])):
         node = next((n for n in nodes if all(n.get(kind, 0.0) >= count for kind, count in bundle.items())), None)

@@ -16,7 +16,7 @@ from vlcp_ray.store.artifact import Step
 
 @dataclass(frozen=True)
 class Assignment:
-    """The set that the prototypes of one artifact are for: its target and seed, and the ids that it has already."""
+    """The set to make from one artifact's prototypes: fingerprint, seed and the prototype_ids already written."""
 
     target: str
     seed: int

@@ -7,7 +7,7 @@ import ray
 
 from vlcp_ray.scale import Pool
 
-#: Retries of a task whose worker or machine dies: enough for a week in which one of three spot machines is lost a day.
+#: Retries of a task whose worker or machine dies: more than the 7 losses of a week with one lost machine a day.
 _RETRIES: Final = 20
 
 

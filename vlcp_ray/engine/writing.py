@@ -15,10 +15,10 @@ from vlcp_ray.schemas import REJECTED, conform, with_column
 from vlcp_ray.store.artifact import Artifact, Step, part_name
 
 REJECTED_TABLE: Final = "rejected"
-#: The column with the artifact of a row, where one plan fills several.
+#: The column with the fingerprint of a row's artifact, where one plan writes several.
 TARGET: Final = "target"
 #: The columns with the peak memory of the workers of a plan, passed on from each to the next.
-PEAKS: Final = ("peak_memory", "peak_gpu_memory")
+PEAK_COLUMNS: Final = ("peak_memory", "peak_gpu_memory")
 
 
 @dataclass
@@ -64,9 +64,9 @@ class WriteRows:
 
 
 def peak_columns(block: pa.Table, children: bool = False) -> dict[str, int]:
-    """The maximum of the peaks of this process and of the earlier ones of the plan, which are columns of the block."""
-    earlier = Peaks(*(pc.max(block[name]).as_py() or 0 if name in block.column_names else 0 for name in PEAKS))
-    return dict(zip(PEAKS, earlier.maximum(measure_peaks(children)), strict=True))
+    """Return the highest peaks of this process and of the earlier workers, which the block's columns hold."""
+    earlier = Peaks(*(pc.max(block[name]).as_py() or 0 if name in block.column_names else 0 for name in PEAK_COLUMNS))
+    return dict(zip(PEAK_COLUMNS, earlier.maximum(measure_peaks(children)), strict=True))
 
 
 def complete_rows(context: Context, step: Step, write: WriteRows, rows_in: int, facts: Mapping[str, Any]) -> None:

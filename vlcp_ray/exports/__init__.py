@@ -7,6 +7,6 @@ FORMATS: Final[dict[str, str]] = {
     "imagefolder": "a folder for each class",
     "parquet": "files that `datasets` loads",
     "webdataset": "tars",
-    "descriptions": "the captions of all training images",
+    "captions": "the captions of all training images",
     "model": "the fine-tuned Stable Diffusion",
 }

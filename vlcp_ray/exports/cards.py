@@ -37,7 +37,7 @@ def captions_card(facts: Mapping[str, Any]) -> str:
     Args:
         facts: the variables of the template `captions.md.j2`, and license.
     """
-    header = _data_header(facts, "image-to-text", facts["images"]) | {"configs": [_config("descriptions.parquet")]}
+    header = _data_header(facts, "image-to-text", facts["images"]) | {"configs": [_config("captions.parquet")]}
     return _card("captions.md.j2", DatasetCardData(**header).to_yaml(), facts)
 
 

@@ -79,7 +79,7 @@ def _webdataset(parts: Iterable[pa.Table], target: Artifact, class_names: Sequen
         sink = io.BytesIO()
         with tarfile.open(fileobj=sink, mode="w") as tar:
             for row in part.to_pylist():
-                key = _file_name(row["image_id"]).replace(".", "_")  # a key ends at the first point
+                key = _file_name(row["image_id"]).replace(".", "_")  # a key ends at the first dot
                 _add(tar, f"{key}{_suffix(row['image'])}", row["image"])
                 _add(tar, f"{key}.cls", str(row["label"]).encode())
                 _add(tar, f"{key}.json", json.dumps(_metadata(row), ensure_ascii=False).encode())
@@ -116,12 +116,12 @@ def folder_names(class_names: Sequence[str]) -> list[str]:
 
 
 def _suffix(image: bytes) -> str:
-    """The ending of an image file; selected real images keep their file format."""
+    """Return the file name extension of an image; real images of artifacts may be JPEG."""
     return ".png" if image[:4] == b"\x89PNG" else ".jpg" if image[:2] == b"\xff\xd8" else ".img"
 
 
 def _parquet_features(class_names: Sequence[str], soft_labels: bool) -> dict[str, Any]:
-    """The columns in the notation of the parquet files' metadata."""
+    """Return the columns in the notation of the parquet files' metadata."""
     features: dict[str, Any] = {
         "image": {"_type": "Image"},
         "label": {"names": list(class_names), "_type": "ClassLabel"},
@@ -133,7 +133,7 @@ def _parquet_features(class_names: Sequence[str], soft_labels: bool) -> dict[str
 
 
 def _metadata(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns of a row beside its image; nine digits are enough to restore a float32 exactly."""
+    """Return the columns of a row beside its image; nine digits are enough to restore a float32 exactly."""
     soft = {SOFT_LABEL: [float(f"{share:.9g}") for share in row[SOFT_LABEL]]} if SOFT_LABEL in row else {}
     return {"label": row["label"]} | {name: row[name] for name in _COLUMNS} | soft
 
@@ -149,7 +149,7 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def write_captions(pairs: Artifact, target: Artifact) -> int:
-    """Write every caption as descriptions.parquet and as descriptions.jsonl, which `caption.source` reads.
+    """Write every caption as captions.parquet and as captions.jsonl, which `caption.source` reads.
 
     Returns the number of captions.
     """
@@ -158,8 +158,8 @@ def write_captions(pairs: Artifact, target: Artifact) -> int:
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder)
         with (
-            parquet.ParquetWriter(local / "descriptions.parquet", schema) as table,
-            (local / "descriptions.jsonl").open("w", encoding="utf-8") as lines,
+            parquet.ParquetWriter(local / "captions.parquet", schema) as table,
+            (local / "captions.jsonl").open("w", encoding="utf-8") as lines,
         ):
             for part in read_sorted(pairs, "pairs", columns, ("image_id",), 100 * SHARD):
                 table.write_table(conform(part, schema))

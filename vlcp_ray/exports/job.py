@@ -12,7 +12,7 @@ from pyarrow import fs as pafs
 
 from vlcp_ray import __version__
 from vlcp_ray.config import Job
-from vlcp_ray.cost.requirements import sets_of
+from vlcp_ray.cost.requirements import set_steps
 from vlcp_ray.exports import cards, dataset
 from vlcp_ray.methods import vlcp
 from vlcp_ray.protocols import PROTOCOLS
@@ -48,7 +48,7 @@ class Choice:
 
 
 def export(job: Job, store: Store, steps: Sequence[Step], choice: Choice, target: Artifact) -> str:
-    """Write one form of what a job has made to a folder that is empty or does not exist.
+    """Export a distilled set, the captions or the model to a folder that is empty or does not exist.
 
     Returns a line on what was written.
 
@@ -60,7 +60,7 @@ def export(job: Job, store: Store, steps: Sequence[Step], choice: Choice, target
         raise ConfigError(f"--to {target.path}: it is a file; give an empty folder or one that does not exist")
     if kind != pafs.FileType.NotFound and _has_files(target):
         raise ConfigError(f"--to {target.path}: it has files already; give an empty folder or one that does not exist")
-    write = {"descriptions": _captions, "model": _model}.get(choice.form, _dataset)
+    write = {"captions": _captions, "model": _model}.get(choice.form, _dataset)
     return write(job, store, steps, choice, target)
 
 
@@ -141,7 +141,7 @@ def _captions(job: Job, store: Store, steps: Sequence[Step], choice: Choice, tar
         "title": f"{job.name}: captions",
         "images": count,
         "captioner": captioner,
-        "prompt": job.caption.prompt,
+        "prompt": "" if job.caption.source else job.caption.prompt,
     }
     target.write_bytes("README.md", cards.captions_card(card).encode())
     return f"{count:,} captions"
@@ -167,9 +167,9 @@ def _model(job: Job, store: Store, steps: Sequence[Step], choice: Choice, target
 
 
 def _find_set(job: Job, steps: Sequence[Step], choice: Choice) -> Step:
-    """The step of the chosen distilled set."""
+    """Return the step of the chosen distilled set."""
     key = {"seed": job.seeds[0] if choice.seed is None else choice.seed, "ipc": choice.ipc or max(job.ipc)}
-    sets = sets_of(steps)
+    sets = set_steps(steps)
     for step in sets:
         if step.key == {**key, "method": choice.method}:
             return step
@@ -190,7 +190,7 @@ def _manifest(store: Store, step: Step) -> dict[str, Any]:
 
 
 def _facts(job: Job, store: Store, step: Step, choice: Choice) -> dict[str, Any]:
-    """The variables that the templates of all cards share."""
+    """Return the variables that the templates of all cards share."""
     images = _manifest(store, _images(step))
     return {
         "license": choice.license,
@@ -216,21 +216,21 @@ def _teacher_facts(job: Job, store: Store, teacher: Step) -> dict[str, Any]:
 
 
 def _images(step: Step) -> Step:
-    """The step of IMAGES that a step was made from."""
+    """Return the step of IMAGES that a step was made from."""
     while step.stage != ingest.STAGE.name:
         step = step.inputs["images"] if "images" in step.inputs else next(iter(step.inputs.values()))
     return step
 
 
 def _scores(store: Store, evaluations: Sequence[Step], own_set: Step) -> str:
-    """The score table of this set and of the full train split; empty without trials of this set."""
+    """Return the score table of this set and of the full train split; empty without trials of this set."""
     own = [s for s in evaluations if "set" not in s.inputs or s.inputs["set"].fingerprint == own_set.fingerprint]
     scores = pa.concat_tables([store.artifact(s).table("scores", evaluate.SCORES) for s in own])
     return score_table(scores) if pc.any(pc.greater(scores["ipc"], 0)).as_py() else ""
 
 
 def _texts(store: Store, step: Step) -> list[dict[str, Any]]:
-    """The first text prototypes of a generated set."""
+    """Return the first text prototypes of a generated set."""
     if step.stage != generate.STAGE.name:
         return []
     columns = ["prototype_id", "class_name", "size", "text"]

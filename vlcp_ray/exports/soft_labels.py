@@ -17,8 +17,8 @@ from vlcp_ray.store.artifact import Artifact
 def load_labeller(teacher: Artifact, settings: Teach) -> Callable[[pa.Table], pa.Array]:
     """Load a teacher as a function from rows of SYNTHETIC to their class probabilities, in the order of the labels.
 
-    Images are read as by the protocol, before augmentation: the short side scaled to `settings.input_size`, the middle
-    cut out, normalised. A row's probabilities depend on its image and the weights only.
+    Images are read as by the protocol, before augmentation: the short side scaled to `settings.input_size`, then
+    centre-cropped, normalised. A row's probabilities depend on its image and the weights only.
 
     Raises:
         ConfigError: the artifact has no weights.

@@ -4,4 +4,4 @@ from typing import Final
 
 from vlcp_ray.methods.method import Method
 
-METHOD: Final = Method("full", "the full train split", "the upper bound of every paper", "train split", ("images",))
+METHOD: Final = Method("full", "the full train split", "the usual upper bound", "train split", ("images",))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def herding(features: npt.NDArray[np.float32], ipc: int) -> list[int]:
     """Select rows one by one: always the row that brings the mean of the selection nearest to the mean of the class.
 
-    METHOD 4; Welling 2009, as DC's authors do it (VICO-UoE/DatasetCondensation, issue 15): features are not
+    Welling 2009, as DC's authors do it (VICO-UoE/DatasetCondensation, issue 15): features are not
     normalised. Takes O(ipc * n * d). A smaller ipc gives the first rows of a larger one.
 
     Args:
@@ -57,7 +57,7 @@ def select_images(
 
 METHOD: Final = Method(
     "herding",
-    "real images whose features together are nearest to the mean of the class",
+    "real images whose mean feature is nearest to that of the class",
     "Welling 2009, as in Dataset Condensation",
     "class",
     ("images", "teacher"),

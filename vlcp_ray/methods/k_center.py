@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def k_center(features: npt.NDArray[np.float32], ipc: int) -> list[int]:
     """Select the row nearest to the mean, then, one by one, the row that is farthest from all selected rows.
 
-    METHOD 4; the greedy algorithm of Sener and Savarese 2018, with the first row of DC's authors
+    The greedy algorithm of Sener and Savarese 2018, with the first row of DC's authors
     (VICO-UoE/DatasetCondensation, issue 21). Takes O(ipc * n * d). A smaller ipc gives the first rows of a larger one.
 
     Args:

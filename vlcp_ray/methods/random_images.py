@@ -52,7 +52,7 @@ def _loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]:
 METHOD: Final = Method(
     "random",
     "real images selected at random",
-    "the baseline of every paper",
+    "the usual baseline",
     "ids",
     ("images",),
     code="vlcp_ray.methods.random_images:random_ids",

@@ -28,7 +28,7 @@ Score: TypeAlias = Callable[[Pixels], npt.NDArray[np.floating[Any]]]
 
 # RDED's published code (LINs-lab/RDED, synthesize/utils.py) cuts with torchvision's RandomResizedCrop(size // factor,
 # ratio=(1, 1)): squares of 8 to 100 % of the image's area, torchvision's own default, not the student's scale of
-# METHOD 3.2. Its published commands take 5 crops of each of 300 images (--num-crop 5 --mipc 300).
+# RDED: its published commands take 5 crops of each of 300 images (--num-crop 5 --mipc 300).
 CROPS, POOL = 5, 300
 SCALE: Final = (0.08, 1.0)
 _ATTEMPTS: Final = 10
@@ -47,7 +47,7 @@ class Patches:
     scores: npt.NDArray[np.floating[Any]]  # (n,)
 
     def first(self, count: int) -> "Patches":
-        """Return the best patches: the same as a search for only `count` patches returns."""
+        """Return the best `count` patches: those that `best_patches` returns for this count."""
         return Patches(self.image_ids[:count], self.pixels[:count], self.scores[:count])
 
 
@@ -63,7 +63,7 @@ def rded(
     crops: int = CROPS,
     pool: int = POOL,
 ) -> dict[int, tuple[Pixels, list[list[str]]]]:
-    """Make RDED's images of one class (METHOD 4; Sun et al. 2024; see `best_patches` and `tile`).
+    """Make RDED's images of one class (Sun et al. 2024; see `best_patches` and `tile`).
 
     Args:
         images: (h, w, 3) uint8, as many as `image_ids`, in any order, of any size. Only those that `pool_ids`
@@ -105,7 +105,7 @@ def rded(
 def pool_ids(image_ids: Sequence[str], seed: int, pool: int = POOL) -> list[str]:
     """Return the sorted ids of the images whose crops are scored: `pool` random ones, or all if there are no more.
 
-    The pool of a pool is the pool itself, so a caller need read no other images.
+    Called on its own result it returns the same ids, so a caller needs to read only these images.
     """
     return sorted(sorted(image_ids, key=lambda image_id: seed_for(seed, "rded pool", image_id))[:pool])
 
@@ -244,7 +244,7 @@ def _check_image_ids(image_ids: Sequence[str]) -> None:
 def select_images(
     rows: pa.Table, runs: Sequence[Run], teacher: "nn.Module", job: "Job", device: str
 ) -> dict[Run, pa.Table]:
-    """Make the sets of one class; the best crops of a seed are computed once for all of its sizes.
+    """Make the sets of one class; the best crops of a seed are computed once for all ipc of that seed.
 
     Args:
         rows: IMAGES of the class, sorted by image_id.

@@ -20,7 +20,7 @@ def build_classifier(
 
     ConvNet-D: D blocks of [3x3 convolution of `width` channels, norm, ReLU, average pool 2] and a linear head.
     ResNet-18: torchvision's. ResNet-18-modified: the same with a 3x3 convolution of stride 1 as its stem and no max
-    pool, for small images (METHOD 3.2). ResNetAP-10: one block per stage, and average pooling in place of strides.
+    pool, for small images. ResNetAP-10: one block per stage, and average pooling in place of strides.
     The weights depend on `seed` only; the global random state is neither read nor changed.
 
     Args:
@@ -29,8 +29,8 @@ def build_classifier(
         input_size: side of the images in pixels.
         width: channels of a ConvNet.
         seed: of the initial weights.
-        norm: `instance` normalises per image and channel (METHOD 3.1, train_models of MinimaxDiffusion), `batch` is
-            `nn.BatchNorm2d` (METHOD 3.2).
+        norm: `instance` normalises per image and channel (train_models of MinimaxDiffusion), `batch` is
+            `nn.BatchNorm2d`.
 
     Raises:
         ValueError: `input_size` is too small for the poolings of a ConvNet.
@@ -56,7 +56,7 @@ def resnet_18(name: str, num_classes: int, input_size: int, width: int, norm: No
 
 
 def resnet_18_modified(name: str, num_classes: int, input_size: int, width: int, norm: NormLayer) -> nn.Module:
-    """Build ResNet-18 with the stem for small images (METHOD 3.2)."""
+    """Build ResNet-18 with the stem for small images."""
     network = resnet_18(name, num_classes, input_size, width, norm)
     network.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
     network.maxpool = nn.Identity()

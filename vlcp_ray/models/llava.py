@@ -11,7 +11,7 @@ from PIL import Image
 from vlcp_ray.models.pretrained import folder
 from vlcp_ray.stages import pair
 
-#: LLaVA-1.5's chat template (METHOD 2.1).
+#: LLaVA-1.5's chat template.
 CHAT_TEMPLATE: Final = "USER: <image>\n{prompt} ASSISTANT:"
 
 #: Batch size in transformers: 7B weights in float16 and the keys and values of 16 x 2,048 tokens fit in 40 GB.

@@ -169,7 +169,7 @@ def img2img(
     seeds: Sequence[int],
     batch_size: int,
 ) -> Pixels:
-    """Generate images: add noise to latents up to the strength step, denoise under texts, decode (METHOD 2.6).
+    """Generate images: add noise to latents up to the strength step, denoise under texts, decode.
 
     Texts are encoded in slices of 77 ids, each alone, and concatenated. The last slice is padded, as captions are in
     fine-tuning. Only texts with the same number of slices are batched together, so an image does not depend on the
@@ -208,7 +208,7 @@ def img2img(
 
 @torch.no_grad()
 def embed_captions(tokenizer: Any, text_encoder: Any, captions: Sequence[str]) -> torch.Tensor:
-    """Embed captions for fine-tuning, cut to 77 ids: (n, 77, d) (METHOD 2.2)."""
+    """Embed captions for fine-tuning, cut to 77 ids: (n, 77, d)."""
     length = tokenizer.model_max_length
     batch = tokenizer(list(captions), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     hidden: torch.Tensor = text_encoder(batch.input_ids.to(text_encoder.device))[0]

@@ -21,7 +21,7 @@ _TO_SPACES: Final = {code: " " for code in range(128) if not chr(code).isalpha()
 
 
 def common_words(captions: Sequence[str], max_df: float) -> list[tuple[str, float]]:
-    """Find the words that are too common in a class to tell its images apart (METHOD 2.5, step 2).
+    """Find the words that are too common in a class to tell its images apart.
 
     Args:
         captions: C, of the class's inliers.

@@ -51,7 +51,7 @@ def logged(store: Store, job: str, stage: str, header: str) -> Iterator[None]:
 
 
 def log_note(error: BaseException) -> str:
-    """The path of the log of an error as ` (log: PATH)`, or an empty string."""
+    """Return the path of the log of an error as ` (log: PATH)`, or an empty string."""
     return "".join(f" ({note})" for note in getattr(error, "__notes__", ()) if note.startswith("log: "))
 
 

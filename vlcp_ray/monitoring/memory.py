@@ -14,7 +14,7 @@ class Peaks(NamedTuple):
     gpu_memory: int = 0
 
     def maximum(self, other: "Peaks") -> "Peaks":
-        """The larger of each value."""
+        """Return the larger of each value."""
         return Peaks(max(self.memory, other.memory), max(self.gpu_memory, other.gpu_memory))
 
 
@@ -22,12 +22,12 @@ _current_work = [""]
 
 
 def reset_peaks(work: str) -> None:
-    """Start new peaks if the process starts other work: Ray reuses the workers of one stage for the next."""
+    """Reset the peaks if this process starts another kind of work; Ray reuses workers across stages."""
     if _current_work[0] == work:
         return
     _current_work[0] = work
     with suppress(OSError):  # not Linux, or not permitted: the peak is then that of the whole process
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM (man 5 proc)
     if cuda := _cuda():
         cuda.reset_peak_memory_stats()
 
@@ -39,7 +39,7 @@ def measure_peaks(children: bool = False) -> Peaks:
         children: include child processes, for libraries that start some (vLLM).
     """
     pids = ["self", *(_children() if children else ())]
-    return Peaks(max(map(_resident, pids)), cuda.max_memory_allocated() >> 20 if (cuda := _cuda()) else 0)
+    return Peaks(max(map(_peak_resident, pids)), cuda.max_memory_allocated() >> 20 if (cuda := _cuda()) else 0)
 
 
 def _cuda() -> Any:
@@ -60,8 +60,9 @@ def _read(file: Path) -> str:
         return ""
 
 
-def _resident(pid: str) -> int:
+def _peak_resident(pid: str) -> int:
     status = _read(Path(f"/proc/{pid}/status"))
     if not status and pid == "self":  # not Linux
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+        kib = 1024 if sys.platform == "darwin" else 1
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // kib >> 10
     return next((int(line.split()[1]) >> 10 for line in status.splitlines() if line.startswith("VmHWM")), 0)

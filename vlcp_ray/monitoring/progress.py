@@ -128,7 +128,7 @@ class View:
         self.peaks = self.peaks.maximum(peaks)
 
     def snapshot(self) -> ProgressSnapshot | None:
-        """The progress of the running stage, or None."""
+        """Return the progress of the running stage, or None."""
         current = self.current  # another thread may set it to None
         return None if current is None else current.snapshot()
 
@@ -179,7 +179,7 @@ class Progress:
         self.view.on_update(self)
 
     def snapshot(self) -> ProgressSnapshot:
-        """The progress at this moment."""
+        """Return the progress at this moment."""
         rate = (self.count - self.done) / max(self.view.clock() - self.start, 1e-9)
         devices = self.view.devices
         return ProgressSnapshot(

@@ -46,7 +46,7 @@ class Records:
     tracker: Tracker | None = None
 
     def names(self, series: str) -> set[str]:
-        """The names of the existing records of a series."""
+        """Return the names of the existing records of a series."""
         return self._existing.setdefault(series, set())
 
     def add(self, series: str, record: Record) -> None:

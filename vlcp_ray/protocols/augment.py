@@ -29,7 +29,7 @@ def augment(
     jitter: float,
     lighting: float,
 ) -> Tensor:
-    """Make a new view of every training image (METHOD 3.1): crop, flip if `flip`, jitter colours, normalise.
+    """Make a new view of every training image: crop, flip if `flip`, jitter colours, normalise.
 
     Args:
         pixels: (n, 3, s, s) uint8 on any device.
@@ -47,7 +47,7 @@ def augment(
 def augment_without_jitter(
     pixels: Tensor, generator: torch.Generator, flip: bool, scale: tuple[float, float], factor: int = 1
 ) -> Tensor:
-    """Make a new view of every training image (METHOD 3.2): shuffle patches, crop, flip if `flip`, normalise.
+    """Make a new view of every training image: shuffle patches, crop, flip if `flip`, normalise.
 
     Args:
         pixels: (n, 3, s, s) uint8 on any device; `factor` divides s.

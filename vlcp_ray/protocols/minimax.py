@@ -1,4 +1,4 @@
-"""The minimax protocol: training with hard labels, as MinimaxDiffusion evaluates sets (METHOD 3.1)."""
+"""The minimax protocol: training with hard labels, as MinimaxDiffusion evaluates sets."""
 
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the protocol fixes, as published in MinimaxDiffusion's code.
+    """Constants of the protocol, as published in MinimaxDiffusion's code.
 
     Args:
         momentum, weight_decay: of SGD.

@@ -50,7 +50,7 @@ class Protocol:
         return self.labels == "soft"
 
     def hashed_settings(self) -> dict[str, Any]:
-        """Return what the protocol itself fixes, for the fingerprint of the scores under it."""
+        """Return the protocol's constants, which are hashed into the fingerprint of its scores."""
         return {"norm": self.norm, "unvalidated": self.unvalidated, **asdict(self.recipe)}
 
     def should_validate(self, epoch: int, epochs: int, validations: int) -> bool:

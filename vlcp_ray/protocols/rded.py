@@ -1,4 +1,4 @@
-"""The rded protocol: training with the soft labels of a teacher, as RDED evaluates sets (METHOD 3.2)."""
+"""The rded protocol: training with the soft labels of a teacher, as RDED evaluates sets."""
 
 import math
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the protocol fixes, as published in RDED's code.
+    """Constants of the protocol, as published in RDED's code.
 
     Args:
         learning_rate: of the first epoch.

@@ -30,7 +30,7 @@ LAYOUTS: Final[dict[str, Layout]] = {
 
 @lru_cache(maxsize=8)
 def open_source(settings: "Ingest") -> Source:
-    """Open the image set of the settings: its folders are listed, and at most labels are read, no image.
+    """Open the image set: list its folders, and read labels only where no list names the classes; read no image.
 
     Raises:
         ConfigError: it does not exist, it is in no known layout, or it lacks a wanted class.

@@ -14,7 +14,7 @@ from typing import Final
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.store.io import open_uri
 
-#: Subsets of ImageNet-1K that are packaged, with their classes in the order of the literature (METHOD 6).
+#: Subsets of ImageNet-1K that are packaged, with their classes in the order of the literature.
 LISTS: Final = ("imagenette", "imagewoof", "imageidc", "imagenet100", "imagenet1k")
 _WNID_LENGTH: Final = 9
 
@@ -58,7 +58,7 @@ def _keys_by_name(names: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
     return {name: key for key, name in names}
 
 
-def glossary(class_list: str) -> Glossary:
+def load_glossary(class_list: str) -> Glossary:
     """Load WordNet's names of ImageNet's classes, and the label numbers and names of a class list.
 
     Args:

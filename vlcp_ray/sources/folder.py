@@ -7,7 +7,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.sources.classes import Classes, glossary, resolve
+from vlcp_ray.sources.classes import Classes, load_glossary, resolve
 from vlcp_ray.sources.image_files import ImageFile, list_images, read_files
 from vlcp_ray.sources.layout import Layout
 from vlcp_ray.sources.reader import Part, image_id, list_folders, split_of
@@ -29,7 +29,7 @@ class ImageFolder:
             ConfigError: there are no class folders, or a wanted class has none.
         """
         self.filesystem, self.path, self.max_bytes = filesystem, path, settings.max_bytes
-        names = glossary(settings.class_list)
+        names = load_glossary(settings.class_list)
         self.folders = {
             folder: (split, names.canonical(folder.rpartition("/")[2]))
             for split, folder in _class_folders(filesystem, path, needs_val=not settings.val_fraction)
@@ -95,7 +95,7 @@ def _check_no_images(filesystem: pafs.FileSystem, folders: Sequence[str]) -> Non
         if list_images(filesystem, folder, recursive=False):
             raise ConfigError(
                 f"ingest.source: {folder} has images and no class folders, so their classes are unknown; move each "
-                "into a folder of its class, or set ingest.val_fraction, with which this folder is not read"
+                "into a folder of its class, or set ingest.val_fraction, which takes val from train instead"
             )
 
 

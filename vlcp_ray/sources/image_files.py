@@ -23,7 +23,7 @@ SUFFIXES: Final = frozenset(
 )
 _THREADS: Final = 16  # each waits for a request of its own over a network
 _BATCH: Final = 256
-#: Numbers of permanent errors of one file, besides those with a class of their own in Python.
+#: errno of permanent errors of one file, besides the OSError subclasses in `_is_file_error`.
 _FILE_ERRORS: Final = frozenset({errno.ELOOP, errno.EINVAL, errno.ENAMETOOLONG})
 _WAIT: Final = tenacity.wait_chain(*map(tenacity.wait_fixed, (0.5, 2.0, 8.0)))  # seconds
 _STOP: Final = tenacity.stop_after_attempt(4)
@@ -80,13 +80,13 @@ def _read_bytes(filesystem: pafs.FileSystem, path: str) -> bytes:
 
 
 def _is_file_error(error: OSError) -> bool:
-    """Whether an error is permanent and of one file only, unlike a network that fails or a token that has expired."""
+    """Return whether an error is permanent and of one file, unlike a failed network or an expired token."""
     kinds = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
     return isinstance(error, kinds) or error.errno in _FILE_ERRORS
 
 
 def list_images(filesystem: pafs.FileSystem, path: str, recursive: bool) -> list[pafs.FileInfo]:
-    """List the files of a folder with an image's extension, sorted, without hidden ones, with broken links."""
+    """List a folder's image files by extension, sorted: broken links included, hidden files left out."""
     if isinstance(filesystem, pafs.LocalFileSystem):
         infos = list(_walk(path, recursive))
     else:

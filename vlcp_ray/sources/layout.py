@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """A layout.
+    """How the image sets of one layout are recognised and opened.
 
     Args:
         name: its value in `ingest.layout`.

@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 from pyarrow import fs as pafs
 
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.sources.classes import Classes, Glossary, glossary, resolve
+from vlcp_ray.sources.classes import Classes, Glossary, load_glossary, resolve
 from vlcp_ray.sources.layout import Layout
-from vlcp_ray.sources.reader import Part, Row, count_splits, find_shards, has_shards, image_id, tables
+from vlcp_ray.sources.reader import Part, Row, find_shards, format_split_counts, has_shards, image_id, tables
 
 if TYPE_CHECKING:
     from vlcp_ray.stages.ingest import Ingest
@@ -51,7 +51,7 @@ class Parquet:
         """
         self.filesystem = filesystem
         self.path, self.files = find_shards(filesystem, path, "parquet")
-        self.glossary = glossary(settings.class_list)
+        self.glossary = load_glossary(settings.class_list)
         _, columns = self._open(next(iter(self.files)))
         self.keys = frozenset(columns.numbers or self._read_classes())
         self.classes: Classes = resolve(self.keys, settings.classes, self.glossary)
@@ -59,10 +59,10 @@ class Parquet:
 
     @property
     def description(self) -> str:
-        return f"parquet with {count_splits(self.files)}, {self.classes.summary(len(self.keys))}"
+        return f"parquet with {format_split_counts(self.files)}, {self.classes.summary(len(self.keys))}"
 
     def parts(self) -> Sequence[Part]:
-        """List a part per file, or per 2,000 rows of few files, so that many workers can share one file."""
+        """List a part per file, or, for fewer than 64 files, per row groups of about 2,000 rows."""
         files = sorted(self.files.items())
         if len(files) >= _MANY_FILES:
             return [Part(path, split) for path, split in files]
@@ -78,9 +78,9 @@ class Parquet:
                 first, rows = group + 1, 0
 
     def read(self, part: Part, done: Container[str]) -> Iterator[pa.Table]:
-        """See `Source.read`. Images are read only of row groups with a wanted row that is not done.
+        """See `Source.read`. Reads images only from row groups that have a wanted row not yet done.
 
-        Label numbers have the names of their own file.
+        A label number is named by the class names in its own file.
         """
         file, columns = self._open(part.path)
         first = sum(file.metadata.row_group(group).num_rows for group in range(part.first_row_group))

@@ -139,7 +139,7 @@ def find_shards(filesystem: pafs.FileSystem, path: str, extension: str) -> tuple
 
 
 def has_shards(filesystem: pafs.FileSystem, path: str, extension: str) -> bool:
-    """Whether there are files with an extension in a folder or in one of its first folders."""
+    """Return whether there are files with an extension in a folder or in one of its first folders."""
     info = filesystem.get_file_info(path)
     if info.is_file:
         return bool(info.extension == extension)
@@ -155,11 +155,11 @@ def list_folders(filesystem: pafs.FileSystem, path: str) -> list[tuple[str, str]
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a part of a path begins with a dot, as files such as .DS_Store and .ipynb_checkpoints do."""
+    """Return whether a part of a path begins with a dot, as files such as .DS_Store and .ipynb_checkpoints do."""
     return any(part.startswith(".") for part in path.split("/"))
 
 
-def count_splits(files: Mapping[str, str]) -> str:
+def format_split_counts(files: Mapping[str, str]) -> str:
     """Format the number of files of each split: "2 train files and 1 val file"."""
     splits = Counter(files.values())
     return " and ".join(f"{count} {split} file{'s' * (count > 1)}" for split, count in sorted(splits.items()))

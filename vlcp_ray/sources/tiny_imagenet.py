@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from vlcp_ray.sources.classes import Classes, glossary, resolve
+from vlcp_ray.sources.classes import Classes, load_glossary, resolve
 from vlcp_ray.sources.image_files import ImageFile, list_images, read_files
 from vlcp_ray.sources.layout import Layout
 from vlcp_ray.sources.reader import Part, image_id, list_folders
@@ -27,7 +27,7 @@ class TinyImageNet:
             ConfigError: there are no class folders, or a wanted class has none.
         """
         self.filesystem, self.path, self.max_bytes = filesystem, path, settings.max_bytes
-        self.glossary = glossary(settings.class_list)
+        self.glossary = load_glossary(settings.class_list)
         self.folders = [name for name, _ in list_folders(filesystem, f"{path}/train")]
         self.classes: Classes = resolve(map(self.glossary.canonical, self.folders), settings.classes, self.glossary)
 
@@ -66,7 +66,7 @@ class TinyImageNet:
 
 
 def is_tiny_imagenet(filesystem: pafs.FileSystem, path: str) -> bool:
-    """Whether a folder is the tree of Tiny-ImageNet: val has annotations instead of class folders."""
+    """Return whether a folder is the tree of Tiny-ImageNet: val has annotations instead of class folders."""
     annotations, images = filesystem.get_file_info([f"{path}/{_ANNOTATIONS}", f"{path}/val/images"])
     return bool(annotations.is_file and images.type == pafs.FileType.Directory)
 

@@ -1,4 +1,4 @@
-"""The layout `webdataset`: tars in which neighbours of one key are a sample, an image with its `cls` or `json`."""
+"""The layout `webdataset`: tars whose consecutive members of one key form a sample: an image and `cls` or `json`."""
 
 import io
 import json
@@ -12,10 +12,10 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.sources.classes import Classes, expand, glossary, resolve
+from vlcp_ray.sources.classes import Classes, expand, load_glossary, resolve
 from vlcp_ray.sources.image_files import SUFFIXES
 from vlcp_ray.sources.layout import Layout
-from vlcp_ray.sources.reader import Part, Row, count_splits, find_shards, has_shards, image_id, tables
+from vlcp_ray.sources.reader import Part, Row, find_shards, format_split_counts, has_shards, image_id, tables
 
 if TYPE_CHECKING:
     from vlcp_ray.stages.ingest import Ingest
@@ -51,14 +51,14 @@ class WebDataset:
         """
         self.filesystem, self.max_bytes = filesystem, settings.max_bytes
         self.path, self.files = find_shards(filesystem, path, "tar")
-        self.glossary = glossary(settings.class_list)
+        self.glossary = load_glossary(settings.class_list)
         self.is_subset = bool(settings.classes)
         self.keys = frozenset(expand(settings.classes, self.glossary) or self.glossary.numbers or self._read_classes())
         self.classes: Classes = resolve(self.keys, settings.classes, self.glossary)
 
     @property
     def description(self) -> str:
-        return f"WebDataset with {count_splits(self.files)}, {self.classes.summary(len(self.keys))}"
+        return f"WebDataset with {format_split_counts(self.files)}, {self.classes.summary(len(self.keys))}"
 
     def parts(self) -> Sequence[Part]:
         return [Part(path, split) for path, split in sorted(self.files.items())]
@@ -79,7 +79,7 @@ class WebDataset:
                 yield Row(image_id(part.split, "", source), "", part.split, source, b"", "unreadable", error)
 
     def _is_class(self, key: str) -> bool:
-        """Whether a key is a class of the set; with `ingest.classes`, any key may be one of the unwanted classes."""
+        """Return whether a key is a class; if `ingest.classes` selects some, any name may be one of the others."""
         return key in self.keys or (self.is_subset and key != "" and not key.startswith("#"))
 
     def _make_row(self, tar: tarfile.TarFile, part: Part, sample: Sample, key: str, detail: str) -> Row:

@@ -23,5 +23,5 @@ STAGES: Final[dict[str, Stage]] = {
 
 
 def works() -> dict[str, Work]:
-    """Every kind of work by its name, in the order of the stages."""
+    """Return every kind of work by its name, in the order of the stages."""
     return {work.name: work for stage in STAGES.values() for work in stage.works}

@@ -44,7 +44,7 @@ class Sample:
         moments = np.random.default_rng(0).normal(size=(count, 2, 2 * channels, height, width)).astype(np.float16)
         ids = [f"{number:06d}" for number in range(count)]
         return pa.table(
-            {"image_id": ids, "caption": [caption_of(self.job)] * count, "train_moments": tensor_array(moments)}
+            {"image_id": ids, "caption": [sample_caption(self.job)] * count, "train_moments": tensor_array(moments)}
         )
 
     def prototypes(self, count: int) -> pa.Table:
@@ -52,10 +52,10 @@ class Sample:
         shape = latent_shape(self.job.base_model, self.job.encode.resolution)
         latents = np.random.default_rng(0).normal(size=(count, *shape)).astype(np.float32)
         ids = [f"0000-{number:04d}" for number in range(count)]
-        columns = {"prototype_id": ids, "seed": [0] * count, "text": [caption_of(self.job)] * count}
+        columns = {"prototype_id": ids, "seed": [0] * count, "text": [sample_caption(self.job)] * count}
         return pa.table({**columns, "class_name": ["tench"] * count, "latent": tensor_array(latents)})
 
 
-def caption_of(job: Job) -> str:
+def sample_caption(job: Job) -> str:
     """Make a caption of a usual length, which fills one slice of 77 token ids."""
     return "a thin upright shape " * (8 if job.ingest.source == _EMBEDDED else 15)

@@ -19,7 +19,7 @@ TRAINING_PASSES: Final = 3
 
 
 class BatchDone(NamedTuple):
-    """The work that one measured batch has done: images, operations (or images), and tokens per caption."""
+    """What one measured batch did: images, amount in the work's unit, and mean tokens per caption (else 0)."""
 
     images: int
     amount: float
@@ -75,7 +75,7 @@ class Load:
         amount: operations, or images where the work's unit is images; NaN where the model was never counted.
         units: pieces that can be processed in parallel.
         starts: how many times, one after the other, its workers start; 0 where another load has started them.
-        wide: whether all workers share the units; otherwise one worker does everything while the others wait.
+        parallel: whether all workers share the units; otherwise one worker does everything while the others wait.
         pool: the pool whose workers do it, where that is not the pool of the work.
     """
 
@@ -84,7 +84,7 @@ class Load:
     amount: float
     units: int
     starts: int = 1
-    wide: bool = True
+    parallel: bool = True
     pool: str = ""
 
     @property
@@ -110,7 +110,7 @@ class Stage:
         works: its kinds of work.
         loads: the work that a job gives it.
         disk: GiB that it writes.
-        memory: GiB of GPU memory that its models' weights take, by what they are used for; None where unknown.
+        memory: GiB of GPU memory without activations, by use (fine-tuning: also gradients, AdamW, EMA); None: unknown.
         check: refuse a job whose inputs cannot work, before anything starts.
         check_scale: refuse a job that its workers cannot do, before anything starts.
     """

@@ -68,7 +68,7 @@ class Store:
         return cls(filesystem, path)
 
     def artifact(self, step: Step) -> "Artifact":
-        """The artifact of a step."""
+        """Return the artifact of a step."""
         return Artifact(self.filesystem, f"{self.path}/{step.stage}-{step.fingerprint}")
 
 
@@ -80,7 +80,7 @@ class Artifact:
     path: str
 
     def exists(self) -> bool:
-        """Whether anything has been written."""
+        """Return whether anything has been written."""
         info = retry(lambda: self.filesystem.get_file_info(self.path), f"check whether {self.path} exists")
         return bool(info.type != pafs.FileType.NotFound)
 
@@ -115,7 +115,7 @@ class Artifact:
         """Write one parquet file, `<table>/<part>.parquet`. It appears whole or not at all.
 
         Raises:
-            StoreError: the store cannot be written, as in all methods that write.
+            StoreError: the store cannot be written; all methods that write raise it.
         """
         from pyarrow import parquet  # here and below: it loads pandas, which `plan` does not need
 

@@ -71,7 +71,7 @@ def _from_uri(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether a call of a store that failed with this error may succeed later: it is full, busy or out of reach."""
+    """Return whether a store's call that failed with this error may succeed later (full, busy or out of reach)."""
     if not isinstance(error, OSError) or isinstance(
         error, FileNotFoundError | FileExistsError | PermissionError | NotADirectoryError | IsADirectoryError
     ):

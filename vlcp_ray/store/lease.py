@@ -40,7 +40,7 @@ class Lease:
             dead = f"had its last heartbeat {format_duration(self.age)} ago and is dead"
             return f"{run} {dead}; re-run the same command to resume"
         progress = f"{self.progress.title:<28} {self.progress}\n" if self.progress else ""
-        return f"{progress}{run} makes this; its progress as of {format_duration(self.age)} ago"
+        return f"{progress}{run} makes these artifacts; last heartbeat {format_duration(self.age)} ago"
 
     @property
     def is_alive(self) -> bool:
@@ -121,7 +121,7 @@ def _check_conflicts(leases: Artifact, name: str, makes: dict[str, str]) -> None
 
 
 def _is_alive(leases: Artifact, name: str, lease: dict[str, Any]) -> bool:
-    """Whether the run of a lease is alive: its process exists, and its heartbeat changes."""
+    """Return whether the run of a lease is alive: its process exists, and its heartbeat changes."""
     if lease["host"] == socket.gethostname() and not _process_exists(lease["pid"]):
         return False
     print(
@@ -159,7 +159,7 @@ def _heartbeat(
     while not ended.wait(HEARTBEAT_INTERVAL):
         with suppress(StoreError):  # the next heartbeat tries again
             if _read(leases, name) is None:  # this process was suspended, and another run has deleted its lease
-                print("\nanother run has taken over, because this one had no heartbeat", flush=True)
+                print("\nthis run stops: its heartbeat had stopped, and another run makes its artifacts", flush=True)
                 # A shell script starts its background commands with SIGINT ignored, and then SIGINT has no effect.
                 ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
                 _thread.interrupt_main(signal.SIGTERM if ignored else signal.SIGINT)

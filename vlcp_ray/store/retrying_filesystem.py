@@ -14,7 +14,7 @@ from vlcp_ray.store.io import retry
 def retrying(filesystem: pafs.FileSystem) -> pafs.PyFileSystem:
     """Wrap a filesystem so that calls that fail with transient errors are retried.
 
-    Only opening a stream is retried: a stream itself is the filesystem's own, so its bytes do not pass through Python.
+    Of a stream only the opening is retried; its bytes do not pass through Python.
     """
     return pafs.PyFileSystem(_RetryingHandler(filesystem))
 

@@ -24,15 +24,15 @@ def test_read_of_a_caption_gives_the_words_of_its_image() -> None:
     images, labels = digits.load("val")
     rng = random.Random(0)
     for image, label in zip(images, labels, strict=True):
-        text = properties.describe(image, digits.CLASS_NAMES[label], rng)
+        text = properties.write_caption(image, digits.CLASS_NAMES[label], rng)
         assert properties.read(text) == properties.words(image), text
         assert digits.CLASS_NAMES[label] in text
 
 
-def test_describe_is_a_function_of_image_and_rng() -> None:
+def test_write_caption_is_a_function_of_image_and_rng() -> None:
     image = digits.load("val")[0][0]
-    texts = {properties.describe(image, "digit three", random.Random(seed)) for seed in range(20)}
-    assert properties.describe(image, "digit three", random.Random(1)) in texts
+    texts = {properties.write_caption(image, "digit three", random.Random(seed)) for seed in range(20)}
+    assert properties.write_caption(image, "digit three", random.Random(1)) in texts
     assert len(texts) > 10
 
 

@@ -48,9 +48,9 @@ def test_finetune_loads_of_validation_follow_its_settings() -> None:
     def validation_flops(**settings: object) -> float:
         job = make_job(epochs=2, validation_epochs=2, **settings)
         steps = [step for step in graph(job) if step.stage == STAGE.name]
-        return [load.amount for load in STAGE.loads(CostInputs.of(job, IMAGES), steps)][1]
+        return [load.amount for load in STAGE.loads(CostInputs.for_job(job, IMAGES), steps)][1]
 
-    decode = 2 * 4 * CostInputs.of(make_job(), IMAGES).models.decode(4)  # two seeds, four classes
+    decode = 2 * 4 * CostInputs.for_job(make_job(), IMAGES).models.decode(4)  # two seeds, four classes
     default = validation_flops()
     assert validation_flops(validation_classes=1) == pytest.approx(default / 4)
     assert validation_flops(validation_steps=40) - decode == pytest.approx(2 * (default - decode))
@@ -58,7 +58,7 @@ def test_finetune_loads_of_validation_follow_its_settings() -> None:
 
 def test_finetune_loads_count_training_and_validation_images() -> None:
     job = make_job(epochs=6, validation_epochs=4)
-    inputs, steps = CostInputs.of(job, IMAGES), [step for step in graph(job) if step.stage == STAGE.name]
+    inputs, steps = CostInputs.for_job(job, IMAGES), [step for step in graph(job) if step.stage == STAGE.name]
     training, validation = STAGE.loads(inputs, steps)
     assert len(steps) == training.starts == 2
     assert training.images == 2 * 6 * 1000
@@ -75,7 +75,7 @@ def test_finetune_disk_and_memory_are_bytes_of_float32_parameters() -> None:
     pipeline, unet = count_pipeline_parameters(job.base_model), count_parameters(job.base_model, "unet")
     assert pipeline
     assert unet
-    assert STAGE.disk(CostInputs.of(job, IMAGES), steps) == pytest.approx(2 * 4 * pipeline / 2**30)
+    assert STAGE.disk(CostInputs.for_job(job, IMAGES), steps) == pytest.approx(2 * 4 * pipeline / 2**30)
     assert STAGE.memory(job) == {"fine-tune": pytest.approx(5 * 4 * unet / 2**30)}
 
 

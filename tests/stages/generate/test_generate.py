@@ -41,14 +41,14 @@ def test_group_by_model_separates_seeds_of_tuned_model_only() -> None:
 def test_image_flops_with_guidance_has_twice_the_denoising() -> None:
     flops = model_flops(make_job())
     guided, plain = (image_flops(Generate(guidance_scale=scale), flops, 4) for scale in (10.0, 1.0))
-    passes = 36  # METHOD 2.6: 0.7 x 50 steps, the first of which PNDM evaluates twice
+    passes = 36  # 0.7 x 50 steps, the first of which PNDM evaluates twice
     assert guided - plain == pytest.approx(passes * flops.denoise(4))
     assert plain == pytest.approx(passes * flops.denoise(4) + flops.decode(4) + flops.embed_text())
 
 
 def test_generate_loads_count_images_of_all_sets() -> None:
     job = make_job()
-    inputs, steps = CostInputs.of(job, IMAGES), generate_steps(job)
+    inputs, steps = CostInputs.for_job(job, IMAGES), generate_steps(job)
     (load,) = STAGE.loads(inputs, steps)
     assert load.images == load.units == count_images(inputs, steps) == 2 * (1 + 5) * 4
     assert load.amount == pytest.approx(load.images * image_flops(job.generate, inputs.models, 4))
@@ -59,6 +59,6 @@ def test_disk_grows_with_area_of_images() -> None:
     sizes = []
     for side in (32, 64):
         job = make_job(generate={"image_size": side})
-        sizes.append(disk(CostInputs.of(job, IMAGES), generate_steps(job)))
+        sizes.append(disk(CostInputs.for_job(job, IMAGES), generate_steps(job)))
     assert sizes[1] == pytest.approx(4 * sizes[0])
     assert sizes[0] < 48 * 32 * 32 * 3 / 2**30  # less than the raw pixels

@@ -15,7 +15,10 @@ def test_ingest_settings_single_class_becomes_a_tuple() -> None:
 
 @pytest.mark.parametrize(
     ("ipc", "message"),
-    [(2, r"class 'cow' has fewer .* than ipc = 2 \(1\)"), (3, r"class 'cow' and 1 more have fewer .* ipc = 3 \(1\)")],
+    [
+        (2, "class 'cow' has only 1 usable training images, fewer than ipc = 2: lower ipc"),
+        (3, r"class 'cow' has only 1 usable training images, fewer than ipc = 3 \(and 1 more classes\): lower ipc"),
+    ],
 )
 def test_check_classes_below_ipc_names_the_smallest_class(ipc: int, message: str) -> None:
     check_classes(MANIFEST, ipc=1)

@@ -17,7 +17,7 @@ def make_steps(**settings: object) -> tuple[CostInputs, list[Step]]:
     size = {"resolution": 32, "train_resolution": 32}
     demo = {"base_model": "demo/stable_diffusion", "encode": size, "caption": {"model": "demo/llava"}}
     job = build(Job, {"name": "x", "seeds": [0, 1], "ipc": [1, 5], **demo, **settings}, "x")
-    return CostInputs.of(job, IMAGES), [step for step in graph(job) if step.stage == STAGE.name]
+    return CostInputs.for_job(job, IMAGES), [step for step in graph(job) if step.stage == STAGE.name]
 
 
 def test_group_by_settings_puts_seeds_and_ipc_in_one_group() -> None:

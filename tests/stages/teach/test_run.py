@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlcp_ray.sources.classes import expand, glossary
+from vlcp_ray.sources.classes import expand, load_glossary
 from vlcp_ray.stages.teach.run import _read_checkpoint
 
 
 def test_read_checkpoint_of_imagenet_selects_the_outputs_of_the_classes(tmp_path: Path) -> None:
-    known = glossary("")
+    known = load_glossary("")
     names = [known.names[key] for key in sorted(expand(["imagenet1k"], known))]
     path = tmp_path / "resnet.pth"
     torch.save({"fc.weight": torch.arange(1000.0)[:, None], "fc.bias": torch.arange(1000.0)}, path)

@@ -27,7 +27,7 @@ def main() -> None:
 
 
 def train_llava(folder: Path) -> None:
-    """Train and write the captioning model, and print its agreement and that of chance for each property."""
+    """Train and write the captioning model; print the share of right words for each property, and by chance."""
     from vlcp_ray.demo import digits
     from vlcp_ray.demo.train import llava, tokens
 

@@ -166,7 +166,7 @@ def words(image: "NDArray[np.uint8]") -> dict[str, str]:
     return {name: kind.word(measures[name]) for name, kind in PROPERTIES.items()}
 
 
-def describe(image: "NDArray[np.uint8]", class_name: str, rng: random.Random) -> str:
+def write_caption(image: "NDArray[np.uint8]", class_name: str, rng: random.Random) -> str:
     """Write a caption of a 32 x 32 image in LLaVA's style, at most 50 tokens; `rng` chooses sentence and synonyms."""
     return phrase(words(image), class_name, rng)
 
@@ -179,7 +179,7 @@ def phrase(words: Mapping[str, str], class_name: str, rng: random.Random) -> str
 
 
 def read(caption: str) -> dict[str, str]:
-    """Read the words that a caption states, the inverse of `describe`; a property that it does not state is absent."""
+    """Read the words that a caption states (inverse of `write_caption`), without properties that it leaves out."""
     words = {}
     for name, kind in PROPERTIES.items():
         for word, phrases in kind.phrases.items():

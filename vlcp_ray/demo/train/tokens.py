@@ -39,7 +39,7 @@ MERGES = 420
 
 
 def ask(class_name: str) -> str:
-    """Return the captioning prompt of METHOD 2.1 for one class, in the chat format of LLaVA-1.5."""
+    """Return the captioning prompt of the paper for one class, in the chat format of LLaVA-1.5."""
     return CHAT.format(prompt=PROMPT.format(class_name=class_name))
 
 

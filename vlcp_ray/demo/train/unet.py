@@ -94,8 +94,8 @@ def train(
 ) -> "tuple[UNet2DConditionModel, CLIPTextModel]":
     """Train UNet and text encoder, and return their moving averages (EMA).
 
-    Each of the `steps` has 64 latents, half of them of unaugmented digits. As in METHOD 2.2, timesteps are uniform, the
-    target is the noise, and the loss is the mean squared error.
+    Each of the `steps` has 64 latents, half of them of unaugmented digits. As in diffusers' recipe, timesteps are
+    uniform, the target is the noise, and the loss is the mean squared error.
     """
     torch.manual_seed(seed)
     latents, words, names = _pairs(vae, seed)

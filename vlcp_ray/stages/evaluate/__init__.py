@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from vlcp_ray.models.networks import NETWORKS
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.schemas import column
-from vlcp_ray.settings import OneOf, Positive, Settings, check_different
+from vlcp_ray.settings import OneOf, Positive, Settings, check_unique
 from vlcp_ray.stages.stage import TRAINING_PASSES, Load, Stage, Work
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Evaluate(Settings):
-    """Evaluation of distilled sets by the classifiers that are trained on them (METHOD 3.1, 3.2)."""
+    """Evaluation of distilled sets by the classifiers that are trained on them."""
 
     protocols: tuple[Annotated[str, OneOf(PROTOCOLS)], ...] = Field(
         ("minimax",), description="minimax: hard labels; rded: soft labels of the teacher"
@@ -32,7 +32,9 @@ class Evaluate(Settings):
     input_size: Positive = Field(224, description="side of the images in pixels")
     epochs: Positive | None = Field(None, description="training epochs; none: the protocol's number for the ipc")
     full_epochs: Positive = Field(300, description="training epochs on the full train split")
-    validations: Positive = Field(100, description="validations per training; under rded only those in its last fifth")
+    validations: Positive = Field(
+        100, description="validations spread over a training; rded skips those before the last fifth"
+    )
     repeats: Positive = Field(3, description="trainings of each network on each set")
     batch_size: Positive = Field(64, description="minimax only: images per training step")
     learning_rate: float = Field(0.01, gt=0, description="minimax only: learning rate of the first epoch")
@@ -40,24 +42,24 @@ class Evaluate(Settings):
         True, description="mirror half of the images; false where that changes the class, as with digits"
     )
     factor: Positive = Field(
-        1, description="rded, protocol and method: patches per side of an image; 2 for ImageNet-1K and Tiny-ImageNet"
+        1, description="patches per image side in the rded protocol and method; RDED: 2 for ImageNet-1K, Tiny-ImageNet"
     )
     temperature: float = Field(20.0, gt=0, description="rded only: softmax temperature of student and teacher")
     rded_epochs: Positive | None = Field(None, description="rded only: training epochs; none: `epochs`, or 300")
     rded_batch_size: Positive | None = Field(
-        None, description="rded only: images per training step; none: the protocol's number; 100 for Tiny-ImageNet"
+        None, description="rded only: images per training step; none: by ipc and classes; RDED: 100 for Tiny-ImageNet"
     )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        check_different(self, "protocols", "networks")
+        check_unique(self, "protocols", "networks")
         if self.input_size % self.factor:
             raise ValueError(f"input_size must be a multiple of factor, {self.factor}, not {self.input_size}")
         for protocol in PROTOCOLS.values():
             for name in protocol.settings:
                 if protocol.name not in self.protocols and getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(
-                        f"{name} is for the {protocol.name} protocol only; add it to protocols or leave {name} out"
+                        f"{name} is for {protocol.name} only; add {protocol.name} to protocols or leave {name} out"
                     )
         return self
 
@@ -65,7 +67,7 @@ class Evaluate(Settings):
 SCORES: Final = pa.schema(
     [
         column("trial_id", pa.string(), "method, protocol, ipc, seed, network and repeat, joined by hyphens"),
-        column("protocol", pa.string(), "minimax or rded"),
+        column("protocol", pa.string(), "the evaluation protocol, such as minimax"),
         column("network", pa.string(), "the classifier that was trained"),
         column("method", pa.string(), "how the training set was made, such as vlcp, random or full"),
         column("ipc", pa.int32(), "images per class; 0 for the full train split"),
@@ -110,7 +112,7 @@ class Trial:
         return f"{self.method}-{self.protocol}-ipc{self.ipc}-seed{self.seed}-{self.network}-r{self.repeat}"
 
 
-def trials_of(step: "Step", settings: Evaluate) -> list[Trial]:
+def list_trials(step: "Step", settings: Evaluate) -> list[Trial]:
     """List the trials of one set: one for each protocol, network and repeat.
 
     The full train split, whose step has no set among its inputs, is trained on once per network.
@@ -150,7 +152,7 @@ _EXCLUDED_FOR_FULL: Final = {
 }
 
 
-def _first_network(job: "Job") -> int:
+def _first_network_flops(job: "Job") -> int:
     settings = job.evaluate
     return int(NETWORKS[settings.networks[0]].forward_flops(settings.input_size, settings.width, 1))
 
@@ -162,24 +164,33 @@ CLASSIFY: Final = Work(
     on_cpu=(0.75, 5.0),
     on_gpu=(0.03, 15.0),  # assumed for single precision and small batches
     overhead="task",
-    model=_first_network,
+    model=_first_network_flops,
 )
 
 
 def _loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]:
-    trials = [trial for step in steps for trial in trials_of(step, inputs.job.evaluate)]
-    yield Load(CLASSIFY, len(trials), sum(_trial_flops(inputs, trial) for trial in trials), units=len(trials))
+    trials = [trial for step in steps for trial in list_trials(step, inputs.job.evaluate)]
+    images = sum(_epochs(inputs, trial) * _images(inputs, trial) for trial in trials)
+    yield Load(CLASSIFY, images, sum(_trial_flops(inputs, trial) for trial in trials), units=len(trials))
+
+
+def _epochs(inputs: "CostInputs", trial: Trial) -> int:
+    return PROTOCOLS[trial.protocol].epochs(inputs.job.evaluate, trial.ipc, inputs.images.classes)
+
+
+def _images(inputs: "CostInputs", trial: Trial) -> int:
+    return trial.ipc * inputs.images.classes or inputs.images.train
 
 
 def _trial_flops(inputs: "CostInputs", trial: Trial) -> float:
     settings, teach, images = inputs.job.evaluate, inputs.job.teach, inputs.images
     protocol = PROTOCOLS[trial.protocol]
-    epochs = protocol.epochs(settings, trial.ipc, images.classes)
+    epochs = _epochs(inputs, trial)
     student = inputs.models.classify(trial.network, settings.input_size, settings.width, images.classes)
     teacher = inputs.models.classify(teach.network, settings.input_size, teach.width, images.classes)
     per_image = TRAINING_PASSES * student + (teacher if protocol.needs_teacher else 0.0)
     validation_passes = len(protocol.validated_epochs(epochs, settings.validations)) * images.val
-    return epochs * (trial.ipc * images.classes or images.train) * per_image + validation_passes * student
+    return epochs * _images(inputs, trial) * per_image + validation_passes * student
 
 
 STAGE: Final = Stage(

@@ -20,7 +20,7 @@ from vlcp_ray.monitoring.tensorboard import Record
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.protocols.labelled_images import LabelledImages, load_split
 from vlcp_ray.schemas import conform
-from vlcp_ray.stages.evaluate import SCORES, STAGE, Evaluate, Trial, trials_of
+from vlcp_ray.stages.evaluate import SCORES, STAGE, Evaluate, Trial, list_trials
 from vlcp_ray.stages.evaluate.trial import run_trial
 from vlcp_ray.stages.ingest import check_val
 from vlcp_ray.stages.teach import WEIGHTS, Teach
@@ -31,7 +31,7 @@ def run(context: Context, steps: Sequence[Step]) -> None:
     """Turn sets of images into SCORES: run the trials of all sets in one queue, the largest sets first."""
     start, settings = time.monotonic(), context.job.evaluate
     check_val(context.manifest(steps[0].inputs["images"]), STAGE.name)
-    trials = [(step, trial) for step in steps for trial in trials_of(step, settings)]
+    trials = [(step, trial) for step in steps for trial in list_trials(step, settings)]
     trials.sort(key=lambda pair: -(pair[1].ipc or 2**31))
     step_of = {trial.trial_id: step for step, trial in trials}
     recorded = {step.fingerprint: _recorded_trials(context.artifact(step)) for step in steps}
@@ -48,7 +48,7 @@ def run(context: Context, steps: Sequence[Step]) -> None:
     seconds = (time.monotonic() - start) / len(steps)
     for step in steps:
         rows = len(_recorded_trials(context.artifact(step)))
-        context.complete(step, rows_in=len(trials_of(step, settings)), rows=rows, seconds=seconds)
+        context.complete(step, rows_in=len(list_trials(step, settings)), rows=rows, seconds=seconds)
 
 
 def _calls(context: Context, trials: Sequence[tuple[Step, Trial]]) -> Iterator[Callable[[], ray.ObjectRef]]:

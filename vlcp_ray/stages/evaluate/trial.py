@@ -38,7 +38,7 @@ def run_trial(
         val: real images of the same size.
         class_names: the class of each label.
         settings: of the trainings.
-        trial: protocol, network, and the seed's keys.
+        trial: protocol and network; its id is a key of every random seed.
         device: torch device.
         teacher: for a protocol with soft labels: it has an output for every class name, in their order, and is moved to
             the device.

@@ -28,15 +28,17 @@ _COPIES: Final = 5  # numbers per parameter: weight, gradient, two moments of Ad
 
 
 class Finetune(Settings):
-    """Fine-tuning of the UNet on PAIRS (METHOD 2.2)."""
+    """Fine-tuning of the UNet on PAIRS."""
 
     epochs: Positive = Field(8, description="passes over the train split")
     batch_size: Positive = Field(32, description="images per optimiser step over all ranks")
-    learning_rate: float = Field(1e-5, gt=0, description="of AdamW, constant")
+    learning_rate: float = Field(1e-5, gt=0, description="learning rate of AdamW, constant")
     weight_decay: float = Field(0.01, ge=0, description="of AdamW")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients of a larger norm are scaled down to it")
     ema_decay: Fraction = Field(0.9999, description="decay of the moving average of the weights, which is the result")
-    random_flip: bool = Field(True, description="false where a mirrored image has another meaning, as with digits")
+    random_flip: bool = Field(
+        True, description="mirror images at random; false where that changes the class, as with digits"
+    )
     mixed_precision: Literal["no", "fp16", "bf16"] = Field("fp16", description="fp16 needs a GPU; no: float32")
     gradient_checkpointing: bool = Field(
         True, description="recompute activations in the backward pass: less memory, a third more time"
@@ -45,7 +47,9 @@ class Finetune(Settings):
         SHUFFLE_WINDOW, description="images that are shuffled together; more need more memory"
     )
     validation_epochs: Positive = Field(2, description="epochs from one set of validation images to the next")
-    validation_classes: Positive = Field(10, description="validation images: one for each of the first classes")
+    validation_classes: Positive = Field(
+        10, description="number of classes, from the first, with one validation image each"
+    )
     validation_steps: Positive = Field(20, description="denoising steps of a validation image")
     validation_guidance_scale: float = Field(7.5, ge=1, description="of a validation image; 1: without guidance")
 
@@ -90,7 +94,7 @@ def _loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]:
     validations = settings.epochs // settings.validation_epochs * seeds
     generated = min(settings.validation_classes, inputs.images.classes) * validations
     flops = generated * (2 * settings.validation_steps * inputs.models.denoise(side) + inputs.models.decode(side))
-    yield Load(DENOISE, 0, flops, units=1, starts=0, wide=False, pool=TRAIN.pool)
+    yield Load(DENOISE, 0, flops, units=1, starts=0, parallel=False, pool=TRAIN.pool)
 
 
 def _disk(inputs: "CostInputs", steps: Sequence["Step"]) -> float:

@@ -1,4 +1,4 @@
-"""The order of the rows in fine-tuning: epochs, optimiser steps, and the batch of each rank (METHOD 2.2)."""
+"""The order of the rows in fine-tuning: epochs, optimiser steps, and the batch of each rank."""
 
 import math
 from dataclasses import dataclass

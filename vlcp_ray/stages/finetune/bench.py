@@ -12,7 +12,7 @@ from vlcp_ray.stages.stage import Batch, BatchDone
 
 
 def finetune(job: Job, pool: Pool) -> Batch:
-    """Take one optimiser step on a rank's share of the batch."""
+    """Load the trainer, and return a function that takes one optimiser step on a rank's share of the batch."""
     count, resolution = max(1, job.finetune.batch_size // pool.num_workers), job.encode.train_resolution
     trainer = Trainer(job.finetune, job.base_model, 0, resolution, pool.batch_size, pick_device())
     table, rank_batch = Sample(job).pairs(count), Schedule(count, 1, count, 0).rank_batch(0)

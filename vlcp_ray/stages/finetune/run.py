@@ -52,7 +52,7 @@ def run(context: Context, steps: Sequence[Step]) -> None:
         config = _configure_ranks(context, step, rows)
         images = config.schedule.images_after(config.schedule.steps)
         with _show_progress(context, step, images):
-            retry(partial(_fit, config, context.scale.finetune), f"keep the checkpoints of {artifact.path}")
+            retry(partial(_fit, config, context.scale.finetune), f"write the checkpoints of {artifact.path}")
         for peaks in _read_json(artifact, _PEAKS):
             context.view.record_peaks(Peaks(*peaks))
         epochs = _read_json(artifact, _METRICS)

@@ -1,4 +1,4 @@
-"""Fine-tune the UNet on PAIRS, step by step, on one device or as one rank of several (METHOD 2.2)."""
+"""Fine-tune the UNet on PAIRS, step by step, on one device or as one rank of several."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence

@@ -22,12 +22,14 @@ _HALF: Final = 2  # bytes of a number in half precision
 
 
 class Generate(Settings):
-    """Generation of images from prototypes (METHOD 2.6)."""
+    """Generation of images from prototypes."""
 
     strength: Annotated[float, Field(gt=0, le=1)] = Field(
         0.7, description="share of the denoising steps that are run on a noisy prototype; 1: from pure noise"
     )
-    guidance_scale: Annotated[float, Field(ge=1)] = Field(10.0, description="1: without guidance")
+    guidance_scale: Annotated[float, Field(ge=1)] = Field(
+        10.0, description="classifier-free guidance scale; 1: without guidance"
+    )
     num_inference_steps: Positive = Field(50, description="denoising steps at strength 1")
     negative_prompt: str = Field("cartoon, anime, painting", description="what guidance leads away from")
     image_size: Positive = Field(256, description="side of the synthetic images in pixels, resized after decoding")

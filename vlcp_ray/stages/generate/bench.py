@@ -11,7 +11,7 @@ from vlcp_ray.stages.stage import Batch, BatchDone
 
 
 def generate(job: Job, pool: Pool) -> Batch:
-    """Generate a batch of images."""
+    """Load the pipeline, and return a function that generates a batch of images."""
     img2img = Img2Img(job.generate, job.base_model, pool.batch_size)
     table = Sample(job).prototypes(pool.batch_size)
     side = latent_shape(job.base_model, job.encode.resolution)[1]

@@ -1,4 +1,4 @@
-"""Generate images from prototypes under their texts (METHOD 2.6)."""
+"""Generate images from prototypes under their texts."""
 
 import numpy as np
 import pyarrow as pa

@@ -26,7 +26,7 @@ class Expect(Settings):
 
 
 class Ingest(Settings):
-    """The labelled images to distill."""
+    """The labelled images to distil."""
 
     source: str = Field(
         "digits", description="a folder, a file or a URI (s3://, gs://, hf://); `digits`: the embedded digits"
@@ -76,8 +76,9 @@ def check_classes(manifest: Mapping[str, Any], ipc: int) -> None:
     few = sorted((count, name) for name, count in counts.items() if count < ipc)
     if few:
         raise ValueError(
-            f"class {few[0][1]!r} {f'and {len(few) - 1} more have' if few[1:] else 'has'} fewer usable training images "
-            f"than ipc = {ipc} ({few[0][0]}): lower ipc, add images or leave the class out of ingest.classes"
+            f"class {few[0][1]!r} has only {few[0][0]} usable training images, fewer than ipc = {ipc}"
+            f"{f' (and {len(few) - 1} more classes)' if few[1:] else ''}: lower ipc, add images or leave the class out "
+            "of ingest.classes"
         )
 
 
@@ -93,7 +94,7 @@ def check_val(manifest: Mapping[str, Any], stage: str) -> None:
     """
     if not manifest["splits"].get("val"):
         raise ValueError(
-            f"{stage}: the image set has no val images; set ingest.val_fraction, or run without evaluation: --to select"
+            f"{stage}: the image set has no val images; set ingest.val_fraction, or stop earlier: --to generate"
         )
 
 

@@ -8,7 +8,7 @@ from vlcp_ray.stages.stage import Batch, BatchDone
 
 
 def ingest(job: Job, _: Pool) -> Batch:
-    """Check 64 images by decoding them."""
+    """Return a function that checks 64 images by decoding them."""
     files = Sample(job).images(64)["image"].to_pylist()
 
     def batch() -> BatchDone:

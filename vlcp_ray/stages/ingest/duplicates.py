@@ -53,7 +53,7 @@ def _rewrite(artifact: Artifact, table: pa.Table, duplicates: dict[str, str]) ->
     """
     is_duplicate = pc.is_in(table["source"], value_set=pa.array(list(duplicates), pa.string()))
     bad = table.filter(is_duplicate)
-    # An interrupted call leaves some rows in two files of IMAGES: such a row repeats itself, and is not rejected.
+    # An interrupted call leaves some rows in two files of IMAGES: their source is the kept one, so not rejected.
     bad = bad.filter(pa.array([duplicates[source] != source for source in bad["source"].to_pylist()], pa.bool_()))
     if len(bad):
         details = [f"{row['image_id']} is also the id of {duplicates[row['source']]}" for row in bad.to_pylist()]

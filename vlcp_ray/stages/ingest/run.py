@@ -45,7 +45,9 @@ def run(context: Context, steps: Sequence[Step]) -> None:
     log_line(step.title, f"{settings.source} is {source.description}")
     parts = [part for part in source.parts() if part.split != "val" or not settings.val_fraction]
     if not parts:
-        raise ConfigError("ingest.source: the image set has no train split; rename its folders or files")
+        raise ConfigError(
+            "ingest.source: the image set has no train split; put `train` into the names of its folders or files"
+        )
     _delete_stale(artifact, source.classes)
     label = LabelRows(settings, source.classes.keys, source.classes.names)
     write = WriteRows({"": artifact}, STAGE.name, _IMAGES, IMAGES, "source")
@@ -57,7 +59,7 @@ def run(context: Context, steps: Sequence[Step]) -> None:
 
 
 def _delete_stale(artifact: Artifact, classes: Classes) -> None:
-    """Delete what an interrupted attempt has written, except good rows, if the classes are the same.
+    """Delete what an interrupted attempt has written; good rows are kept if the classes are the same.
 
     Rejected rows are read again, because their files may have been fixed.
     """
@@ -107,7 +109,7 @@ class ReadPart:
 
 
 class DoneRows:
-    """The sources of the rows of a part that are written already; counts how many of them the part still has."""
+    """The sources of a part's written rows; `in` counts those that are still in the part."""
 
     def __init__(self, sources: pa.Array, part: Part) -> None:
         of_part = sources.filter(pc.starts_with(sources, part.path))

@@ -27,7 +27,7 @@ _FLOAT16_BYTES: Final = 2
 
 
 class Caption(Settings):
-    """How training images are captioned (METHOD 2.1)."""
+    """How training images are captioned."""
 
     source: str = Field("", description="a table of saved captions with image_id and caption; empty: run the model")
     engine: Literal["vllm", "transformers"] = Field("vllm", description="the library that runs the model")
@@ -48,7 +48,7 @@ class Caption(Settings):
 
 
 class Encode(Settings):
-    """How images are encoded to latents (METHOD 2.3)."""
+    """How images are encoded to latents."""
 
     resolution: Size = Field(
         512, description="side in pixels that images are resized to for clustering; the aspect ratio is lost"
@@ -153,6 +153,8 @@ def _disk(inputs: "CostInputs", _: Sequence["Step"]) -> float:
 
 
 def _memory(job: "Job") -> Mapping[str, float | None]:
+    if job.caption.source:
+        return {}
     parameters = pretrained.count_parameters(job.caption.model, "")
     return {"caption": None if parameters is None else parameters * _FLOAT16_BYTES / 2**30}
 

@@ -14,7 +14,7 @@ from vlcp_ray.stages.stage import Batch, BatchDone
 
 
 def caption(job: Job, pool: Pool) -> Batch:
-    """Caption a batch of images; its operations are counted for the measured length of the captions."""
+    """Load the captioner, and return a function that captions a batch and counts its operations."""
     caption_rows, table = CaptionRows(job.caption), Sample(job).images(pool.batch_size)
     tokenizer, flops = AutoTokenizer.from_pretrained(folder(job.caption.model)), model_flops(job)
 
@@ -27,7 +27,7 @@ def caption(job: Job, pool: Pool) -> Batch:
 
 
 def encode(job: Job, pool: Pool) -> Batch:
-    """Encode a batch of images."""
+    """Load the VAE, and return a function that encodes a batch of images."""
     encode_rows = EncodeRows(job.encode, job.base_model, pool.batch_size, job.finetune.random_flip)
     table, flops_per_image = Sample(job).images(pool.batch_size), encode_flops(job, model_flops(job))
 

@@ -1,4 +1,4 @@
-"""Caption images with a vision-language model (METHOD 2.1)."""
+"""Caption images with a vision-language model."""
 
 from collections.abc import Mapping
 
@@ -43,5 +43,5 @@ class CaptionRows:
 
 
 def clean(answer: str) -> str:
-    """Remove double quotes and `'s`, and make all white space single spaces (METHOD 2.1, as released)."""
+    """Remove double quotes and `'s`, and make all white space single spaces (as in the released code)."""
     return " ".join(answer.replace('"', "").replace("'s", "").split())

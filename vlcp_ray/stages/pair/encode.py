@@ -1,4 +1,4 @@
-"""Encode images to latents for the prototypes and to posterior moments for fine-tuning (METHOD 2.2, 2.3)."""
+"""Encode images to latents for the prototypes and to posterior moments for fine-tuning."""
 
 from collections.abc import Sequence
 

@@ -48,7 +48,7 @@ def run(context: Context, steps: Sequence[Step]) -> None:
 
 def _caption_work(settings: Caption, scale: Scale) -> RowWork:
     """Choose the captioning work: the model, or the table of saved captions."""
-    if settings.source:  # one worker looks up captions faster than any number of encoders encode
+    if settings.source:  # a look-up is far faster than encoding: one worker is enough
         pool = Pool(batch_size=scale.rows_per_block)
         return RowWork("vlcp_ray.stages.pair.saved_captions:LoadSavedCaptions", {"uri": settings.source}, pool)
     return RowWork("vlcp_ray.stages.pair.caption:CaptionRows", {"settings": settings}, scale.caption)

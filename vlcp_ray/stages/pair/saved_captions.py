@@ -21,7 +21,7 @@ class LoadSavedCaptions:
         self.captions = CaptionTable(table.to_table(columns=columns))
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """See `CaptionTable`."""
+        """Add `caption` (see `CaptionTable`)."""
         return self.captions(table)
 
 
@@ -72,7 +72,7 @@ class CaptionTable:
                 f"caption.source: {len(repeated)} ids occur more than once, for example {repeated[0].as_py()!r}; "
                 "keep one row of each"
             )
-        # Not Arrow, which would hash all ids again for every batch: at ImageNet's size nearly all of the time.
+        # pandas hashes the ids once; Arrow would for every batch: at ImageNet's size nearly all of the time.
         self.index = pd.Index(image_ids.to_numpy(zero_copy_only=False))
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -110,7 +110,7 @@ class CaptionTable:
 
 
 def _count_folders(file_names: pa.Array) -> int:
-    """Count the folders of an image_id that file names are compared with: the class's if the table has folders."""
+    """Return how many folders are compared besides the file name: 1 if the table's names have folders, else 0."""
     return int(bool(pc.any(pc.match_substring(file_names, "/")).as_py()))
 
 

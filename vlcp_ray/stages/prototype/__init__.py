@@ -20,16 +20,20 @@ _ITERATIONS: Final = 20
 
 
 class Prototype(Settings):
-    """Clustering of each class into image and text prototypes (METHOD 2.4, 2.5)."""
+    """Clustering of each class into image and text prototypes."""
 
-    contamination: Annotated[float, Field(ge=0, le=0.5)] = Field(0.0, description="share of outliers; 0: no LOF")
-    n_neighbors: Positive = Field(10, description="neighbours of LOF")
-    n_init: Positive = Field(10, description="starts of k-means, of which the best is kept")
+    contamination: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        0.0, description="share of images removed as outliers by the local outlier factor (LOF); 0: none"
+    )
+    n_neighbors: Positive = Field(10, description="number of neighbours that LOF compares an image with")
+    n_init: Positive = Field(10, description="random initialisations of k-means; the best is kept")
     max_df: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.7, description="beta: words in this share of a class's captions, or in more, are too common"
+        0.7, description="drop words that at least this share of a class's captions contain (beta of the paper)"
     )
     n_words: Positive = Field(30, description="representative words kept per cluster")
-    matching: Literal["word", "substring"] = Field("word", description="substring: as the released code does")
+    matching: Literal["word", "substring"] = Field(
+        "word", description="find words as whole words, or as substrings like the released code"
+    )
 
 
 def prototypes_schema(latent: tuple[int, int, int]) -> pa.Schema:
@@ -53,7 +57,7 @@ def prototypes_schema(latent: tuple[int, int, int]) -> pa.Schema:
 PROTOTYPES: Final = prototypes_schema((1, 1, 1))
 MEMBERS: Final = pa.schema(
     [
-        column("image_id", pa.string(), "the training image"),
+        column("image_id", pa.string(), "id of the training image"),
         column("label", pa.int32(), "its class"),
         column("cluster", pa.int32(), "its cluster within the class, -1 for an outlier"),
         column("distance", pa.float32(), "distance to the centroid in latent space; to the nearest one for an outlier"),

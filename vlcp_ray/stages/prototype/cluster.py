@@ -1,4 +1,4 @@
-"""Cluster the latents of one class: image and text prototypes for each (seed, ipc) (METHOD 2.4, 2.5)."""
+"""Cluster the latents of one class: image and text prototypes for each (seed, ipc)."""
 
 import warnings
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ class Clusters:
 
 
 def prototype(table: pa.Table, settings: Prototype, runs: Sequence[Run]) -> dict[Run, tuple[pa.Table, pa.Table]]:
-    """Compute the prototypes of one class (METHOD 2.4, 2.5).
+    """Compute the prototypes of one class.
 
     Args:
         table: all rows of one class, in any order: image_id, label, class_name, caption and latent of PAIRS.
@@ -100,7 +100,10 @@ def _cluster_run(
     texts = []
     for cluster in range(ipc):
         members = np.flatnonzero(clusters.labels == cluster)
-        texts.append(choose_text_prototype(words, members, distances[members], settings.n_words))
+        try:
+            texts.append(choose_text_prototype(words, members, distances[members], settings.n_words))
+        except ValueError as error:
+            raise ValueError(f"class {images.class_name!r}: {error}") from error
     return _prototypes_table(images, clusters, texts), _members_table(images, clusters, distances)
 
 

@@ -1,4 +1,4 @@
-"""Choose text prototypes: of each cluster the caption with most of its representative words (METHOD 2.5)."""
+"""Choose text prototypes: of each cluster the caption with most of its representative words."""
 
 import math
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ class TextPrototype:
 
 
 def find_candidate_words(captions: Sequence[str], class_name: str, max_df: float, matching: Matching) -> CandidateWords:
-    """Find the candidate words in the captions of one class's inliers (METHOD 2.5, steps 1 and 2).
+    """Find the candidate words in the captions of one class's inliers.
 
     Args:
         captions: C; their order decides ties.
@@ -61,7 +61,7 @@ def find_candidate_words(captions: Sequence[str], class_name: str, max_df: float
 
 
 def representative_words(words: CandidateWords, members: Integers, n_words: int) -> tuple[Integers, Integers]:
-    """Find the most frequent candidate words of one cluster (METHOD 2.5, steps 3 and 4).
+    """Find the most frequent candidate words of one cluster.
 
     Args:
         words: of the whole class.
@@ -80,7 +80,7 @@ def representative_words(words: CandidateWords, members: Integers, n_words: int)
 def choose_text_prototype(
     words: CandidateWords, members: Integers, distances: npt.NDArray[np.floating[Any]], n_words: int
 ) -> TextPrototype:
-    """Choose the caption of a cluster that contains most of its representative words (METHOD 2.5, step 5).
+    """Choose the caption of a cluster that contains most of its representative words.
 
     Where every score is 0 (the released code continues with an empty text), choose the caption of the image nearest to
     the centroid.

@@ -200,7 +200,7 @@ def scatter_chart(scatters: Sequence[Scatter], title: str) -> str:
 
 
 def _rows(bars: Sequence[Bar]) -> list[Bar | str]:
-    """The bars, with the group's name before the first bar of each group."""
+    """Return the bars, with the group's name before the first bar of each group."""
     rows: list[Bar | str] = []
     for before, bar in zip([None, *bars], bars, strict=False):
         rows += [bar] if before and before.group == bar.group else [bar.group, bar]
@@ -228,7 +228,7 @@ def _plot_bar(axes: "Axes", bar: Bar, y: float) -> None:
 
 
 def _ceiling(values: Sequence[float]) -> float:
-    """The end of the axis: the largest value rounded up to a tenth, at most 1."""
+    """Return the end of the axis: the largest value rounded up to a tenth, at most 1."""
     return min(1.0, math.ceil(max(values, default=1.0) * 10 - 1e-9) / 10) or 0.1
 
 

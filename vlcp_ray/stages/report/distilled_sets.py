@@ -80,7 +80,7 @@ def _rows_of(synthetic: Artifact, prototypes: pa.Table) -> pa.Table:
 
 
 def _nearest(members: pa.Table, shown: pa.Table, images: Artifact) -> pa.Table:
-    """The real members nearest to the centroid of each shown prototype, with their image files."""
+    """Return the real members nearest to the centroid of each shown prototype, with their image files."""
     members = members.join(shown.select(["prototype_id", "label", "cluster"]), ["label", "cluster"], join_type="inner")
     nearest = _first_by_distance(members, "prototype_id", "ascending", MAX_NEAREST)
     return _with_images(nearest, images).select(["prototype_id", "image_id", "image", "distance"])
@@ -92,7 +92,7 @@ def _farthest_outliers(members: pa.Table) -> pa.Table:
 
 
 def _first_by_distance(members: pa.Table, group: str, order: str, count: int) -> pa.Table:
-    """The first rows of each group in the order of their distance; equal distances in the order of image_id."""
+    """Return the first rows of each group in the order of their distance; equal distances in the order of image_id."""
     members = members.sort_by([(group, "ascending"), ("distance", order), ("image_id", "ascending")])
     rank = members.select([group]).to_pandas().groupby(group).cumcount().to_numpy()
     return members.take(np.flatnonzero(rank < count))

@@ -124,7 +124,7 @@ def _set(context: Context, step: Step, steps: Sequence[Step], budget: Budget, *,
 
 
 def _pairs(step: Step) -> Step:
-    """The step of PAIRS that a set's prototypes were made from."""
+    """Return the step of PAIRS that a set's prototypes were made from."""
     return step.inputs["prototypes"].inputs["pairs"]
 
 

@@ -176,7 +176,7 @@ def _classes(trials: Sequence[Row], methods: Sequence[str], ipc: int, class_name
 
 
 def _confusion(trials: Sequence[Row], method: str, ipc: int, class_names: Sequence[str]) -> Row | None:
-    """The confusion matrix summed over a method's trials, as shares of each row, and the most confused pairs."""
+    """Return the confusion matrix summed over a method's trials, as shares of each row, and the most confused pairs."""
     matrices = [t["confusion"] for t in trials if (t["method"], t["ipc"]) == (method, ipc) and t["confusion"]]
     if not matrices:
         return None

@@ -27,8 +27,7 @@ _COLUMNS: Final = (
     "vlcp ahead",
 )
 _NOTE: Final = (
-    "percent, mean ± standard deviation over trials; * the difference exceeds two of its standard deviations; "
-    "robust: DD-Ranking's label-robust score"
+    "percent, mean ± standard deviation over trials; * difference > 2 std; robust: DD-Ranking's label-robust score"
 )
 
 Row = dict[str, Any]
@@ -47,7 +46,7 @@ def score_summary(scores: pa.Table) -> list[Row]:
     `difference`: vlcp's top1_last minus the row's at the same ipc, in points; None for vlcp's own row and without one.
     `difference_std`: root of the sum of the two variances, not divided by n, as trials on one set are not independent;
     None where one of the two has a single trial.
-    `significant`: whether the difference exceeds two of its standard deviations; None where there is no such deviation.
+    `significant`: whether the difference is larger than two times its standard deviation; None where there is no such deviation.
     `hlr`, `ior`, `label_robust`: DD-Ranking's, from means of top1_last; None without random, without the full train
     split, or without trials of the set under hard labels.
     """
@@ -109,7 +108,7 @@ def improvement_over_random(distilled: float, random: float) -> float:
 
 
 def label_robust_score(hlr: float, ior: float, weight: float = 0.5) -> float:
-    """Compute the label-robust score of DD-Ranking (METHOD 3.3).
+    """Compute the label-robust score of DD-Ranking.
 
     The score is (e^alpha - e^-1) / (e - e^-1) with alpha = w IOR - (1 - w) HLR.
 
@@ -203,10 +202,10 @@ def _difference(ours: Row | None, row: Row) -> Row:
 
 
 def _dd_ranking(row: Row, rows: Sequence[Row]) -> Row:
-    """HLR, IOR and the label-robust score of a set (METHOD 3.3)."""
+    """HLR, IOR and the label-robust score of a set."""
 
     def mean(**changed: Any) -> float | None:
-        """The mean top1_last of the row that differs from this one in these keys only."""
+        """Return the mean top1_last of the row that differs from this one in these keys only."""
         key = {name: row[name] for name in _GROUP} | changed
         means = [other["top1_last_mean"] for other in rows if all(other[name] == key[name] for name in _GROUP)]
         return means[0] if means else None

@@ -49,11 +49,11 @@ class Budget:
         return max(1, min(MAX_PROTOTYPES, MAX_CELLS // (sets * max(1, classes))))
 
     def shown_labels(self, labels: Iterable[int]) -> list[int]:
-        """The labels of the classes that are shown in full: the lowest ones."""
+        """Return the labels of the classes that are shown in full: the lowest ones."""
         return sorted(set(labels))[: self.max_classes]
 
     def shown_prototypes(self, prototypes: pa.Table) -> pa.Table:
-        """The PROTOTYPES rows whose images are shown: the first clusters of each class, and the largest ones."""
+        """Return the PROTOTYPES rows whose images are shown: the first clusters of each class, and the largest ones."""
         labels = self.shown_labels(prototypes["label"].to_pylist())
         kept: list[int] = []
         for label in labels:
@@ -132,7 +132,7 @@ def _of_labels(table: pa.Table, labels: Sequence[int], order: str) -> list[Row]:
 
 
 def _image_files(distilled: DistilledSet, images: Sequence[Row]) -> dict[str, dict[str, Any]]:
-    """The image files of the prototypes by kind and prototype_id: one synthetic, one decoded, several real."""
+    """Return the image files of the prototypes by kind and prototype_id: one synthetic, one decoded, several real."""
     decoded = [] if distilled.centroids is None else distilled.centroids.select(["prototype_id", "image"]).to_pylist()
     real: dict[str, list[bytes]] = {}
     for row in distilled.nearest.sort_by([("prototype_id", "ascending"), ("distance", "ascending")]).to_pylist():

@@ -1,4 +1,4 @@
-"""select: IMAGES, PROTOTYPES, teacher -> SYNTHETIC of the compared methods that use no diffusion model."""
+"""select: IMAGES, PROTOTYPES, teacher -> SYNTHETIC of the compared methods without denoising."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -49,7 +49,7 @@ def _loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]:
 STAGE: Final = Stage(
     "select",
     version=2,
-    summary="the compared sets -> SYNTHETIC",
+    summary="IMAGES, PROTOTYPES, teacher -> SYNTHETIC of the methods without denoising",
     tables={"synthetic": SYNTHETIC},
     pools=generate.STAGE.pools,
     row_wise=True,

@@ -23,7 +23,7 @@ WEIGHTS: Final = "teacher.safetensors"
 
 
 class Teach(Settings):
-    """The teacher: a network trained on real images, for soft labels (METHOD 3.2) and features (METHOD 4)."""
+    """The teacher: a network trained on real images, for soft labels and features."""
 
     network: Annotated[str, OneOf(NETWORKS)] = Field(
         "ResNet-18", description="the network, with batch norm; ResNet-18-modified for images of 32 or 64 pixels"
@@ -47,7 +47,7 @@ class Teach(Settings):
 
 @dataclass(frozen=True)
 class Recipe:
-    """What no setting of the teacher's training changes.
+    """Constants of the teacher's training, which no setting changes.
 
     Args:
         momentum, weight_decay: of SGD.
@@ -83,7 +83,7 @@ def _loads(inputs: "CostInputs", _: Sequence["Step"]) -> Iterator[Load]:
     each = inputs.models.classify(settings.network, settings.input_size, settings.width, images.classes)
     training_passes = 0 if settings.checkpoint else TRAINING_PASSES * settings.epochs * images.train
     validation_passes = images.val * (1 if settings.checkpoint else min(settings.validations, settings.epochs))
-    yield Load(evaluate.CLASSIFY, images.train, each * (training_passes + validation_passes), units=1, wide=False)
+    yield Load(evaluate.CLASSIFY, images.train, each * (training_passes + validation_passes), units=1, parallel=False)
 
 
 def _check(job: "Job") -> None:

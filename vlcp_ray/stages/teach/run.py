@@ -12,7 +12,7 @@ from vlcp_ray.engine.tasks import task
 from vlcp_ray.monitoring.allocator import memory_retained
 from vlcp_ray.monitoring.memory import Peaks, measure_peaks, reset_peaks
 from vlcp_ray.monitoring.progress import log_line
-from vlcp_ray.sources.classes import expand, glossary
+from vlcp_ray.sources.classes import expand, load_glossary
 from vlcp_ray.stages.ingest import check_classes, check_val
 from vlcp_ray.stages.teach import STAGE, WEIGHTS, Teach
 from vlcp_ray.store.artifact import Artifact, Step
@@ -51,7 +51,7 @@ def _train_or_load_on_all_cores(
         with memory_retained():
             return _train_or_load(images, artifact, settings, class_names, device), measure_peaks()
     finally:
-        torch.set_num_threads(threads)  # the process goes on with trials, whose results depend on it
+        torch.set_num_threads(threads)  # trials run next here; their results depend on it
 
 
 def _train_or_load(
@@ -89,6 +89,6 @@ def _read_checkpoint(uri: str, class_names: Sequence[str]) -> dict[str, Any]:
     filesystem, path = open_uri(uri, "teach.checkpoint")
     with filesystem.open_input_stream(path) as stream:
         content = stream.read()
-    known = glossary("")
+    known = load_glossary("")
     imagenet = [known.names[key] for key in sorted(expand(["imagenet1k"], known))]  # the order of published networks
     return load_checkpoint(content, class_names, imagenet if set(class_names) < set(imagenet) else ())
