@@ -120,7 +120,7 @@ def test_status_of_a_run_on_another_machine_shows_its_progress(
     assert lines[0].split() == ["ingest", "new"]
     assert lines[1].split() == ["pair", "running"]
     assert lines[-2].endswith("640 of 1,297 rows (49%) 35.0/s, 19 s left, 2 rejected, on caption 1 x 1 GPU")
-    assert lines[-1].startswith("a run (process 7 on far away, since 24 Nov 21:00:00) makes this")
+    assert lines[-1].startswith("a run (process 7 on far away, since 24 Nov 21:00:00) makes these")
     assert lines[-1].endswith("s ago")
     assert sorted(tmp_path.rglob("*")) == before  # it only reads
 
@@ -146,10 +146,10 @@ def test_submit_passes_the_options_of_run(monkeypatch: pytest.MonkeyPatch) -> No
 def test_main_after_a_crashed_worker_prints_one_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def lose(*_: object, **__: object) -> None:
+    def crash_worker(*_: object, **__: object) -> None:
         raise WorkerCrashedError
 
-    monkeypatch.setattr("vlcp_ray.cli.run", lose)
+    monkeypatch.setattr("vlcp_ray.cli.run", crash_worker)
     assert main(["run", JOB, "--root", "nowhere"]) == 1
     error = capsys.readouterr().err
     assert "the cluster failed: The worker died" in error

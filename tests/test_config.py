@@ -65,7 +65,7 @@ def test_job_defaults_are_those_of_the_paper() -> None:
         ({"evaluate": {"protocols": ["hard"]}}, "evaluate.protocols.0"),
         (
             {"evaluate": {"factor": 2}},
-            "evaluate.factor is for rded only; add it to protocols or methods or leave factor out",
+            "evaluate.factor is for rded only; add rded to protocols or methods, or leave factor out",
         ),
         (
             {"evaluate": {"protocols": ["rded"], "batch_size": 8}},

@@ -77,7 +77,7 @@ def test_graph_setting_changes_only_what_depends_on_it(section: str, change: dic
 
 
 @pytest.fixture(scope="module")
-def ran(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def completed_run(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A root with everything made by one worker, and the captions that it used."""
     folder = tmp_path_factory.mktemp("pipeline")
     captions = write_captions(folder / "captions.parquet")
@@ -98,32 +98,32 @@ def rows(root: Path, step: Step, table: str) -> pa.Table:
     return made.sort_by(made.column_names[0])
 
 
-def of_stage(captions: Path, stage: str) -> list[Step]:
+def steps_of_stage(captions: Path, stage: str) -> list[Step]:
     return [step for step in graph(job(captions)) if step.stage == stage]
 
 
 @pytest.mark.filterwarnings("default")
-def test_run_writes_the_exact_rows_of_every_stage(ran: tuple[Path, Path]) -> None:
-    root, captions = ran
+def test_run_writes_the_exact_rows_of_every_stage(completed_run: tuple[Path, Path]) -> None:
+    root, captions = completed_run
     store = Store.at(str(root))
     assert {state(store, step) for step in graph(job(captions))} == {"done"}
-    (images,), (pairs,) = of_stage(captions, "ingest"), of_stage(captions, "pair")
+    (images,), (pairs,) = steps_of_stage(captions, "ingest"), steps_of_stage(captions, "pair")
     assert len(rows(root, images, "images")) == 1797
     assert len(rows(root, pairs, "pairs")) == 1297
-    for step in of_stage(captions, "prototype"):
+    for step in steps_of_stage(captions, "prototype"):
         assert len(rows(root, step, "prototypes")) == 10 * step.key["ipc"]
         members = rows(root, step, "members")
         assert len(members) == 1297
         assert 40 <= sum(cluster == -1 for cluster in members["cluster"].to_pylist()) <= 90  # 5 % of 1,297 is 65
-    for step in [*of_stage(captions, "generate"), *of_stage(captions, "select")]:
+    for step in [*steps_of_stage(captions, "generate"), *steps_of_stage(captions, "select")]:
         made = rows(root, step, "synthetic")
         assert len(made) == 10 * step.key["ipc"]
         assert set(made["label"].to_pylist()) == set(range(10))
 
 
 @pytest.mark.filterwarnings("default")
-def test_run_writes_a_log_and_peak_memory_for_every_stage(ran: tuple[Path, Path]) -> None:
-    root, captions = ran
+def test_run_writes_a_log_and_peak_memory_for_every_stage(completed_run: tuple[Path, Path]) -> None:
+    root, captions = completed_run
     store = Store.at(str(root))
     for step in graph(job(captions)):
         (log,) = (root / "logs" / "digits" / step.stage).iterdir()
@@ -136,17 +136,17 @@ def test_run_writes_a_log_and_peak_memory_for_every_stage(ran: tuple[Path, Path]
 
 
 @pytest.mark.filterwarnings("default")
-def test_run_writes_curves_for_tensorboard(ran: tuple[Path, Path]) -> None:
-    root, captions = ran
+def test_run_writes_curves_for_tensorboard(completed_run: tuple[Path, Path]) -> None:
+    root, captions = completed_run
     board = root / "tensorboard" / "digits"
-    (tuned,) = of_stage(captions, "finetune")
+    (tuned,) = steps_of_stage(captions, "finetune")
     files = sorted((root / f"finetune-{tuned.fingerprint}" / "progress").iterdir())
     epochs = [json.loads(file.read_text()) for file in files]
     names = ("loss", "images_per_second", "learning_rate", "gradient_norm")
     expected = [(epoch["step"], name, np.float32(epoch[name])) for epoch in epochs for name in names]
     assert len(epochs) == 1
     assert scalars(board / "finetune" / f"seed-0-{tuned.fingerprint}") == expected
-    trials = [row for step in of_stage(captions, "evaluate") for row in rows(root, step, "scores").to_pylist()]
+    trials = [row for step in steps_of_stage(captions, "evaluate") for row in rows(root, step, "scores").to_pylist()]
     assert len(trials) == len(list((board / "evaluate").iterdir()))
     for row in trials:
         (folder,) = (board / "evaluate").glob(f"{row['trial_id']}-*")
@@ -156,8 +156,8 @@ def test_run_writes_curves_for_tensorboard(ran: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.filterwarnings("default")
-def test_run_again_changes_no_file(ran: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    root, captions = ran
+def test_run_again_changes_no_file(completed_run: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    root, captions = completed_run
     files = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
     assert main(["run", *arguments(root, captions)]) == 0
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()} == files
@@ -167,29 +167,29 @@ def test_run_again_changes_no_file(ran: tuple[Path, Path], capsys: pytest.Captur
 
 
 @pytest.mark.filterwarnings("default")
-def test_run_with_other_workers_and_batches_gives_the_same_tables(ran: tuple[Path, Path]) -> None:
-    root, captions = ran
+def test_run_with_other_workers_and_batches_gives_the_same_tables(completed_run: tuple[Path, Path]) -> None:
+    root, captions = completed_run
     other = root.parent / "two"
-    tuned = Store.at(str(root)).artifact(of_stage(captions, "finetune")[0]).path
+    tuned = Store.at(str(root)).artifact(steps_of_stage(captions, "finetune")[0]).path
     shutil.copytree(tuned, other / Path(tuned).name)  # SYNTHETIC is compared for the same model
     two = Pool(num_workers=2, num_cpus=0.5, batch_size=17)
     scale = Scale(rows_per_block=64, **dict.fromkeys(pools(Scale()), two))
     list(run(job(captions), Store.at(str(other)), "generate", scale))
-    assert rows(other, *of_stage(captions, "ingest"), "images").equals(
-        rows(root, *of_stage(captions, "ingest"), "images")
+    assert rows(other, *steps_of_stage(captions, "ingest"), "images").equals(
+        rows(root, *steps_of_stage(captions, "ingest"), "images")
     )
-    first, second = (rows(place, *of_stage(captions, "pair"), "pairs") for place in (root, other))
+    first, second = (rows(place, *steps_of_stage(captions, "pair"), "pairs") for place in (root, other))
     assert first.select(["image_id", "label", "caption"]).equals(second.select(["image_id", "label", "caption"]))
     # The kernels of a batch of 17 round differently from those of 50: half a unit of float16 at the size of a latent.
     np.testing.assert_allclose(tensors(first["latent"]), tensors(second["latent"]), atol=4e-3)
-    for step in of_stage(captions, "generate"):
+    for step in steps_of_stage(captions, "generate"):
         pixels = [rows(place, step, "synthetic") for place in (root, other)]
         assert pixels[0].drop_columns("image").equals(pixels[1].drop_columns("image"))
 
 
 @pytest.mark.filterwarnings("default")
-def test_report_json_lists_every_trial(ran: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    root, captions = ran
+def test_report_json_lists_every_trial(completed_run: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    root, captions = completed_run
     assert main(["report", *arguments(root, captions), "--json"]) == 0
     scores = json.loads(capsys.readouterr().out)
     assert len(scores) == 2 * 2 * 3 + 1
@@ -199,8 +199,10 @@ def test_report_json_lists_every_trial(ran: tuple[Path, Path], capsys: pytest.Ca
 
 
 @pytest.mark.filterwarnings("default")
-def test_status_and_plan_show_what_is_complete(ran: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    root, captions = ran
+def test_status_and_plan_show_what_is_complete(
+    completed_run: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, captions = completed_run
     assert main(["status", *arguments(root, captions)]) == 0
     assert "1,797 in = 1,797 out + 0 rejected" in capsys.readouterr().out
     assert main(["plan", *arguments(root, captions), "--set", "generate.strength=0.6"]) == 0
@@ -209,9 +211,9 @@ def test_status_and_plan_show_what_is_complete(ran: tuple[Path, Path], capsys: p
 
 @pytest.mark.filterwarnings("default")
 def test_run_with_too_small_a_class_exits_1_and_names_the_log(
-    ran: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+    completed_run: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    root, captions = ran
+    root, captions = completed_run
     assert main(["run", *arguments(root, captions), "--set", "ipc=[200]", "--to", "prototype"]) == 1
     sentence = capsys.readouterr().err.strip().splitlines()[-1]
     assert sentence.startswith("vlcp-ray: ")

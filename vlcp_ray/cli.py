@@ -46,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if _is_from_ray(cause):  # an error of the machines, not of the work
             line = (str(cause).strip() or type(cause).__name__).splitlines()[0]
             message = (
-                f"the cluster failed: {line.rstrip('.')}; see `ray status` and Ray's logs, then re-run the command"
+                f"the cluster failed: {line.rstrip('.')}; see `ray status` and Ray's logs, then "
+                "re-run the same command to resume"
             )
         elif isinstance(cause, OSError):
             line = " ".join(str(cause).split())

@@ -18,7 +18,7 @@ FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000"
 Image.init()  # Pillow loads most of them only when asked
 
 #: Modes with more than 8 bits a channel.
-_DEEP: Final = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
+_DEEP_MODES: Final = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 
 
 class ImageError(ValueError):
@@ -40,7 +40,7 @@ def decode(data: bytes) -> Image.Image:
     """
     with _as_image_error():
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-        upright = _eight_bits(_upright(image))
+        upright = _to_eight_bits(_upright(image))
         if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
             layer = upright.convert("RGBA")
             white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
@@ -64,8 +64,8 @@ def check(data: bytes, max_pixels: int) -> None:
             raise ImageError("too_large", f"{image.width} x {image.height} pixels, the limit is {max_pixels}")
         image.draft(None, (1, 1))
         image.load()
-        if image.mode in _DEEP:
-            _eight_bits(image)
+        if image.mode in _DEEP_MODES:
+            _to_eight_bits(image)
 
 
 @contextmanager
@@ -95,9 +95,9 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
+def _to_eight_bits(image: Image.Image) -> Image.Image:
     """Scale deeper grey to 8 bits; Pillow itself would clip values above 255."""
-    if image.mode not in _DEEP:
+    if image.mode not in _DEEP_MODES:
         return image
     grey = np.asarray(image).astype(np.int64)
     if image.mode == "F" or grey.min() < 0 or grey.max() >= 2**16:
@@ -116,15 +116,15 @@ def decode_rows(
 
     Returns two dicts by row number: the images, and (reason, detail) where decoding failed.
     """
-    found: dict[int, Image.Image] = {}
+    decoded: dict[int, Image.Image] = {}
     errors: dict[int, tuple[str, str]] = {}
     for row, (content, reason) in enumerate(zip(data, reasons, strict=True)):
         if not reason:
             try:
-                found[row] = decode(content)
+                decoded[row] = decode(content)
             except ImageError as error:
                 errors[row] = (error.reason, str(error))
-    return found, errors
+    return decoded, errors
 
 
 def encode_png(pixels: Pixels) -> bytes:

@@ -49,9 +49,10 @@ def graph(job: Job) -> tuple[Step, ...]:
 
     # Scores of every set, and of the full train split where a protocol trains on it.
     protocols = [PROTOCOLS[name] for name in job.evaluate.protocols]
-    labels = {"teacher": teacher} if any(protocol.needs_teacher for protocol in protocols) else {}
+    teacher_input = {"teacher": teacher} if any(protocol.needs_teacher for protocol in protocols) else {}
     scores = [
-        _step("evaluate", evaluate.hashed_settings(job), made.key, set=made, images=images, **labels) for made in sets
+        _step("evaluate", evaluate.hashed_settings(job), made.key, set=made, images=images, **teacher_input)
+        for made in sets
     ]
     for method in (METHODS[name] for name in job.compare.methods):
         if method.form == "train split" and any(protocol.trains_full for protocol in protocols):

@@ -60,22 +60,23 @@ def _sections(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
         for kind in (field.annotation, *get_args(field.annotation)):  # also of an optional section
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 yield name, kind
+                yield from ((f"{name}.{inner}", section) for inner, section in _sections(kind))
 
 
 def _settings(model: type[BaseModel], title: str) -> str:
     summary = (model.__doc__ or "").strip().splitlines()[0]
     inner = dict(_sections(model))
     rows = [
-        (f"`{name}`", _default(field), _type(field), field.description or "")
+        (f"`{name}`", _default(field, model), _type(field), field.description or "")
         for name, field in model.model_fields.items()
         if name not in inner
     ]
     return f"### {title}\n\n{summary}\n\n{_rows(('setting', 'default', 'values', 'meaning'), rows)}"
 
 
-def _default(field: FieldInfo) -> str:
+def _default(field: FieldInfo, model: type[BaseModel]) -> str:
     if field.is_required():
-        return "the file's name"  # of the job, the only one that must be there
+        return "the file's name" if model is Job else "required"
     value = field.get_default(call_default_factory=True)
     return "none" if value is None else f"`{json.dumps(value, ensure_ascii=False)}`"
 

@@ -1,5 +1,6 @@
 """How much of a machine or cluster each stage takes: numbers that change the speed and never a fingerprint."""
 
+import os
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -44,7 +45,7 @@ class Pool(Settings):
 class Prices(Settings):
     """What the hardware costs, for the estimate of `plan`."""
 
-    currency: str = "USD"
+    currency: str = Field("USD", description="of the prices, printed by `plan`")
     gpu_hour: float = Field(0.0, ge=0, description="one GPU with its share of the machine")
     gpu_hour_on_demand: float | None = Field(
         None, ge=0, description="the same on demand, for fine-tuning, whose machines must stay; none: gpu_hour"
@@ -85,6 +86,11 @@ def pools(scale: Scale) -> dict[str, Pool]:
     return {name: pool for name, pool in scale if isinstance(pool, Pool)}
 
 
+def count_cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def load_scale(path: str) -> Scale:
     """Read a scale file; the errors are those of `load_job`."""
     return build(Scale, read_toml(path, "clusters/"), path)
@@ -94,24 +100,26 @@ def derive(cpus: int, gpus: int, gpu_gib: int = 16) -> Scale:
     """Derive the scale for what a machine or cluster has. Without a GPU the CPUs do the work.
 
     Args:
-        gpu_gib: memory of the smallest GPU. Batches per device follow from it; they fit a GPU of 16 GiB.
+        gpu_gib: memory of the smallest GPU. Batches per device grow with it, from those that fit 16 GiB.
     """
     if gpus == 0:
         return _on_cpus(cpus)
     encoders = max(1, gpus // 8)
     shared = gpus == 1  # captioning and encoding stream at the same time: on one GPU they share it
-    fold = max(1, gpu_gib // 16)
-    each = min(2.0, max(0.5, cpus / gpus))  # CPUs of a worker with a GPU: machines with many GPUs may have few of them
+    memory_factor = max(1, gpu_gib // 16)
+    cpus_per_worker = min(2.0, max(0.5, cpus / gpus))  # machines with many GPUs may have few CPUs
     return Scale(
         rows_per_block=256,
         ingest=Pool(num_workers=cpus),
-        caption=Pool(num_workers=max(1, gpus - encoders), num_cpus=each, num_gpus=0.8 if shared else 1, batch_size=256),
-        encode=Pool(num_workers=encoders, num_cpus=each, num_gpus=0.2 if shared else 1, batch_size=32),
+        caption=Pool(
+            num_workers=max(1, gpus - encoders), num_cpus=cpus_per_worker, num_gpus=0.8 if shared else 1, batch_size=256
+        ),
+        encode=Pool(num_workers=encoders, num_cpus=cpus_per_worker, num_gpus=0.2 if shared else 1, batch_size=32),
         # Each rank accumulates as many of these as its share of the global batch has.
-        finetune=Pool(num_workers=gpus, num_cpus=each, num_gpus=1, batch_size=4 * fold),
+        finetune=Pool(num_workers=gpus, num_cpus=cpus_per_worker, num_gpus=1, batch_size=4 * memory_factor),
         prototype=Pool(num_workers=max(1, cpus // 4), num_cpus=min(4, cpus)),
-        generate=Pool(num_workers=gpus, num_cpus=each, num_gpus=1, batch_size=8 * fold),
-        evaluate=Pool(num_workers=gpus * 2, num_cpus=each / 2, num_gpus=0.5),
+        generate=Pool(num_workers=gpus, num_cpus=cpus_per_worker, num_gpus=1, batch_size=8 * memory_factor),
+        evaluate=Pool(num_workers=gpus * 2, num_cpus=cpus_per_worker / 2, num_gpus=0.5),
     )
 
 

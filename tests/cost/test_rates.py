@@ -18,7 +18,7 @@ def test_kind_of_a_gpu_name_is_its_short_name(name: str, kind: str) -> None:
 
 
 def test_published_rates_of_an_unknown_gpu_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"GPU 'GTX 9'; known: T4.*measure it: vlcp-ray bench"):
+    with pytest.raises(ValueError, match=r"GPU 'GTX 9'; known: T4.*measure: vlcp-ray bench"):
         published("GTX 9")
     assert published("L4").peak == 121e12
     assert published(CPU).source.startswith("assumed")

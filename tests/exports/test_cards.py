@@ -39,7 +39,7 @@ def test_dataset_card_with_a_teacher_describes_its_soft_labels(
 def test_captions_card_names_captioner_and_prompt(exported: Export, job: Job) -> None:
     card = DatasetCard.load(exported("captions")[0] / "README.md")
     assert card.data.task_categories == ["image-to-text"]
-    assert "6 captions, one for each training image of `digits`, by `captions.parquet`" in card.text
+    assert "6 captions, one for each training image of `digits`, read from `captions.parquet`." in card.text
     assert f"> {job.caption.prompt}" in card.text
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from vlcp_ray.bench.run import measured, wanted
 from vlcp_ray.config import Job
 from vlcp_ray.cost.rates import CPU, Rate, Rates, load_rates, save_rates
-from vlcp_ray.cost.table import count_cores, this_machine
+from vlcp_ray.cost.table import this_machine
 from vlcp_ray.engine.overheads import measure_overheads
-from vlcp_ray.scale import Scale, pools
+from vlcp_ray.scale import Scale, count_cores, pools
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.stages import works
 from vlcp_ray.stages.pair import CAPTION

@@ -1,7 +1,6 @@
 """Format the estimated cost of a job: a line for each stage, with measured times and the source of the rates."""
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from vlcp_ray.cost.estimate import StageCost, estimate, seconds_by_stage
 from vlcp_ray.cost.inputs import CostInputs
 from vlcp_ray.cost.rates import CPU, GPU_PEAK_FLOPS, Rates, gpu_kind, load_rates, published
 from vlcp_ray.cost.requirements import expected_images, format_gib
-from vlcp_ray.scale import Prices, Scale, derive, pools
+from vlcp_ray.scale import Prices, Scale, count_cores, derive, pools
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.stages import STAGES, ingest
 from vlcp_ray.stages.ingest import Expect
@@ -63,11 +62,6 @@ def this_machine() -> tuple[Scale, str]:
     files = sorted(_GPUS.glob("*/information"))
     names = [line.partition(":")[2].strip() for file in files for line in file.read_text().splitlines()[:1]]
     return derive(count_cores(), len(files)), gpu_kind(names[0]) if names else ""
-
-
-def count_cores() -> int:
-    """Count the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def counted_images(job: Job, store: Store, steps: Sequence[Step]) -> Expect | None:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import ray
 
-from vlcp_ray.scale import Scale, derive
+from vlcp_ray.scale import Scale, count_cores, derive
 from vlcp_ray.settings import ConfigError
 
 #: CPU slots of a local Ray beyond its cores. The actors of a streaming plan occupy one slot per core; its readers and
@@ -57,7 +57,8 @@ def connect(logs: bool = False) -> Iterator[Scale]:
     if not logs:
         _silence_loggers()
     if ray.is_initialized():
-        yield _scale(logs)
+        _configure_ray_data(logs)
+        yield _derive_scale()
         return
     options = {"log_to_driver": logs, "logging_level": logging.INFO if logs else logging.WARNING}
     with _keep_sigterm_handler():
@@ -66,7 +67,8 @@ def connect(logs: bool = False) -> Iterator[Scale]:
         else:
             _start_local(options)
     try:
-        yield _scale(logs)
+        _configure_ray_data(logs)
+        yield _derive_scale()
     finally:
         ray.shutdown()
 
@@ -93,7 +95,7 @@ def _start_local(options: Mapping[str, Any]) -> None:
     with nullcontext() if options["log_to_driver"] else _silence_stderr():
         ray.init(
             address="local",  # not one that somebody else has started on this machine
-            num_cpus=_cores() + _SLOTS_FOR_READERS,
+            num_cpus=count_cores() + _SLOTS_FOR_READERS,
             include_dashboard=False,
             **options,
         )
@@ -122,24 +124,23 @@ def _silence_stderr() -> Iterator[None]:
         os.close(stderr)
 
 
-def _scale(logs: bool) -> Scale:
+def _configure_ray_data(logs: bool) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = logs
     context.retried_io_errors = [*context.retried_io_errors, *(f"Errno {code}" for code in _TRANSIENT)]
+
+
+def _derive_scale() -> Scale:
     resources = ray.cluster_resources()
     local = len(ray.nodes()) == 1
     cpus = max(1, int(resources.get("CPU", 0)))  # a head without work has none until a worker joins
-    return derive(min(cpus, _cores()) if local else cpus, int(resources.get("GPU", 0)), _smallest_gpu(resources))
+    return derive(min(cpus, count_cores()) if local else cpus, int(resources.get("GPU", 0)), _smallest_gpu(resources))
 
 
 def _smallest_gpu(resources: Mapping[str, float]) -> int:
     """GiB of memory of the smallest GPU; a GPU of unknown kind counts as the smallest known one."""
     kinds = [name.removeprefix(_ACCELERATOR) for name in resources if name.startswith(_ACCELERATOR)]
     return min((_GPU_GIB.get(kind, min(_GPU_GIB.values())) for kind in kinds), default=min(_GPU_GIB.values()))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _silence_loggers() -> None:

@@ -46,7 +46,7 @@ def score_summary(scores: pa.Table) -> list[Row]:
     `difference`: vlcp's top1_last minus the row's at the same ipc, in points; None for vlcp's own row and without one.
     `difference_std`: root of the sum of the two variances, not divided by n, as trials on one set are not independent;
     None where one of the two has a single trial.
-    `significant`: whether the difference is larger than two times its standard deviation; None where there is no such deviation.
+    `significant`: whether the difference is larger than 2 of its standard deviations; None without such a deviation.
     `hlr`, `ior`, `label_robust`: DD-Ranking's, from means of top1_last; None without random, without the full train
     split, or without trials of the set under hard labels.
     """

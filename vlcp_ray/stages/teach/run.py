@@ -1,6 +1,5 @@
 """teach: train the teacher on one worker, or load it from a checkpoint, and test it on val."""
 
-import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from vlcp_ray.engine.tasks import task
 from vlcp_ray.monitoring.allocator import memory_retained
 from vlcp_ray.monitoring.memory import Peaks, measure_peaks, reset_peaks
 from vlcp_ray.monitoring.progress import log_line
+from vlcp_ray.scale import count_cores
 from vlcp_ray.sources.classes import expand, load_glossary
 from vlcp_ray.stages.ingest import check_classes, check_val
 from vlcp_ray.stages.teach import STAGE, WEIGHTS, Teach
@@ -46,7 +46,7 @@ def _train_or_load_on_all_cores(
     reset_peaks(STAGE.name)
     threads = torch.get_num_threads()
     if device == "cpu":  # no other task runs at the same time
-        torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        torch.set_num_threads(count_cores())
     try:
         with memory_retained():
             return _train_or_load(images, artifact, settings, class_names, device), measure_peaks()
