@@ -1,4 +1,4 @@
-"""A job over the embedded digits that runs every stage and is small enough for a test."""
+"""A job over 80 train and 30 val images of four digits that runs every stage and is small enough for a test."""
 
 import random
 from pathlib import Path
@@ -13,7 +13,7 @@ from vlcp_ray.demo.train.properties import write_caption
 from vlcp_ray.images import decode
 
 JOB = Path(__file__).parents[1] / "jobs" / "digits.toml"
-OVERRIDES = (
+SETTINGS = (
     "ipc=[1,2]",
     "finetune.epochs=1",
     "prototype.contamination=0.05",
@@ -25,20 +25,38 @@ OVERRIDES = (
 )
 
 
-def write_captions(path: Path) -> Path:
-    """Write captions of all train digits, made from measures of their pixels, as a table for `caption.source`."""
-    rows = list(digits.rows("train"))
-    captions = [write_caption(np.asarray(decode(row["image"])), row["class_name"], random.Random(0)) for row in rows]
-    parquet.write_table(pa.table({"image_id": [row["image_id"] for row in rows], "caption": captions}), path)
-    return path
+CLASSES = ("digit zero", "digit one", "digit two", "digit three")
+PER_CLASS = {"train": 80, "val": 30}
 
 
-def arguments(root: Path, captions_file: Path) -> list[str]:
+def write_inputs(folder: Path) -> Path:
+    """Write the image folder `images` and the table `captions.parquet`, whose captions are made from the pixels."""
+    captions = {}
+    for split, count in PER_CLASS.items():
+        rows = list(digits.rows(split))
+        for name in CLASSES:
+            target = folder / "images" / split / name
+            target.mkdir(parents=True)
+            for number, row in enumerate([row for row in rows if row["class_name"] == name][:count]):
+                (target / f"{number:03d}.png").write_bytes(row["image"])
+                if split == "train":
+                    pixels = np.asarray(decode(row["image"]))
+                    captions[f"train/{name}/{number:03d}.png"] = write_caption(pixels, name, random.Random(0))
+    table = pa.table({"image_id": list(captions), "caption": list(captions.values())})
+    parquet.write_table(table, folder / "captions.parquet")
+    return folder
+
+
+def overrides(inputs: Path, scheme: str = "") -> list[str]:
+    """Return the settings that the job changes, with the inputs as paths or, with a scheme, as URIs."""
+    return [*SETTINGS, f"ingest.source={scheme}{inputs}/images", f"caption.source={scheme}{inputs}/captions.parquet"]
+
+
+def arguments(root: Path, inputs: Path) -> list[str]:
     """Make the arguments of `vlcp-ray run`: the job, the root and the overrides."""
-    overrides = [*OVERRIDES, f"caption.source={captions_file}"]
-    return [str(JOB), "--root", str(root), *(part for override in overrides for part in ("--set", override))]
+    return [str(JOB), "--root", str(root), *(part for text in overrides(inputs) for part in ("--set", text))]
 
 
-def job(captions_file: Path) -> Job:
+def job(inputs: Path) -> Job:
     """Load the job with its overrides."""
-    return load_job(JOB, [*OVERRIDES, f"caption.source={captions_file}"])
+    return load_job(JOB, overrides(inputs))

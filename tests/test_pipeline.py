@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from tests.monitoring.test_tensorboard import scalars
-from tests.small_job import JOB, arguments, job, write_captions
+from tests.small_job import JOB, arguments, job, write_inputs
 from vlcp_ray.cli import main
 from vlcp_ray.config import Job, load_job
 from vlcp_ray.pipeline import graph, run, state
@@ -78,14 +78,14 @@ def test_graph_setting_changes_only_what_depends_on_it(section: str, change: dic
 
 @pytest.fixture(scope="module")
 def completed_run(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A root with everything made by one worker, and the captions that it used."""
+    """A root with everything made by one worker, and its inputs."""
     folder = tmp_path_factory.mktemp("pipeline")
-    captions = write_captions(folder / "captions.parquet")
+    inputs = write_inputs(folder / "inputs")
     one = Pool(num_workers=1, num_cpus=1, batch_size=50)
     scale = folder / "one.toml"
     scale.write_text(json_as_toml({name: one.model_dump(exclude_none=True) for name in pools(Scale())}))
-    assert main(["run", *arguments(folder / "one", captions), "--scale", str(scale)]) == 0
-    return folder / "one", captions
+    assert main(["run", *arguments(folder / "one", inputs), "--scale", str(scale)]) == 0
+    return folder / "one", inputs
 
 
 def json_as_toml(pools: dict[str, dict[str, float]]) -> str:
@@ -98,34 +98,34 @@ def rows(root: Path, step: Step, table: str) -> pa.Table:
     return made.sort_by(made.column_names[0])
 
 
-def steps_of_stage(captions: Path, stage: str) -> list[Step]:
-    return [step for step in graph(job(captions)) if step.stage == stage]
+def steps_of_stage(inputs: Path, stage: str) -> list[Step]:
+    return [step for step in graph(job(inputs)) if step.stage == stage]
 
 
 @pytest.mark.filterwarnings("default")
 def test_run_writes_the_exact_rows_of_every_stage(completed_run: tuple[Path, Path]) -> None:
-    root, captions = completed_run
+    root, inputs = completed_run
     store = Store.at(str(root))
-    assert {state(store, step) for step in graph(job(captions))} == {"done"}
-    (images,), (pairs,) = steps_of_stage(captions, "ingest"), steps_of_stage(captions, "pair")
-    assert len(rows(root, images, "images")) == 1797
-    assert len(rows(root, pairs, "pairs")) == 1297
-    for step in steps_of_stage(captions, "prototype"):
-        assert len(rows(root, step, "prototypes")) == 10 * step.key["ipc"]
+    assert {state(store, step) for step in graph(job(inputs))} == {"done"}
+    (images,), (pairs,) = steps_of_stage(inputs, "ingest"), steps_of_stage(inputs, "pair")
+    assert len(rows(root, images, "images")) == 440
+    assert len(rows(root, pairs, "pairs")) == 320
+    for step in steps_of_stage(inputs, "prototype"):
+        assert len(rows(root, step, "prototypes")) == 4 * step.key["ipc"]
         members = rows(root, step, "members")
-        assert len(members) == 1297
-        assert 40 <= sum(cluster == -1 for cluster in members["cluster"].to_pylist()) <= 90  # 5 % of 1,297 is 65
-    for step in [*steps_of_stage(captions, "generate"), *steps_of_stage(captions, "select")]:
+        assert len(members) == 320
+        assert 10 <= sum(cluster == -1 for cluster in members["cluster"].to_pylist()) <= 24  # 5 % of 320 is 16
+    for step in [*steps_of_stage(inputs, "generate"), *steps_of_stage(inputs, "select")]:
         made = rows(root, step, "synthetic")
-        assert len(made) == 10 * step.key["ipc"]
-        assert set(made["label"].to_pylist()) == set(range(10))
+        assert len(made) == 4 * step.key["ipc"]
+        assert set(made["label"].to_pylist()) == set(range(4))
 
 
 @pytest.mark.filterwarnings("default")
 def test_run_writes_a_log_and_peak_memory_for_every_stage(completed_run: tuple[Path, Path]) -> None:
-    root, captions = completed_run
+    root, inputs = completed_run
     store = Store.at(str(root))
-    for step in graph(job(captions)):
+    for step in graph(job(inputs)):
         (log,) = (root / "logs" / "digits" / step.stage).iterdir()
         text = log.read_text()
         assert step.fingerprint in text.splitlines()[0]
@@ -137,16 +137,16 @@ def test_run_writes_a_log_and_peak_memory_for_every_stage(completed_run: tuple[P
 
 @pytest.mark.filterwarnings("default")
 def test_run_writes_curves_for_tensorboard(completed_run: tuple[Path, Path]) -> None:
-    root, captions = completed_run
+    root, inputs = completed_run
     board = root / "tensorboard" / "digits"
-    (tuned,) = steps_of_stage(captions, "finetune")
+    (tuned,) = steps_of_stage(inputs, "finetune")
     files = sorted((root / f"finetune-{tuned.fingerprint}" / "progress").iterdir())
     epochs = [json.loads(file.read_text()) for file in files]
     names = ("loss", "images_per_second", "learning_rate", "gradient_norm")
     expected = [(epoch["step"], name, np.float32(epoch[name])) for epoch in epochs for name in names]
     assert len(epochs) == 1
     assert scalars(board / "finetune" / f"seed-0-{tuned.fingerprint}") == expected
-    trials = [row for step in steps_of_stage(captions, "evaluate") for row in rows(root, step, "scores").to_pylist()]
+    trials = [row for step in steps_of_stage(inputs, "evaluate") for row in rows(root, step, "scores").to_pylist()]
     assert len(trials) == len(list((board / "evaluate").iterdir()))
     for row in trials:
         (folder,) = (board / "evaluate").glob(f"{row['trial_id']}-*")
@@ -157,9 +157,9 @@ def test_run_writes_curves_for_tensorboard(completed_run: tuple[Path, Path]) -> 
 
 @pytest.mark.filterwarnings("default")
 def test_run_again_changes_no_file(completed_run: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    root, captions = completed_run
+    root, inputs = completed_run
     files = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
-    assert main(["run", *arguments(root, captions)]) == 0
+    assert main(["run", *arguments(root, inputs)]) == 0
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()} == files
     out = capsys.readouterr().out
     assert "vlcp" in out
@@ -168,29 +168,29 @@ def test_run_again_changes_no_file(completed_run: tuple[Path, Path], capsys: pyt
 
 @pytest.mark.filterwarnings("default")
 def test_run_with_other_workers_and_batches_gives_the_same_tables(completed_run: tuple[Path, Path]) -> None:
-    root, captions = completed_run
+    root, inputs = completed_run
     other = root.parent / "two"
-    tuned = Store.at(str(root)).artifact(steps_of_stage(captions, "finetune")[0]).path
+    tuned = Store.at(str(root)).artifact(steps_of_stage(inputs, "finetune")[0]).path
     shutil.copytree(tuned, other / Path(tuned).name)  # SYNTHETIC is compared for the same model
     two = Pool(num_workers=2, num_cpus=0.5, batch_size=17)
     scale = Scale(rows_per_block=64, **dict.fromkeys(pools(Scale()), two))
-    list(run(job(captions), Store.at(str(other)), "generate", scale))
-    assert rows(other, *steps_of_stage(captions, "ingest"), "images").equals(
-        rows(root, *steps_of_stage(captions, "ingest"), "images")
+    list(run(job(inputs), Store.at(str(other)), "generate", scale))
+    assert rows(other, *steps_of_stage(inputs, "ingest"), "images").equals(
+        rows(root, *steps_of_stage(inputs, "ingest"), "images")
     )
-    first, second = (rows(place, *steps_of_stage(captions, "pair"), "pairs") for place in (root, other))
+    first, second = (rows(place, *steps_of_stage(inputs, "pair"), "pairs") for place in (root, other))
     assert first.select(["image_id", "label", "caption"]).equals(second.select(["image_id", "label", "caption"]))
     # The kernels of a batch of 17 round differently from those of 50: half a unit of float16 at the size of a latent.
     np.testing.assert_allclose(tensors(first["latent"]), tensors(second["latent"]), atol=4e-3)
-    for step in steps_of_stage(captions, "generate"):
+    for step in steps_of_stage(inputs, "generate"):
         pixels = [rows(place, step, "synthetic") for place in (root, other)]
         assert pixels[0].drop_columns("image").equals(pixels[1].drop_columns("image"))
 
 
 @pytest.mark.filterwarnings("default")
 def test_report_json_lists_every_trial(completed_run: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    root, captions = completed_run
-    assert main(["report", *arguments(root, captions), "--json"]) == 0
+    root, inputs = completed_run
+    assert main(["report", *arguments(root, inputs), "--json"]) == 0
     scores = json.loads(capsys.readouterr().out)
     assert len(scores) == 2 * 2 * 3 + 1
     assert {score["method"] for score in scores} == {"vlcp", "random", "centroid", "full"}
@@ -202,10 +202,10 @@ def test_report_json_lists_every_trial(completed_run: tuple[Path, Path], capsys:
 def test_status_and_plan_show_what_is_complete(
     completed_run: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    root, captions = completed_run
-    assert main(["status", *arguments(root, captions)]) == 0
-    assert "1,797 in = 1,797 out + 0 rejected" in capsys.readouterr().out
-    assert main(["plan", *arguments(root, captions), "--set", "generate.strength=0.6"]) == 0
+    root, inputs = completed_run
+    assert main(["status", *arguments(root, inputs)]) == 0
+    assert "440 in = 440 out + 0 rejected" in capsys.readouterr().out
+    assert main(["plan", *arguments(root, inputs), "--set", "generate.strength=0.6"]) == 0
     assert "5 of 19 artifacts to make" in capsys.readouterr().out
 
 
@@ -213,8 +213,8 @@ def test_status_and_plan_show_what_is_complete(
 def test_run_with_too_small_a_class_exits_1_and_names_the_log(
     completed_run: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    root, captions = completed_run
-    assert main(["run", *arguments(root, captions), "--set", "ipc=[200]", "--to", "prototype"]) == 1
+    root, inputs = completed_run
+    assert main(["run", *arguments(root, inputs), "--set", "ipc=[200]", "--to", "prototype"]) == 1
     sentence = capsys.readouterr().err.strip().splitlines()[-1]
     assert sentence.startswith("vlcp-ray: ")
     assert "digit" in sentence

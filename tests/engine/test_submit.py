@@ -17,7 +17,7 @@ from ray._private.runtime_env.packaging import create_package
 from ray.cluster_utils import Cluster
 from ray.job_submission import JobSubmissionClient
 
-from tests.small_job import OVERRIDES, arguments, write_captions
+from tests.small_job import JOB, overrides, write_inputs
 from tests.test_pipeline import SCHEMAS
 from vlcp_ray.cli import main
 from vlcp_ray.config import load_job
@@ -181,14 +181,14 @@ def cluster() -> Iterator[str]:
 @pytest.mark.faults
 @pytest.mark.filterwarnings("default")
 def test_submitted_job_stopped_and_resumed_gives_the_local_tables(cluster: str, tmp_path: Path) -> None:
-    captions, scale = write_captions(tmp_path / "captions.parquet"), str(ROOT / "clusters" / "two-cores.toml")
-    sets = [part for text in (*OVERRIDES, f"caption.source=file://{captions}") for part in ("--set", text)]
+    inputs, scale = write_inputs(tmp_path / "inputs"), str(ROOT / "clusters" / "two-cores.toml")
+    sets = [part for text in overrides(inputs, "file://") for part in ("--set", text)]
     here = tmp_path / "here"
     command = [sys.executable, "-m", "vlcp_ray.cli"]
-    local = [*command, "run", arguments(here, captions)[0], "--root", f"file://{here}", *sets, "--scale", scale]
+    local = [*command, "run", str(JOB), "--root", f"file://{here}", *sets, "--scale", scale]
     subprocess.run(local, cwd=ROOT, check=True, capture_output=True)
     there = tmp_path / "there"
-    send = [*command, "submit", arguments(there, captions)[0], "--root", f"file://{there}", *sets]
+    send = [*command, "submit", str(JOB), "--root", f"file://{there}", *sets]
     send += ["--scale", scale, "--address", cluster]
     detached = subprocess.run([*send, "--detach"], cwd=ROOT, capture_output=True, text=True)
     assert detached.returncode == 0, detached.stderr
@@ -209,11 +209,11 @@ def test_submitted_job_stopped_and_resumed_gives_the_local_tables(cluster: str, 
     assert "on 3 machines" in again.stdout
     assert "\r" not in again.stdout
     assert {path: path.stat().st_mtime_ns for path in there.glob("pair-*/pairs/*")} == done
-    assert_same_tables(here, there, captions)
+    assert_same_tables(here, there, inputs)
 
 
-def assert_same_tables(here: Path, there: Path, captions: Path) -> None:
-    for step in graph(load_job(arguments(here, captions)[0], [*OVERRIDES, f"caption.source=file://{captions}"])):
+def assert_same_tables(here: Path, there: Path, inputs: Path) -> None:
+    for step in graph(load_job(JOB, overrides(inputs, "file://"))):
         for name in SCHEMAS:
             one, two = (Store.at(str(root)).artifact(step).table(name, SCHEMAS[name]) for root in (here, there))
             drop = [column for column in ("seconds",) if column in one.column_names]

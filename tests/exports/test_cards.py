@@ -36,11 +36,17 @@ def test_dataset_card_with_a_teacher_describes_its_soft_labels(
     assert "top-1 75.0 %" in text
 
 
-def test_captions_card_names_captioner_and_prompt(exported: Export, job: Job) -> None:
+def test_captions_card_of_saved_captions_names_their_file_and_no_prompt(exported: Export, job: Job) -> None:
     card = DatasetCard.load(exported("captions")[0] / "README.md")
     assert card.data.task_categories == ["image-to-text"]
     assert "6 captions, one for each training image of `digits`, read from `captions.parquet`." in card.text
-    assert f"> {job.caption.prompt}" in card.text
+    assert f"> {job.caption.prompt}" not in card.text
+
+
+def test_captions_card_names_captioner_and_prompt(job_with_teacher: Job, tmp_path: Path) -> None:
+    text = DatasetCard.load(exporter(job_with_teacher, tmp_path)("captions")[0] / "README.md").text
+    assert "6 captions, one for each training image of `digits`, by `demo/llava` for the prompt:" in text
+    assert f"> {job_with_teacher.caption.prompt}" in text
 
 
 def test_model_card_states_training(exported: Export) -> None:

@@ -1,6 +1,5 @@
 """Leases, with which at most one run at a time works on an artifact: a file of each run, with a heartbeat."""
 
-import _thread
 import json
 import os
 import signal
@@ -162,7 +161,8 @@ def _heartbeat(
                 print("\nthis run stops: its heartbeat had stopped, and another run makes its artifacts", flush=True)
                 # A shell script starts its background commands with SIGINT ignored, and then SIGINT has no effect.
                 ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-                _thread.interrupt_main(signal.SIGTERM if ignored else signal.SIGINT)
+                stop = signal.SIGTERM if ignored else signal.SIGINT
+                signal.pthread_kill(threading.main_thread().ident or 0, stop)  # wakes the main thread where it waits
                 return
             beat += 1
             snapshot = progress()
