@@ -25,3 +25,10 @@ def tiny_stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> str:
     from tests.tiny_models import build_stable_diffusion
 
     return str(build_stable_diffusion(Path(tmp_path_factory.mktemp("stable_diffusion"))))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the fault tests, which run whole jobs several times, half an hour each."""
+    for item in items:
+        if item.get_closest_marker("faults"):
+            item.add_marker(pytest.mark.timeout(1800))
