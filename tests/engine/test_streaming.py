@@ -7,9 +7,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import ray
+from pyarrow import parquet
 from ray.data._internal.datasource_v2.formats.parquet import footer_file_indexer
 
 from tests.engine.member_rows import artifact, members, read_tables
+from tests.hostile import with_pickled_column
 from vlcp_ray.engine.streaming import FilterRows, RowWork, filter_rows, read, stream
 from vlcp_ray.engine.writing import WriteRows
 from vlcp_ray.scale import Pool
@@ -115,3 +117,14 @@ def test_read_of_25_files_starts_three_processes_for_their_footers(
 def test_read_of_an_empty_table_names_the_folder_to_remove(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no rows; remove the folder"):
         read(artifact(tmp_path, "source"), "members")
+
+
+def test_read_of_pickled_values_runs_nothing_and_names_the_folder_to_remove(tmp_path: Path) -> None:
+    source, target = artifact(tmp_path, "source"), artifact(tmp_path, "target")
+    for name in ("a", "b"):
+        source.write_table(f"members/{name}.parquet", members(3))
+    poisoned = with_pickled_column(members(3), "image_id", tmp_path / "EXECUTED")
+    parquet.write_table(poisoned, f"{source.path}/members/c.parquet")
+    with pytest.raises(Exception, match=r"remove the folder .*/source-[0-9a-f]+ and re-run"):
+        run(source, target)
+    assert not (tmp_path / "EXECUTED").exists()

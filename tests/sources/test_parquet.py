@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from tests.hostile import with_pickled_column
 from tests.image_sets import SHARED, by_source, open_set, picture, read_all, write_parquet
 from vlcp_ray.settings import ConfigError
 
@@ -147,3 +148,14 @@ def test_parquet_of_real_cifar_has_exact_counts() -> None:
         {"split": "val", "source_count": 2000},
     ]
     assert len(set(table["image_id"].to_pylist())) == 10_000
+
+
+@pytest.mark.parametrize("column", ["label", "image"])
+def test_parquet_column_of_pickled_objects_is_refused_and_runs_nothing(tmp_path: Path, column: str) -> None:
+    import ray.data  # noqa: F401  # registers the type, as in the workers of ingest
+
+    file = write_parquet(tmp_path / "set" / "train-0.parquet", ROWS, NAMES)
+    parquet.write_table(with_pickled_column(parquet.read_table(file), column, tmp_path / "EXECUTED"), file)
+    with pytest.raises(ConfigError, match=f"column '{column}'"):
+        read_all(open_set(tmp_path / "set"))
+    assert not (tmp_path / "EXECUTED").exists()

@@ -22,6 +22,7 @@ from vlcp_ray.monitoring.memory import Peaks, reset_peaks
 from vlcp_ray.scale import Pool
 from vlcp_ray.store.artifact import Artifact, Step
 from vlcp_ray.store.retrying_filesystem import retrying
+from vlcp_ray.store.tables import check_types
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,20 @@ def read_all(
     files = [file for artifact in artifacts for file in artifact.files(table)]
     options = {"columns": None if columns is None else list(columns), "include_paths": include_paths}
     with _limited_footer_readers(len(files)):
-        return ray.data.read_parquet(files, filesystem=retrying(artifacts[0].filesystem), **options)
+        rows = ray.data.read_parquet(files, filesystem=retrying(artifacts[0].filesystem), **options)
+    return rows.map_batches(CheckTypes(table, artifacts[0].repair), batch_size=None, batch_format="pyarrow")
+
+
+@dataclass(frozen=True)
+class CheckTypes:
+    """Row-wise: refuse extension types that are not ours, before anything looks at a value (see `store.tables`)."""
+
+    table: str
+    repair: str
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        check_types(block.schema, None, self.table, self.repair)
+        return block
 
 
 @contextmanager

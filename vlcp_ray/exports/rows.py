@@ -6,7 +6,6 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import parquet
 
 from vlcp_ray.store.artifact import Artifact
 from vlcp_ray.store.io import retry
@@ -28,9 +27,7 @@ def read_sorted(
 
     def read(file: int, names: Sequence[str]) -> pa.Table:
         source, wanted = files[file], list(names)
-        return retry(
-            lambda: parquet.read_table(source, filesystem=artifact.filesystem, columns=wanted), f"read {source}"
-        )
+        return retry(lambda: artifact.open_files([source], wanted).to_table(columns=wanted), f"read {source}")
 
     content = lru_cache(maxsize=_FILES_IN_MEMORY)(lambda file: read(file, columns))
     keys = [read(file, order) for file in range(len(files))]

@@ -14,6 +14,7 @@ from vlcp_ray.settings import ConfigError
 from vlcp_ray.sources.classes import Classes, Glossary, load_glossary, resolve
 from vlcp_ray.sources.layout import Layout
 from vlcp_ray.sources.reader import Part, Row, find_shards, format_split_counts, has_shards, image_id, tables
+from vlcp_ray.store.tables import check_types
 
 if TYPE_CHECKING:
     from vlcp_ray.stages.ingest import Ingest
@@ -131,7 +132,13 @@ class Parquet:
             raise ConfigError(
                 f"ingest.source: {path} cannot be read as parquet ({error}); download it again"
             ) from error
-        return file, _find_columns(file.schema_arrow, self.glossary)
+        columns = _find_columns(file.schema_arrow, self.glossary)
+        try:
+            used = [columns.image, columns.label]
+            check_types(file.schema_arrow, used, path, "write it as plain bytes, text or numbers")
+        except ValueError as error:
+            raise ConfigError(f"ingest.source: {error}") from error
+        return file, columns
 
 
 def _read_images(file: Any, group: int, column: str, rows: Sequence[int]) -> Iterator[tuple[bytes, str | None]]:

@@ -8,12 +8,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from vlcp_ray.store.io import open_uri, retry
+from vlcp_ray.store.io import StoreError, open_uri, retry
+from vlcp_ray.store.tables import check_types
+
+if TYPE_CHECKING:
+    from pyarrow import dataset as pads
 
 MANIFEST: Final = "manifest.json"
 #: Stores in which an object appears only when it is complete; elsewhere a file is written to another name and renamed.
@@ -142,30 +146,51 @@ class Artifact:
         files = self.files(folder)
         if not files:
             return pa.schema([f for f in schema if columns is None or f.name in columns]).empty_table()
-        from pyarrow import dataset as pads
-
         names = None if columns is None else list(columns)
-        return retry(
-            lambda: pads.dataset(files, filesystem=self.filesystem, format="parquet").to_table(columns=names),
-            f"read {self.path}/{folder}",
-        )
+        return self._read_table(folder, lambda: self.open_files(files, names).to_table(columns=names))
+
+    def open_files(self, files: Sequence[str], columns: Sequence[str] | None = None) -> "pads.Dataset":
+        """Open parquet files of the artifact as one Arrow dataset. All have the types of the first one.
+
+        Args:
+            columns: those that will be read; all by default.
+
+        Raises:
+            StoreError: a column has an extension type that is not ours (see `store.tables`).
+        """
+        from pyarrow import dataset as pads  # slow to import: it imports pandas
+
+        dataset = pads.dataset(list(files), filesystem=self.filesystem, format="parquet")
+        try:
+            check_types(dataset.schema, columns, files[0], self.repair)
+        except ValueError as error:
+            raise StoreError(str(error)) from error
+        return dataset
+
+    @property
+    def repair(self) -> str:
+        """What a user should do if the artifact's files are damaged."""
+        return f"the artifact is damaged: remove the folder {self.path} and re-run the same command"
 
     def rows(
         self, folder: str, schema: pa.Schema, columns: Sequence[str], key: str, values: pa.ChunkedArray | pa.Array
     ) -> pa.Table:
         """Read the rows of a table whose `key` is among the values."""
         import pyarrow.compute as pc
-        from pyarrow import dataset as pads
 
         files = self.files(folder)
         if not files:
             return self.table(folder, schema, columns)
         values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
         options = {"columns": list(columns), "filter": pc.field(key).isin(values)}
-        return retry(
-            lambda: pads.dataset(files, filesystem=self.filesystem, format="parquet").to_table(**options),
-            f"read {self.path}/{folder}",
-        )
+        return self._read_table(folder, lambda: self.open_files(files, [*columns, key]).to_table(**options))
+
+    def _read_table(self, folder: str, read: Callable[[], pa.Table]) -> pa.Table:
+        try:
+            return retry(read, f"read {self.path}/{folder}")
+        except pa.ArrowException as error:
+            reason = str(error).splitlines()[0]
+            raise StoreError(f"{self.path}/{folder} cannot be read ({reason}); {self.repair}") from error
 
     def delete(self, folder: str) -> None:
         """Remove a folder of the artifact and everything in it."""

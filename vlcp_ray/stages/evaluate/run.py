@@ -8,7 +8,6 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-from pyarrow import parquet
 from safetensors.torch import load
 
 from vlcp_ray.engine.context import Context
@@ -130,8 +129,8 @@ def _log_curve(context: Context, step: Step, trial_id: str) -> None:
     series = f"{STAGE.name}/{trial_id}-{step.fingerprint}"
     if "trial" in context.records.names(series):
         return
-    content = context.artifact(step).read_bytes(f"scores/{trial_id}.parquet")
-    (row,) = parquet.read_table(pa.BufferReader(content)).to_pylist()
+    artifact = context.artifact(step)
+    (row,) = artifact.open_files([f"{artifact.path}/scores/{trial_id}.parquet"]).to_table().to_pylist()
     epochs = PROTOCOLS[row["protocol"]].validated_epochs(row["epochs"], context.job.evaluate.validations)
     curve = [(epoch, {"top1": top1}) for epoch, top1 in zip(epochs, row["curve"], strict=True)]
     end = {name: row[name] for name in ("top1_last", "top1_best", "top5_last", "seconds")}

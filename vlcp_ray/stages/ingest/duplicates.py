@@ -1,9 +1,9 @@
 """Keep one row of every image_id in IMAGES and move the others to REJECTED."""
 
+from dataclasses import replace
+
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyarrow import dataset as pads
-from pyarrow import parquet
 
 from vlcp_ray.schemas import REJECTED, conform, with_column
 from vlcp_ray.stages.ingest import STAGE
@@ -20,8 +20,9 @@ def reject_duplicates(artifact: Artifact) -> None:
     files = artifact.files("images")
     if not files:
         return
-    store = retrying(artifact.filesystem)
-    index = pads.dataset(files, filesystem=store).to_table(columns=["image_id", "source", "__filename"])
+    store = replace(artifact, filesystem=retrying(artifact.filesystem))
+    columns = ["image_id", "source"]
+    index = store.open_files(files, columns).to_table(columns=[*columns, "__filename"])
     counts = pc.value_counts(index["image_id"])
     repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
     if not len(repeated):
@@ -35,12 +36,9 @@ def reject_duplicates(artifact: Artifact) -> None:
             duplicates.setdefault(row["__filename"], {})[row["source"]] = kept[row["image_id"]]
         else:
             kept[row["image_id"]] = row["source"]
-    written = {
-        _rewrite(artifact, parquet.read_table(file, filesystem=store, partitioning=None), sources)
-        for file, sources in duplicates.items()
-    }
+    written = {_rewrite(artifact, store.open_files([file]).to_table(), sources) for file, sources in duplicates.items()}
     for file in set(duplicates) - {f"{artifact.path}/{name}" for name in written}:
-        store.delete_file(file)
+        store.filesystem.delete_file(file)
 
 
 def _rewrite(artifact: Artifact, table: pa.Table, duplicates: dict[str, str]) -> str:

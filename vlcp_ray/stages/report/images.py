@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final
 
@@ -84,10 +85,8 @@ def thumbnails(artifact: Artifact, ids: Sequence[str]) -> pa.Table:
 
 
 def _batches(artifact: Artifact, folder: str, columns: Sequence[str], wanted: Any) -> Iterator[pa.RecordBatch]:
-    from pyarrow import dataset as pads
-
-    files = artifact.files(folder)
-    data = pads.dataset(files, filesystem=retrying(artifact.filesystem), format="parquet")
+    store = replace(artifact, filesystem=retrying(artifact.filesystem))
+    data = store.open_files(artifact.files(folder), columns)
     # Without read-ahead at most one batch of images is in memory.
     batches: Iterator[pa.RecordBatch] = data.to_batches(
         columns=list(columns), filter=wanted, batch_size=_BATCH, batch_readahead=1
