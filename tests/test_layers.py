@@ -16,8 +16,9 @@ PACKAGE = ROOT / "vlcp_ray"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 CORE = """
-    settings schemas seeds images store store.io store.artifact store.tables store.retrying_filesystem models
-    models.networks models.words models.pretrained monitoring monitoring.memory monitoring.allocator demo demo.digits
+    settings schemas seeds images store store.io store.aws store.files store.tables store.written
+    store.artifact store.verify store.retrying_filesystem models models.networks models.words models.pretrained
+    monitoring monitoring.memory monitoring.allocator demo demo.digits
 """
 RECORDS = """
     sources sources.* protocols protocols.protocol protocols.minimax protocols.rded stages stages.stage stages.@

@@ -1,16 +1,17 @@
 """Tests of the pipeline: the graph, and the whole chain run, skipped, resumed and run by other workers."""
 
-import dataclasses
 import json
-import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from pyarrow import fs as pafs
 
 from tests.monitoring.test_tensorboard import scalars
-from tests.small_job import JOB, arguments, job, write_inputs
+from tests.s3 import BUCKET, Server
+from tests.small_job import JOB, SETTINGS, arguments, job, write_inputs
 from vlcp_ray.cli import main
 from vlcp_ray.config import Job, load_job
 from vlcp_ray.pipeline import graph, run, state
@@ -22,6 +23,7 @@ from vlcp_ray.stages.evaluate import SCORES
 from vlcp_ray.stages.pair import pairs_schema
 from vlcp_ray.stages.prototype import MEMBERS, prototypes_schema
 from vlcp_ray.store.artifact import Step, Store
+from vlcp_ray.store.verify import compare_all
 
 SCHEMAS = {
     "images": IMAGES,
@@ -92,9 +94,8 @@ def json_as_toml(pools: dict[str, dict[str, float]]) -> str:
     return "\n".join(f"[{name}]\n" + "\n".join(f"{k} = {v}" for k, v in p.items()) for name, p in pools.items())
 
 
-def rows(root: Path, step: Step, table: str) -> pa.Table:
-    artifact = Store.at(str(root)).artifact(step)
-    made = artifact.table(table, SCHEMAS[table])
+def rows(store: Store, step: Step, table: str) -> pa.Table:
+    made = store.artifact(step).table(table, SCHEMAS[table])
     return made.sort_by(made.column_names[0])
 
 
@@ -105,18 +106,18 @@ def steps_of_stage(inputs: Path, stage: str) -> list[Step]:
 @pytest.mark.filterwarnings("default")
 def test_run_writes_the_exact_rows_of_every_stage(completed_run: tuple[Path, Path]) -> None:
     root, inputs = completed_run
-    store = Store.at(str(root))
-    assert {state(store, step) for step in graph(job(inputs))} == {"done"}
+    store, steps = Store.at(str(root)), graph(job(inputs))
+    assert {state(step, store.manifests(steps)) for step in steps} == {"done"}
     (images,), (pairs,) = steps_of_stage(inputs, "ingest"), steps_of_stage(inputs, "pair")
-    assert len(rows(root, images, "images")) == 440
-    assert len(rows(root, pairs, "pairs")) == 320
+    assert len(rows(store, images, "images")) == 440
+    assert len(rows(store, pairs, "pairs")) == 320
     for step in steps_of_stage(inputs, "prototype"):
-        assert len(rows(root, step, "prototypes")) == 4 * step.key["ipc"]
-        members = rows(root, step, "members")
+        assert len(rows(store, step, "prototypes")) == 4 * step.key["ipc"]
+        members = rows(store, step, "members")
         assert len(members) == 320
         assert 10 <= sum(cluster == -1 for cluster in members["cluster"].to_pylist()) <= 24  # 5 % of 320 is 16
     for step in [*steps_of_stage(inputs, "generate"), *steps_of_stage(inputs, "select")]:
-        made = rows(root, step, "synthetic")
+        made = rows(store, step, "synthetic")
         assert len(made) == 4 * step.key["ipc"]
         assert set(made["label"].to_pylist()) == set(range(4))
 
@@ -146,7 +147,8 @@ def test_run_writes_curves_for_tensorboard(completed_run: tuple[Path, Path]) -> 
     expected = [(epoch["step"], name, np.float32(epoch[name])) for epoch in epochs for name in names]
     assert len(epochs) == 1
     assert scalars(board / "finetune" / f"seed-0-{tuned.fingerprint}") == expected
-    trials = [row for step in steps_of_stage(inputs, "evaluate") for row in rows(root, step, "scores").to_pylist()]
+    store = Store.at(str(root))
+    trials = [row for step in steps_of_stage(inputs, "evaluate") for row in rows(store, step, "scores").to_pylist()]
     assert len(trials) == len(list((board / "evaluate").iterdir()))
     for row in trials:
         (folder,) = (board / "evaluate").glob(f"{row['trial_id']}-*")
@@ -167,24 +169,45 @@ def test_run_again_changes_no_file(completed_run: tuple[Path, Path], capsys: pyt
 
 
 @pytest.mark.filterwarnings("default")
-def test_run_with_other_workers_and_batches_gives_the_same_tables(completed_run: tuple[Path, Path]) -> None:
+def test_run_on_s3_with_other_workers_and_batches_gives_the_same_tables(
+    completed_run: tuple[Path, Path], s3: Server, tmp_path: Path
+) -> None:
+    """The image set, the captions and the root are on a real S3 server."""
     root, inputs = completed_run
-    other = root.parent / "two"
-    tuned = Store.at(str(root)).artifact(steps_of_stage(inputs, "finetune")[0]).path
-    shutil.copytree(tuned, other / Path(tuned).name)  # SYNTHETIC is compared for the same model
+    pafs.copy_files(str(inputs), f"{BUCKET}/inputs", destination_filesystem=s3.filesystem())
+    sources = {"ingest.source": s3.uri("inputs/images"), "caption.source": s3.uri("inputs/captions.parquet")}
+    remote = load_job(JOB, [*SETTINGS, *(f"{name}={uri}" for name, uri in sources.items())])
+    other = Store.at(s3.uri("root"))
+    (tuned,), (local_tuned,) = (
+        [step for step in graph(one) if step.stage == "finetune"] for one in (remote, job(inputs))
+    )
+    # SYNTHETIC is compared for the same model.
+    other.artifact(tuned).put_folder(Path(Store.at(str(root)).artifact(local_tuned).path), "")
     two = Pool(num_workers=2, num_cpus=0.5, batch_size=17)
     scale = Scale(rows_per_block=64, **dict.fromkeys(pools(Scale()), two))
-    list(run(job(inputs), Store.at(str(other)), "generate", scale))
-    assert rows(other, *steps_of_stage(inputs, "ingest"), "images").equals(
-        rows(root, *steps_of_stage(inputs, "ingest"), "images")
-    )
-    first, second = (rows(place, *steps_of_stage(inputs, "pair"), "pairs") for place in (root, other))
+    steps = list(run(remote, other, "generate", scale))
+    local_steps = {(step.stage, str(step.key)): step for step in graph(job(inputs))}
+
+    def both(stage: str, table: str) -> Iterator[tuple[pa.Table, pa.Table]]:
+        for step in steps:
+            if step.stage == stage:
+                mine = local_steps[stage, str(step.key)]
+                yield rows(Store.at(str(root)), mine, table), rows(other, step, table)
+
+    ((first, second),) = both("ingest", "images")
+    assert first.equals(second)
+    ((first, second),) = both("pair", "pairs")
     assert first.select(["image_id", "label", "caption"]).equals(second.select(["image_id", "label", "caption"]))
     # The kernels of a batch of 17 round differently from those of 50: half a unit of float16 at the size of a latent.
     np.testing.assert_allclose(tensors(first["latent"]), tensors(second["latent"]), atol=4e-3)
-    for step in steps_of_stage(inputs, "generate"):
-        pixels = [rows(place, step, "synthetic") for place in (root, other)]
-        assert pixels[0].drop_columns("image").equals(pixels[1].drop_columns("image"))
+    generated = list(both("generate", "synthetic"))
+    assert len(generated) == 2
+    for first, second in generated:
+        assert first.drop_columns("image").equals(second.drop_columns("image"))
+    compared = list(compare_all(other, steps, other.manifests(steps), contents=True))
+    assert [line for one in compared for line in one.lines()] == []
+    assert sum(one.count for one in compared) == len(s3.objects("root")) - len(steps) - len(s3.objects("root/logs"))
+    assert not s3.objects("root/leases")
 
 
 @pytest.mark.filterwarnings("default")
@@ -230,8 +253,7 @@ def test_complete_with_lost_rows_is_refused(tmp_path: Path) -> None:
     context = Context(build(Job, {"name": "x"}, "x"), Scale(), Store.at(str(tmp_path)))
     with pytest.raises(RuntimeError, match="pair: 3 rows in, but 1 out and 1 rejected"):
         context.complete(step, rows_in=3, rows=1, rejected=1, seconds=1.0)
-    assert state(context.store, step) == "new"
-    assert dataclasses.replace(step).fingerprint == step.fingerprint
+    assert state(step, context.store.manifests([step])) == "new"
 
 
 @pytest.mark.filterwarnings("default")

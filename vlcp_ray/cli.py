@@ -98,15 +98,15 @@ def _plan(arguments: argparse.Namespace) -> int:
     """Show the artifacts, their fingerprints, what will run and what it costs."""
     scale = load_scale(arguments.scale) if arguments.scale else None
     job, store, steps = _open(arguments)
-    explained: set[str] = set()
+    explained, manifests = set[str](), store.manifests(steps)
     print(f"{'artifact':<34} {'fingerprint':<14} {'state':<9}")
     for step in _in_order(steps):
         note = "" if step.stage in explained else STAGES[step.stage].summary
         explained.add(step.stage)
-        print(f"{step.title:<34} {step.fingerprint:<14} {state(store, step):<9} {note}".rstrip())
-    todo = sum(state(store, step) != "done" for step in steps)
+        print(f"{step.title:<34} {step.fingerprint:<14} {state(step, manifests):<9} {note}".rstrip())
+    todo = sum(state(step, manifests) != "done" for step in steps)
     print(f"\n{todo} of {len(steps)} artifacts to make under {store.path}")
-    print(*requirements(job, steps).lines(), *cost_lines(job, store, steps, scale), sep="\n")
+    print(*requirements(job, steps).lines(), *cost_lines(job, store, steps, manifests, scale), sep="\n")
     return 0
 
 
@@ -181,14 +181,32 @@ def _status(arguments: argparse.Namespace) -> int:
     _, store, steps = _open(arguments)
     leases = [lease for lease in active_leases(store) if lease.makes & {step.fingerprint for step in steps}]
     running = {made for lease in leases if lease.is_alive and lease.progress for made in lease.progress.makes}
+    manifests = store.manifests(steps)
     for step in _in_order(steps):
-        manifest = store.artifact(step).manifest()
-        now = state(store, step)
+        manifest, now = manifests.get(step.fingerprint), state(step, manifests)
         shown = "running" if now != "done" and step.fingerprint in running else now
         print(f"{step.title:<34} {shown:<9} {_counts(manifest) if manifest else ''}".rstrip())
     for lease in leases:
         print(f"\n{lease}")
     return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    """Read all files of the job again and compare them with the manifests."""
+    from vlcp_ray.store.verify import compare_all
+
+    _, store, steps = _open(arguments)
+    damaged = False
+    for found in compare_all(store, _in_order(steps), store.manifests(steps), contents=True):
+        summary = f"{found.count:>6,} files {found.bytes / 2**20:>10,.1f} MiB" if found.count else "lists no files"
+        print(f"{found.title:<34} {summary}  {'DAMAGED' if found.is_damaged else 'ok'}")
+        print("".join(f"  {line}\n" for line in found.lines()), end="")
+        damaged = damaged or found.is_damaged
+    if damaged:
+        print(
+            "vlcp-ray: remove the folders of damaged artifacts and re-run the job to make them again", file=sys.stderr
+        )
+    return int(damaged)
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -271,7 +289,7 @@ def _relative(path: str) -> str:
 
 
 #: A command is called as its function, and its help is the function's docstring.
-_COMMANDS: Final = (_plan, _bench, _run, _submit, _status, _report, _export, _doctor)
+_COMMANDS: Final = (_plan, _bench, _run, _submit, _status, _verify, _report, _export, _doctor)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -18,8 +18,9 @@ from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.scale import Scale
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.stages import STAGES, evaluate, finetune, pair, teach
-from vlcp_ray.store.artifact import Step, Store
+from vlcp_ray.store.artifact import Manifests, Step, Store
 from vlcp_ray.store.lease import acquire_lease
+from vlcp_ray.store.verify import check_sizes
 
 
 def graph(job: Job) -> tuple[Step, ...]:
@@ -100,7 +101,9 @@ def run(
     names = list(STAGES)
     stages = [STAGES[name] for name in names[: names.index(to) + 1]]
     steps = [step for step in graph(job) if step.stage in {stage.name for stage in stages}]
-    left = {step.fingerprint: step for step in steps if store.artifact(step).manifest() is None}
+    manifests = store.manifests(steps)
+    check_sizes(store, steps, manifests)
+    left = {step.fingerprint: step for step in steps if not manifests.get(step.fingerprint)}
     if not left:  # everything is complete: do not start Ray
         yield from steps
         return
@@ -150,12 +153,11 @@ def check_inputs(job: Job) -> None:
         raise ConfigError(str(error)) from error
 
 
-def state(store: Store, step: Step) -> str:
+def state(step: Step, manifests: Manifests) -> str:
     """Return whether an artifact is done (complete), started (it will be resumed) or new."""
-    artifact = store.artifact(step)
-    if artifact.manifest() is not None:
-        return "done"
-    return "started" if artifact.exists() else "new"
+    if step.fingerprint not in manifests:
+        return "new"
+    return "done" if manifests[step.fingerprint] else "started"
 
 
 def _open_tracker(track: str, job: Job) -> AbstractContextManager[Tracker | None]:

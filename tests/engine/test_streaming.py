@@ -8,11 +8,10 @@ import pyarrow.compute as pc
 import pytest
 import ray
 from pyarrow import parquet
-from ray.data._internal.datasource_v2.formats.parquet import footer_file_indexer
 
 from tests.engine.member_rows import artifact, members, read_tables
 from tests.hostile import with_pickled_column
-from vlcp_ray.engine.streaming import FilterRows, RowWork, filter_rows, read, stream
+from vlcp_ray.engine.streaming import FilterRows, RowWork, filter_rows, read, read_all, stream
 from vlcp_ray.engine.writing import WriteRows
 from vlcp_ray.scale import Pool
 from vlcp_ray.schemas import reject, with_column
@@ -96,22 +95,17 @@ def test_filter_rows_keeps_the_split_and_drops_done_rows() -> None:
     assert kept.to_pylist() == [{"image_id": "a", "split": "train"}]
 
 
-def test_read_of_25_files_starts_three_processes_for_their_footers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    started = []
-
-    class Recorded(footer_file_indexer.FooterFileIndexer):
-        def __init__(self, **options: object) -> None:
-            super().__init__(**options)
-            started.append(self._num_actors)
-
-    monkeypatch.setattr(footer_file_indexer, "FooterFileIndexer", Recorded)
+def test_read_of_many_files_returns_all_rows_with_their_files(tmp_path: Path) -> None:
     source = artifact(tmp_path, "source")
+    rows = members(50)
     for number in range(25):
-        source.write_table(f"members/{number}.parquet", members(2))
-    read(source, "members")
-    assert set(started) == {3}
+        source.write_table(f"members/{number:02}.parquet", rows.slice(2 * number, 2))
+    read_back = pa.concat_tables(ray.get(read_all([source], "members", ["image_id"]).to_arrow_refs()))
+    assert read_back.column_names == ["image_id", "path"]
+    expected = [
+        (row["image_id"], f"{source.path}/members/{n // 2:02}.parquet") for n, row in enumerate(rows.to_pylist())
+    ]
+    assert sorted(zip(*read_back.to_pydict().values(), strict=True)) == expected
 
 
 def test_read_of_an_empty_table_names_the_folder_to_remove(tmp_path: Path) -> None:

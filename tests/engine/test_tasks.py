@@ -26,7 +26,6 @@ class Meter:
         return self.maximum
 
 
-@ray.remote(num_cpus=0.5)
 def count_itself(meter: ray.actor.ActorHandle, number: int) -> int:
     ray.get(meter.add.remote(1))
     ray.get(meter.add.remote(-1))
@@ -35,7 +34,8 @@ def count_itself(meter: ray.actor.ActorHandle, number: int) -> int:
 
 def test_in_flight_returns_all_results_within_its_limit() -> None:
     meter = Meter.remote()
-    results = list(in_flight((partial(count_itself.remote, meter, number) for number in range(9)), limit=2))
+    call = task(count_itself, Pool(num_cpus=0.5))
+    results = list(in_flight((partial(call.remote, meter, number) for number in range(9)), limit=2))
     assert sorted(results) == list(range(9))
     assert ray.get(meter.add.remote(0)) <= 2
 
@@ -45,7 +45,7 @@ def test_in_flight_starts_no_more_tasks_than_its_limit() -> None:
 
     def start(number: int) -> ray.ObjectRef:
         started.append(number)
-        return ray.put(number)
+        return ray.put((number, "{}"))
 
     results = in_flight((partial(start, number) for number in range(100)), limit=3)
     next(results)

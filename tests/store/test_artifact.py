@@ -43,13 +43,15 @@ def test_step_title_has_stage_and_key() -> None:
     assert step(key={"method": "herding", "seed": 1, "ipc": 5}).title == "pair herding seed 1 ipc 5"
 
 
-def test_manifest_exists_only_after_complete(tmp_path: Path) -> None:
-    artifact = Store.at(str(tmp_path)).artifact(step())
-    assert not artifact.exists()
+def test_manifests_has_none_for_an_artifact_that_is_not_complete(tmp_path: Path) -> None:
+    store, other = Store.at(str(tmp_path)), step(version=2)
+    artifact = store.artifact(step())
+    assert store.manifests([step(), other]) == {}
     artifact.write_table("members/a.parquet", TABLE)
-    assert artifact.exists()
+    assert store.manifests([step(), other]) == {step().fingerprint: None}
     assert artifact.manifest() is None
     artifact.complete({"rows": 4})
+    assert store.manifests([step(), other]) == {step().fingerprint: {"rows": 4}}
     assert artifact.manifest() == {"rows": 4}
 
 
@@ -77,7 +79,7 @@ def test_delete_removes_one_folder(tmp_path: Path) -> None:
     for folder in ("members", "other"):
         artifact.write_table(f"{folder}/a.parquet", TABLE)
     artifact.delete("members")
-    assert (artifact.files("members"), len(artifact.files("other"))) == ([], 1)
+    assert (artifact.parts("members"), len(artifact.parts("other"))) == ([], 1)
 
 
 def test_write_table_to_a_flaky_store_writes_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,21 +95,6 @@ def test_write_table_to_a_flaky_store_writes_everything(tmp_path: Path, monkeypa
     assert artifact.manifest() == {"rows": 20}
     (folder,) = tmp_path.glob("*/members")
     assert sorted(path.name for path in folder.iterdir()) == [f"{i:02}.parquet" for i in range(20)]
-
-
-def test_write_to_a_failing_store_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(io, "WAIT", tenacity.wait_none())
-    monkeypatch.setattr(io, "STOP", tenacity.stop_after_attempt(3))
-    artifact = Store.at(str(tmp_path)).artifact(step())
-
-    def fail(sink: pa.NativeFile) -> None:
-        sink.write(b"half")
-        raise OSError("disk full")
-
-    with pytest.raises(StoreError, match=r"cannot write .*a.parquet: failed 3 times in 0 s: disk full. Free space"):
-        artifact._write_whole("members/a.parquet", fail)
-    assert artifact.files("members") == []
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_store_at_a_file_is_refused(tmp_path: Path) -> None:

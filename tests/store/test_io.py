@@ -10,8 +10,10 @@ import pytest
 import tenacity
 from pyarrow import fs as pafs
 
-from vlcp_ray.store import io
-from vlcp_ray.store.io import StoreError, content_hash, is_transient, open_uri, retry
+from tests.s3 import BUCKET, KEY, SECRET, Proxy, Server
+from vlcp_ray.settings import ConfigError
+from vlcp_ray.store import files, io
+from vlcp_ray.store.io import AccessError, StoreError, content_hash, is_transient, open_uri, retry
 
 
 def test_open_uri_of_folder_and_file_uri_returns_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,6 +41,12 @@ def test_open_uri_with_unknown_scheme_is_refused() -> None:
 def test_open_uri_without_bucket_is_refused() -> None:
     with pytest.raises(ValueError, match=r"--root s3://: it names no bucket; write s3://bucket/folder"):
         open_uri("s3://", "--root")
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_open_uri_with_an_unknown_option_names_it(scheme: str) -> None:
+    with pytest.raises(ValueError, match=r"--root .*: Unexpected query parameter.*: '?nope"):
+        open_uri(f"{scheme}://bucket/x?nope=1", "--root")
 
 
 class Failing:
@@ -148,6 +156,75 @@ def test_retry_of_a_call_that_s3_refuses_raises_at_once(
         calls.append(lambda: s3.open_input_stream("bucket/file"))
     for call in calls:
         assert_raises_at_once(call)
+
+
+#: Answers of S3, and what the error must name.
+REFUSALS = {
+    "no permission": ([403, "AccessDenied", "no"], "permission: they need to list, read, write and delete"),
+    "unknown key": ([403, "InvalidAccessKeyId", "no"], "AWS_ACCESS_KEY_ID"),
+    "wrong secret": ([403, "SignatureDoesNotMatch", "no"], "AWS_SECRET_ACCESS_KEY"),
+    "expired token": ([400, "ExpiredToken", "old"], "renew the credentials"),
+    "invalid token": ([403, "InvalidToken", "no"], "renew the credentials"),
+    "other region": ([301, "PermanentRedirect", "elsewhere"], "AWS_REGION"),
+    "wrong region": ([400, "AuthorizationHeaderMalformed", "the region is wrong"], "AWS_REGION"),
+    "missing bucket": ([404, "NoSuchBucket", "none"], "check its name or create it"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSALS)
+def test_retry_of_any_refused_s3_call_raises_access_error_with_the_fix(s3_proxy: Proxy, kind: str) -> None:
+    answer, fix = REFUSALS[kind]
+    filesystem, folder = open_uri(s3_proxy.uri("refused"), "--root")
+    s3_proxy.set_faults(deny=answer)
+    for call in (
+        lambda: files.list_files(filesystem, folder),
+        lambda: files.list_folders(filesystem, folder),
+        lambda: files.read(filesystem, f"{folder}/x"),
+        lambda: files.write(filesystem, f"{folder}/x", b"1"),
+        lambda: files.create(filesystem, f"{folder}/x", b"1"),
+        lambda: files.delete(filesystem, [f"{folder}/x"]),
+    ):
+        with pytest.raises(AccessError, match=fix):
+            retry(call, "use the store")
+
+
+def test_retry_of_a_call_with_wrong_credentials_names_them(
+    s3: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9")  # no role of a machine
+    uris = {
+        s3.uri("x", key="unknown"): "AWS_ACCESS_KEY_ID",
+        s3.uri("x", secret="wrong"): "AWS_SECRET_ACCESS_KEY",
+        s3.uri("x").replace(f"@{BUCKET}/", "@absent/"): "check its name or create it",
+        f"s3://{BUCKET}/x?{s3.query}": "no credentials were found",
+    }
+    for uri, fix in uris.items():
+        filesystem, folder = open_uri(uri, "--root")
+        with pytest.raises(AccessError, match=fix):
+            retry(lambda filesystem=filesystem, folder=folder: files.list_folders(filesystem, folder), "list the root")
+
+
+def test_credentials_of_the_environment_and_of_a_profile_are_used(
+    s3: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for variable, value in s3.environment().items():
+        monkeypatch.setenv(variable, value)
+    filesystem, folder = open_uri(f"s3://{BUCKET}/environment", "--root")
+    files.write(filesystem, f"{folder}/x", b"1")
+    for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_PROFILE", "mine")
+    (tmp_path / "credentials").write_text(
+        f"[default]\naws_access_key_id = no\n[mine]\naws_access_key_id = {KEY}\naws_secret_access_key = {SECRET}\n"
+    )
+    assert files.read(filesystem, f"{folder}/x") == b"1"
+    monkeypatch.setenv("AWS_PROFILE", "sso")
+    with pytest.raises(ConfigError, match=r"AWS_PROFILE sso: .*aws configure export-credentials --profile sso"):
+        files.read(filesystem, f"{folder}/x")
 
 
 @pytest.mark.parametrize("status", [401, 403])

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tenacity
 
+from tests.s3 import Proxy
 from vlcp_ray.monitoring.progress import ProgressSnapshot
-from vlcp_ray.store import lease
+from vlcp_ray.store import io, lease
 from vlcp_ray.store.artifact import Step, Store
 from vlcp_ray.store.lease import LeaseConflictError, acquire_lease, active_leases
 
@@ -23,7 +25,10 @@ ONE, OTHER = Step("pair", 1, {"a": 1}), Step("pair", 1, {"a": 2})
 @pytest.fixture(autouse=True)
 def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "HEARTBEAT_INTERVAL", 0.1)
-    monkeypatch.setattr(lease, "_DEAD_AFTER", 0.6)
+    monkeypatch.setattr(lease, "_STOP_AFTER", 1.0)
+    monkeypatch.setattr(lease, "_EXIT_AFTER", 20.0)
+    monkeypatch.setattr(lease, "_DEAD_AFTER", 2.0)
+    monkeypatch.setattr(lease, "_LOCK_DEAD_AFTER", 0.5)
     monkeypatch.setattr(lease, "_POLL_INTERVAL", 0.02)
 
 
@@ -77,31 +82,43 @@ def test_acquire_lease_after_an_error_deletes_it(tmp_path: Path) -> None:
     assert leases(tmp_path) == []
 
 
-def test_acquire_lease_by_six_threads_lets_at_most_one_run(tmp_path: Path) -> None:
+def test_acquire_lease_takes_the_lock_of_a_killed_run(tmp_path: Path) -> None:
+    (tmp_path / "leases").mkdir()
+    (tmp_path / "leases" / "lock").write_text("left")
+    with acquire_lease(Store.at(str(tmp_path)), [ONE]):
+        assert [path.name for path in (tmp_path / "leases").iterdir()] == [path.name for path in leases(tmp_path)]
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_acquire_lease_by_six_threads_lets_one_run(place: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     running, maximum, lock, gate = 0, 0, threading.Lock(), threading.Barrier(6)
+    root = str(tmp_path) if place == "local" else request.getfixturevalue("s3").uri(f"leases{tmp_path}")
 
     def run() -> None:
         nonlocal running, maximum
         gate.wait()
         try:
-            with acquire_lease(Store.at(str(tmp_path)), [ONE]):
+            with acquire_lease(Store.at(root), [ONE]):
                 with lock:
                     running += 1
                     maximum = max(maximum, running)
-                threading.Event().wait(1)
+                ended.wait()
                 with lock:
                     running -= 1
         except LeaseConflictError:
-            pass
+            refused.append(1)
+            if len(refused) == 5:
+                ended.set()
 
+    refused: list[int] = []
+    ended = threading.Event()
     threads = [threading.Thread(target=run) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
-    assert maximum <= 1
-    with acquire_lease(Store.at(str(tmp_path)), [ONE]):
-        assert len(leases(tmp_path)) == 1
+        thread.join(60)
+    assert (maximum, len(refused)) == (1, 5)
+    assert active_leases(Store.at(root)) == []
 
 
 @pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
@@ -120,6 +137,32 @@ def test_acquire_lease_interrupts_a_run_whose_lease_is_gone(tmp_path: Path, hand
     finally:
         signal.signal(signal.SIGINT, before[0])
         signal.signal(signal.SIGTERM, before[1])
+
+
+def test_acquire_lease_interrupts_a_run_that_cannot_renew_it_before_another_may_start(
+    s3_proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store.at(s3_proxy.uri(f"outage{tmp_path}"))
+    started = stopped = 0.0
+
+    def work() -> None:
+        nonlocal started
+        with acquire_lease(store, [ONE]):
+            while active_leases(store)[0].age > 0.5:
+                time.sleep(0.05)
+            s3_proxy.set_faults(deny=[503, "SlowDown", "later"])
+            started = time.monotonic()
+            threading.Event().wait(30)
+
+    monkeypatch.setattr(io, "STOP", tenacity.stop_after_attempt(1))
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    stopped = time.monotonic()
+    assert 0.5 < stopped - started < lease._DEAD_AFTER
+    s3_proxy.set_faults()
+    assert len(active_leases(store)) == 1  # it could not be deleted, and is dead for others
+    with acquire_lease(store, [ONE]):
+        pass
 
 
 def test_active_leases_show_progress_and_dead_runs(tmp_path: Path) -> None:

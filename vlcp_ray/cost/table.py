@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from vlcp_ray.config import Job
 from vlcp_ray.cost.estimate import StageCost, estimate, seconds_by_stage
@@ -14,18 +13,21 @@ from vlcp_ray.scale import Prices, Scale, count_cores, derive, pools
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.stages import STAGES, ingest
 from vlcp_ray.stages.ingest import Expect
-from vlcp_ray.store.artifact import Step, Store
+from vlcp_ray.store.artifact import Manifest, Manifests, Step, Store
 
 _GPUS = Path("/proc/driver/nvidia/gpus")  # the driver's folder for each GPU; importing torch takes seconds
 
 
-def cost_lines(job: Job, store: Store, steps: Sequence[Step], scale: Scale | None) -> Iterator[str]:
+def cost_lines(
+    job: Job, store: Store, steps: Sequence[Step], manifests: Manifests, scale: Scale | None
+) -> Iterator[str]:
     """Yield the lines on the cost of a job; none if the number of its images is unknown.
 
     Args:
+        manifests: of the steps, as `Store.manifests` returns them.
         scale: the hardware, by default this machine.
     """
-    images = counted_images(job, store, steps)
+    images = counted_images(job, steps, manifests)
     if images is None:
         return
     scale, kind = (scale, scale.gpu) if scale else this_machine()
@@ -37,7 +39,7 @@ def cost_lines(job: Job, store: Store, steps: Sequence[Step], scale: Scale | Non
         return
     costs = estimate(job, steps, scale, images, gpu, cpu)
     yield ""
-    yield from table(costs, _disk(job, steps, images), _measured_seconds(store, steps), scale.prices)
+    yield from table(costs, _disk(job, steps, images), _measured_seconds(steps, manifests), scale.prices)
     sources = {
         rates.source for rates in (gpu, cpu if any(not p.num_gpus for p in pools(scale).values()) else None) if rates
     }
@@ -48,7 +50,7 @@ def cost_lines(job: Job, store: Store, steps: Sequence[Step], scale: Scale | Non
 
 def expected_seconds(job: Job, store: Store, steps: Sequence[Step], scale: Scale) -> dict[str, float]:
     """Estimate the seconds of each stage on this scale; empty where its images or the rates of its GPUs are unknown."""
-    images, kind = counted_images(job, store, steps), scale.gpu or this_machine()[1]
+    images, kind = counted_images(job, steps, store.manifests(steps)), scale.gpu or this_machine()[1]
     used = any(pool.num_gpus for pool in pools(scale).values())
     gpu = load_rates(store, kind) if used and kind else None
     if images is None or (used and gpu is None and kind not in GPU_PEAK_FLOPS):
@@ -64,10 +66,10 @@ def this_machine() -> tuple[Scale, str]:
     return derive(count_cores(), len(files)), gpu_kind(names[0]) if names else ""
 
 
-def counted_images(job: Job, store: Store, steps: Sequence[Step]) -> Expect | None:
+def counted_images(job: Job, steps: Sequence[Step], manifests: Manifests) -> Expect | None:
     """Return the size of the image set as ingest counted it, otherwise as the settings expect it."""
     step = next(step for step in steps if step.stage == ingest.STAGE.name)
-    manifest, expected = store.artifact(step).manifest(), expected_images(job)
+    manifest, expected = manifests.get(step.fingerprint), expected_images(job)
     if manifest is None:
         return expected
     splits, classes = manifest["splits"], len(manifest["class_names"])
@@ -86,15 +88,15 @@ def _gpu_rates(store: Store, scale: Scale, kind: str) -> Rates | None:
         raise ConfigError(f"gpu: {error}") from error
 
 
-def _measured_seconds(store: Store, steps: Sequence[Step]) -> dict[str, float]:
+def _measured_seconds(steps: Sequence[Step], manifests: Manifests) -> dict[str, float]:
     """Add up the seconds of each stage whose artifacts are all complete."""
-    by_stage: dict[str, list[dict[str, Any] | None]] = {}
+    by_stage: dict[str, list[Manifest | None]] = {}
     for step in steps:
-        by_stage.setdefault(step.stage, []).append(store.artifact(step).manifest())
+        by_stage.setdefault(step.stage, []).append(manifests.get(step.fingerprint))
     return {
-        stage: sum(manifest["seconds"] for manifest in manifests if manifest)
-        for stage, manifests in by_stage.items()
-        if all(manifests)
+        stage: sum(manifest["seconds"] for manifest in complete if manifest)
+        for stage, complete in by_stage.items()
+        if all(complete)
     }
 
 

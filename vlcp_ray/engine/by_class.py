@@ -14,6 +14,7 @@ from vlcp_ray.engine.streaming import filter_rows, read
 from vlcp_ray.engine.tasks import in_flight, run_remote, task
 from vlcp_ray.monitoring.memory import Peaks, measure_peaks, reset_peaks
 from vlcp_ray.scale import Pool
+from vlcp_ray.store import written
 from vlcp_ray.store.artifact import Artifact
 
 #: A table of at most this many rows is read by one worker and shared, without a shuffle, which takes half a minute.
@@ -57,6 +58,7 @@ def each_class(
             read(rows.artifact, rows.table, rows.columns), done=ray.put(done), id_column="label", where=rows.where
         )
         for row in stream_groups(wanted, "label", len(labels), partial(_process_group, work), pool):
+            written.load(row["written"])
             yield Peaks(row["memory"], row["gpu_memory"])
 
 
@@ -83,7 +85,7 @@ def stream_groups(
 
 def classes_done(artifacts: Sequence[Artifact], table: str) -> list[int]:
     """List the labels of the classes for which every artifact has a file, sorted."""
-    names = [{path.rpartition("/")[2] for path in artifact.files(table)} for artifact in artifacts]
+    names = [{part.name for part in artifact.parts(table)} for artifact in artifacts]
     return sorted(int(name.removesuffix(".parquet")) for name in set.intersection(*names))
 
 
@@ -112,4 +114,5 @@ def _process_class(table: pa.Table, label: int, work: Callable[[pa.Table], None]
 def _process_group(work: Callable[[pa.Table], None], rows: pa.Table) -> pa.Table:
     reset_peaks(type(work).__name__)
     work(rows)
-    return pa.table({name: [value] for name, value in measure_peaks()._asdict().items()})
+    row = measure_peaks()._asdict() | {"written": written.dump()}
+    return pa.table({name: [value] for name, value in row.items()})

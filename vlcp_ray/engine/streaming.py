@@ -1,14 +1,12 @@
 """Row-wise execution on Ray Data: stream tables through actor pools and write the results block by block."""
 
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,9 +18,15 @@ from vlcp_ray.engine.writing import PEAK_COLUMNS, WriteRows, count_rows, peak_co
 from vlcp_ray.monitoring.allocator import retain_memory
 from vlcp_ray.monitoring.memory import Peaks, reset_peaks
 from vlcp_ray.scale import Pool
+from vlcp_ray.store import written
 from vlcp_ray.store.artifact import Artifact, Step
-from vlcp_ray.store.retrying_filesystem import retrying
-from vlcp_ray.store.tables import check_types
+from vlcp_ray.store.files import File
+
+#: The columns of a written block, besides the counts of WriteRows: the records of the files (see `store.written`).
+_WRITTEN: Final = "written"
+#: A table is read by a task for each 64 MiB, and by at least eight tasks if it has as many files.
+_READ_BYTES: Final = 64 * 2**20
+_MIN_READS: Final = 8
 
 
 @dataclass(frozen=True)
@@ -91,45 +95,40 @@ def read_all(
         ValueError: an artifact's table has no rows.
     """
     for artifact in artifacts:
-        if not artifact.files(table):
+        if not artifact.parts(table):
             raise ValueError(
                 f"{artifact.path}/{table} has no rows; remove the folder {artifact.path} and re-run the same command"
             )
-    files = [file for artifact in artifacts for file in artifact.files(table)]
-    options = {"columns": None if columns is None else list(columns), "include_paths": include_paths}
-    with _limited_footer_readers(len(files)):
-        rows = ray.data.read_parquet(files, filesystem=retrying(artifacts[0].filesystem), **options)
-    return rows.map_batches(CheckTypes(table, artifacts[0].repair), batch_size=None, batch_format="pyarrow")
+    parts = [(artifact, part) for artifact in artifacts for part in artifact.parts(table)]
+    n_blocks = min(len(parts), max(_MIN_READS, math.ceil(sum(part.size for _, part in parts) / _READ_BYTES)))
+    blocks = [
+        pa.table({"path": [part.path for part in chosen], "size": [part.size for part in chosen]})
+        for chosen in ([part for _, part in parts[start::n_blocks]] for start in range(n_blocks))
+    ]
+    reader = ReadParts(artifacts[0].filesystem, None if columns is None else tuple(columns), include_paths)
+    return ray.data.from_arrow(blocks).map_batches(reader, batch_size=None, batch_format="pyarrow")
 
 
 @dataclass(frozen=True)
-class CheckTypes:
-    """Row-wise: refuse extension types that are not ours, before anything looks at a value (see `store.tables`)."""
+class ReadParts:
+    """Row-wise: read the files of each row, whose path and size are known, as one table for each file.
 
-    table: str
-    repair: str
+    Ray's own reader opens every file twice, asks for the size each time, starts processes for the footers only, and
+    takes the types that a file claims.
 
-    def __call__(self, block: pa.Table) -> pa.Table:
-        check_types(block.schema, None, self.table, self.repair)
-        return block
-
-
-@contextmanager
-def _limited_footer_readers(n_files: int) -> Iterator[None]:
-    """Let Ray read the files' footers in as many processes as it can use, unless the environment gives a number.
-
-    Ray 2.60 starts 32 processes for any number of files, and a process reads 10 footers at a time; each takes some
-    1.5 s of CPU. With fewer, tests/engine/test_streaming.py takes 36 s on 2 cores instead of 99 s.
+    Args:
+        columns: all by default.
+        include_paths: whether the rows get the column `path`, with their file.
     """
-    name = "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS"
-    if name in os.environ:
-        yield
-        return
-    os.environ[name] = str(min(32, math.ceil(n_files / 10)))
-    try:
-        yield
-    finally:
-        del os.environ[name]
+
+    filesystem: Any
+    columns: tuple[str, ...] | None
+    include_paths: bool
+
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        for part in (File(**row) for row in block.to_pylist()):
+            rows = Artifact(self.filesystem, part.path.rsplit("/", 2)[0]).read_parts([part], self.columns)
+            yield rows.append_column("path", pa.repeat(part.path, len(rows))) if self.include_paths else rows
 
 
 def filter_rows(dataset: Dataset, **arguments: Any) -> Dataset:
@@ -191,7 +190,20 @@ def stream(
             num_cpus=one.pool.num_cpus,
             num_gpus=one.pool.num_gpus or None,
         )
-    dataset = dataset.map_batches(write, batch_size=None, batch_format="pyarrow")
+    dataset = dataset.map_batches(WriteBlock(write), batch_size=None, batch_format="pyarrow")
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for records in batch[_WRITTEN].to_pylist():
+            written.load(records)
         peaks = Peaks(*(max(batch[name].to_pylist(), default=0) for name in PEAK_COLUMNS))
         yield sum(batch["rows"].to_pylist()), sum(batch["rejected"].to_pylist()), peaks
+
+
+@dataclass(frozen=True)
+class WriteBlock:
+    """The last operation of a plan: write a block, and return its counts with the records of the written files."""
+
+    write: WriteRows
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        counts = self.write(block)
+        return counts.append_column(_WRITTEN, pa.array([written.dump()], pa.string()))

@@ -1,33 +1,53 @@
 """Run functions on Ray workers: one call, or many with a limited number in flight."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import wraps
 from typing import Any, Final
 
 import ray
 
 from vlcp_ray.scale import Pool
+from vlcp_ray.store import written
 
 #: Retries of a task whose worker or machine dies: more than the 7 losses of a week with one lost machine a day.
 _RETRIES: Final = 20
 
 
 def task(function: Callable[..., Any], pool: Pool) -> Any:
-    """Make a remote function that runs on the workers of a pool, and is retried on another worker if one dies."""
+    """Make a remote function that runs on the workers of a pool, and is retried on another worker if one dies.
+
+    Its result is read by `result` or `in_flight`.
+    """
     # Without `max_calls=0` Ray ends a worker after each call that had a GPU, and torch would be loaded again.
     options = {"num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus, "max_calls": 0, "max_retries": _RETRIES}
-    return ray.remote(**options)(function)
+    return ray.remote(**options)(_with_written(function))
 
 
 def run_remote(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function on a worker and return its result, so that the driver never holds a column of an image set."""
-    return ray.get(ray.remote(function).remote(*arguments))
+    return result(ray.remote(_with_written(function)).remote(*arguments))
+
+
+def run_all(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """Call a function on workers, once with each tuple of arguments, and return the results in their order."""
+    if not calls:
+        return []
+    remote = ray.remote(_with_written(function))
+    return [result(reference) for reference in [remote.remote(*arguments) for arguments in calls]]
+
+
+def result(reference: ray.ObjectRef) -> Any:
+    """Wait for a call of `task`, record the files that it has written, and return its result."""
+    value, records = ray.get(reference)
+    written.load(records)
+    return value
 
 
 def in_flight(submit: Iterable[Callable[[], ray.ObjectRef]], limit: int) -> Iterator[Any]:
-    """Start tasks in order, at most `limit` at a time, and yield their results as they end.
+    """Start calls of `task` in order, at most `limit` at a time, and yield their results as they end.
 
     Args:
-        submit: functions that start one task each; each is called when there is room for its task.
+        submit: functions that start one call each; each is called when there is room for its call.
     """
     running: set[ray.ObjectRef] = set()
     for start in submit:
@@ -41,4 +61,14 @@ def in_flight(submit: Iterable[Callable[[], ray.ObjectRef]], limit: int) -> Iter
 def _first(running: set[ray.ObjectRef]) -> Any:
     (ready,), _ = ray.wait(list(running), num_returns=1)
     running.remove(ready)
-    return ray.get(ready)
+    return result(ready)
+
+
+def _with_written(function: Callable[..., Any]) -> Callable[..., tuple[Any, str]]:
+    """Return the function with the records of the files that it writes beside its result (see `store.written`)."""
+
+    @wraps(function)  # Ray names the process after the function
+    def call(*arguments: Any) -> tuple[Any, str]:
+        return function(*arguments), written.dump()
+
+    return call

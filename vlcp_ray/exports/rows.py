@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 
 from vlcp_ray.store.artifact import Artifact
-from vlcp_ray.store.io import retry
 
 _FILES_IN_MEMORY: Final = 4  # of `rows_per_block` rows each
 
@@ -23,17 +22,12 @@ def read_sorted(
         order: the columns to sort by; only these are in memory for the whole table.
         rows: of every part but the last.
     """
-    files = artifact.files(folder)
-
-    def read(file: int, names: Sequence[str]) -> pa.Table:
-        source, wanted = files[file], list(names)
-        return retry(lambda: artifact.open_files([source], wanted).to_table(columns=wanted), f"read {source}")
-
-    content = lru_cache(maxsize=_FILES_IN_MEMORY)(lambda file: read(file, columns))
-    keys = [read(file, order) for file in range(len(files))]
+    parts = artifact.parts(folder)
+    content = lru_cache(maxsize=_FILES_IN_MEMORY)(lambda number: artifact.read_parts([parts[number]], columns))
+    keys = [artifact.read_parts([part], order) for part in parts]
     if not keys:
         return
-    file_of = np.repeat(np.arange(len(files)), [len(part) for part in keys])
+    file_of = np.repeat(np.arange(len(parts)), [len(part) for part in keys])
     row_of = np.concatenate([np.arange(len(part)) for part in keys])
     places = pa.concat_tables(keys).append_column("place", pa.array(np.arange(len(file_of))))
     places = places.sort_by([(name, "ascending") for name in order])["place"].to_numpy()

@@ -43,7 +43,7 @@ def prepare(table: pa.Table, input_size: int, resize: int | None = None) -> Labe
 
 def load_split(artifact: Artifact, split: str, size: int, resize: int) -> LabelledImages:
     """Read one split of IMAGES or SYNTHETIC, sorted by id, and prepare it (see `prepare`)."""
-    table, schema = ("images", IMAGES) if artifact.files("images") else ("synthetic", SYNTHETIC)
+    table, schema = ("images", IMAGES) if artifact.parts("images") else ("synthetic", SYNTHETIC)
     rows = artifact.rows(table, schema, ["image_id", "label", "image"], "split", pa.array([split]))
     return prepare(rows.sort_by("image_id"), size, resize)
 

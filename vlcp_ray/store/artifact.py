@@ -1,18 +1,19 @@
-"""Artifacts: fingerprints, atomic writes of files, and the manifest that marks an artifact as complete."""
+"""Artifacts: fingerprints, tables and files, and the manifest that marks an artifact as complete."""
 
 import hashlib
 import json
-import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 from pyarrow import fs as pafs
 
+from vlcp_ray.store import files, written
+from vlcp_ray.store.files import File
 from vlcp_ray.store.io import StoreError, open_uri, retry
 from vlcp_ray.store.tables import check_types
 
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
     from pyarrow import dataset as pads
 
 MANIFEST: Final = "manifest.json"
-#: Stores in which an object appears only when it is complete; elsewhere a file is written to another name and renamed.
-_WHOLE_OBJECT_STORES: Final = ("s3", "gcs", "abfs")
+#: Requests at the same time, where many small files are read or many folders are listed.
+THREADS: Final = 32
+#: Tables of S3 up to this size are read whole, with one request for a file.
+_WHOLE_BYTES: Final = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,11 @@ class Step:
         return " ".join([self.stage, *(f"{k} {v}" if k != "method" else str(v) for k, v in self.key.items())])
 
 
+Manifest = dict[str, Any]
+#: Of several artifacts, by fingerprint; None for one that is not complete.
+Manifests = Mapping[str, Manifest | None]
+
+
 @dataclass(frozen=True)
 class Store:
     """The root folder of all artifacts."""
@@ -75,6 +83,19 @@ class Store:
         """Return the artifact of a step."""
         return Artifact(self.filesystem, f"{self.path}/{step.stage}-{step.fingerprint}")
 
+    def manifests(self, steps: Sequence[Step]) -> Manifests:
+        """Read the manifests of all steps that have one, by fingerprint; None for an artifact that is not complete.
+
+        The root is listed once. Steps without a folder are left out; the manifests of the others are read in parallel.
+        """
+        present = set(retry(lambda: files.list_folders(self.filesystem, self.path), f"list {self.path}"))
+        started = [step for step in steps if f"{step.stage}-{step.fingerprint}" in present]
+        if not started:
+            return {}
+        with ThreadPoolExecutor(THREADS) as threads:
+            manifests = threads.map(lambda step: self.artifact(step).manifest(), started)
+            return {step.fingerprint: manifest for step, manifest in zip(started, manifests, strict=True)}
+
 
 @dataclass(frozen=True)
 class Artifact:
@@ -83,15 +104,10 @@ class Artifact:
     filesystem: pafs.FileSystem
     path: str
 
-    def exists(self) -> bool:
-        """Return whether anything has been written."""
-        info = retry(lambda: self.filesystem.get_file_info(self.path), f"check whether {self.path} exists")
-        return bool(info.type != pafs.FileType.NotFound)
-
-    def manifest(self) -> dict[str, Any] | None:
+    def manifest(self) -> Manifest | None:
         """Read the manifest, or return None while the artifact is not complete."""
         content = self.read_bytes(MANIFEST)
-        manifest: dict[str, Any] | None = None if content is None else json.loads(content)
+        manifest: Manifest | None = None if content is None else json.loads(content)
         return manifest
 
     def complete(self, manifest: Mapping[str, Any]) -> None:
@@ -100,42 +116,47 @@ class Artifact:
 
     def read_bytes(self, name: str) -> bytes | None:
         """Read a file, or return None where there is none."""
-
-        def read() -> bytes:
-            with self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:
-                content: bytes = stream.read()
-                return content
-
+        path = f"{self.path}/{name}"
         try:
-            return retry(read, f"read {self.path}/{name}")
+            return retry(lambda: files.read(self.filesystem, path), f"read {path}")
         except FileNotFoundError:
             return None
 
-    def write_bytes(self, name: str, content: bytes) -> None:
-        """Write one file. It appears whole or not at all."""
-        self._write_whole(name, lambda sink: sink.write(content))
-
-    def write_table(self, name: str, table: pa.Table) -> None:
-        """Write one parquet file, `<table>/<part>.parquet`. It appears whole or not at all.
+    def write_bytes(self, name: str, content: bytes | memoryview | Path) -> None:
+        """Write one file, or copy a local one. It appears whole or not at all.
 
         Raises:
             StoreError: the store cannot be written; all methods that write raise it.
         """
+        path = f"{self.path}/{name}"
+        retry(lambda: files.write(self.filesystem, path, content), f"write {path}")
+        written.record(path, written.measure(files.local_blocks(content)))
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """Write one parquet file, `<table>/<part>.parquet`. It appears whole or not at all."""
         from pyarrow import parquet  # here and below: it loads pandas, which `plan` does not need
 
         # Images are compressed already; dictionaries and statistics of them would be wasted work.
         small = [f.name for f in table.schema if not pa.types.is_binary(f.type)]
         codec = {f.name: "snappy" if f.name in small else "none" for f in table.schema}
-        options = {"use_dictionary": small, "write_statistics": small, "compression": codec}
-        self._write_whole(name, lambda sink: parquet.write_table(table, sink, **options))
+        sink = pa.BufferOutputStream()
+        parquet.write_table(table, sink, use_dictionary=small, write_statistics=small, compression=codec)
+        self.write_bytes(name, memoryview(sink.getvalue()))
 
-    def files(self, folder: str, suffix: str = ".parquet") -> list[str]:
-        """List the complete files of a folder, sorted; none where the folder does not exist."""
+    def files(self, folder: str = "", suffix: str = "", *, recursive: bool = False) -> list[File]:
+        """List the complete files of a folder, sorted; none where the folder does not exist.
+
+        Args:
+            folder: relative to the artifact; the artifact itself by default.
+            suffix: the end of the wanted names.
+        """
         parent = f"{self.path}/{folder}" if folder else self.path
-        selector = pafs.FileSelector(parent, allow_not_found=True)
-        infos = retry(lambda: self.filesystem.get_file_info(selector), f"list {parent}")
-        paths = (str(info.path) for info in infos if info.is_file)
-        return sorted(p for p in paths if p.endswith(suffix) and not Path(p).name.startswith("."))
+        found = retry(lambda: files.list_files(self.filesystem, parent, recursive=recursive), f"list {parent}")
+        return [file for file in found if file.path.endswith(suffix)]
+
+    def parts(self, table: str) -> list[File]:
+        """List the parquet files of a table."""
+        return self.files(table, ".parquet")
 
     def table(self, folder: str, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
         """Read all rows of a table, or no row where nothing was written.
@@ -143,34 +164,10 @@ class Artifact:
         Args:
             columns: all by default.
         """
-        files = self.files(folder)
-        if not files:
+        parts = self.parts(folder)
+        if not parts:
             return pa.schema([f for f in schema if columns is None or f.name in columns]).empty_table()
-        names = None if columns is None else list(columns)
-        return self._read_table(folder, lambda: self.open_files(files, names).to_table(columns=names))
-
-    def open_files(self, files: Sequence[str], columns: Sequence[str] | None = None) -> "pads.Dataset":
-        """Open parquet files of the artifact as one Arrow dataset. All have the types of the first one.
-
-        Args:
-            columns: those that will be read; all by default.
-
-        Raises:
-            StoreError: a column has an extension type that is not ours (see `store.tables`).
-        """
-        from pyarrow import dataset as pads  # slow to import: it imports pandas
-
-        dataset = pads.dataset(list(files), filesystem=self.filesystem, format="parquet")
-        try:
-            check_types(dataset.schema, columns, files[0], self.repair)
-        except ValueError as error:
-            raise StoreError(str(error)) from error
-        return dataset
-
-    @property
-    def repair(self) -> str:
-        """What a user should do if the artifact's files are damaged."""
-        return f"the artifact is damaged: remove the folder {self.path} and re-run the same command"
+        return self.read_parts(parts, columns)
 
     def rows(
         self, folder: str, schema: pa.Schema, columns: Sequence[str], key: str, values: pa.ChunkedArray | pa.Array
@@ -178,67 +175,111 @@ class Artifact:
         """Read the rows of a table whose `key` is among the values."""
         import pyarrow.compute as pc
 
-        files = self.files(folder)
-        if not files:
+        parts = self.parts(folder)
+        if not parts:
             return self.table(folder, schema, columns)
         values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
-        options = {"columns": list(columns), "filter": pc.field(key).isin(values)}
-        return self._read_table(folder, lambda: self.open_files(files, [*columns, key]).to_table(**options))
+        return self.read_parts(parts, columns, pc.field(key).isin(values), [*columns, key])
 
-    def _read_table(self, folder: str, read: Callable[[], pa.Table]) -> pa.Table:
+    def read_parts(
+        self,
+        parts: Sequence[File],
+        columns: Sequence[str] | None = None,
+        where: Any = None,
+        read: Sequence[str] | None = None,
+    ) -> pa.Table:
+        """Read files of a table. All have the types of the first one.
+
+        Args:
+            columns: all by default.
+            where: an Arrow expression; all rows by default.
+            read: the columns and those of the expression.
+
+        Raises:
+            StoreError: a file is damaged, or has columns of types that are not ours (see `store.tables`).
+        """
+        names = None if columns is None else list(columns)
+        read = names if read is None else read
         try:
-            return retry(read, f"read {self.path}/{folder}")
+            if self.filesystem.type_name == "s3" and sum(part.size for part in parts) <= _WHOLE_BYTES:
+                with ThreadPoolExecutor(THREADS) as threads:
+                    parse = partial(self._read_and_parse, columns=read)
+                    table = pa.concat_tables(threads.map(parse, (part.path for part in parts)))
+                return (table if where is None else table.filter(where)).select(names or table.column_names)
+
+            def scan() -> pa.Table:
+                return self.open_parts(parts, read).to_table(columns=names, filter=where)
+
+            return retry(scan, f"read {parts[0].path}")
         except pa.ArrowException as error:
-            reason = str(error).splitlines()[0]
-            raise StoreError(f"{self.path}/{folder} cannot be read ({reason}); {self.repair}") from error
+            raise StoreError(
+                f"{parts[0].path.rpartition('/')[0]} cannot be read ({str(error).splitlines()[0]}); {self.repair}"
+            ) from error
+
+    def open_parts(self, parts: Sequence[File], columns: Sequence[str] | None = None) -> "pads.Dataset":
+        """Open files of a table as one Arrow dataset, to read them in batches.
+
+        Args:
+            columns: those that will be read; all by default.
+        """
+        from pyarrow import dataset as pads  # slow to import: it imports pandas
+
+        form = pads.ParquetFileFormat()
+        fragments = [form.make_fragment(part.path, self.filesystem, file_size=part.size) for part in parts]
+        schema = fragments[0].physical_schema
+        self._check_types(schema, columns, parts[0].path)
+        return pads.FileSystemDataset(fragments, schema, form, self.filesystem)
+
+    def read_part(self, name: str) -> pa.Table:
+        """Read one file of a table, whose size is not known."""
+        return self._read_and_parse(f"{self.path}/{name}", columns=None)
+
+    def _read_and_parse(self, path: str, columns: Sequence[str] | None) -> pa.Table:
+        from pyarrow import parquet
+
+        content = retry(lambda: files.read(self.filesystem, path), f"read {path}")
+        file = parquet.ParquetFile(pa.BufferReader(content))
+        self._check_types(file.schema_arrow, columns, path)
+        return file.read(columns=None if columns is None else list(columns))
+
+    def _check_types(self, schema: pa.Schema, columns: Sequence[str] | None, path: str) -> None:
+        try:
+            check_types(schema, columns, path, self.repair)
+        except ValueError as error:
+            raise StoreError(str(error)) from error
+
+    @property
+    def repair(self) -> str:
+        """What a user should do if the artifact's files are damaged."""
+        return f"the artifact is damaged: remove the folder {self.path} and re-run the same command"
 
     def delete(self, folder: str) -> None:
         """Remove a folder of the artifact and everything in it."""
-        retry(lambda: self.filesystem.delete_dir(f"{self.path}/{folder}"), f"delete {self.path}/{folder}")
+        path = f"{self.path}/{folder}"
+        if self.filesystem.type_name == "s3":
+            self.delete_files(self.files(folder, recursive=True))
+        else:
+            retry(lambda: self.filesystem.delete_dir(path), f"delete {path}")
+
+    def delete_files(self, parts: Sequence[File]) -> None:
+        """Remove files of the artifact; those that are gone already are left out."""
+        paths = [part.path for part in parts]
+        retry(lambda: files.delete(self.filesystem, paths), f"delete files of {self.path}")
 
     def put_folder(self, local: Path, name: str) -> None:
         """Copy a local folder, file by file, to `<artifact>/<name>`; an empty name means the artifact itself."""
         for file in sorted(p for p in local.rglob("*") if p.is_file()):
-            with file.open("rb") as source:
-                self._write_whole(f"{name}/{file.relative_to(local)}".lstrip("/"), _copy_from(source))
+            self.write_bytes(f"{name}/{file.relative_to(local)}".lstrip("/"), file)
 
     def get_folder(self, name: str, local: Path) -> str:
         """Return a local folder with the files of `<artifact>/<name>`: the folder itself where it is local already."""
+        source = f"{self.path}/{name}"
         if isinstance(self.filesystem, pafs.LocalFileSystem):
-            return f"{self.path}/{name}"
-        source, target = f"{self.path}/{name}", pafs.LocalFileSystem()
-        retry(lambda: pafs.copy_files(source, str(local), self.filesystem, target), f"read {source}")
+            return source
+        for file in self.files(name, recursive=True):
+            target = local / file.path[len(source) + 1 :]
+            retry(partial(files.download, self.filesystem, file, target), f"read {file.path}")
         return str(local)
-
-    def _write_whole(self, name: str, write: Callable[[Any], object]) -> None:
-        path = f"{self.path}/{name}"
-        retry(lambda: self._write_once(path, write), f"write {path}")
-
-    def _write_once(self, path: str, write: Callable[[Any], object]) -> None:
-        folder, _, file = path.rpartition("/")
-        self.filesystem.create_dir(folder, recursive=True)
-        if self.filesystem.type_name in _WHOLE_OBJECT_STORES:
-            with self.filesystem.open_output_stream(path) as sink:
-                write(sink)
-            return
-        temporary = f"{folder}/.{file}.{uuid.uuid4().hex}"
-        try:
-            with self.filesystem.open_output_stream(temporary) as sink:
-                write(sink)
-            self.filesystem.move(temporary, path)
-        except OSError:
-            with suppress(OSError):  # on a full disk the part would take the space of the next attempt
-                self.filesystem.delete_file(temporary)
-            raise
-
-
-def _copy_from(source: Any) -> Callable[[Any], object]:
-    def copy(sink: Any) -> None:
-        source.seek(0)
-        while block := source.read(1 << 24):
-            sink.write(block)
-
-    return copy
 
 
 def part_name(ids: Iterable[str]) -> str:

@@ -11,6 +11,8 @@ import pyarrow as pa
 import tenacity
 from pyarrow import fs as pafs
 
+from vlcp_ray.settings import ConfigError
+
 T = TypeVar("T")
 
 #: Half a second, then twice as long each time, up to 15 s: seven attempts in 30 s.
@@ -21,23 +23,48 @@ STOP: Final = tenacity.stop_after_delay(30)
 _PERMANENT: Final = frozenset(
     {errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL, errno.ENAMETOOLONG, errno.ENOTEMPTY, errno.ELOOP}
 )
-#: Words of permanent errors that pyarrow raises without a number: those of S3, and a folder opened as a file.
-_PERMANENT_WORDS: Final = (
-    "ACCESS_DENIED",
-    "NO_SUCH_BUCKET",
-    "INVALID_ACCESS_KEY_ID",
-    "SIGNATURE_DOES_NOT_MATCH",
-    "INVALID_SIGNATURE",
-    "ExpiredToken",
-    "HTTP status 400",  # an expired token, where the answer has no body
-    "HTTP status 401",
-    "is a directory",
+#: Words of permanent errors of S3, as obstore and as pyarrow print them, and what the user can do.
+_FIXES: Final = (
+    (("NoSuchBucket", "NO_SUCH_BUCKET", "InvalidBucketName"), "there is no such bucket: check its name or create it"),
+    (
+        ("InvalidAccessKeyId", "INVALID_ACCESS_KEY_ID", "InvalidClientTokenId"),
+        "the store does not know this access key: check AWS_ACCESS_KEY_ID, AWS_PROFILE or the credentials in the URI",
+    ),
+    (
+        ("SignatureDoesNotMatch", "SIGNATURE_DOES_NOT_MATCH", "INVALID_SIGNATURE"),
+        "the secret key does not fit the access key: check AWS_SECRET_ACCESS_KEY or the credentials in the URI",
+    ),
+    (
+        ("ExpiredToken", "InvalidToken", "TokenRefreshRequired", "HTTP status 400", "400 Bad Request"),
+        "the session token has expired or is not valid: renew the credentials (AWS_SESSION_TOKEN)",
+    ),
+    (
+        ("PermanentRedirect", "AuthorizationHeaderMalformed", "configured region", "HTTP status 301"),
+        "the bucket is in another region: set AWS_REGION or add ?region=NAME to the URI",
+    ),
+    (
+        ("/latest/api/token", "/latest/meta-data", "169.254.170.2", "MissingSecurityHeader", "NoCredential"),
+        "no credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+    ),
+    (
+        ("AccessDenied", "ACCESS_DENIED", "HTTP status 401", "HTTP status 403", "403 Forbidden"),
+        "the credentials lack a permission: they need to list, read, write and delete there",
+    ),
 )
+_ERRNO_FIXES: Final = {
+    errno.EROFS: "the folder is read-only: name one that can be written",
+    errno.EACCES: "the permission is missing: change the rights of the folder or name another",
+    errno.EPERM: "the permission is missing: change the rights of the folder or name another",
+}
 _WHOLE_BYTES: Final = 16 * 2**20  # larger files are hashed by their size and this many bytes at both ends
 
 
 class StoreError(ValueError):
     """A call of the store failed; the message has the reason and the fix."""
+
+
+class AccessError(StoreError, ConfigError):
+    """The store refuses access, and waiting would not help: the bucket, a key, a token, the region or a right."""
 
 
 def open_uri(uri: str, field: str) -> tuple[pafs.FileSystem, str]:
@@ -49,13 +76,14 @@ def open_uri(uri: str, field: str) -> tuple[pafs.FileSystem, str]:
     Returns the filesystem and the path in it.
 
     Raises:
-        ValueError: the scheme of the URI is unknown, its driver is not installed, or the URI names no bucket.
+        ValueError: the scheme or an option of the URI is unknown, its driver is not installed, the URI names no bucket,
+            or the region of the bucket cannot be found.
     """
     if "://" not in uri:
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
     try:
         filesystem, path = _from_uri(uri)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ImportError, ValueError) as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ImportError, ValueError, OSError) as error:
         raise ValueError(f"{field} {uri}: {error}; give a folder or a URI such as s3://bucket/folder") from error
     if not path.strip("/") and not isinstance(filesystem, pafs.LocalFileSystem):
         raise ValueError(f"{field} {uri}: it names no bucket; write s3://bucket/folder")
@@ -65,7 +93,9 @@ def open_uri(uri: str, field: str) -> tuple[pafs.FileSystem, str]:
 def _from_uri(uri: str) -> tuple[pafs.FileSystem, str]:
     try:
         filesystem, path = pafs.FileSystem.from_uri(uri)
-    except pa.ArrowInvalid:
+    except pa.ArrowInvalid as error:
+        if "Unrecognized filesystem type" not in str(error):
+            raise
         filesystem, path = pafs.FileSystem.from_uri(f"fsspec+{uri}")
     return filesystem, path
 
@@ -76,7 +106,14 @@ def is_transient(error: BaseException) -> bool:
         error, FileNotFoundError | FileExistsError | PermissionError | NotADirectoryError | IsADirectoryError
     ):
         return False
-    return error.errno not in _PERMANENT and not any(word in str(error) for word in _PERMANENT_WORDS)
+    return error.errno not in _PERMANENT and not _fix(error) and "is a directory" not in str(error)
+
+
+def _fix(error: OSError) -> str:
+    """Return what a user can do about a permanent error; "" for other errors."""
+    text = str(error)
+    fixes = (fix for words, fix in _FIXES if any(word in text for word in words))
+    return next(fixes, _ERRNO_FIXES.get(error.errno or 0, ""))
 
 
 def retry(call: Callable[[], T], description: str) -> T:
@@ -88,7 +125,8 @@ def retry(call: Callable[[], T], description: str) -> T:
 
     Raises:
         FileNotFoundError: raised unchanged at once, for callers that handle it.
-        StoreError: a permanent error, at once, or a transient one of the last attempt.
+        AccessError: a permanent error of access, at once.
+        StoreError: another permanent error, at once, or a transient one of the last attempt.
     """
     attempts = tenacity.Retrying(retry=tenacity.retry_if_exception(is_transient), wait=WAIT, stop=STOP, reraise=True)
     try:
@@ -100,6 +138,8 @@ def retry(call: Callable[[], T], description: str) -> T:
             f"cannot {description}: a part of the path is a file, not a folder; name another folder"
         ) from error
     except OSError as error:
+        if fix := _fix(error):
+            raise AccessError(f"cannot {description}: {error}; {fix}, then re-run the same command") from error
         tries = attempts.statistics["attempt_number"]
         seconds = attempts.statistics["delay_since_first_attempt"]
         failures = "" if tries == 1 else f"failed {tries} times in {seconds:.0f} s: "

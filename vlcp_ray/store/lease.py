@@ -7,19 +7,27 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from vlcp_ray.monitoring.progress import ProgressSnapshot, format_duration
+from vlcp_ray.store import files
 from vlcp_ray.store.artifact import Artifact, Step, Store
+from vlcp_ray.store.files import File
 from vlcp_ray.store.io import StoreError, retry
 
 FOLDER: Final = "leases"
 HEARTBEAT_INTERVAL: Final = 10.0  # seconds
-_DEAD_AFTER: Final = 3.5 * HEARTBEAT_INTERVAL  # seconds without a heartbeat
+#: A run that could not write a heartbeat for this time begins to stop. An outage of the store is survived up to it.
+_STOP_AFTER: Final = 60.0
+_EXIT_AFTER: Final = 75.0  # and its process ends here at the latest,
+_DEAD_AFTER: Final = 90.0  # before another run takes its artifacts here. Ray ends the workers of a process that ends.
 _POLL_INTERVAL: Final = 0.5
+#: The file that exists while a run compares its lease with those of others, which takes a second or two.
+_LOCK: Final = "lock"
+_LOCK_DEAD_AFTER: Final = 30.0
 
 
 @dataclass(frozen=True)
@@ -57,10 +65,14 @@ def acquire_lease(
 ) -> Iterator[None]:
     """Hold the only lease on these artifacts, and write the progress of the run into it with every heartbeat.
 
-    A run first writes its lease to `<root>/leases` and then reads those of other runs. If one of them is alive and has
-    an artifact in common, the run withdraws. Of two runs that start at the same moment both may withdraw, but never do
-    both continue. A killed run leaves its lease. It is ignored if its process no longer exists on this machine, or, on
-    another machine, if its heartbeat has stopped, which takes half a minute to detect.
+    A run writes its lease to `<root>/leases` and then reads those of other runs. If one of them is alive and has an
+    artifact in common, the run withdraws. It does so while it holds a lock, a file that only one run can create, so
+    that of two runs that start at the same moment one continues. On stores that cannot refuse to overwrite a file both
+    may withdraw, but never do both continue.
+
+    A killed run leaves its lease. It is ignored if its process no longer exists on this machine, or, on another
+    machine, if its heartbeat has not changed for 90 s. A run that cannot write its heartbeat, because its store is out
+    of reach or it was suspended, stops after 60 s: before another run may start.
 
     Raises:
         LeaseConflictError: another run makes one of the artifacts; the message names the run and the fix.
@@ -68,23 +80,21 @@ def acquire_lease(
     leases, name = _folder(store), f"{uuid.uuid4().hex}.json"
     makes = {step.fingerprint: step.title for step in steps}
     lease = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%d %b %H:%M:%S"), "makes": makes}
-    _write(leases, name, lease, 0)
-    ended = threading.Event()
-    heartbeat = threading.Thread(target=_heartbeat, args=(leases, name, lease, progress, ended), daemon=True)
+    _take(leases, name, lease, makes)
+    heartbeat = _Heartbeat(leases, name, lease, progress)
     heartbeat.start()
     try:
-        _check_conflicts(leases, name, makes)
         yield
     finally:
-        ended.set()
-        heartbeat.join()
-        _delete(leases, name)
+        heartbeat.stop()
+        with suppress(StoreError):  # the store is out of reach, perhaps why the run ends; others see no heartbeat
+            _delete(leases, name)
 
 
 def active_leases(store: Store) -> list[Lease]:
     """Read the leases under a root, of running and of killed runs; a run that ends deletes its own."""
     leases = _folder(store)
-    contents = (_read(leases, path.rpartition("/")[2]) for path in leases.files("", ".json"))
+    contents = (_read(leases, file.name) for file in leases.files(suffix=".json"))
     return [
         Lease(
             lease["host"],
@@ -103,20 +113,52 @@ def _folder(store: Store) -> Artifact:
     return Artifact(store.filesystem, f"{store.path}/{FOLDER}")
 
 
-def _check_conflicts(leases: Artifact, name: str, makes: dict[str, str]) -> None:
-    """Compare the artifacts of this run with the other leases, and delete those of dead runs."""
-    for path in leases.files("", ".json"):
-        other = path.rpartition("/")[2]
-        lease = None if other == name else _read(leases, other)
-        if lease is None or not (common := makes.keys() & lease["makes"].keys()):
-            continue
-        if _is_alive(leases, other, lease):
-            title = next(title for fingerprint, title in makes.items() if fingerprint in common)
+def _take(leases: Artifact, name: str, lease: Mapping[str, Any], makes: Mapping[str, str]) -> None:
+    """Write the lease, unless another run that is alive makes one of the artifacts; delete the leases of dead runs."""
+    while True:
+        with _lock(leases):
+            _write(leases, name, lease, 0)
+            conflict = _find_conflict(leases, name, makes)
+            if conflict is None:
+                return
+            _delete(leases, name)
+        other, content = conflict
+        if _is_alive(leases, other, content):
+            title = next(title for fingerprint, title in makes.items() if fingerprint in content["makes"])
             raise LeaseConflictError(
-                f"{title} is being made by another run (process {lease['pid']} on {lease['host']}, since "
-                f"{lease['since']}): wait until it has ended, or end it, then re-run the same command to resume"
+                f"{title} is being made by another run (process {content['pid']} on {content['host']}, since "
+                f"{content['since']}): wait until it has ended, or end it, then re-run the same command to resume"
             )
         _delete(leases, other)
+
+
+def _find_conflict(leases: Artifact, name: str, makes: Mapping[str, str]) -> tuple[str, dict[str, Any]] | None:
+    """Find another lease with an artifact in common: its name and its content."""
+    for other in (file.name for file in leases.files(suffix=".json")):
+        content = None if other == name else _read(leases, other)
+        if content is not None and makes.keys() & content["makes"].keys():
+            return other, content
+    return None
+
+
+@contextmanager
+def _lock(leases: Artifact) -> Iterator[None]:
+    """Hold the lock of the leases. A lock that does not change for 30 s was left by a killed run, and is deleted."""
+    path, content = f"{leases.path}/{_LOCK}", uuid.uuid4().hex.encode()
+    seen, since = b"", time.monotonic()
+    while not retry(lambda: files.create(leases.filesystem, path, content), f"write {path}"):
+        current = leases.read_bytes(_LOCK) or b""
+        if current == content:  # an attempt that failed had written it all the same
+            break
+        if current != seen:
+            seen, since = current, time.monotonic()
+        elif time.monotonic() - since > _LOCK_DEAD_AFTER:
+            _delete(leases, _LOCK)
+        time.sleep(_POLL_INTERVAL)
+    try:
+        yield
+    finally:
+        _delete(leases, _LOCK)
 
 
 def _is_alive(leases: Artifact, name: str, lease: dict[str, Any]) -> bool:
@@ -147,29 +189,63 @@ def _process_exists(pid: int) -> bool:
     return True
 
 
-def _heartbeat(
-    leases: Artifact,
-    name: str,
-    lease: dict[str, Any],
-    progress: Callable[[], ProgressSnapshot | None],
-    ended: threading.Event,
-) -> None:
-    beat = 0
-    while not ended.wait(HEARTBEAT_INTERVAL):
-        with suppress(StoreError):  # the next heartbeat tries again
-            if _read(leases, name) is None:  # this process was suspended, and another run has deleted its lease
-                print("\nthis run stops: its heartbeat had stopped, and another run makes its artifacts", flush=True)
-                # A shell script starts its background commands with SIGINT ignored, and then SIGINT has no effect.
-                ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-                stop = signal.SIGTERM if ignored else signal.SIGINT
-                signal.pthread_kill(threading.main_thread().ident or 0, stop)  # wakes the main thread where it waits
+class _Heartbeat:
+    """Write the heartbeat of a run in one thread, and stop the run from another where that fails for too long."""
+
+    def __init__(
+        self,
+        leases: Artifact,
+        name: str,
+        lease: Mapping[str, Any],
+        progress: Callable[[], ProgressSnapshot | None],
+    ) -> None:
+        self.leases, self.name, self.lease, self.progress = leases, name, lease, progress
+        self.ended, self.last = threading.Event(), time.monotonic()
+        self.writer = threading.Thread(target=self._write, daemon=True)
+        self.watcher = threading.Thread(target=self._watch, daemon=True)
+
+    def start(self) -> None:
+        """Start both threads."""
+        self.writer.start()
+        self.watcher.start()
+
+    def stop(self) -> None:
+        """End both threads; a request that is under way ends first, or is given up after a while."""
+        self.ended.set()
+        self.watcher.join()
+        self.writer.join(_STOP_AFTER)
+
+    def _write(self) -> None:
+        beat = 0
+        while not self.ended.wait(HEARTBEAT_INTERVAL):
+            start = time.monotonic()
+            with suppress(StoreError):  # the next heartbeat tries again
+                if _read(self.leases, self.name) is None:
+                    self._interrupt("another run has deleted its lease, because its heartbeat had stopped")
+                    return
+                beat += 1
+                snapshot = self.progress()
+                more = {"progress": asdict(snapshot)} if snapshot else {}
+                _write(self.leases, self.name, {**self.lease, **more}, beat)
+                self.last = start
+
+    def _watch(self) -> None:
+        while not self.ended.wait(_POLL_INTERVAL):
+            if time.monotonic() - self.last > _STOP_AFTER:
+                self._interrupt(f"its lease could not be renewed for {_STOP_AFTER:.0f} s, and another run may start")
+                if not self.ended.wait(_EXIT_AFTER - _STOP_AFTER):
+                    os._exit(1)  # the main thread waits in a library
                 return
-            beat += 1
-            snapshot = progress()
-            _write(leases, name, lease | ({"progress": asdict(snapshot)} if snapshot else {}), beat)
+
+    def _interrupt(self, reason: str) -> None:
+        print(f"\nthis run stops: {reason}", flush=True)
+        # A shell script starts its background commands with SIGINT ignored, and then SIGINT has no effect.
+        ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        stop = signal.SIGTERM if ignored else signal.SIGINT
+        signal.pthread_kill(threading.main_thread().ident or 0, stop)  # wakes the main thread where it waits
 
 
-def _write(leases: Artifact, name: str, lease: dict[str, Any], beat: int) -> None:
+def _write(leases: Artifact, name: str, lease: Mapping[str, Any], beat: int) -> None:
     leases.write_bytes(name, json.dumps({**lease, "beat": beat, "at": time.time()}).encode())
 
 
@@ -180,8 +256,4 @@ def _read(leases: Artifact, name: str) -> dict[str, Any] | None:
 
 
 def _delete(leases: Artifact, name: str) -> None:
-    try:
-        path = f"{leases.path}/{name}"
-        retry(lambda: leases.filesystem.delete_file(path), f"delete {path}")
-    except FileNotFoundError:  # another run has deleted it already
-        return
+    leases.delete_files([File(f"{leases.path}/{name}", 0)])

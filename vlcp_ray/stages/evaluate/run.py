@@ -121,7 +121,7 @@ def _trial(
 
 def _recorded_trials(artifact: Artifact) -> set[str]:
     """List the ids of the trials whose row of SCORES is written."""
-    return {path.rpartition("/")[2].removesuffix(".parquet") for path in artifact.files("scores")}
+    return {part.name.removesuffix(".parquet") for part in artifact.parts("scores")}
 
 
 def _log_curve(context: Context, step: Step, trial_id: str) -> None:
@@ -129,8 +129,7 @@ def _log_curve(context: Context, step: Step, trial_id: str) -> None:
     series = f"{STAGE.name}/{trial_id}-{step.fingerprint}"
     if "trial" in context.records.names(series):
         return
-    artifact = context.artifact(step)
-    (row,) = artifact.open_files([f"{artifact.path}/scores/{trial_id}.parquet"]).to_table().to_pylist()
+    (row,) = context.artifact(step).read_part(f"scores/{trial_id}.parquet").to_pylist()
     epochs = PROTOCOLS[row["protocol"]].validated_epochs(row["epochs"], context.job.evaluate.validations)
     curve = [(epoch, {"top1": top1}) for epoch, top1 in zip(epochs, row["curve"], strict=True)]
     end = {name: row[name] for name in ("top1_last", "top1_best", "top5_last", "seconds")}

@@ -28,6 +28,7 @@ from vlcp_ray.scale import Pool
 from vlcp_ray.stages.finetune import MODEL, STAGE, Finetune
 from vlcp_ray.stages.finetune.batches import Positions, Schedule
 from vlcp_ray.stages.pair import PAIRS
+from vlcp_ray.store import written
 from vlcp_ray.store.artifact import Artifact, Step
 from vlcp_ray.store.io import StoreError, retry
 from vlcp_ray.store.retrying_filesystem import retrying
@@ -41,6 +42,7 @@ _MAX_FAILURES: Final = 8  # of a rank or its machine; each costs the steps since
 _POLL_INTERVAL: Final = 1.0  # seconds between reads of the ranks' metrics
 # Folders of the artifact; those of checkpoints and peaks are deleted once it is complete.
 _CHECKPOINTS, _METRICS, _PEAKS, _VALIDATION = "checkpoints", "progress", "memory", "validation"
+_TEMPORARY: Final = (_CHECKPOINTS, _PEAKS)
 
 
 def run(context: Context, steps: Sequence[Step]) -> None:
@@ -53,15 +55,17 @@ def run(context: Context, steps: Sequence[Step]) -> None:
         images = config.schedule.images_after(config.schedule.steps)
         with _show_progress(context, step, images):
             retry(partial(_fit, config, context.scale.finetune), f"write the checkpoints of {artifact.path}")
-        for peaks in _read_json(artifact, _PEAKS):
+        for peaks, records in _read_json(artifact, _PEAKS):
             context.view.record_peaks(Peaks(*peaks))
+            written.load(records)
         epochs = _read_json(artifact, _METRICS)
         for metrics in epochs:  # those that a killed run has not recorded
             _record_curves(context, step, metrics)
         losses = [(metrics["step"], metrics["loss"]) for metrics in epochs]
         facts: dict[str, Any] = {"images": images, "steps": config.schedule.steps, "losses": losses}
-        context.complete(step, rows_in=n_rows, rows=n_rows, seconds=time.monotonic() - start, **facts)
-        for folder in (_CHECKPOINTS, _PEAKS):
+        seconds = time.monotonic() - start
+        context.complete(step, rows_in=n_rows, rows=n_rows, seconds=seconds, temporary=_TEMPORARY, **facts)
+        for folder in _TEMPORARY:
             artifact.delete(folder)
 
 
@@ -217,7 +221,8 @@ def _run_rank(loop: dict[str, Any]) -> None:
         with tempfile.TemporaryDirectory() as local:
             trainer.export(local)
             config.artifact.put_folder(Path(local), MODEL)
-    config.artifact.write_bytes(f"{_PEAKS}/rank-{rank:04d}.json", json.dumps(measure_peaks()).encode())
+    records = written.dump()
+    config.artifact.write_bytes(f"{_PEAKS}/rank-{rank:04d}.json", json.dumps([measure_peaks(), records]).encode())
 
 
 def _write_metrics(config: RankConfig, trainer: "Trainer", metrics: "EpochMetrics") -> None:
@@ -230,7 +235,7 @@ def _write_metrics(config: RankConfig, trainer: "Trainer", metrics: "EpochMetric
 
 def _read_json(artifact: Artifact, folder: str, start: int = 0) -> list[Any]:
     """Read the JSON files of a folder in the order of their names, from index `start` on."""
-    names = [f"{folder}/{path.rpartition('/')[2]}" for path in artifact.files(folder, ".json")][start:]
+    names = [f"{folder}/{file.name}" for file in artifact.files(folder, ".json")][start:]
     return [json.loads(artifact.read_bytes(name) or b"{}") for name in names]
 
 
@@ -268,7 +273,7 @@ def _record_curves(context: Context, step: Step, metrics: dict[str, Any]) -> Non
     if name in context.records.names(series):
         return
     artifact = context.artifact(step)
-    files = [path.rpartition("/")[2] for path in artifact.files(_VALIDATION, ".png")]
+    files = [file.name for file in artifact.files(_VALIDATION, ".png")]
     images = {
         f"validation/{file.removesuffix('.png').rpartition('-')[2]}": artifact.read_bytes(f"{_VALIDATION}/{file}")
         or b""

@@ -17,12 +17,12 @@ def reject_duplicates(artifact: Artifact) -> None:
     The result does not depend on the order of the rows. Safe to interrupt and run again: a row is written to REJECTED
     before it is removed from IMAGES.
     """
-    files = artifact.files("images")
-    if not files:
+    parts = {part.path: part for part in artifact.parts("images")}
+    if not parts:
         return
     store = replace(artifact, filesystem=retrying(artifact.filesystem))
     columns = ["image_id", "source"]
-    index = store.open_files(files, columns).to_table(columns=[*columns, "__filename"])
+    index = store.open_parts(list(parts.values()), columns).to_table(columns=[*columns, "__filename"])
     counts = pc.value_counts(index["image_id"])
     repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
     if not len(repeated):
@@ -36,9 +36,11 @@ def reject_duplicates(artifact: Artifact) -> None:
             duplicates.setdefault(row["__filename"], {})[row["source"]] = kept[row["image_id"]]
         else:
             kept[row["image_id"]] = row["source"]
-    written = {_rewrite(artifact, store.open_files([file]).to_table(), sources) for file, sources in duplicates.items()}
-    for file in set(duplicates) - {f"{artifact.path}/{name}" for name in written}:
-        store.filesystem.delete_file(file)
+    written = {
+        f"{artifact.path}/{_rewrite(artifact, artifact.read_parts([parts[path]]), sources)}"
+        for path, sources in duplicates.items()
+    }
+    artifact.delete_files([parts[path] for path in set(duplicates) - written])
 
 
 def _rewrite(artifact: Artifact, table: pa.Table, duplicates: dict[str, str]) -> str:

@@ -66,7 +66,7 @@ def _delete_stale(artifact: Artifact, classes: Classes) -> None:
     current = json.dumps([list(classes.keys), list(classes.names)]).encode()
     same_classes = artifact.read_bytes(_CLASSES) == current
     for folder in (_PARTS, REJECTED_TABLE) if same_classes else (_PARTS, REJECTED_TABLE, _IMAGES):
-        if artifact.files(folder):
+        if artifact.parts(folder):
             artifact.delete(folder)
     artifact.write_bytes(_CLASSES, current)
 

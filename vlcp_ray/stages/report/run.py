@@ -143,17 +143,16 @@ def _rejected_images(context: Context, images: Step, rejected: pa.Table) -> dict
 
 def _epoch_metrics(context: Context, step: Step) -> Iterator[dict[str, Any]]:
     artifact = context.artifact(step)
-    for path in artifact.files("progress", ".json"):
-        yield json.loads(artifact.read_bytes(f"progress/{path.rpartition('/')[2]}") or b"{}")
+    for file in artifact.files("progress", ".json"):
+        yield json.loads(artifact.read_bytes(f"progress/{file.name}") or b"{}")
 
 
 def _samples(context: Context, step: Step) -> Iterator[Sample]:
     artifact = context.artifact(step)
     class_names = context.manifest(step.inputs["pairs"].inputs["images"])["class_names"]
-    for path in artifact.files("validation", ".png"):
-        name = path.rpartition("/")[2]
-        epoch, number = (int(part) for part in name.removesuffix(".png").split("-")[1:])
-        image = artifact.read_bytes(f"validation/{name}") or b""
+    for file in artifact.files("validation", ".png"):
+        epoch, number = (int(part) for part in file.name.removesuffix(".png").split("-")[1:])
+        image = artifact.read_bytes(f"validation/{file.name}") or b""
         yield Sample(step.key["seed"], epoch, class_names[number], image)
 
 

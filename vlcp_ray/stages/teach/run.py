@@ -4,10 +4,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import ray
-
 from vlcp_ray.engine.context import Context
-from vlcp_ray.engine.tasks import task
+from vlcp_ray.engine.tasks import result, task
 from vlcp_ray.monitoring.allocator import memory_retained
 from vlcp_ray.monitoring.memory import Peaks, measure_peaks, reset_peaks
 from vlcp_ray.monitoring.progress import log_line
@@ -31,7 +29,7 @@ def run(context: Context, steps: Sequence[Step]) -> None:
     log_line(step.title, f"{settings.network}: {action}")
     device = "cuda" if pool.num_gpus else "cpu"
     worker = task(_train_or_load_on_all_cores, pool)
-    metrics, peaks = ray.get(worker.remote(images, context.artifact(step), settings, class_names, device))
+    metrics, peaks = result(worker.remote(images, context.artifact(step), settings, class_names, device))
     context.view.record_peaks(peaks)
     log_line(step.title, f"top-1 on val {metrics['top1']:.1%}")
     context.complete(step, rows_in=1, rows=1, seconds=time.monotonic() - start, class_names=class_names, **metrics)

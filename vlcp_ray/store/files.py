@@ -1,0 +1,287 @@
+"""Read, write, list and delete whole files, on local disks, on S3 and on every store that pyarrow or fsspec opens.
+
+A file appears under its name only when it is whole. On S3 each function is one request (a write of more than 8 MiB is
+one for each part), through obstore. pyarrow needs three for a small object, asks for an object's size before it reads
+it, writes an object for each parent folder, and publishes half an object where an exception ends a write.
+
+All functions raise OSError, and none retries for long: see `store.io.retry`.
+"""
+
+import errno
+import os
+import re
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from obstore import exceptions
+from obstore.store import S3Store
+from pyarrow import fs as pafs
+
+from vlcp_ray.store.aws import profile_keys
+
+Content = bytes | memoryview | Path
+#: Other stores in which an object appears only when its upload ends; elsewhere a file is renamed to its name.
+_OTHER_OBJECT_STORES: Final = ("gcs", "abfs")
+_PART: Final = 8 * 2**20  # bytes of a part of an upload, and of a copy between files
+_RANGE: Final = 64 * 2**20  # bytes of a request of a download
+#: Of a request; `store.io.retry` repeats what still fails.
+_RETRIES: Final[Any] = {"max_retries": 2, "retry_timeout": timedelta(seconds=20)}
+_CLIENT: Final = {"timeout": "60s", "connect_timeout": "4s"}
+#: Keys that obstore refuses, of image sets of others: control characters, and parts that are empty or dots.
+_UNUSUAL: Final = re.compile(r"[\x00-\x1f\x7f]|(^|/)\.{0,2}(/|$)")
+_CODE: Final = re.compile(r"<Code>(.*?)</Code>")
+_MESSAGE: Final = re.compile(r"<Message>(.*?)</Message>")
+
+
+class File(NamedTuple):
+    """A file of a store and its size in bytes."""
+
+    path: str
+    size: int
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.path.rpartition("/")[2]
+
+
+def read(filesystem: pafs.FileSystem, path: str) -> bytes:
+    """Read a file.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if filesystem.type_name == "s3" and not _UNUSUAL.search(path):
+        store, key = _s3(filesystem, path)
+        with _as_os_error():
+            return bytes(store.get(key).bytes())
+    with filesystem.open_input_stream(path) as stream:
+        content: bytes = stream.read()
+        return content
+
+
+def write(filesystem: pafs.FileSystem, path: str, content: Content) -> None:
+    """Write a file, or the content of a local file; it appears whole or not at all."""
+    if filesystem.type_name == "s3":
+        store, key = _s3(filesystem, path)
+        with _as_os_error():
+            store.put(key, content, chunk_size=_PART)
+    elif filesystem.type_name in _OTHER_OBJECT_STORES:
+        # In a thread, because Ctrl-C would interrupt the main thread between two calls, and then half is published.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(_upload, filesystem, path, content).result()
+    else:
+        _write_and_rename(filesystem, path, content)
+
+
+def create(filesystem: pafs.FileSystem, path: str, content: bytes) -> bool:
+    """Write a file that does not exist, on S3 and on local disks; return whether it was written.
+
+    Of several callers one succeeds. Other stores have no such operation: there the file is written.
+    """
+    if filesystem.type_name == "s3":
+        store, key = _s3(filesystem, path)
+        with _as_os_error():
+            try:
+                store.put(key, content, mode="create", use_multipart=False)
+            except exceptions.AlreadyExistsError:
+                return False
+        return True
+    if not isinstance(filesystem, pafs.LocalFileSystem):
+        write(filesystem, path, content)
+        return True
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    Path(temporary).write_bytes(content)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        os.unlink(temporary)
+    return True
+
+
+def list_files(filesystem: pafs.FileSystem, folder: str, *, recursive: bool = False) -> list[File]:
+    """List the files of a folder, sorted by path, without hidden ones; none where the folder does not exist."""
+    if filesystem.type_name == "s3":
+        store, key = _s3(filesystem, folder)
+        bucket = folder.partition("/")[0]
+        with _as_os_error():
+            if recursive:
+                objects = [entry for page in store.list(key, chunk_size=1000) for entry in page]
+            else:
+                objects = list(store.list_with_delimiter(key)["objects"])
+        # Other tools write empty objects as marks of folders: the key of the folder itself, or one that ends in "/".
+        keys = [entry for entry in objects if entry["path"] != key and not entry["path"].endswith("/")]
+        files = [File(f"{bucket}/{entry['path']}", entry["size"]) for entry in keys]
+    else:
+        infos = filesystem.get_file_info(pafs.FileSelector(folder, recursive=recursive, allow_not_found=True))
+        files = [File(str(info.path), int(info.size or 0)) for info in infos if info.is_file]
+    hidden = len(folder) + 1
+    return sorted(file for file in files if not any(part[:1] == "." for part in file.path[hidden:].split("/")))
+
+
+def list_folders(filesystem: pafs.FileSystem, folder: str) -> list[str]:
+    """List the names of the folders in a folder, sorted."""
+    if filesystem.type_name == "s3":
+        store, key = _s3(filesystem, folder)
+        with _as_os_error():
+            prefixes = store.list_with_delimiter(key)["common_prefixes"]
+        return sorted(prefix.rstrip("/").rpartition("/")[2] for prefix in prefixes)
+    infos = filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
+    return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
+
+
+def delete(filesystem: pafs.FileSystem, paths: Sequence[str]) -> None:
+    """Delete files; those that do not exist are left out."""
+    if filesystem.type_name == "s3":
+        for path in paths[:1]:
+            store, _ = _s3(filesystem, path)
+            with _as_os_error():
+                store.delete([path.partition("/")[2] for path in paths])
+        return
+    for path in paths:
+        with suppress(FileNotFoundError):
+            filesystem.delete_file(path)
+
+
+def stream(filesystem: pafs.FileSystem, file: File) -> Iterator[bytes | memoryview]:
+    """Read a file of any size in blocks."""
+    if filesystem.type_name != "s3":
+        with filesystem.open_input_stream(file.path) as source:
+            while block := source.read(_PART):
+                yield block
+        return
+    store, key = _s3(filesystem, file.path)
+    for start in range(0, file.size, _RANGE):
+        with _as_os_error():
+            part = store.get_range(key, start=start, end=min(start + _RANGE, file.size))
+        yield memoryview(part)
+
+
+def local_blocks(content: Content) -> Iterator[bytes | memoryview]:
+    """Return bytes as one block, or read a local file in blocks."""
+    if not isinstance(content, Path):
+        yield content
+        return
+    with content.open("rb") as source:
+        while block := source.read(_PART):
+            yield block
+
+
+def download(filesystem: pafs.FileSystem, file: File, local: Path) -> None:
+    """Copy a file of a store to a local file."""
+    local.parent.mkdir(parents=True, exist_ok=True)
+    with local.open("wb") as target:
+        for block in stream(filesystem, file):
+            target.write(block)
+
+
+def _write_and_rename(filesystem: pafs.FileSystem, path: str, content: Content) -> None:
+    filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+    temporary = _temporary(path)
+    try:
+        with filesystem.open_output_stream(temporary) as sink:
+            for block in local_blocks(content):
+                sink.write(block)
+        filesystem.move(temporary, path)
+    except BaseException:
+        with suppress(OSError):  # on a full disk the part would take the space of the next attempt
+            filesystem.delete_file(temporary)
+        raise
+
+
+def _upload(filesystem: pafs.FileSystem, path: str, content: Content) -> None:
+    sink = filesystem.open_output_stream(path)
+    try:
+        for block in local_blocks(content):
+            sink.write(block)
+    except BaseException:
+        with suppress(OSError):
+            sink.close()  # pyarrow publishes what it has: also where the stream is only dropped
+        filesystem.delete_file(path)
+        raise
+    sink.close()
+
+
+def _temporary(path: str) -> str:
+    """Return a hidden name in the folder of a file, which `list_files` leaves out."""
+    folder, _, name = path.rpartition("/")
+    return f"{folder}/.{name[:100]}.{uuid.uuid4().hex}"
+
+
+def _s3(filesystem: pafs.S3FileSystem, path: str) -> tuple[S3Store, str]:
+    """Return the client of a path's bucket, and the key."""
+    bucket, _, key = path.partition("/")
+    options = filesystem.__reduce__()[1][0]
+    given = tuple(sorted((name, value) for name, value in options.items() if name in _OPTIONS))
+    environment = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
+    return _client(bucket, filesystem.region, given, environment), key
+
+
+_OPTIONS: Final = frozenset(
+    {
+        "access_key",
+        "secret_key",
+        "session_token",
+        "anonymous",
+        "scheme",
+        "endpoint_override",
+        "force_virtual_addressing",
+    }
+)
+
+
+@lru_cache(maxsize=16)
+def _client(
+    bucket: str, region: str, options: tuple[tuple[str, Any], ...], environment: tuple[tuple[str, str], ...]
+) -> S3Store:
+    """Open a bucket with the options of a pyarrow filesystem; credentials that they lack come from the environment.
+
+    Args:
+        environment: the variables of AWS, which obstore reads itself: a client is made for each environment.
+    """
+    given = dict(options)
+    endpoint = given["endpoint_override"] or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    config: Any = {"region": region, "virtual_hosted_style_request": given["force_virtual_addressing"]}
+    if given["anonymous"]:
+        config["skip_signature"] = True
+    elif given["access_key"]:
+        config |= {"access_key_id": given["access_key"], "secret_access_key": given["secret_key"]}
+        config |= {"session_token": given["session_token"]} if given["session_token"] else {}
+    else:
+        config |= profile_keys()
+    if endpoint:
+        config["endpoint"] = endpoint if "://" in endpoint else f"{given['scheme']}://{endpoint}"
+    client: Any = _CLIENT | {"allow_http": str(config.get("endpoint", "")).startswith("http://")}
+    return S3Store(bucket, config=config, client_options=client, retry_config=_RETRIES)
+
+
+@contextmanager
+def _as_os_error() -> Iterator[None]:
+    """Turn an error of obstore into an OSError with the code and the message of the store's answer."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if "<Code>NoSuchBucket</Code>" in str(error):
+            raise OSError(_answer(error)) from error
+        raise
+    except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
+        raise PermissionError(errno.EACCES, _answer(error)) from error
+    except exceptions.BaseError as error:
+        raise OSError(_answer(error)) from error
+
+
+def _answer(error: Exception) -> str:
+    text = str(error)
+    code, message = _CODE.search(text), _MESSAGE.search(text)
+    if code:
+        return f"{code[1]}: {message[1]}" if message and message[1] else code[1]
+    return text.partition("\n")[0].strip()
