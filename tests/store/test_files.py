@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from pyarrow import fs as pafs
@@ -36,7 +37,7 @@ def test_files_are_written_listed_read_and_deleted(place: tuple[pafs.FileSystem,
     (tmp_path / "big").write_bytes(b"x" * BIG)
     files.write(filesystem, f"{folder}/b.txt", b"two")
     files.write(filesystem, f"{folder}/inner/big", tmp_path / "big")
-    files.write(filesystem, f"{folder}/a.txt", memoryview(b"one"))
+    files.write(filesystem, f"{folder}/a.txt", memoryview(pa.py_buffer(b"one")))
     files.write(filesystem, f"{folder}-other/c", b"no file of the folder")
     top = [File(f"{folder}/a.txt", 3), File(f"{folder}/b.txt", 3)]
     big = File(f"{folder}/inner/big", BIG)

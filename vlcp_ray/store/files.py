@@ -71,7 +71,9 @@ def write(filesystem: pafs.FileSystem, path: str, content: Content) -> None:
     if filesystem.type_name == "s3":
         store, key = _s3(filesystem, path)
         with _as_os_error():
-            store.put(key, content, chunk_size=_PART)
+            # Arrow's buffers have the format of signed bytes, which obstore takes for a sequence of numbers.
+            data = content.cast("B") if isinstance(content, memoryview) else content
+            store.put(key, data, chunk_size=_PART)
     elif filesystem.type_name in _OTHER_OBJECT_STORES:
         # In a thread, because Ctrl-C would interrupt the main thread between two calls, and then half is published.
         with ThreadPoolExecutor(1) as thread:
