@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 # A recursive variable, expanded only where it is used: nvidia-smi takes up to a second.
 EXTRA ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
-PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --retries 10
+PIP = $(VENV)/bin/python -m pip install --progress-bar off --disable-pip-version-check --retries 10 --constraint constraints.txt
 LOG = $(VENV)/install.log
 
-.PHONY: setup demo test test-faults bench check-data lint clean
+.PHONY: setup demo test test-faults bench check-data lint constraints clean
 
 setup: $(VENV)/installed
 
@@ -33,12 +33,18 @@ lint: $(VENV)/installed-dev
 	@$(VENV)/bin/ruff format --check
 	@$(VENV)/bin/mypy
 
+# Write the versions that are installed into constraints.txt, below its comments, which say what is left out.
+constraints: $(VENV)/installed-dev
+	@{ sed -n '/^#/p' constraints.txt; $(VENV)/bin/python -m pip list --format=freeze --exclude-editable \
+		$(addprefix --exclude ,pip setuptools wheel triton apache-tvm-ffi torchaudio torchcodec) | sed 's/+cpu$$//'; } >$(LOG)
+	@cp $(LOG) constraints.txt
+
 # Results under runs/ are kept: they are the user's.
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # The stamp files make a second call free. doctor repairs the environment after pip has installed the packages.
-$(VENV)/installed: pyproject.toml $(wildcard vlcp_ray/doctor/*.py)
+$(VENV)/installed: pyproject.toml constraints.txt $(wildcard vlcp_ray/doctor/*.py)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 		|| { echo "Python 3.11 or newer is needed: name one, as in 'make $(or $(MAKECMDGOALS),setup) PYTHON=python3.11'."; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
@@ -55,7 +61,7 @@ $(VENV)/installed-dev: $(VENV)/installed
 
 # CPU builds of torch are in an index of their own, which only the user can set.
 define FAILED
-if grep -q 'No matching distribution found for torch==.*+cpu' $(LOG); then \
+if grep -q -e 'No matching distribution found for torch==.*+cpu' -e '^ *vlcp-ray.* depends on torch==.*+cpu' $(LOG); then \
 	echo "pip finds no CPU build of torch: set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU wheels (its install page gives the address) and run make again."; \
 else \
 	grep -v '^WARNING: Location' $(LOG) | tail -n 20; echo "Installation failed; the whole log is $(LOG)."; fi

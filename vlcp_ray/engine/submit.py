@@ -22,6 +22,51 @@ Environment = Literal["image", "cpu", "gpu"]
 
 _PACKAGE: Final = Path(__file__).parents[1]
 _WEIGHTS: Final = ("llava", "stable_diffusion")  # folders of the demo's weights, 6.6 MB of the package's 7
+#: Files that may hold keys or passwords: never sent, wherever they lie. The same names are in .rayignore.
+PRIVATE: Final = (
+    ".env*",
+    "*.env",
+    "*.pem",
+    "*.key",
+    "*.p12",
+    "*.pfx",
+    "*.ppk",
+    "*.jks",
+    "*.keystore",
+    "*.gpg",
+    "*.kdbx",
+    "*.token",
+    "*.tfstate*",
+    "*.tfvars*",
+    "id_rsa*",
+    "id_dsa*",
+    "id_ecdsa*",
+    "id_ed25519*",
+    "auth_token*",
+    "credentials*",
+    "*credentials.json",
+    "service[-_]account*.json",
+    "secrets*",
+    "kaggle.json",
+    "kubeconfig*",
+    ".aws",
+    ".azure",
+    ".boto",
+    ".config",
+    ".docker",
+    ".git-credentials",
+    ".gnupg",
+    ".huggingface",
+    ".kube",
+    ".netrc",
+    "_netrc",
+    ".pgpass",
+    ".pypirc",
+    ".s3cfg",
+    ".secrets*",
+    ".ssh",
+    ".terraform*",
+)
 #: While a new cluster starts: 2 s, then twice as long each time, up to 30 s; six attempts in a minute.
 _WAIT: Final = tenacity.wait_exponential(multiplier=2, max=30)
 _STOP: Final = tenacity.stop_after_delay(60)
@@ -74,7 +119,7 @@ def pack(folder: Path, job_file: str, job: Job, scale: str | None = None) -> lis
     Returns the paths of the job file and the scale file within the folder.
     """
     uses_demo = any(model.startswith(DEMO) for model in (job.base_model, job.caption.model))
-    ignore = shutil.ignore_patterns("__pycache__", *(() if uses_demo else _WEIGHTS))
+    ignore = shutil.ignore_patterns("__pycache__", ".git", "runs", *PRIVATE, *(() if uses_demo else _WEIGHTS))
     shutil.copytree(_PACKAGE, folder / _PACKAGE.name, ignore=ignore)
     paths = []
     for file, folder_name in ((job_file, "jobs"), *(((scale, "clusters"),) if scale else ())):
