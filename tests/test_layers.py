@@ -16,7 +16,7 @@ PACKAGE = ROOT / "vlcp_ray"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 CORE = """
-    settings schemas seeds images store store.io store.artifact store.tables store.retrying_filesystem models
+    settings schemas seeds images store store.io store.artifact store.tables store.uris store.retrying_filesystem models
     models.networks models.words models.pretrained monitoring monitoring.memory monitoring.allocator demo demo.digits
 """
 RECORDS = """

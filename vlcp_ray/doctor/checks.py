@@ -13,6 +13,7 @@ from typing import Final
 from uuid import uuid4
 
 from vlcp_ray.doctor.torchvision import repair, run_python
+from vlcp_ray.store.uris import redact
 
 SETUP: Final = "run `make setup`"
 GIB: Final = 2**30
@@ -184,9 +185,11 @@ def storage(root: str) -> Iterator[Finding]:
         local = _write_and_remove(root)
     except (OSError, ImportError, ValueError) as error:  # pyarrow's errors are subclasses of these
         reason = " ".join(str(error).split())
-        yield Finding(f"root {root}", reason, "give a --root that can be written: a folder, s3:// or gs://")
+        yield Finding(
+            f"root {redact(root)}", redact(reason), "give a --root that can be written: a folder, s3:// or gs://"
+        )
         return
-    yield Finding(f"root {root}", "can be written")
+    yield Finding(f"root {redact(root)}", "can be written")
     if local:
         free = shutil.disk_usage(local).free / GIB
         yield Finding(

@@ -12,11 +12,14 @@ from typing import Any, Final, Literal
 
 import tenacity
 from packaging.requirements import Requirement
+from ray.exceptions import RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from vlcp_ray.config import Job
+from vlcp_ray.engine.join import AUTHENTICATION_FIX, asks_for_token
 from vlcp_ray.models.pretrained import DEMO
 from vlcp_ray.settings import ConfigError
+from vlcp_ray.store.uris import redact
 
 Environment = Literal["image", "cpu", "gpu"]
 
@@ -55,6 +58,7 @@ def submit(
         ConfigError: no cluster answers, it refuses the job, or the job names a path that its machines do not see.
     """
     _check_paths(job)
+    _check_secrets(job, options)
     client = _connect(address)
     with tempfile.TemporaryDirectory() as folder:
         files = pack(Path(folder), job_file, job, scale)
@@ -103,16 +107,28 @@ def _check_paths(job: Job) -> None:
             )
 
 
+def _check_secrets(job: Job, options: Sequence[str]) -> None:
+    """Refuse secrets in a job: its command and its files can be read by everybody who sees Ray's dashboard."""
+    values = [("command", text) for text in options]
+    for section, value in job.model_dump().items():
+        values += [(f"{section}.{key}", str(one)) for key, one in value.items()] if isinstance(value, dict) else []
+    for name, text in [("base_model", job.base_model), *values]:
+        if redact(text) != text:
+            raise ConfigError(
+                f"{name}: {redact(text)} has a password, key or token, which a submitted job shows in Ray's dashboard; "
+                "leave it out, and give the machines a role, or keys in their environment (AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, HF_TOKEN)"
+            )
+
+
 def _connect(address: str | None) -> JobSubmissionClient:
     try:
         return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError) as error:
-        message = str(error).splitlines()[0]
-        fix = (
-            "set RAY_AUTH_MODE=token here and give the cluster's token (RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH)"
-            if "401" in str(error) or "uthenticat" in str(error)
-            else "start a cluster (ray start --head), or name its dashboard: --address http://HOST:8265"
-        )
+    except (RayError, OSError, RuntimeError, ValueError) as error:
+        message = " ".join(str(error).split())
+        if asks_for_token(error):
+            raise ConfigError(f"cannot submit the job: {AUTHENTICATION_FIX}") from error
+        fix = "start a cluster (ray start --head), or name its dashboard: --address http://HOST:8265"
         raise ConfigError(f"cannot submit the job: {message}; {fix}") from error
 
 
