@@ -2,8 +2,11 @@
 
 import gzip
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +14,7 @@ import pytest
 from pyarrow import parquet
 
 from tests.small_job import JOB, SETTINGS, write_inputs
+from vlcp_ray import cli
 from vlcp_ray.cli import main
 from vlcp_ray.config import load_job
 from vlcp_ray.pipeline import graph
@@ -31,6 +35,9 @@ def settings(inputs: Path) -> list[str]:
     images, captions = inputs / "images", inputs / "captions.parquet"
     planted = (
         *SETTINGS,
+        "ipc=[1]",
+        "compare.methods=['vlcp']",
+        "evaluate.repeats=1",
         f"ingest.source=file://{images}?token={PLANTED}-source",
         f"caption.source=file://{captions}?secret_key={PLANTED}-captions",
     )
@@ -71,11 +78,17 @@ def vlcp_ray(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_run_with_secrets_everywhere_writes_and_prints_none(tmp_path: Path) -> None:
-    inputs = write_inputs(tmp_path / "inputs")
-    runs = tmp_path / "runs"
-    ray_folder = Path(f"/tmp/vlcp-{os.getpid()}")
-    ray_folder.mkdir()
+@pytest.fixture
+def ray_folder() -> Iterator[Path]:
+    """A folder for Ray and a home, whose path is short enough for sockets."""
+    folder = Path(tempfile.mkdtemp(prefix="v"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.timeout(900)
+def test_run_with_secrets_everywhere_writes_and_prints_none(tmp_path: Path, ray_folder: Path) -> None:
+    inputs, runs = write_inputs(tmp_path / "inputs"), tmp_path / "runs"
     root = ["--root", f"file://{runs}?sig={PLANTED}-root"]
     done = vlcp_ray("run", str(JOB), *root, *settings(inputs), "--track", "wandb", folder=ray_folder)
     assert done.returncode == 0, done.stderr
@@ -138,3 +151,23 @@ def test_submit_refuses_secrets_and_names_the_fix(
     error = capsys.readouterr().err
     assert "shows in Ray's dashboard; leave it out, and give the machines a role" in error
     assert PLANTED not in error
+
+
+def test_failed_run_on_an_object_store_shows_no_secret_and_no_noise(tmp_path: Path, ray_folder: Path) -> None:
+    root = f"s3://KEY:{PLANTED}-root@bucket/a?endpoint_override=http://127.0.0.1:9&scheme=http"
+    done = vlcp_ray("run", str(JOB), "--root", root, folder=ray_folder)
+    assert done.returncode == 1
+    assert PLANTED not in done.stdout + done.stderr
+    assert done.stderr.strip().startswith("vlcp-ray: cannot ")
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_unexpected_error_is_printed_in_full_without_secrets(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def fail(job: object) -> None:
+        raise RuntimeError(f"at s3://KEY:{PLANTED}@bucket")
+
+    monkeypatch.setattr(cli, "check_inputs", fail)
+    assert main(["plan", str(JOB), "--root", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.endswith("RuntimeError: at s3://***@bucket\n")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import ray
+from ray._private import utils as ray_utils
 from ray.data import ActorPoolStrategy, Dataset
 
 from vlcp_ray.engine import cluster
@@ -79,6 +80,12 @@ def test_temporary_folder_too_long_for_sockets_is_named(name: str, tmp_path: Pat
     done = run(CONNECT, **{name: str(folder)})
     assert done.stdout.startswith(f"{name} {folder}: too long for Ray")
     assert done.stderr == ""
+
+
+def test_entrypoint_that_ray_shows_has_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_utils, "get_entrypoint_name", lambda: "vlcp-ray run --root s3://KEY:SECRET@bucket")
+    with cluster._public_entrypoint():
+        assert ray_utils.get_entrypoint_name() == "vlcp-ray run --root s3://***@bucket"
 
 
 @pytest.mark.parametrize(("value", "address"), [("", None), (" ", None), ("local", None), ("auto", "auto")])

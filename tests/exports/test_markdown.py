@@ -12,6 +12,7 @@ HOSTILE = (
     "a <b onclick='x'> & c",
     "![x](http://h/i.png) [l](http://h)",
     "**bold** _it_ ~~s~~ `c`",
+    "snake_case __init__ _a_b_",
     "- item",
     "1. item",
     "===",
