@@ -73,6 +73,7 @@ def main(root: str, repair_first: bool = False) -> int:
         *torch_build(),
         *imports(),
         *machine(),
+        *token(),
         *storage(root),
     ]
     print(table(findings))
@@ -169,6 +170,14 @@ def machine() -> Iterator[Finding]:
             "Ray uses the disk instead, which is slow: start the container with a larger --shm-size" if free < 1 else ""
         )
         yield Finding(SHM, f"{free:.1f} GiB free", fix, hint=True)
+
+
+def token() -> Iterator[Finding]:
+    """Check that only this user reads the token of Ray's clusters, which some versions of Ray write for everybody."""
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if path.is_file() and (mode := path.stat().st_mode & 0o077):
+        found = "can be changed by others" if mode & 0o022 else "can be read by others"
+        yield Finding("Ray's token", found, f"whoever has it runs code in your clusters: chmod 600 {path}", hint=True)
 
 
 def memory() -> int:

@@ -1,6 +1,7 @@
 """Submit a job to a cluster through Ray's Jobs API, and follow its log until it ends."""
 
 import asyncio
+import logging
 import shlex
 import shutil
 import sys
@@ -28,6 +29,12 @@ _WEIGHTS: Final = ("llava", "stable_diffusion")  # folders of the demo's weights
 #: While a new cluster starts: 2 s, then twice as long each time, up to 30 s; six attempts in a minute.
 _WAIT: Final = tenacity.wait_exponential(multiplier=2, max=30)
 _STOP: Final = tenacity.stop_after_delay(60)
+#: They log uploads and closed connections.
+_NOISY_LOGGERS: Final = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
 #: Settings whose value may be a path, which the machines of the cluster must see.
 PATH_SETTINGS: Final = ("ingest.source", "ingest.class_list", "caption.source", "teach.checkpoint")
 
@@ -60,9 +67,12 @@ def submit(
     _check_paths(job)
     _check_secrets(job, options)
     client = _connect(address)
+    if "--ray-logs" not in options:
+        for name in _NOISY_LOGGERS:
+            logging.getLogger(name).setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
         files = pack(Path(folder), job_file, job, scale)
-        command = ["python", "-m", "vlcp_ray.cli", "run", files[0], *options]
+        command = ["python", "-m", "vlcp_ray.engine.job", "run", files[0], *options]
         command += ["--scale", files[1]] if scale else []
         runtime: dict[str, Any] = {"working_dir": folder}
         if environment != "image":

@@ -100,7 +100,8 @@ def public(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: public(inner) for name, inner in value.items()}
     is_path = isinstance(value, str) and value.startswith(("/", "~", ".", "file://"))
-    return Path(value).name if is_path else uris.public(value)
+    value = uris.public(value)
+    return Path(value).name if is_path else value
 
 
 def _dataset(job: Job, store: Store, steps: Sequence[Step], choice: Choice, target: Artifact) -> str:
