@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -30,6 +31,7 @@ from vlcp_ray.store.artifact import Step, Store
 from vlcp_ray.store.lease import active_leases
 from vlcp_ray.store.uris import public, redact
 
+_RAISED: Final = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit): ")  # the last line of a traceback
 _BAD_SETTINGS = 2  # exit code, as argparse uses it for wrong arguments
 
 
@@ -46,9 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         cause = _cause(error)
         if _is_from_ray(cause):  # an error of the machines, not of the work
-            line = (str(cause).strip() or type(cause).__name__).splitlines()[0]
             message = (
-                f"the cluster failed: {line.rstrip('.')}; see `ray status` and Ray's logs, then "
+                f"the cluster failed: {_cluster_line(error, cause).rstrip('.')}; see `ray status` and Ray's logs, then "
                 "re-run the same command to resume"
             )
         elif isinstance(cause, OSError):
@@ -85,7 +86,20 @@ def _cause(error: BaseException) -> BaseException:
     if not _is_from_ray(error):
         return error
     inner = getattr(error, "cause", None) or error.__cause__
-    return _cause(inner) if isinstance(inner, BaseException) else error
+    is_mark = type(inner).__module__ == "ray.data.exceptions"  # not a cause: says only where the error is from
+    return _cause(inner) if isinstance(inner, BaseException) and not is_mark else error
+
+
+def _cluster_line(error: BaseException, cause: BaseException) -> str:
+    """Return the line of an error of Ray that says what happened.
+
+    Where an actor could not start, or a batch failed, that is the error at the end of the worker's traceback.
+    """
+    lines = str(cause).strip().splitlines() or [type(cause).__name__]
+    if "creation task" in lines[0] or lines[0].startswith("UDF failed"):
+        raised = [line for line in str(error).splitlines() if _RAISED.match(line)]
+        return next((line for line in reversed(raised) if "UserCodeException" not in line), lines[0])
+    return lines[0].strip()
 
 
 def _is_from_ray(error: BaseException) -> bool:

@@ -219,7 +219,10 @@ def _smallest_gpu(resources: Mapping[str, float]) -> int:
 
 
 def _silence_loggers() -> None:
-    """Hide Ray's progress messages, which those of `monitoring.progress` replace; errors are still shown."""
-    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
+    """Hide Ray's progress messages, which those of `monitoring.progress` replace.
+
+    An error is raised, told in one sentence and logged in full; Ray Data prints its stack twice before.
+    """
+    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "CRITICAL")
     for name in _NOISY_LOGGERS:
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL if name == "ray.data" else logging.ERROR)
