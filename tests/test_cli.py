@@ -9,8 +9,11 @@ import sys
 import time
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
+import ray
 from ray.exceptions import RaySystemError, RayTaskError, WorkerCrashedError
 
 from vlcp_ray.cli import format_command, main
@@ -141,6 +144,46 @@ def test_submit_passes_the_options_of_run(monkeypatch: pytest.MonkeyPatch) -> No
     assert main(["submit", JOB, "--root", "s3://bucket/runs"]) == 0
     common = ["--root", "s3://bucket/runs", "--to", "report"]
     assert sent == [[*common, "--track", "wandb", "--ray-logs"], common]
+
+
+class FailingEngine:
+    """A row-wise class whose model cannot be loaded."""
+
+    def __init__(self) -> None:
+        raise LookupError("no weights in folder x")
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        return rows
+
+
+def fail_to_work(rows: pa.Table) -> pa.Table:
+    raise ArithmeticError("no image for row 3")
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(
+    ("work", "options", "message"),
+    [
+        (FailingEngine, {"concurrency": 1}, "LookupError: no weights in folder x"),
+        (fail_to_work, {}, "ArithmeticError: no image for row 3"),
+    ],
+)
+def test_main_after_a_failed_plan_prints_the_error_of_its_worker(
+    work: Any,
+    options: dict[str, int],
+    message: str,
+    ray_session: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        ray.data.range(3).map_batches(work, batch_format="pyarrow", **options).take_all()
+
+    monkeypatch.setattr("vlcp_ray.cli.run", fail)
+    assert main(["run", JOB, "--root", "nowhere"]) == 1
+    error = capfd.readouterr().err
+    assert error.strip().startswith(f"vlcp-ray: the cluster failed: {message}; see")
+    assert len(error.strip().splitlines()) == 1
 
 
 def test_main_after_a_crashed_worker_prints_one_sentence(

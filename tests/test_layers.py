@@ -16,7 +16,7 @@ PACKAGE = ROOT / "vlcp_ray"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 CORE = """
-    settings schemas seeds images store store.io store.aws store.files store.tables store.written
+    settings schemas seeds images store store.io store.aws store.files store.tables store.uris store.written
     store.artifact store.verify store.retrying_filesystem models models.networks models.words models.pretrained
     monitoring monitoring.memory monitoring.allocator demo demo.digits
 """

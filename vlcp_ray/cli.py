@@ -3,11 +3,13 @@
 import argparse
 import json
 import os
+import re
 import shlex
 import signal
 import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +18,7 @@ from vlcp_ray import __version__
 from vlcp_ray.config import Job, load_job
 from vlcp_ray.cost.requirements import requirements
 from vlcp_ray.cost.table import cost_lines
+from vlcp_ray.engine import JOB_MARK
 from vlcp_ray.exports import FORMATS
 from vlcp_ray.methods.vlcp import METHOD
 from vlcp_ray.monitoring import trackers
@@ -26,8 +29,9 @@ from vlcp_ray.settings import ConfigError
 from vlcp_ray.stages import STAGES, evaluate, works
 from vlcp_ray.store.artifact import Step, Store
 from vlcp_ray.store.lease import active_leases
+from vlcp_ray.store.uris import public, redact
 
-_JOB_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the driver of a submitted job
+_RAISED: Final = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit): ")  # the last line of a traceback
 _BAD_SETTINGS = 2  # exit code, as argparse uses it for wrong arguments
 
 
@@ -39,14 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(arguments.command(arguments))
     except ConfigError as error:
-        print(f"vlcp-ray: {error}", file=sys.stderr)
+        print(redact(f"vlcp-ray: {error}"), file=sys.stderr)
         return _BAD_SETTINGS
     except Exception as error:
         cause = _cause(error)
         if _is_from_ray(cause):  # an error of the machines, not of the work
-            line = (str(cause).strip() or type(cause).__name__).splitlines()[0]
             message = (
-                f"the cluster failed: {line.rstrip('.')}; see `ray status` and Ray's logs, then "
+                f"the cluster failed: {_cluster_line(error, cause).rstrip('.')}; see `ray status` and Ray's logs, then "
                 "re-run the same command to resume"
             )
         elif isinstance(cause, OSError):
@@ -55,12 +58,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif isinstance(cause, ValueError):
             message = str(cause)
         else:
-            raise
-        print(f"\nvlcp-ray: {message}{log_note(error)}", file=sys.stderr)
+            _print_traceback(error)
+            return 1
+        print(redact(f"\nvlcp-ray: {message}{log_note(error)}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nvlcp-ray: stopped; re-run the same command to resume", file=sys.stderr)
         return 128 + _signals[-1]
+
+
+def _print_traceback(error: Exception) -> None:
+    """Print an error that nobody expects in full, without secrets."""
+    print(redact("".join(traceback.format_exception(error))), end="", file=sys.stderr)
 
 
 _signals: list[int] = [signal.SIGINT]
@@ -77,7 +86,20 @@ def _cause(error: BaseException) -> BaseException:
     if not _is_from_ray(error):
         return error
     inner = getattr(error, "cause", None) or error.__cause__
-    return _cause(inner) if isinstance(inner, BaseException) else error
+    is_mark = type(inner).__module__ == "ray.data.exceptions"  # not a cause: says only where the error is from
+    return _cause(inner) if isinstance(inner, BaseException) and not is_mark else error
+
+
+def _cluster_line(error: BaseException, cause: BaseException) -> str:
+    """Return the line of an error of Ray that says what happened.
+
+    Where an actor could not start, or a batch failed, that is the error at the end of the worker's traceback.
+    """
+    lines = str(cause).strip().splitlines() or [type(cause).__name__]
+    if "creation task" in lines[0] or lines[0].startswith("UDF failed"):
+        raised = [line for line in str(error).splitlines() if _RAISED.match(line)]
+        return next((line for line in reversed(raised) if "UserCodeException" not in line), lines[0])
+    return lines[0].strip()
 
 
 def _is_from_ray(error: BaseException) -> bool:
@@ -121,7 +143,7 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     """Run the job, or resume it where it stopped."""
-    if _JOB_MARK in os.environ:
+    if JOB_MARK in os.environ:
         _check_root(arguments.root)
     scale = load_scale(arguments.scale) if arguments.scale else None
     job, store, _ = _open(arguments)
@@ -138,11 +160,12 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def format_command(arguments: argparse.Namespace) -> str:
-    """Return the command line that repeats this run, quoted for a shell."""
+    """Return the command line that repeats this run, quoted for a shell, without secrets."""
     parts = ["vlcp-ray", "run", arguments.job]
     parts += [part for override in arguments.set for part in ("--set", override)]
     parts += ["--scale", arguments.scale] if arguments.scale else []
-    return shlex.join([*parts, *(["--root", arguments.root] if arguments.root != "runs" else [])])
+    parts += ["--root", arguments.root] if arguments.root != "runs" else []
+    return shlex.join(public(parts))
 
 
 def _check_root(root: str) -> None:
@@ -256,9 +279,8 @@ def _export(arguments: argparse.Namespace) -> int:
         to = arguments.to or folder
         if arguments.push_to_hub and "://" in to:
             raise ConfigError(f"--to {to}: the hub takes a folder of this machine; leave --to out")
-        print(
-            f"{exports.export(job, store, steps, choice, exports.open_target(to))}{f': {to}' if arguments.to else ''}"
-        )
+        written = exports.export(job, store, steps, choice, exports.open_target(to))
+        print(f"{written}{f': {public(to)}' if arguments.to else ''}")
         if arguments.push_to_hub:
             print(exports.push(to, arguments.push_to_hub, arguments.format))
     return 0

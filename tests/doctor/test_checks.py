@@ -61,3 +61,18 @@ def test_imports_after_a_crash_tries_the_rest(monkeypatch: pytest.MonkeyPatch) -
 def test_table_aligns_columns_and_marks_hints() -> None:
     lines = checks.table([Finding("a", "1"), Finding("longer", "2", "do this", hint=True)]).splitlines()
     assert lines == ["ok     a       1", "hint   longer  2", "               -> do this"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "found"), [(0o600, None), (0o644, "can be read by others"), (0o666, "can be changed")]
+)
+def test_token_that_others_read_is_a_hint(
+    mode: int, found: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "auth_token"
+    file.write_text("0" * 64)
+    file.chmod(mode)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(file))
+    findings = list(checks.token())
+    assert [finding.state for finding in findings] == (["hint"] if found else [])
+    assert all(str(found) in finding.found and f"chmod 600 {file}" in finding.fix for finding in findings)

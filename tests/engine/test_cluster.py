@@ -1,13 +1,17 @@
-"""Tests of connecting to Ray: a local one, the cluster at RAY_ADDRESS, and a missing cluster."""
+"""Tests of connecting to Ray: a local one that others do not reach, and how its plans and those of a cluster fail."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import ray
+from ray._private import utils as ray_utils
+from ray.data import ActorPoolStrategy, Dataset
 
+from vlcp_ray.engine import cluster
 from vlcp_ray.engine.cluster import _smallest_gpu, connect
 
 ROOT = Path(__file__).parents[2]
@@ -26,22 +30,26 @@ with connect() as scale:
     print(scale.evaluate.num_gpus, len(ray.nodes()))
 assert not ray.is_initialized()
 """
-#: One attempt of about 3 s, instead of 20 attempts of 41 s each.
-ONE_ATTEMPT = {
-    "RAY_NUM_REDIS_GET_RETRIES": "1",
-    "RAY_gcs_rpc_server_connect_timeout_s": "1",
-    "RAY_py_gcs_connect_timeout_s": "1",
-    "RAY_gcs_server_request_timeout_seconds": "1",
-}
-MISSING = """
+CONNECT = """
 from vlcp_ray.engine.cluster import connect
 from vlcp_ray.settings import ConfigError
 
 try:
     with connect():
-        pass
+        print("connected")
 except ConfigError as error:
     print(error)
+"""
+#: Prints the addresses on which this process and its children listen, while a local Ray works.
+LISTEN = """
+import psutil, ray
+from vlcp_ray.engine.cluster import connect
+
+with connect():
+    ray.get([ray.remote(lambda: 7).options(num_cpus=1).remote() for _ in range(4)])
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    found = [c.laddr.ip for p in processes for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+print(*found)
 """
 
 
@@ -58,10 +66,82 @@ def test_connect_starts_a_silent_local_ray_and_ends_it() -> None:
     assert done.stdout.split()[1] == "1"
 
 
-def test_connect_to_a_missing_cluster_names_the_fix() -> None:
-    done = run(MISSING, RAY_ADDRESS="127.0.0.1:1", **ONE_ATTEMPT)
-    assert "RAY_ADDRESS 127.0.0.1:1: cannot connect to Ray (" in done.stdout
-    assert "unset RAY_ADDRESS to run locally" in done.stdout
+def test_local_ray_listens_on_loopback_only_and_leaves_no_token(tmp_path: Path) -> None:
+    found = run(LISTEN, HOME=str(tmp_path)).stdout.split()
+    assert len(found) >= 5
+    assert {address.removeprefix("::ffff:") for address in found} == {"127.0.0.1"}
+    assert list(tmp_path.rglob("auth_token")) == []  # with it `ray start` would ask every client for a token
+
+
+@pytest.mark.parametrize("name", ["TMPDIR", "RAY_TMPDIR"])
+def test_temporary_folder_too_long_for_sockets_is_named(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    done = run(CONNECT, **{name: str(folder)})
+    assert done.stdout.startswith(f"{name} {folder}: too long for Ray")
+    assert done.stderr == ""
+
+
+def test_entrypoint_that_ray_shows_has_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_utils, "get_entrypoint_name", lambda: "vlcp-ray run --root s3://KEY:SECRET@bucket")
+    with cluster._public_entrypoint():
+        assert ray_utils.get_entrypoint_name() == "vlcp-ray run --root s3://***@bucket"
+
+
+@pytest.mark.parametrize(("value", "address"), [("", None), (" ", None), ("local", None), ("auto", "auto")])
+def test_joined_address_is_that_of_a_cluster(value: str, address: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", value)
+    assert cluster.joined_address() == address
+
+
+def test_small_shared_memory_is_logged_with_the_fix(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cluster, "SHM", tmp_path)
+    monkeypatch.setattr(cluster, "_MIN_SHM", 2**60)
+    cluster._log_slow_storage()
+    assert "start the container with a larger --shm-size" in capsys.readouterr().out
+
+
+class FailingActor:
+    """Raises in the first starts of all its actors together, then works."""
+
+    def __init__(self, folder: str, failures: int) -> None:
+        import uuid
+
+        (Path(folder) / uuid.uuid4().hex).touch()
+        if len(list(Path(folder).iterdir())) <= failures:
+            raise RuntimeError("the engine died")
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        return table
+
+
+def failing_plan(folder: Path, failures: int) -> Dataset:
+    folder.mkdir()
+    arguments = {"folder": str(folder), "failures": failures}
+    compute = ActorPoolStrategy(min_size=1, max_size=1)
+    rows = ray.data.from_items([{"number": number} for number in range(8)])
+    return rows.map_batches(FailingActor, fn_constructor_kwargs=arguments, compute=compute, batch_format="pyarrow")
+
+
+@pytest.mark.filterwarnings("default")
+def test_plan_on_a_cluster_whose_engines_fail_ten_times_gives_all_rows(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = ray.data.DataContext.get_current()
+    monkeypatch.setattr(context, "max_consecutive_actor_init_deaths", 0)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    cluster._configure_ray_data(logs=False)
+    rows = failing_plan(tmp_path / "starts", failures=10).take_all()
+    assert sorted(row["number"] for row in rows) == list(range(8))
+
+
+@pytest.mark.filterwarnings("default")
+def test_local_plan_whose_engine_fails_ends_at_once(ray_session: None, tmp_path: Path) -> None:
+    with pytest.raises(ray.exceptions.RayError, match="the engine died"):
+        failing_plan(tmp_path / "starts", failures=1).take_all()
+    assert len(list((tmp_path / "starts").iterdir())) == 1
 
 
 @pytest.mark.filterwarnings("default")

@@ -28,7 +28,7 @@ from vlcp_ray.settings import ConfigError
 from vlcp_ray.store.artifact import Store
 
 ROOT = Path(__file__).parents[2]
-MB = 1e6
+MB = 2**20
 
 
 def packed_files(folder: Path, target: Path) -> dict[str, int]:

@@ -1,11 +1,16 @@
 """Tests of the cards: metadata for the hub, what they state about an export, and no paths of this machine."""
 
+import ast
 from pathlib import Path
 
+import numpy as np
 import pytest
+from datasets import load_dataset
 from huggingface_hub import DatasetCard, ModelCard
+from markdown_it import MarkdownIt
 
-from tests.exports.conftest import Export, exporter
+from tests.exports import conftest
+from tests.exports.conftest import PIXELS, Export, exporter
 from vlcp_ray.config import Job
 from vlcp_ray.exports.dataset import WRITERS
 
@@ -53,3 +58,56 @@ def test_model_card_states_training(exported: Export) -> None:
     card = ModelCard.load(exported("model")[0] / "README.md")
     assert card.data.library_name == "diffusers"
     assert "4 epochs, learning rate 0.0001, seed 0" in card.text
+
+
+#: Class names that would add metadata, headings, HTML or Python, and leave or merge folders.
+HOSTILE = (
+    'x\n---\nlicense: evil\ntags: [evil]\n---\n\n# Evil\n\n<script>alert("1")</script>',
+    '"); import os; os.system("evil")  # ```\n```\n![evil](http://evil/i.png)',
+    "../../evil",
+)
+TAGS = ("html_block", "html_inline", "image", "link_open")
+
+
+@pytest.fixture
+def hostile(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Export:
+    """Exports of a set whose class names, captions and texts are hostile."""
+    monkeypatch.setattr(conftest, "NAMES", list(HOSTILE))
+    return exporter(job, tmp_path)
+
+
+@pytest.mark.parametrize("form", [*WRITERS, "captions", "model"])
+def test_card_of_hostile_names_has_its_own_metadata_headings_and_code_only(form: str, hostile: Export) -> None:
+    to, _ = hostile(form, license="mit", command="vlcp-ray run 'a`b`.toml'")
+    kind = ModelCard if form == "model" else DatasetCard
+    card = kind.load(to / "README.md")
+    assert card.data.license == "mit"
+    assert "evil" not in str(card.data.get("tags"))
+    tokens = MarkdownIt("gfm-like", {"linkify": False}).parse(card.text)
+    flat = [inner for token in tokens for inner in (token, *(token.children or ()))]
+    headings = [tokens[place + 1].content for place, token in enumerate(tokens) if token.type == "heading_open"]
+    assert not [heading for heading in headings if "vil" in heading]
+    found = [
+        t
+        for t in flat
+        if t.type in TAGS and t.content.strip() not in ("<details><summary>All settings</summary>", "</details>")
+    ]
+    assert found == []
+    for block in (token for token in tokens if token.type == "fence" and token.info == "python"):
+        calls = [node for node in ast.walk(ast.parse(block.content)) if isinstance(node, ast.Call)]
+        assert len(calls) == 2
+        assert not [node for node in ast.walk(ast.parse(block.content)) if isinstance(node, ast.Import)]
+
+
+@pytest.mark.parametrize("form", ["imagefolder", "parquet"])
+def test_set_of_hostile_names_opens_in_datasets_and_stays_in_its_folder(
+    form: str, hostile: Export, tmp_path: Path
+) -> None:
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    to, _ = hostile(form)
+    assert all(to in path.parents for path in set(tmp_path.rglob("*")) - before if path.is_file())
+    data = load_dataset(str(to), split="train", cache_dir=str(tmp_path / "cache"))
+    assert data.features["label"].names == list(HOSTILE)
+    assert data["class_name"][:] == conftest.synthetic()["class_name"].to_pylist()
+    pixels = np.stack([np.asarray(image) for image in data["image"]])
+    assert np.array_equal(pixels, PIXELS.reshape(-1, 8, 8, 3))

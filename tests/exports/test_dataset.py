@@ -13,7 +13,7 @@ from pyarrow import parquet
 from tests.exports.conftest import IPC, NAMES, PIXELS, Export, exporter, pairs, synthetic
 from vlcp_ray.config import Job
 from vlcp_ray.exports import FORMATS
-from vlcp_ray.exports.dataset import WRITERS, folder_names
+from vlcp_ray.exports.dataset import WRITERS
 from vlcp_ray.exports.soft_labels import load_labeller
 from vlcp_ray.pipeline import graph
 from vlcp_ray.sources import open_source
@@ -97,7 +97,6 @@ def test_imagefolder_has_a_folder_for_each_class(exported: Export) -> None:
     to, _ = exported("imagefolder")
     assert {path.name for path in (to / "train").iterdir()} == {"cat", "dog", "0002 a_b", "metadata.jsonl"}
     assert len(list((to / "train").rglob("*.png"))) == len(synthetic())
-    assert folder_names(["crane", "crane", "x"]) == ["0000 crane", "0001 crane", "x"]
 
 
 def test_captions_are_read_by_caption_source(exported: Export) -> None:

@@ -1,6 +1,7 @@
 """Tests of exporting from a job: which artifact is found, its scores, the model, and the errors."""
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -54,3 +55,16 @@ def test_export_of_a_missing_artifact_or_to_a_used_target_raises(exported: Expor
         exported("parquet")
     with pytest.raises(ConfigError, match="nope://x"):
         open_target("nope://x")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("/home/me/a.parquet", "a.parquet"),
+        ("file:///home/me/a.parquet?token=SECRET", "a.parquet?token=***"),
+        ("s3://KEY:SECRET@bucket/a?region=x", "s3://***@bucket/a?region=x"),
+        ({"source": ("~/a", 1)}, {"source": ("~/a", 1)}),
+    ],
+)
+def test_public_shortens_paths_and_hides_secrets(value: Any, shown: Any) -> None:
+    assert public(value) == shown

@@ -13,6 +13,7 @@ from typing import Final
 from uuid import uuid4
 
 from vlcp_ray.doctor.torchvision import repair, run_python
+from vlcp_ray.store.uris import redact
 
 SETUP: Final = "run `make setup`"
 GIB: Final = 2**30
@@ -72,6 +73,7 @@ def main(root: str, repair_first: bool = False) -> int:
         *torch_build(),
         *imports(),
         *machine(),
+        *token(),
         *storage(root),
     ]
     print(table(findings))
@@ -170,6 +172,14 @@ def machine() -> Iterator[Finding]:
         yield Finding(SHM, f"{free:.1f} GiB free", fix, hint=True)
 
 
+def token() -> Iterator[Finding]:
+    """Check that only this user reads the token of Ray's clusters, which some versions of Ray write for everybody."""
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if path.is_file() and (mode := path.stat().st_mode & 0o077):
+        found = "can be changed by others" if mode & 0o022 else "can be read by others"
+        yield Finding("Ray's token", found, f"whoever has it runs code in your clusters: chmod 600 {path}", hint=True)
+
+
 def memory() -> int:
     """Return the bytes that this process may use: those of the machine, or less in a container (cgroup v2)."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -184,9 +194,11 @@ def storage(root: str) -> Iterator[Finding]:
         local = _write_and_remove(root)
     except (OSError, ImportError, ValueError) as error:  # pyarrow's errors are subclasses of these
         reason = " ".join(str(error).split())
-        yield Finding(f"root {root}", reason, "give a --root that can be written: a folder, s3:// or gs://")
+        yield Finding(
+            f"root {redact(root)}", redact(reason), "give a --root that can be written: a folder, s3:// or gs://"
+        )
         return
-    yield Finding(f"root {root}", "can be written")
+    yield Finding(f"root {redact(root)}", "can be written")
     if local:
         free = shutil.disk_usage(local).free / GIB
         yield Finding(

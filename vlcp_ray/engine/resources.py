@@ -1,14 +1,15 @@
 """Log the devices that stages use, and wait for devices that the cluster does not have yet."""
 
-import os
 import textwrap
 import time
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 import ray
 from ray.autoscaler.sdk import request_resources
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 
+from vlcp_ray.engine.cluster import joined_address
 from vlcp_ray.monitoring.progress import log_line
 from vlcp_ray.scale import Pool, Scale
 from vlcp_ray.stages.stage import Stage
@@ -17,6 +18,10 @@ _POLL_INTERVAL: Final = 2.0  # seconds
 _WIDTH: Final = 100  # characters of a log line
 _NO_BREAK_SPACE: Final = "\N{NO-BREAK SPACE}"
 _LOG_INTERVAL: Final = 60.0  # seconds between log lines while it waits
+_PLAN_POLL_INTERVAL: Final = 10.0  # seconds
+#: Seconds in which at least one block of a plan is done: LLaVA of 7B parameters needs hours for one on CPUs.
+_SLOWEST_BLOCK: Final = 4 * 3600.0
+_LIMIT: Final = "vlcp_ray.resource_limit"  # in the context of Ray Data
 
 Bundle = dict[str, float]
 
@@ -24,7 +29,7 @@ Bundle = dict[str, float]
 def log_resources(scale: Scale, pools: Sequence[str]) -> None:
     """Log the workers of each pool, and, where a cluster was joined, its devices."""
     shares = [f"{name} {getattr(scale, name)}" for name in dict.fromkeys(pools)]
-    if os.environ.get("RAY_ADDRESS"):
+    if joined_address():
         log_line("scale", _format(ray.cluster_resources()))
     text = "; ".join(share.replace(" ", _NO_BREAK_SPACE) for share in shares)  # no line break within a pool
     for line in textwrap.wrap(text, _WIDTH, break_on_hyphens=False):
@@ -45,22 +50,18 @@ def wait_for_resources(scale: Scale, stage: Stage) -> None:
         ValueError: the cluster did not grow within `scale.resource_timeout`. On a local Ray it is raised at once.
     """
     wanted = list(_bundles(scale, stage))
+    timeout = scale.resource_timeout if joined_address() else 0.0
+    needs = ", ".join(f"{name} {getattr(scale, name)}" for name in stage.pools)
+    limit_waits_of_plans(stage.name, wanted, needs, timeout)
     if _fits(wanted):
         return
-    timeout = scale.resource_timeout if os.environ.get("RAY_ADDRESS") else 0.0
-    needs = ", ".join(f"{name} {getattr(scale, name)}" for name in stage.pools)
     request_resources(bundles=wanted)
     start, logged = time.monotonic(), -_LOG_INTERVAL
     try:
         while not _fits(wanted):
             waited = time.monotonic() - start
             if waited >= timeout:
-                raise ValueError(
-                    f"{stage.name}: the cluster has {_format(ray.cluster_resources())}, and the stage needs {needs}"
-                    f"{f'; the cluster did not grow enough in {waited:.0f} s' if timeout else ''}. Add machines, raise "
-                    "resource_timeout or reduce the pools in the scale file (--scale FILE), and re-run the same "
-                    "command to resume"
-                )
+                raise _missing(stage.name, needs, waited if timeout else 0.0)
             if waited - logged >= _LOG_INTERVAL:
                 logged = waited
                 has = _format(ray.cluster_resources())
@@ -68,6 +69,47 @@ def wait_for_resources(scale: Scale, stage: Stage) -> None:
             time.sleep(_POLL_INTERVAL)
     finally:
         request_resources(bundles=[])
+
+
+def limit_waits_of_plans(stage: str, wanted: Sequence[Bundle], needs: str, timeout: float) -> None:
+    """Let the plans of a stage wait for lost machines as long as its start does.
+
+    By default Ray Data ends a plan after 30 minutes in which no block has moved, for whatever reason.
+
+    Args:
+        wanted: a worker of each pool.
+        timeout: seconds without the devices for them.
+    """
+    context = ray.data.DataContext.get_current()
+    context.execution_no_progress_timeout_s = timeout + _SLOWEST_BLOCK
+    context.set_config(_LIMIT, (stage, list(wanted), needs, timeout))
+    context.custom_execution_callback_classes = [ResourceLimit]
+
+
+class ResourceLimit(ExecutionCallback):  # type: ignore[misc] # Ray has no types here
+    """End a plan whose cluster has had no devices for it during `scale.resource_timeout`."""
+
+    def __init__(self) -> None:
+        self.stage, self.wanted, self.needs, self.timeout = ray.data.DataContext.get_current().get_config(_LIMIT)
+        self.present = self.checked = time.monotonic()
+
+    def on_execution_step(self, executor: Any) -> None:
+        now = time.monotonic()
+        if now - self.checked < _PLAN_POLL_INTERVAL:
+            return
+        self.checked = now
+        if _fits(self.wanted):
+            self.present = now
+        elif now - self.present > self.timeout:
+            raise _missing(self.stage, self.needs, now - self.present)
+
+
+def _missing(stage: str, needs: str, waited: float) -> ValueError:
+    return ValueError(
+        f"{stage}: the cluster has {_format(ray.cluster_resources())}, and the stage needs {needs}"
+        f"{f'; the cluster did not grow enough in {waited:.0f} s' if waited else ''}. Add machines, raise "
+        "resource_timeout or reduce the pools in the scale file (--scale FILE), and re-run the same command to resume"
+    )
 
 
 def _bundles(scale: Scale, stage: Stage) -> Iterator[Bundle]:

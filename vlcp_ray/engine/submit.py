@@ -1,6 +1,7 @@
 """Submit a job to a cluster through Ray's Jobs API, and follow its log until it ends."""
 
 import asyncio
+import logging
 import shlex
 import shutil
 import sys
@@ -12,11 +13,14 @@ from typing import Any, Final, Literal
 
 import tenacity
 from packaging.requirements import Requirement
+from ray.exceptions import RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from vlcp_ray.config import Job
+from vlcp_ray.engine.join import AUTHENTICATION_FIX, asks_for_token
 from vlcp_ray.models.pretrained import DEMO
 from vlcp_ray.settings import ConfigError
+from vlcp_ray.store.uris import redact
 
 Environment = Literal["image", "cpu", "gpu"]
 
@@ -70,6 +74,12 @@ PRIVATE: Final = (
 #: While a new cluster starts: 2 s, then twice as long each time, up to 30 s; six attempts in a minute.
 _WAIT: Final = tenacity.wait_exponential(multiplier=2, max=30)
 _STOP: Final = tenacity.stop_after_delay(60)
+#: They log uploads and closed connections.
+_NOISY_LOGGERS: Final = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
 #: Settings whose value may be a path, which the machines of the cluster must see.
 PATH_SETTINGS: Final = ("ingest.source", "ingest.class_list", "caption.source", "teach.checkpoint")
 
@@ -100,10 +110,14 @@ def submit(
         ConfigError: no cluster answers, it refuses the job, or the job names a path that its machines do not see.
     """
     _check_paths(job)
+    _check_secrets(job, options)
     client = _connect(address)
+    if "--ray-logs" not in options:
+        for name in _NOISY_LOGGERS:
+            logging.getLogger(name).setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
         files = pack(Path(folder), job_file, job, scale)
-        command = ["python", "-m", "vlcp_ray.cli", "run", files[0], *options]
+        command = ["python", "-m", "vlcp_ray.engine.job", "run", files[0], *options]
         command += ["--scale", files[1]] if scale else []
         runtime: dict[str, Any] = {"working_dir": folder}
         if environment != "image":
@@ -148,16 +162,28 @@ def _check_paths(job: Job) -> None:
             )
 
 
+def _check_secrets(job: Job, options: Sequence[str]) -> None:
+    """Refuse secrets in a job: its command and its files can be read by everybody who sees Ray's dashboard."""
+    values = [("command", text) for text in options]
+    for section, value in job.model_dump().items():
+        values += [(f"{section}.{key}", str(one)) for key, one in value.items()] if isinstance(value, dict) else []
+    for name, text in [("base_model", job.base_model), *values]:
+        if redact(text) != text:
+            raise ConfigError(
+                f"{name}: {redact(text)} has a password, key or token, which a submitted job shows in Ray's dashboard; "
+                "leave it out, and give the machines a role, or keys in their environment (AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, HF_TOKEN)"
+            )
+
+
 def _connect(address: str | None) -> JobSubmissionClient:
     try:
         return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError) as error:
-        message = str(error).splitlines()[0]
-        fix = (
-            "set RAY_AUTH_MODE=token here and give the cluster's token (RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH)"
-            if "401" in str(error) or "uthenticat" in str(error)
-            else "start a cluster (ray start --head), or name its dashboard: --address http://HOST:8265"
-        )
+    except (RayError, OSError, RuntimeError, ValueError) as error:
+        message = " ".join(str(error).split())
+        if asks_for_token(error):
+            raise ConfigError(f"cannot submit the job: {AUTHENTICATION_FIX}") from error
+        fix = "start a cluster (ray start --head), or name its dashboard: --address http://HOST:8265"
         raise ConfigError(f"cannot submit the job: {message}; {fix}") from error
 
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 import jinja2
 from huggingface_hub import DatasetCardData, ModelCardData
 
+from vlcp_ray.exports import markdown
 from vlcp_ray.exports.dataset import card_features
 from vlcp_ray.methods import vlcp
 
@@ -74,4 +75,6 @@ def _card(template: str, header: str, facts: Mapping[str, Any]) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["json"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    environment.filters["literal"] = lambda value: json.dumps(value)  # a string of JSON is one of Python
+    environment.filters |= {"text": markdown.text, "code": markdown.code, "fenced": markdown.fenced}
     return environment.get_template(template).render(header=header.strip(), **facts) + "\n"

@@ -5,12 +5,14 @@ import json
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
 from pyarrow import parquet
 
+from vlcp_ray.exports.names import file_names, folder_names
 from vlcp_ray.exports.rows import read_sorted
 from vlcp_ray.schemas import SYNTHETIC, conform
 from vlcp_ray.stages.pair import PAIRS
@@ -22,6 +24,14 @@ SHARD: Final = 1000
 SOFT_LABEL: Final = "soft_label"
 _COLUMNS: Final = ("image_id", "class_name", "prototype_id", "text", "seed")  # beside image and label
 _TYPES: Final = {pa.string(): "string", pa.int64(): "int64"}
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names of a set: those of its classes, by label, and those of its files without suffix, by image_id."""
+
+    classes: Sequence[str]
+    files: Mapping[str, str]
 
 
 def write(
@@ -43,28 +53,29 @@ def write(
     parts = read_sorted(synthetic, "synthetic", SYNTHETIC.names, ("label", "image_id"), SHARD)
     if soft_labels:
         parts = (part.append_column(SOFT_LABEL, soft_labels(part)) for part in parts)
-    WRITERS[form](parts, target, class_names, -(-n_rows // SHARD))
+    ids = synthetic.table("synthetic", SYNTHETIC, ["image_id"])["image_id"].to_pylist()
+    WRITERS[form](parts, target, Names(class_names, file_names(ids)), -(-n_rows // SHARD))
 
 
-def _imagefolder(parts: Iterable[pa.Table], target: Artifact, class_names: Sequence[str], _: int) -> None:
+def _imagefolder(parts: Iterable[pa.Table], target: Artifact, names: Names, _: int) -> None:
     """Write `train/<class>/<image_id>.png`, and a line of train/metadata.jsonl for each image."""
-    folders = folder_names(class_names)
+    folders = folder_names(names.classes)
     with tempfile.TemporaryDirectory() as folder:
         with (Path(folder) / "metadata.jsonl").open("w", encoding="utf-8") as lines:
             for part in parts:
                 for row in part.to_pylist():
-                    name = f"{folders[row['label']]}/{_file_name(row['image_id'])}{_suffix(row['image'])}"
+                    name = f"{folders[row['label']]}/{names.files[row['image_id']]}{_suffix(row['image'])}"
                     target.write_bytes(f"train/{name}", row["image"])
                     lines.write(f"{json.dumps({'file_name': name} | _metadata(row), ensure_ascii=False)}\n")
         target.put_folder(Path(folder), "train")
 
 
-def _parquet(parts: Iterable[pa.Table], target: Artifact, class_names: Sequence[str], shards: int) -> None:
+def _parquet(parts: Iterable[pa.Table], target: Artifact, names: Names, shards: int) -> None:
     """Write `data/train-*.parquet` as `datasets` does: an image is a struct of bytes and path, a label has names."""
     for number, part in enumerate(parts):
-        info = {"info": {"features": _parquet_features(class_names, SOFT_LABEL in part.column_names)}}
+        info = {"info": {"features": _parquet_features(names.classes, SOFT_LABEL in part.column_names)}}
         metadata = {b"huggingface": json.dumps(info, ensure_ascii=False).encode()}
-        paths = pa.array([f"{_file_name(image_id)}.png" for image_id in part["image_id"].to_pylist()], pa.string())
+        paths = pa.array([f"{names.files[image_id]}.png" for image_id in part["image_id"].to_pylist()], pa.string())
         image = pa.StructArray.from_arrays([part["image"].combine_chunks(), paths], ["bytes", "path"])
         columns = {"image": image, "label": part["label"].cast(pa.int64())}
         columns |= {name: part[name] for name in (*_COLUMNS, SOFT_LABEL) if name in part.column_names}
@@ -73,21 +84,21 @@ def _parquet(parts: Iterable[pa.Table], target: Artifact, class_names: Sequence[
         target.write_bytes(f"data/train-{number:05d}-of-{shards:05d}.parquet", sink.getvalue())
 
 
-def _webdataset(parts: Iterable[pa.Table], target: Artifact, class_names: Sequence[str], _: int) -> None:
+def _webdataset(parts: Iterable[pa.Table], target: Artifact, names: Names, _: int) -> None:
     """Write `train-*.tar` with key.png, key.cls (the label) and key.json; and classes.txt, a name a line, by label."""
     for number, part in enumerate(parts):
         sink = io.BytesIO()
         with tarfile.open(fileobj=sink, mode="w") as tar:
             for row in part.to_pylist():
-                key = _file_name(row["image_id"]).replace(".", "_")  # a key ends at the first dot
+                key = names.files[row["image_id"]]  # without a dot, at which a key ends
                 _add(tar, f"{key}{_suffix(row['image'])}", row["image"])
                 _add(tar, f"{key}.cls", str(row["label"]).encode())
                 _add(tar, f"{key}.json", json.dumps(_metadata(row), ensure_ascii=False).encode())
         target.write_bytes(f"train-{number:06d}.tar", sink.getvalue())
-    target.write_bytes("classes.txt", "".join(f"{name}\n" for name in class_names).encode())
+    target.write_bytes("classes.txt", "".join(f"{' '.join(name.split())}\n" for name in names.classes).encode())
 
 
-WRITERS: Final[Mapping[str, Callable[[Iterable[pa.Table], Artifact, Sequence[str], int], None]]] = {
+WRITERS: Final[Mapping[str, Callable[[Iterable[pa.Table], Artifact, Names, int], None]]] = {
     "imagefolder": _imagefolder,
     "parquet": _parquet,
     "webdataset": _webdataset,
@@ -104,15 +115,6 @@ def card_features(class_names: Sequence[str], soft_labels: bool) -> list[dict[st
     listed += [{"name": name, "dtype": _TYPES[SYNTHETIC.field(name).type]} for name in _COLUMNS]
     soft_label = {"name": SOFT_LABEL, "sequence": "float32", "length": len(class_names)}
     return [*listed, soft_label] if soft_labels else listed
-
-
-def folder_names(class_names: Sequence[str]) -> list[str]:
-    """Name a folder for every label: its class name, with the label in front where it is not unique or has a slash."""
-    repeated = {name for name in class_names if class_names.count(name) > 1}
-    return [
-        f"{label:04d} {name}".replace("/", "_") if name in repeated or "/" in name else name
-        for label, name in enumerate(class_names)
-    ]
 
 
 def _suffix(image: bytes) -> str:
@@ -136,10 +138,6 @@ def _metadata(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return the columns of a row beside its image; nine digits are enough to restore a float32 exactly."""
     soft = {SOFT_LABEL: [float(f"{share:.9g}") for share in row[SOFT_LABEL]]} if SOFT_LABEL in row else {}
     return {"label": row["label"]} | {name: row[name] for name in _COLUMNS} | soft
-
-
-def _file_name(image_id: str) -> str:
-    return PurePosixPath(image_id.replace("/", "_")).with_suffix("").name
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

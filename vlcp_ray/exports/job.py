@@ -20,6 +20,7 @@ from vlcp_ray.settings import ConfigError
 from vlcp_ray.stages import evaluate, finetune, generate, ingest, pair
 from vlcp_ray.stages.prototype import PROTOTYPES
 from vlcp_ray.stages.report.scores import score_table
+from vlcp_ray.store import uris
 from vlcp_ray.store.artifact import Artifact, Step, Store
 from vlcp_ray.store.io import open_uri
 
@@ -91,14 +92,15 @@ def push(folder: str, repository: str, form: str) -> str:
         return str(hub.upload_folder(folder_path=folder, repo_id=repository, repo_type=kind).commit_url)
     except (HfHubHTTPError, OSError, ValueError) as error:
         message = str(error).strip().splitlines()[0]
-        raise ConfigError(f"--push-to-hub {repository}: {message}; log in with: hf auth login") from error
+        raise ConfigError(f"--push-to-hub {repository}: {uris.redact(message)}; log in with: hf auth login") from error
 
 
 def public(value: Any) -> Any:
-    """Shorten a setting for a card: only the last part of a path of this machine is kept."""
+    """Prepare a setting for a card: without secrets, and of a path of this machine only its last part."""
     if isinstance(value, dict):
         return {name: public(inner) for name, inner in value.items()}
     is_path = isinstance(value, str) and value.startswith(("/", "~", ".", "file://"))
+    value = uris.public(value)
     return Path(value).name if is_path else value
 
 

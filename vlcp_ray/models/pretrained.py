@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from vlcp_ray.store import io
+from vlcp_ray.store.uris import strip_secrets
 
 DEMO: Final = "demo/"
 _PACKAGE: Final = Path(__file__).parents[1]
@@ -22,7 +23,7 @@ _PARAMETERS: Final[Mapping[tuple[str, str], int]] = {
 
 def folder(model: str) -> str:
     """Return the argument for `from_pretrained`: the packaged folder of demo/<name>, else the hub id or folder."""
-    return str(_PACKAGE / model) if model.startswith(DEMO) else model
+    return str(_PACKAGE / model) if model.startswith(DEMO) else strip_secrets(model)
 
 
 def check(model: str, field: str) -> None:
@@ -46,7 +47,7 @@ def check(model: str, field: str) -> None:
 def content_hash(model: str) -> str:
     """Return what identifies a model in fingerprints: the hash of a folder's contents, or the hub id."""
     path = folder(model)
-    return io.content_hash(path) if Path(path).expanduser().exists() else model
+    return io.content_hash(path) if Path(path).expanduser().exists() else strip_secrets(model)
 
 
 def latent_shape(base_model: str, resolution: int) -> tuple[int, int, int]:

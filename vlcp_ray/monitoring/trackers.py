@@ -33,7 +33,10 @@ class Wandb:
         import wandb
 
         self.wandb: Any = wandb
-        self.run: Any = wandb.init(project=_PROJECT, name=job, id=f"{job}-{identity}", resume="allow")
+        # Without the arguments of the command, the environment and the output, in which somebody's secrets may be.
+        settings = wandb.Settings(x_disable_meta=True, x_disable_machine_info=True, console="off", save_code=False)
+        run = f"{job}-{identity}"
+        self.run: Any = wandb.init(project=_PROJECT, name=job, id=run, resume="allow", settings=settings)
 
     def record(self, series: str, scalars: Scalars, images: Mapping[str, bytes]) -> None:
         step_name = f"{series}/step"

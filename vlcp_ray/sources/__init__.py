@@ -11,6 +11,7 @@ from vlcp_ray.sources.classes import LISTS
 from vlcp_ray.sources.layout import Layout
 from vlcp_ray.sources.reader import Source
 from vlcp_ray.store.io import content_hash, open_uri
+from vlcp_ray.store.uris import strip_secrets
 
 if TYPE_CHECKING:
     from vlcp_ray.stages.ingest import Ingest
@@ -65,8 +66,9 @@ def hashed_settings(settings: "Ingest") -> dict[str, Any]:
     """
     fields = settings.model_dump(exclude={"max_rejected", "expect"})
     embedded = settings.source in LAYOUTS and LAYOUTS[settings.source].embedded
-    if not embedded and "://" not in settings.source:
-        fields["source"] = open_uri(settings.source, "ingest.source")[1]
+    if not embedded:
+        is_uri = "://" in settings.source
+        fields["source"] = strip_secrets(settings.source) if is_uri else open_uri(settings.source, "ingest.source")[1]
     if settings.class_list and settings.class_list not in LISTS:
         fields["class_list"] = content_hash(settings.class_list)
     return fields

@@ -12,6 +12,7 @@ import tenacity
 from pyarrow import fs as pafs
 
 from vlcp_ray.settings import ConfigError
+from vlcp_ray.store.uris import public, remember, strip_secrets
 
 T = TypeVar("T")
 
@@ -81,12 +82,15 @@ def open_uri(uri: str, field: str) -> tuple[pafs.FileSystem, str]:
     """
     if "://" not in uri:
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
+    remember(uri)
     try:
         filesystem, path = _from_uri(uri)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ImportError, ValueError, OSError) as error:
-        raise ValueError(f"{field} {uri}: {error}; give a folder or a URI such as s3://bucket/folder") from error
+        raise ValueError(
+            f"{field} {public(uri)}: {public(str(error))}; give a folder or a URI such as s3://bucket/folder"
+        ) from error
     if not path.strip("/") and not isinstance(filesystem, pafs.LocalFileSystem):
-        raise ValueError(f"{field} {uri}: it names no bucket; write s3://bucket/folder")
+        raise ValueError(f"{field} {public(uri)}: it names no bucket; write s3://bucket/folder")
     return filesystem, path.rstrip("/")
 
 
@@ -144,16 +148,16 @@ def retry(call: Callable[[], T], description: str) -> T:
         seconds = attempts.statistics["delay_since_first_attempt"]
         failures = "" if tries == 1 else f"failed {tries} times in {seconds:.0f} s: "
         raise StoreError(
-            f"cannot {description}: {failures}{error}. Free space or restore access, then re-run the same command to "
-            "resume"
+            f"cannot {description}: {failures}{public(str(error))}. Free space or restore access, then re-run the same "
+            "command to resume"
         ) from error
 
 
 def content_hash(name: str) -> str:
-    """Hash the contents of a local file or folder, whatever its path; return a hub id or URI unchanged."""
+    """Hash the contents of a local file or folder, whatever its path; return a hub id, or a URI without its secrets."""
     path = Path(name).expanduser()
     if not path.exists():
-        return name
+        return strip_secrets(name)
     digest = hashlib.blake2b(digest_size=16)
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and p.name[0] != ".")
     for file in files:

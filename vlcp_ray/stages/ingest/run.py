@@ -25,6 +25,7 @@ from vlcp_ray.stages.ingest import STAGE
 from vlcp_ray.stages.ingest.duplicates import reject_duplicates
 from vlcp_ray.stages.ingest.label import LabelRows
 from vlcp_ray.store.artifact import Artifact, Step, part_name
+from vlcp_ray.store.uris import public
 
 _IMAGES: Final = "images"
 _PARTS: Final = "parts"
@@ -42,7 +43,7 @@ def run(context: Context, steps: Sequence[Step]) -> None:
     (step,) = steps
     settings, start, artifact = context.job.ingest, time.monotonic(), context.artifact(step)
     source = open_source(settings)
-    log_line(step.title, f"{settings.source} is {source.description}")
+    log_line(step.title, f"{public(settings.source)} is {source.description}")
     parts = [part for part in source.parts() if part.split != "val" or not settings.val_fraction]
     if not parts:
         raise ConfigError(

@@ -30,6 +30,7 @@ from vlcp_ray.stages.report.render import MAX_EXAMPLES, render
 from vlcp_ray.stages.report.sets_section import Budget
 from vlcp_ray.stages.report.tsne import plot, read_latents
 from vlcp_ray.store.artifact import Step
+from vlcp_ray.store.uris import public
 
 #: Further counts of a manifest that the page shows.
 _DETAILS: Final = ("members", "outliers", "steps", "images")
@@ -59,7 +60,7 @@ def _gather(context: Context, steps: Sequence[Step]) -> Report:
     manifest = context.manifest(images)
     return Report(
         title=context.job.name,
-        settings=context.job.model_dump(mode="json"),
+        settings=public(context.job.model_dump(mode="json")),
         facts=_facts(),
         stages=[_stage_row(context, step) for step in steps],
         scores=pa.concat_tables(
@@ -70,7 +71,7 @@ def _gather(context: Context, steps: Sequence[Step]) -> Report:
         rejected_images=_rejected_images(context, images, rejected),
         epoch_metrics={step.key["seed"]: list(_epoch_metrics(context, step)) for step in finetunes},
         samples=[sample for step in finetunes for sample in _samples(context, step)],
-        source=context.job.ingest.source,
+        source=public(context.job.ingest.source),
         class_lists=context.job.ingest.classes,
         splits=manifest["splits"],
         train_bytes=run_remote(count_bytes, context.artifact(images), "images", "train"),
@@ -79,7 +80,7 @@ def _gather(context: Context, steps: Sequence[Step]) -> Report:
         tsne_plots=_tsne_plots(context, main_set, budget) if main_set else (),
         other_classes=_other_classes(context, main_set, budget) if main_set else None,
         estimates=expected_seconds(context.job, context.store, steps, context.scale),
-        command=context.command,
+        command=public(context.command),
     )
 
 
