@@ -16,10 +16,11 @@ from typing import Any, Final
 import ray
 from ray._private import ray_constants
 from ray._private import utils as ray_utils
+from ray._private import worker as ray_worker
 
 from vlcp_ray.engine import JOB_MARK
 from vlcp_ray.engine.join import join
-from vlcp_ray.monitoring.progress import log_line
+from vlcp_ray.monitoring.progress import LOG, log_line
 from vlcp_ray.scale import Scale, count_cores, derive
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.store.uris import redact
@@ -83,16 +84,17 @@ def connect(logs: bool = False) -> Iterator[Scale]:
     address = joined_address()
     if address is None:
         _log_slow_storage()
-    try:
-        with _keep_sigterm_handler(), _public_entrypoint(), nullcontext() if logs else _silence_stderr():
-            if address is None:
-                _start_local(options)
-            else:
-                join(address, options, check_environment=JOB_MARK not in os.environ)
-        _configure_ray_data(logs)
-        yield _derive_scale()
-    finally:
-        ray.shutdown()
+    with nullcontext() if logs else _log_errors():
+        try:
+            with _keep_sigterm_handler(), _public_entrypoint(), nullcontext() if logs else _silence_stderr():
+                if address is None:
+                    _start_local(options)
+                else:
+                    join(address, options, check_environment=JOB_MARK not in os.environ)
+            _configure_ray_data(logs)
+            yield _derive_scale()
+        finally:
+            ray.shutdown()
 
 
 def joined_address() -> str | None:
@@ -160,6 +162,20 @@ def _on_loopback() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def _log_errors() -> Iterator[None]:
+    """Write what Ray reports of failed tasks and machines to the log of the stage; by default it is printed."""
+
+    def log(data: Mapping[str, Any], **_: Any) -> None:
+        LOG.info("Ray: %s", "\n".join(data["lines"]))
+
+    before, ray_worker.print_to_stdstream = ray_worker.print_to_stdstream, log
+    try:
+        yield
+    finally:
+        ray_worker.print_to_stdstream = before
 
 
 @contextmanager
