@@ -2,8 +2,9 @@
 
 import re
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final, NamedTuple, Protocol
 
 import pyarrow as pa
@@ -20,6 +21,10 @@ RAW: Final = pa.schema(
     + [(name, pa.string()) for name in ("reason", "detail")]
 )
 
+#: Characters of a label: a longer one is a text and no class.
+MAX_LABEL: Final = 1024
+_MAX_CLASSES: Final = 100_000  # ImageNet-21k has 21,841
+_LISTED: Final = 8
 _MAX_ROWS: Final = 256
 _MAX_BYTES: Final = 32 * 2**20
 _SPLITS: Final = {"train": "train", "training": "train"} | dict.fromkeys(("val", "valid", "validation"), "val")
@@ -86,7 +91,7 @@ def tables(rows: Iterable[Row]) -> Iterator[pa.Table]:
     size = 0
     for row in rows:
         pending.append(row)
-        size += len(row.image)
+        size += len(row.image) + len(row.source)
         if len(pending) == _MAX_ROWS or size >= _MAX_BYTES:
             yield _table(pending)
             pending, size = [], 0
@@ -102,6 +107,36 @@ def _table(rows: Sequence[Row]) -> pa.Table:
 def image_id(split: str, class_key: str, name: str) -> str:
     """Build the id of an image from its split, its class and its name in the set; parts such as `..` are dropped."""
     return "/".join((split, class_key, *(part for part in name.split("/") if part not in ("", ".", ".."))))
+
+
+def lost_shard(part: Part, error: str) -> Row:
+    """Make the rejected row of a shard that cannot be read at all: the number of its rows is not known."""
+    name = f"{part.path}:whole file"
+    return Row(image_id(part.split, "", name), "", part.split, name, b"", "unreadable", f"{error}; download it again")
+
+
+def utf8(text: str) -> str:
+    """Escape the characters that UTF-8 has no bytes for: a lone surrogate, as json can have it."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def list_some(names: Iterable[str]) -> str:
+    """List the first names: `jpg, json, ...`."""
+    first = list(islice(names, _LISTED + 1))
+    return ", ".join([*first[:_LISTED], *(["..."] if first[_LISTED:] else [])])
+
+
+def check_class_count(keys: Collection[str]) -> None:
+    """Refuse labels that are no classes, such as a caption for each image.
+
+    Raises:
+        ConfigError: there are more than 100,000.
+    """
+    if len(keys) > _MAX_CLASSES:
+        raise ConfigError(
+            f"ingest.class_list: the labels of the image set have more than {_MAX_CLASSES:,} values, so they are no "
+            "classes; select classes with ingest.classes, or give the list of them"
+        )
 
 
 def split_of(name: str) -> str:
