@@ -1,13 +1,18 @@
 """Build inputs of strangers, harmless in themselves: a payload that runs only writes a marker file."""
 
+import io
 import os
 import pickle
 import subprocess
 import tarfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from PIL import Image
+from pyarrow import parquet
 
 
 class _Payload:
@@ -83,3 +88,56 @@ def broken_tails() -> dict[str, bytes]:
         "sparse map cut short": tar_member("x", sparse_1_0, kind=b"x") + tar_header("x.png") + b"1" * 100,
         "names of names": tar_member("x", b"name", kind=b"L") * 2_000,
     }
+
+
+def _write_bomb(file: Path, columns: Mapping[str, Any], **options: Any) -> int:
+    """Write a parquet file with pages and dictionaries of any size; returns its size in bytes."""
+    limits = {"dictionary_pagesize_limit": 2**30, "data_page_size": 2**30, "write_batch_size": 2**20}
+    parquet.write_table(
+        pa.table(dict(columns)),
+        file,
+        compression="zstd",
+        store_schema=False,
+        write_statistics=False,
+        **limits,
+        **options,
+    )
+    return file.stat().st_size
+
+
+def _repeated(value: bytes, rows: int, kind: pa.DataType) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array([value]).cast(kind))
+
+
+def parquet_bombs() -> Mapping[str, Callable[[Path], int]]:
+    """Return functions that write a small parquet file that takes gigabytes where it is unpacked."""
+    cats = ["cat"] * 256
+    image = _repeated(b"image", 256, pa.binary())
+    prefix = [bytes(3_000_000) + bytes([n]) for n in range(8)] * 32  # each is the prefix of the one before
+    return {
+        "dictionary": lambda f: _write_bomb(f, {"image": _repeated(bytes(6_000_000), 256, pa.binary()), "label": cats}),
+        "dictionary of many rows": lambda f: _write_bomb(
+            f,
+            {"image": _repeated(bytes(6_000_000), 2**17, pa.binary()), "label": _repeated(b"cat", 2**17, pa.string())},
+        ),
+        "page of zeros": lambda f: _write_bomb(
+            f, {"image": [bytes(140_000_000)], "label": ["cat"]}, use_dictionary=False
+        ),
+        "dictionary of zeros": lambda f: _write_bomb(f, {"image": [bytes(140_000_000)], "label": ["cat"]}),
+        "prefixes": lambda f: _write_bomb(
+            f, {"image": prefix, "label": cats}, use_dictionary=False, column_encoding={"image": "DELTA_BYTE_ARRAY"}
+        ),
+        "labels": lambda f: _write_bomb(f, {"image": image, "label": _repeated(b"x" * 40_000_000, 256, pa.string())}),
+        "rows without end": lambda f: _write_bomb(
+            f, {"image": pa.nulls(2**22, pa.binary()), "label": pa.nulls(2**22, pa.string())}, row_group_size=2**22
+        ),
+    }
+
+
+def slow_jpeg(side: int, scans: int) -> bytes:
+    """Build a progressive JPEG whose last scan is repeated: each takes time and a few hundred bytes."""
+    buffer = io.BytesIO()
+    Image.new("L", (side, side), 128).save(buffer, "JPEG", progressive=True, quality=50)
+    content = buffer.getvalue()
+    scan = content[content.rfind(b"\xff\xda") : -2]
+    return content[:-2] + scan * scans + b"\xff\xd9"

@@ -61,9 +61,12 @@ def open_source(settings: "Ingest") -> Source:
 def hashed_settings(settings: "Ingest") -> dict[str, Any]:
     """Collect the settings that determine IMAGES; of the image set itself nothing is read.
 
-    `max_rejected` and `expect` are left out: no row depends on them.
+    `max_rejected` and `expect` are left out: no row depends on them. So are `max_seconds` and `follow_links` while they
+    have their defaults, with which no ordinary image is rejected: what was read before they existed stays valid.
     """
     fields = settings.model_dump(exclude={"max_rejected", "expect"})
+    defaults = {name: type(settings).model_fields[name].default for name in ("max_seconds", "follow_links")}
+    fields = {name: value for name, value in fields.items() if name not in defaults or value != defaults[name]}
     embedded = settings.source in LAYOUTS and LAYOUTS[settings.source].embedded
     if not embedded and "://" not in settings.source:
         fields["source"] = open_uri(settings.source, "ingest.source")[1]

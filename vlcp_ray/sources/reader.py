@@ -111,7 +111,8 @@ def image_id(split: str, class_key: str, name: str) -> str:
 
 def lost_shard(part: Part, error: str) -> Row:
     """Make the rejected row of a shard that cannot be read at all: the number of its rows is not known."""
-    name = f"{part.path}:whole file"
+    groups = f"row groups {part.first_row_group} to {part.end_row_group - 1}" if part.end_row_group else "whole file"
+    name = f"{part.path}:{groups}"
     return Row(image_id(part.split, "", name), "", part.split, name, b"", "unreadable", f"{error}; download it again")
 
 

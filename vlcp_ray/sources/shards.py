@@ -29,6 +29,7 @@ class ShardFile(io.RawIOBase):
         self.window = _LOCAL_WINDOW if isinstance(filesystem, pafs.LocalFileSystem) else _REMOTE_WINDOW
         self._file: Any = None
         self._position, self._start, self._ahead = 0, 0, b""
+        self.error: StoreError | None = None  # Arrow may raise another one in its place
         self.size = int(retry(self._size, f"open {path}"))
 
     def readable(self) -> bool:
@@ -75,7 +76,13 @@ class ShardFile(io.RawIOBase):
         return self._ahead[position - self._start : position - self._start + size]
 
     def _request(self, position: int, size: int) -> bytes:
-        return retry(lambda: self._read_once(position, size), f"read {self.path}")
+        try:
+            return retry(lambda: self._read_once(position, size), f"read {self.path}")
+        except FileNotFoundError as error:
+            raise ShardError(f"there is no such file any more: {error}") from error
+        except StoreError as error:
+            self.error = error
+            raise
 
     def _size(self) -> int:
         if self._file is None:

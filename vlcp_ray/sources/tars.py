@@ -137,7 +137,13 @@ class Tar:
                     headers.begin()
         except StoreError:
             raise
-        except (tarfile.TarError, ValueError, OverflowError, RecursionError):  # damaged: `error_at_end` reports it
+        except (
+            tarfile.TarError,
+            ValueError,
+            OverflowError,
+            RecursionError,
+            ShardError,
+        ):  # damaged: `error_at_end` reports it
             return
 
     def _link(self, name: str, header: tarfile.TarInfo) -> Member:
