@@ -14,6 +14,7 @@ from pyarrow import fs as pafs
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.sources.classes import Classes, Glossary, load_glossary, resolve
 from vlcp_ray.sources.layout import Layout
+from vlcp_ray.sources.local_files import limit_of
 from vlcp_ray.sources.parquet_pages import Demand, measure
 from vlcp_ray.sources.reader import (
     MAX_LABEL,
@@ -114,7 +115,8 @@ class Parquet:
             ConfigError: there is no image or label column, or label numbers have no names.
         """
         self.filesystem, self.max_bytes = filesystem, settings.max_bytes
-        self.path, self.files = find_shards(filesystem, path, "parquet")
+        self.limit = limit_of(filesystem, path, settings.follow_links)
+        self.path, self.files = find_shards(filesystem, path, "parquet", self.limit)
         self.glossary = load_glossary(settings.class_list)
         self.keys = frozenset(self._first_columns().numbers or self._read_classes())
         self.classes: Classes = resolve(self.keys, settings.classes, self.glossary)
@@ -305,7 +307,7 @@ class Parquet:
         """
         from pyarrow import parquet  # slow to import: it imports pandas
 
-        shard = open_shard(self.filesystem, f"{self.path}/{path}")
+        shard = open_shard(self.filesystem, f"{self.path}/{path}", self.limit)
         shard.seek(max(shard.size - 8, 0))
         if (footer := int.from_bytes(shard.read(4), "little")) > _MAX_FOOTER:
             raise ShardError(f"its footer has {footer} bytes, the limit is {_MAX_FOOTER}")

@@ -12,6 +12,7 @@ from pyarrow import fs as pafs
 
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.sources.classes import Classes
+from vlcp_ray.sources.local_files import walk
 
 #: The columns of unchecked rows. `class_key` is a key of `Classes`, "" for an image without a label. `source` is unique
 #: in the set: the file, tar member or table row with the image. `reason` and `detail` are set if it could not be read.
@@ -150,10 +151,13 @@ def split_of(name: str) -> str:
     return ""
 
 
-def find_shards(filesystem: pafs.FileSystem, path: str, extension: str) -> tuple[str, dict[str, str]]:
+def find_shards(filesystem: pafs.FileSystem, path: str, extension: str, limit: str) -> tuple[str, dict[str, str]]:
     """Find all files with an extension, at a path or below it.
 
     The split of a file is a word in its path, train if there is none. If no file is val, those of test are val.
+
+    Args:
+        limit: the folder that links may not leave, of a local set; what leaves it is found, but cannot be opened.
 
     Returns the folder of the files, and their relative paths with their splits.
 
@@ -163,9 +167,12 @@ def find_shards(filesystem: pafs.FileSystem, path: str, extension: str) -> tuple
     if filesystem.get_file_info(path).is_file:
         path, _, name = path.rpartition("/")
         return path, {name: "train"}
-    infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
-    names = sorted(i.path[len(path) + 1 :] for i in infos if i.is_file and i.extension == extension)
-    names = [name for name in names if not is_hidden(name)]
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        names = sorted(file.path[len(path) + 1 :] for file in walk(path, {f".{extension}"}, limit))
+    else:
+        infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+        names = sorted(i.path[len(path) + 1 :] for i in infos if i.is_file and i.extension == extension)
+        names = [name for name in names if not is_hidden(name)]
     if not names:
         raise ConfigError(f"ingest.source: {path} has no .{extension} file")
     splits = {name: split_of(name) or "train" for name in names}

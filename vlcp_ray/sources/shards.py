@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from pyarrow import fs as pafs
 
+from vlcp_ray.sources.local_files import problem_of
 from vlcp_ray.store.io import StoreError, retry
 
 _LOCAL_WINDOW: Final = 2**16  # bytes; more is read ahead over a network, where each request costs a round trip
@@ -100,13 +101,18 @@ class ShardFile(io.RawIOBase):
             raise OSError(f"{type(error).__name__}: {error}") from error  # drivers of fsspec have errors of their own
 
 
-def open_shard(filesystem: pafs.FileSystem, path: str) -> ShardFile:
+def open_shard(filesystem: pafs.FileSystem, path: str, limit: str) -> ShardFile:
     """Open a file of an image set.
+
+    Args:
+        limit: the folder that links may not leave, of a local set; see `local_files.limit_of`.
 
     Raises:
         ShardError: this file cannot be opened, though the store can be reached.
         StoreError: the store fails.
     """
+    if isinstance(filesystem, pafs.LocalFileSystem) and (problem := problem_of(path, limit)):
+        raise ShardError(f"it is {problem}")
     try:
         return ShardFile(filesystem, path)
     except FileNotFoundError as error:

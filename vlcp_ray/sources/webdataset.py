@@ -14,6 +14,7 @@ from vlcp_ray.settings import ConfigError
 from vlcp_ray.sources.classes import Classes, expand, load_glossary, resolve
 from vlcp_ray.sources.image_files import SUFFIXES
 from vlcp_ray.sources.layout import Layout
+from vlcp_ray.sources.local_files import limit_of
 from vlcp_ray.sources.reader import (
     MAX_LABEL,
     Part,
@@ -63,7 +64,8 @@ class WebDataset:
             ConfigError: label numbers have no names, or a tar cannot be read.
         """
         self.filesystem, self.max_bytes = filesystem, settings.max_bytes
-        self.path, self.files = find_shards(filesystem, path, "tar")
+        self.limit = limit_of(filesystem, path, settings.follow_links)
+        self.path, self.files = find_shards(filesystem, path, "tar", self.limit)
         self.glossary = load_glossary(settings.class_list)
         self.is_subset = bool(settings.classes)
         self.keys = frozenset(expand(settings.classes, self.glossary) or self.glossary.numbers or self._read_classes())
@@ -168,7 +170,7 @@ class WebDataset:
         return keys - {""}
 
     def _open(self, path: str) -> Tar:
-        return Tar(open_shard(self.filesystem, f"{self.path}/{path}"))
+        return Tar(open_shard(self.filesystem, f"{self.path}/{path}", self.limit))
 
 
 class _LabelError(Exception):
