@@ -20,6 +20,7 @@ from vlcp_ray.exports import FORMATS
 from vlcp_ray.methods.vlcp import METHOD
 from vlcp_ray.monitoring import trackers
 from vlcp_ray.monitoring.logfiles import log_note
+from vlcp_ray.monitoring.printable import printable
 from vlcp_ray.pipeline import check_inputs, graph, run, state
 from vlcp_ray.scale import load_scale
 from vlcp_ray.settings import ConfigError
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(arguments.command(arguments))
     except ConfigError as error:
-        print(f"vlcp-ray: {error}", file=sys.stderr)
+        print(f"vlcp-ray: {printable(str(error))}", file=sys.stderr)
         return _BAD_SETTINGS
     except Exception as error:
         cause = _cause(error)
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             message = str(cause)
         else:
             raise
-        print(f"\nvlcp-ray: {message}{log_note(error)}", file=sys.stderr)
+        print(f"\nvlcp-ray: {printable(f'{message}{log_note(error)}')}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nvlcp-ray: stopped; re-run the same command to resume", file=sys.stderr)

@@ -51,8 +51,9 @@ def test_special_files_are_unreadable_and_are_never_opened(root: Path, monkeypat
 
 def test_link_to_a_device_is_unreadable_also_where_links_are_followed(root: Path) -> None:
     (root / "train/cat/zero.png").symlink_to("/dev/zero")
-    assert bad_rows(root) == {"train/cat/zero.png": OUTSIDE}
-    assert bad_rows(root, follow_links=True) == {"train/cat/zero.png": "a character device, not a regular file"}
+    for follow_links in (False, True):
+        bad = bad_rows(root, follow_links=follow_links)
+        assert bad == {"train/cat/zero.png": "a character device, not a regular file"}
 
 
 def test_links_that_leave_the_set_are_rejected_unless_asked_for(root: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
+from vlcp_ray.monitoring.printable import printable
 from vlcp_ray.monitoring.progress import LOG
 from vlcp_ray.store.artifact import Artifact, Store
 from vlcp_ray.store.io import StoreError
@@ -86,6 +87,10 @@ def _log_to(file: Path) -> Iterator[None]:
 
 class _Utc(logging.Formatter):
     converter = time.gmtime  # type: ignore[assignment]
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Escape what cannot be seen, and indent all lines but the first: text cannot pass for a line of the log."""
+        return "\n    ".join(printable(line, keep="\t") for line in super().format(record).split("\n"))
 
 
 def _copy(logs: Artifact, name: str, file: Path, ended: threading.Event) -> None:

@@ -50,16 +50,17 @@ def leaves(path: str, limit: str) -> bool:
 
 def problem_of(path: str, limit: str) -> str:
     """Return why a file is not opened, or ""; where there is none, opening it gives the error."""
-    return OUTSIDE if leaves(path, limit) else _listed(path, "").problem
+    return _listed(path, OUTSIDE if leaves(path, limit) else "").problem
 
 
 def _listed(path: str, problem: str) -> Listed:
-    """Return the size of a file, and the problem, if none is given, that it is no regular file."""
+    """Return the size of a file, and what is wrong with it: that it is no regular file, or the given problem."""
     try:
         status = os.stat(path)
     except OSError:  # reading the file raises it again, which makes it a rejected row
         return Listed(path, 0, problem)
-    return Listed(path, status.st_size, problem or _kind(status.st_mode))
+    kind = _kind(status.st_mode)
+    return Listed(path, status.st_size, problem if problem and stat.S_ISDIR(status.st_mode) else kind or problem)
 
 
 def _kind(mode: int) -> str:
