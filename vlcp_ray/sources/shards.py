@@ -1,6 +1,7 @@
 """Open tars and parquet files so that an error of the store is never taken for a damaged file."""
 
 import io
+from contextlib import suppress
 from typing import Any, Final
 
 from pyarrow import fs as pafs
@@ -95,7 +96,10 @@ class ShardFile(io.RawIOBase):
             self._size()
             return bytes(self._file.read_at(size, position))
         except Exception as error:
-            self._file = None  # opened again by the next attempt
+            file, self._file = self._file, None  # opened again by the next attempt
+            if file is not None:
+                with suppress(Exception):  # the first error is reported
+                    file.close()
             if isinstance(error, OSError):
                 raise
             raise OSError(f"{type(error).__name__}: {error}") from error  # drivers of fsspec have errors of their own
