@@ -1,6 +1,7 @@
 """Tests of decoding, checking, cropping and encoding images."""
 
 import io
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.odd_images import TRANSPARENT, odd_images
 from vlcp_ray.images import ImageError, center_crop, check, decode, decode_rows, encode_png, square, stack
 
 
@@ -166,3 +168,56 @@ def test_decode_rows_skips_rejected_rows_and_reports_bad_ones() -> None:
 def test_center_crop_larger_than_the_image_is_refused() -> None:
     with pytest.raises(ValueError, match="resize must be at least size, 16 pixels, not 8"):
         center_crop(Image.new("RGB", (32, 32)), 16, 8)
+
+
+def outcome(function: Callable[[], object]) -> str:
+    """Return the reason of a refusal, or "" for an accepted image."""
+    try:
+        function()
+    except ImageError as error:
+        return error.reason
+    return ""
+
+
+@pytest.mark.parametrize("name", odd_images())
+def test_check_and_decode_agree_on_odd_images(name: str) -> None:
+    content = odd_images()[name]
+    checked = outcome(lambda: check(content, 10**7))
+    decoded = outcome(lambda: decode(content))
+    assert bool(checked) == bool(decoded)
+
+
+def test_odd_images_are_accepted_and_refused() -> None:
+    """Neither function may agree by accepting all of them, or none."""
+    reasons = {name: outcome(lambda content=content: check(content, 10**7)) for name, content in odd_images().items()}
+    refused = {name: reason for name, reason in reasons.items() if reason and " at " not in name}
+    assert refused == {
+        "float tiff": "undecodable",
+        "int tiff": "undecodable",
+        "no size": "undecodable",
+        "no height": "undecodable",
+        "huge": "too_large",
+        "wrong filter": "undecodable",
+        "no zlib": "undecodable",
+        "empty": "empty",
+        "text": "undecodable",
+        "only a signature": "undecodable",
+        "colour cut short": "undecodable",
+    }
+    assert all(reason for name, reason in reasons.items() if name.endswith(("cut at 1", "cut at 5", "cut at 50")))
+
+
+@pytest.mark.parametrize("name", TRANSPARENT)
+def test_decode_of_a_transparent_colour_gives_white(name: str) -> None:
+    content, pixels = TRANSPARENT[name]
+    check(content, 100)
+    assert np.asarray(decode(content)).reshape(-1, 3).tolist() == pixels
+
+
+def test_decode_of_a_png_with_a_damaged_stream_is_refused_also_the_second_time() -> None:
+    """Pillow gives the pixels of a damaged PNG to whoever asks again after the error."""
+    content = bytearray(data(noise(128)))
+    at = content.index(b"IDAT") + 20_000
+    content[at : at + 64] = bytes(64)
+    for function in (decode, lambda content: check(content, 10**6)):
+        assert outcome(lambda function=function: function(bytes(content))) == "undecodable"

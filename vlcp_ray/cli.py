@@ -23,6 +23,7 @@ from vlcp_ray.exports import FORMATS
 from vlcp_ray.methods.vlcp import METHOD
 from vlcp_ray.monitoring import trackers
 from vlcp_ray.monitoring.logfiles import log_note
+from vlcp_ray.monitoring.printable import printable
 from vlcp_ray.pipeline import check_inputs, graph, run, state
 from vlcp_ray.scale import load_scale
 from vlcp_ray.settings import ConfigError
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(arguments.command(arguments))
     except ConfigError as error:
-        print(redact(f"vlcp-ray: {error}"), file=sys.stderr)
+        print(f"vlcp-ray: {printable(redact(str(error)))}", file=sys.stderr)
         return _BAD_SETTINGS
     except Exception as error:
         cause = _cause(error)
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             _print_traceback(error)
             return 1
-        print(redact(f"\nvlcp-ray: {message}{log_note(error)}"), file=sys.stderr)
+        print(f"\nvlcp-ray: {printable(redact(f'{message}{log_note(error)}'))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nvlcp-ray: stopped; re-run the same command to resume", file=sys.stderr)
@@ -69,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _print_traceback(error: Exception) -> None:
     """Print an error that nobody expects in full, without secrets."""
-    print(redact("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+    text = redact("".join(traceback.format_exception(error)))
+    print(printable(text, keep="\n\t"), end="", file=sys.stderr)
 
 
 _signals: list[int] = [signal.SIGINT]

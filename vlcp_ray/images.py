@@ -1,6 +1,11 @@
 """Decode, check, crop and encode images, in one way everywhere."""
 
 import io
+import json
+import resource
+import signal
+import struct
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,17 +13,29 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 Pixels = npt.NDArray[np.uint8]
 
 #: The accepted formats. Pillow can open more, some of them by running other programs where these are installed.
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 
+#: Of `serve_checks`: the head of a request, and the line that it begins with.
+CHECK_REQUEST: Final = "=QQd"
+CHECK_READY: Final = b"ready\n"
+_MEMORY: Final = 2**29  # bytes that `serve_checks` may use, besides those for the pixels
+_MEMORY_PER_PIXEL: Final = 32  # JPEG 2000 takes 16 for four channels, and a copy
+
 Image.init()  # Pillow loads most of them only when asked
 
 #: Modes with more than 8 bits a channel.
 _DEEP_MODES: Final = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
+#: Modes whose conversion to RGB cannot fail.
+_PLAIN_MODES: Final = frozenset({"RGB", "L", "CMYK", "YCbCr"})
+#: Levels of the greys of PNGs that Pillow scales to 256.
+_GREY_LEVELS: Final = {"L;2": 4, "L;4": 16}
+_PIECES: Final = (273, 324)  # tags of TIFF: where its strips or tiles are, each a picture of its own
+_MAX_SCANS: Final = 20  # of a JPEG with `max_pixels`; smaller ones may have more. Progressive JPEGs have about 10
 
 
 class ImageError(ValueError):
@@ -39,13 +56,9 @@ def decode(data: bytes) -> Image.Image:
         ImageError: the bytes are no image, or are truncated.
     """
     with _as_image_error():
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        upright = _to_eight_bits(_upright(image))
-        if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
-            layer = upright.convert("RGBA")
-            white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-            return Image.alpha_composite(white, layer).convert("RGB")
-        return upright.convert("RGB")
+        image = _open(data)
+        image.load()
+        return _to_rgb(_upright(image))
 
 
 def check(data: bytes, max_pixels: int) -> None:
@@ -54,18 +67,77 @@ def check(data: bytes, max_pixels: int) -> None:
     JPEGs are decoded at an eighth of their size: every byte is read, a fraction of the pixels is computed.
 
     Raises:
-        ImageError: there are no bytes, they are no image, are truncated, or hold more than `max_pixels` pixels.
+        ImageError: there are no bytes, they are no image, are truncated, hold more than `max_pixels` pixels, or are a
+            JPEG that describes them again and again.
     """
     if not data:
         raise ImageError("empty", "the file has no bytes")
     with _as_image_error():
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = _open(data)
         if image.width * image.height > max_pixels:
             raise ImageError("too_large", f"{image.width} x {image.height} pixels, the limit is {max_pixels}")
+        _check_scans(image, data, max_pixels)
         image.draft(None, (1, 1))
         image.load()
-        if image.mode in _DEEP_MODES:
-            _to_eight_bits(image)
+        if image.mode not in _PLAIN_MODES or "transparency" in image.info:
+            _to_rgb(image)
+
+
+def serve_checks() -> None:
+    """Check the images that come through standard input until it ends, each within its processor time and memory.
+
+    A request is CHECK_REQUEST (bytes of the file, `max_pixels`, seconds) and the file; the answer is a line of JSON
+    with reason and detail, empty for a good image. SIGPROF ends the process where an image takes too long.
+    """
+    requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the caller, and then the input
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    answers.write(CHECK_READY)
+    answers.flush()
+    while head := requests.read(struct.calcsize(CHECK_REQUEST)):
+        size, max_pixels, seconds = struct.unpack(CHECK_REQUEST, head)
+        data = requests.read(size)
+        memory = _MEMORY + _MEMORY_PER_PIXEL * max_pixels
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        if hard == resource.RLIM_INFINITY or hard >= memory:
+            resource.setrlimit(resource.RLIMIT_DATA, (memory, hard))
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        answer = ("", "")
+        try:
+            check(data, max_pixels)
+        except ImageError as error:
+            answer = (error.reason, str(error))
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        answers.write(json.dumps(answer).encode() + b"\n")
+        answers.flush()
+
+
+def _open(data: bytes) -> Image.Image:
+    """Read the header of an image; the transparent colour of a PNG is scaled as Pillow scales its pixels."""
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    colour = image.info.get("transparency")
+    raw = image.tile[0].args if isinstance(image, ImageFile.ImageFile) and image.tile else ""
+    if isinstance(colour, int) and image.mode == "L":
+        levels = _GREY_LEVELS.get(str(raw), 256)
+        image.info["transparency"] = colour % levels * 255 // (levels - 1)
+    elif isinstance(colour, tuple) and image.mode == "RGB":
+        image.info["transparency"] = tuple(value >> 8 if raw == "RGB;16B" else value % 256 for value in colour)
+    return image
+
+
+def _check_scans(image: Image.Image, data: bytes, max_pixels: int) -> None:
+    """Refuse a JPEG whose scans take longer than those of the largest picture: the same ones can be repeated for hours.
+
+    Also of TIFF, which can hold JPEGs. A scan takes 1 s for 10^9 pixels.
+    """
+    if image.format not in ("JPEG", "MPO", "TIFF"):
+        return
+    tags = getattr(image, "tag_v2", {})
+    pieces = max(1, *(len(tags.get(tag, ())) for tag in _PIECES))
+    scans = -(-data.count(b"\xff\xda") // pieces)
+    if scans * image.width * image.height > _MAX_SCANS * max_pixels:
+        limit = _MAX_SCANS * max_pixels // (image.width * image.height)
+        raise ImageError("too_slow", f"{image.width} x {image.height} pixels in {scans} scans, the limit is {limit}")
 
 
 @contextmanager
@@ -82,6 +154,8 @@ def _as_image_error() -> Iterator[None]:
         raise ImageError("too_large", str(error)) from error
     except UnidentifiedImageError as error:  # its message contains an address in memory
         raise ImageError("undecodable", "the bytes are not an image in a format that Pillow can read") from error
+    except MemoryError as error:
+        raise ImageError("too_large", "decoding takes more memory than max_pixels needs") from error
     except Exception as error:  # decoders raise errors of all kinds on damaged bytes
         raise ImageError("undecodable", f"{type(error).__name__}: {error}") from error
 
@@ -95,14 +169,28 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert a loaded image of any mode to RGB, with transparent pixels over white."""
+    image = _to_eight_bits(image)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
+
+
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Scale deeper grey to 8 bits; Pillow itself would clip values above 255."""
+    """Scale deeper grey to 8 bits; Pillow itself would clip values above 255, and lose the transparent one."""
     if image.mode not in _DEEP_MODES:
         return image
-    grey = np.asarray(image).astype(np.int64)
+    grey = np.asarray(image)
     if image.mode == "F" or grey.min() < 0 or grey.max() >= 2**16:
         raise ImageError("undecodable", f"the range of values of mode {image.mode} is not known")
-    return Image.fromarray(((grey * 255 + 2**15) // (2**16 - 1)).astype(np.uint8))
+    scaled = Image.fromarray(((grey.astype(np.uint32) * 255 + 2**15) // (2**16 - 1)).astype(np.uint8))
+    if not isinstance(colour := image.info.get("transparency"), int):
+        return scaled
+    opaque = Image.fromarray(np.where(grey == colour, 0, 255).astype(np.uint8))
+    return Image.merge("LA", (scaled, opaque))
 
 
 def decode_rows(

@@ -57,6 +57,7 @@ REJECTED: Final = pa.schema(
 REASONS: Final[Mapping[str, str]] = {
     "undecodable": "the bytes are not an image that can be decoded",
     "too_large": "the image has more pixels or bytes than the limit",
+    "too_slow": "decoding the image takes longer than the limit",
     "empty": "the file has no bytes",
     "unreadable": "the file or tar member could not be read",
     "no_label": "the image set names no class for it",

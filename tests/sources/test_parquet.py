@@ -1,6 +1,8 @@
 """Tests of the parquet layout: classes by name, row groups that are not read, damaged files."""
 
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from tests.hostile import with_pickled_column
+from tests.hostile import parquet_bombs, with_pickled_column
 from tests.image_sets import SHARED, by_source, open_set, picture, read_all, write_parquet
 from vlcp_ray.settings import ConfigError
 
@@ -75,9 +77,9 @@ def test_parquet_read_skips_images_of_unwanted_row_groups(tmp_path: Path, monkey
     read: list[Any] = []
     iter_batches = parquet.ParquetFile.iter_batches
 
-    def recorded(self: Any, size: int, row_groups: list[int], columns: list[str]) -> Any:
-        read.extend(row_groups)
-        return iter_batches(self, size, row_groups=row_groups, columns=columns)
+    def recorded(self: Any, size: int, row_groups: list[int], columns: list[str], use_threads: bool) -> Any:
+        read.extend(row_groups if columns != ["label"] else [])
+        return iter_batches(self, size, row_groups=row_groups, columns=columns, use_threads=use_threads)
 
     monkeypatch.setattr(parquet.ParquetFile, "iter_batches", recorded)
     source = open_set(tmp_path, classes="dog")
@@ -122,13 +124,100 @@ def test_parquet_file_in_several_parts_gives_same_rows(tmp_path: Path, monkeypat
     assert read_all(source).equals(whole)
 
 
-def test_parquet_damaged_file_is_named(tmp_path: Path) -> None:
+def test_parquet_damaged_row_group_costs_its_rows_only(tmp_path: Path) -> None:
     file = write_parquet(tmp_path / "train.parquet", ROWS, NAMES)
     content = bytearray(file.read_bytes())
     content[4:400] = bytes(396)
     file.write_bytes(content)
-    with pytest.raises(ConfigError, match=r"train.parquet is damaged .*; download it again"):
-        read_all(open_set(file))
+    table = read_all(open_set(file))
+    assert by_source(table, "reason") == {
+        f"train.parquet#{row}": "unreadable" if row < 3 else "" for row in range(len(ROWS))
+    }
+    assert "row group 0 is damaged" in table["detail"][0].as_py()
+
+
+def test_parquet_damaged_rows_that_are_done_stay_done(tmp_path: Path) -> None:
+    file = write_parquet(tmp_path / "train.parquet", ROWS, NAMES)
+    content = bytearray(file.read_bytes())
+    content[4:400] = bytes(396)
+    file.write_bytes(content)
+    table = read_all(open_set(file), ["train.parquet#1", "train.parquet#4"])
+    assert [source[-1] for source in table["source"].to_pylist()] == ["0", "2", "3", "5", "6", "7"]
+
+
+def test_parquet_file_without_footer_beside_good_ones_costs_one_row(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train-1.parquet", ROWS, NAMES)
+    for name, content in (("0", b"PAR1 and no more"), ("2", b""), ("3", b"x" * 100 + b"\xff\xff\xff\x7fPAR1")):
+        (tmp_path / f"train-{name}.parquet").write_bytes(content)
+    table = read_all(open_set(tmp_path))
+    bad = {source: reason for source, reason in by_source(table, "reason").items() if reason}
+    assert bad == {f"train-{name}.parquet:whole file": "unreadable" for name in "023"}
+    assert len(table) == len(ROWS) + 3
+
+
+@pytest.mark.parametrize("bomb", parquet_bombs())
+def test_parquet_bomb_is_rejected_in_little_memory(tmp_path: Path, bomb: str) -> None:
+    """The bound of `Parquet`, measured in a process of its own; without it some of these take tens of GiB."""
+    size = parquet_bombs()[bomb](tmp_path / "train-1.parquet")
+    write_parquet(tmp_path / "train-0.parquet", ROWS[:2], None)
+    assert size < 2**20
+    code = (
+        "import collections, sys; from tests.image_sets import open_set, read_all; import re;"
+        "rows = read_all(open_set(sys.argv[1], class_list=sys.argv[2]));"
+        "print(*sorted(set(rows['reason'].to_pylist())), *set(rows.slice(0, 2)['reason'].to_pylist()));"
+        "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
+    )
+    names = tmp_path / "names.tsv"
+    names.write_text("".join(f"{name}\n" for name in NAMES))
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), str(names)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    reasons, peak = done.stdout.splitlines()
+    assert reasons.split() in (["too_large"], ["unreadable"])
+    assert int(peak) < 2**20  # KiB
+
+
+def test_parquet_single_value_over_max_bytes_is_too_large(tmp_path: Path) -> None:
+    rows = [*ROWS[:2], (bytes(100_000), "big.jpg", 0)]
+    table = read_all(open_set(write_parquet(tmp_path / "train.parquet", rows, NAMES), max_bytes=50_000))
+    assert by_source(table, "reason") == {"train.parquet#0": "", "train.parquet#1": "", "train.parquet#2": "too_large"}
+    assert table["image"].to_pylist()[2] == b""
+
+
+def test_parquet_few_images_many_times_are_read(tmp_path: Path) -> None:
+    """A dictionary is no bomb as long as its images fit into memory."""
+    rows = [(ROWS[row % 2][0], f"{row}.jpg", 0) for row in range(2_000)]
+    rows[0] = (random.Random(0).randbytes(300_000), "big.jpg", 0)
+    file = write_parquet(tmp_path / "train.parquet", rows, NAMES, row_group_size=2_000)
+    table = read_all(open_set(file))
+    images = by_source(table, "image")
+    assert [images[f"train.parquet#{row}"] for row in range(2_000)] == [content for content, *_ in rows]
+
+
+def test_parquet_label_without_utf8_or_too_long_is_a_row(tmp_path: Path) -> None:
+    labels = pa.array([b"caf\xe9", b"x" * 2_000, b"cat"]).view(pa.string())
+    images = pa.array([picture(i) for i in range(3)])
+    parquet.write_table(pa.table({"image": images, "label": labels}), tmp_path / "train.parquet", store_schema=False)
+    table = read_all(open_set(tmp_path))
+    assert table["class_key"].to_pylist() == ["caf\\xe9", "", "cat"]
+    assert table["reason"].to_pylist() == ["", "no_label", ""]
+
+
+def test_parquet_captions_as_labels_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlcp_ray.sources.reader._MAX_CLASSES", 5)
+    rows = [(picture(i), f"{i}.jpg", f"a picture number {i}") for i in range(8)]
+    with pytest.raises(ConfigError, match="the labels of the image set have more than 5 values"):
+        open_set(write_parquet(tmp_path / "train.parquet", rows, None))
+
+
+@pytest.mark.parametrize(
+    "metadata", [b"[" * 100_000, b"[]", b'{"info": 3}', b'{"info": {"features": {"x": {}}}}', b"{"]
+)
+def test_parquet_metadata_that_is_not_of_datasets_is_ignored(tmp_path: Path, metadata: bytes) -> None:
+    table = pa.table({"image": [picture(0)], "label": ["cat"]}).replace_schema_metadata({"huggingface": metadata})
+    parquet.write_table(table, tmp_path / "train.parquet")
+    assert read_all(open_set(tmp_path))["class_key"].to_pylist() == ["cat"]
 
 
 def test_parquet_image_column_of_paths_is_refused(tmp_path: Path) -> None:

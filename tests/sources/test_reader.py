@@ -47,8 +47,8 @@ def test_find_shards_skips_hidden_files_and_test_beside_val(tmp_path: Path) -> N
     names = ("train-0.tar", "data/val-0.tar", "data/test-0.tar", ".cache/train-1.tar", "train.txt")
     write_files(tmp_path, dict.fromkeys(names, b""))
     filesystem = pafs.LocalFileSystem()
-    assert find_shards(filesystem, str(tmp_path), "tar")[1] == {"data/val-0.tar": "val", "train-0.tar": "train"}
+    assert find_shards(filesystem, str(tmp_path), "tar", "")[1] == {"data/val-0.tar": "val", "train-0.tar": "train"}
     assert has_shards(filesystem, str(tmp_path), "tar")
     assert not has_shards(filesystem, str(tmp_path), "parquet")
     with pytest.raises(ConfigError, match=r"has no \.parquet file"):
-        find_shards(filesystem, str(tmp_path), "parquet")
+        find_shards(filesystem, str(tmp_path), "parquet", "")

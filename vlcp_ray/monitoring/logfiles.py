@@ -11,9 +11,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
+from vlcp_ray.monitoring.printable import printable
 from vlcp_ray.monitoring.progress import LOG
 from vlcp_ray.store.artifact import Artifact, Store
 from vlcp_ray.store.io import StoreError
+from vlcp_ray.store.uris import redact
 
 FOLDER: Final = "logs"
 _NO_PROPAGATION: Final = ("ray", "ray.data", "ray.train")  # loggers that may not propagate to the root logger
@@ -86,6 +88,10 @@ def _log_to(file: Path) -> Iterator[None]:
 
 class _Utc(logging.Formatter):
     converter = time.gmtime  # type: ignore[assignment]
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Mask secrets, escape what cannot be seen, and indent all lines but the first."""
+        return "\n    ".join(printable(line, keep="\t") for line in redact(super().format(record)).split("\n"))
 
 
 def _copy(logs: Artifact, name: str, file: Path, ended: threading.Event) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Final, Self, TextIO
 
 from vlcp_ray.monitoring.memory import Peaks, measure_peaks, reset_peaks
+from vlcp_ray.monitoring.printable import printable
+from vlcp_ray.store.uris import redact
 
 #: The logger of a run; its handler writes the log file of the stage.
 LOG: Final = logging.getLogger("vlcp_ray")
@@ -15,8 +17,8 @@ _IDLE_INTERVAL: Final = 60.0  # seconds between progress lines while the count d
 
 
 def log_line(title: str, text: str, stream: TextIO | None = None) -> None:
-    """Print one line and write it to the log file of the stage."""
-    line = f"{title:<28} {text}".rstrip()
+    """Print one line and write it to the log file of the stage: secrets masked, unseen characters escaped."""
+    line = printable(redact(f"{title:<28} {text}".rstrip()))
     print(line, file=stream, flush=True)
     LOG.info(line)
 
@@ -173,7 +175,7 @@ class Progress:
         """
         self.count += rows
         self.rejected += rejected
-        self.note = note or self.note
+        self.note = printable(note) or self.note
         if peaks:
             self.view.record_peaks(peaks)
         self.view.on_update(self)

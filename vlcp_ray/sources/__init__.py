@@ -10,7 +10,8 @@ from vlcp_ray.sources import digits, folder, parquet, tiny_imagenet, webdataset
 from vlcp_ray.sources.classes import LISTS
 from vlcp_ray.sources.layout import Layout
 from vlcp_ray.sources.reader import Source
-from vlcp_ray.store.io import content_hash, open_uri
+from vlcp_ray.store.files import check_access
+from vlcp_ray.store.io import content_hash, open_uri, retry
 from vlcp_ray.store.uris import strip_secrets
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def open_source(settings: "Ingest") -> Source:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     try:
+        retry(lambda: check_access(filesystem, path), f"list {settings.source}")
         if filesystem.get_file_info(path).type == pafs.FileType.NotFound:
             raise ConfigError(f"ingest.source: there is no {settings.source}; give the image set's folder, file or URI")
         layout = _detect(filesystem, path) if settings.layout == "auto" else LAYOUTS[settings.layout]
@@ -62,9 +64,12 @@ def open_source(settings: "Ingest") -> Source:
 def hashed_settings(settings: "Ingest") -> dict[str, Any]:
     """Collect the settings that determine IMAGES; of the image set itself nothing is read.
 
-    `max_rejected` and `expect` are left out: no row depends on them.
+    `max_rejected` and `expect` are left out: no row depends on them. So are `max_seconds` and `follow_links` while they
+    have their defaults, with which no ordinary image is rejected: what was read before they existed stays valid.
     """
     fields = settings.model_dump(exclude={"max_rejected", "expect"})
+    defaults = {name: type(settings).model_fields[name].default for name in ("max_seconds", "follow_links")}
+    fields = {name: value for name, value in fields.items() if name not in defaults or value != defaults[name]}
     embedded = settings.source in LAYOUTS and LAYOUTS[settings.source].embedded
     if not embedded:
         is_uri = "://" in settings.source

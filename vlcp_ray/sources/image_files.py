@@ -1,7 +1,6 @@
 """List the image files of a folder, and read them as rows."""
 
 import errno
-import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -13,8 +12,10 @@ import pyarrow as pa
 import tenacity
 from pyarrow import fs as pafs
 
-from vlcp_ray.settings import ConfigError
+from vlcp_ray.sources import local_files
+from vlcp_ray.sources.local_files import OUTSIDE, Listed, leaves
 from vlcp_ray.sources.reader import Row, is_hidden, tables
+from vlcp_ray.store.files import read
 from vlcp_ray.store.io import is_transient
 
 #: Extensions of image files; other files (notes, lists, databases of thumbnails) are ignored.
@@ -23,6 +24,7 @@ SUFFIXES: Final = frozenset(
 )
 _THREADS: Final = 16  # each waits for a request of its own over a network
 _BATCH: Final = 256
+_BATCH_BYTES: Final = 2**27  # of files that are read over a network at the same time
 #: errno of permanent errors of one file, besides the OSError subclasses in `_is_file_error`.
 _FILE_ERRORS: Final = frozenset({errno.ELOOP, errno.EINVAL, errno.ENAMETOOLONG})
 _WAIT: Final = tenacity.wait_chain(*map(tenacity.wait_fixed, (0.5, 2.0, 8.0)))  # seconds
@@ -30,7 +32,7 @@ _STOP: Final = tenacity.stop_after_attempt(4)
 
 
 class ImageFile(NamedTuple):
-    """An image file to read, with its size in bytes and the columns of its row."""
+    """An image file to read, with its size in bytes, the columns of its row, and why it is not read, else ""."""
 
     path: str
     size: int
@@ -38,6 +40,7 @@ class ImageFile(NamedTuple):
     image_id: str
     class_key: str
     split: str
+    problem: str = ""
 
 
 def read_files(filesystem: pafs.FileSystem, files: Iterable[ImageFile], max_bytes: int) -> Iterator[pa.Table]:
@@ -46,78 +49,71 @@ def read_files(filesystem: pafs.FileSystem, files: Iterable[ImageFile], max_byte
     Raises:
         OSError: the store fails, also after retries, or refuses all access.
     """
-    read = partial(_read_row, filesystem, max_bytes)
+    read_row = partial(_read_row, filesystem, max_bytes)
     if isinstance(filesystem, pafs.LocalFileSystem):
-        yield from tables(map(read, files))
+        yield from tables(map(read_row, files))
         return
     with ThreadPoolExecutor(_THREADS) as threads:
         remaining = iter(files)
-        while batch := list(islice(remaining, _BATCH)):
-            yield from tables(threads.map(read, batch))
+        while batch := _next_batch(remaining):
+            yield from tables(threads.map(read_row, batch))
+
+
+def _next_batch(files: Iterator[ImageFile]) -> list[ImageFile]:
+    batch, size = list[ImageFile](), 0
+    for file in islice(files, _BATCH):
+        batch.append(file)
+        size += file.size or 0
+        if size >= _BATCH_BYTES:
+            break
+    return batch
 
 
 def _read_row(filesystem: pafs.FileSystem, max_bytes: int, file: ImageFile) -> Row:
     content, reason, detail = b"", "", ""
-    if (file.size or 0) > max_bytes:
+    if file.problem:
+        reason, detail = "unreadable", file.problem
+    elif (file.size or 0) > max_bytes:
         reason, detail = "too_large", f"{file.size} bytes, the limit is {max_bytes}"
     else:
         attempts = tenacity.Retrying(
             retry=tenacity.retry_if_exception(is_transient), wait=_WAIT, stop=_STOP, reraise=True
         )
         try:
-            content = attempts(_read_bytes, filesystem, file.path)
+            content = attempts(_read_bytes, filesystem, file.path, max_bytes)
         except OSError as error:
-            if not _is_file_error(error):
+            is_refused = isinstance(error, PermissionError) and not isinstance(filesystem, pafs.LocalFileSystem)
+            if is_refused or not _is_file_error(error):
                 raise
             reason, detail = "unreadable", f"{type(error).__name__}: {error.strerror or error}"
+        if len(content) > max_bytes:
+            content, reason, detail = b"", "too_large", f"more bytes than its size says, the limit is {max_bytes}"
     return Row(file.image_id, file.class_key, file.split, file.source, content, reason, detail)
 
 
-def _read_bytes(filesystem: pafs.FileSystem, path: str) -> bytes:
-    with filesystem.open_input_stream(path) as stream:
-        content: bytes = stream.read()
-        return content
+def _read_bytes(filesystem: pafs.FileSystem, path: str, max_bytes: int) -> bytes:
+    """Read a file, of more than `max_bytes` one byte more than that, whatever its size is said to be."""
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        return local_files.read(path, max_bytes)
+    return read(filesystem, path, max_bytes)
 
 
 def _is_file_error(error: OSError) -> bool:
     """Return whether an error is permanent and of one file, unlike a failed network or an expired token."""
-    kinds = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+    kinds = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, BlockingIOError)
     return isinstance(error, kinds) or error.errno in _FILE_ERRORS
 
 
-def list_images(filesystem: pafs.FileSystem, path: str, recursive: bool) -> list[pafs.FileInfo]:
-    """List a folder's image files by extension, sorted: broken links included, hidden files left out."""
+def list_images(filesystem: pafs.FileSystem, path: str, recursive: bool, limit: str) -> list[Listed]:
+    """List a folder's image files by extension, sorted: broken links included, hidden files left out.
+
+    Args:
+        limit: the folder that links may not leave, of a local set; see `local_files.limit_of`.
+    """
     if isinstance(filesystem, pafs.LocalFileSystem):
-        infos = list(_walk(path, recursive))
-    else:
-        infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=recursive, allow_not_found=True))
+        if leaves(path, limit):
+            return [Listed(path, 0, OUTSIDE)]
+        return sorted(local_files.walk(path, SUFFIXES, limit, recursive))
+    infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=recursive, allow_not_found=True))
     images = (info for info in infos if info.is_file and PurePosixPath(info.base_name).suffix.lower() in SUFFIXES)
-    return sorted((i for i in images if not is_hidden(i.path[len(path) + 1 :])), key=lambda info: str(info.path))
-
-
-def _walk(path: str, recursive: bool) -> Iterator[pafs.FileInfo]:
-    """List the files of a local folder with its broken links, which pyarrow leaves out and which are rejected rows."""
-    for folder, folders, names in os.walk(path):
-        if not recursive:
-            folders.clear()
-        for name in names:
-            file = f"{folder}/{name}"
-            _check_name(file)
-            yield pafs.FileInfo(file, pafs.FileType.File, size=_size(file))
-
-
-def _size(file: str) -> int:
-    try:
-        return os.stat(file).st_size
-    except OSError:  # reading the file raises it again, which makes it a rejected row
-        return 0
-
-
-def _check_name(file: str) -> None:
-    try:
-        file.encode()
-    except UnicodeEncodeError as error:
-        folder = os.path.dirname(file)
-        raise ConfigError(
-            f"ingest.source: {folder} has file names that are not UTF-8; rename them ({error})"
-        ) from error
+    return sorted(Listed(i.path, i.size or 0) for i in images if not is_hidden(i.path[len(path) + 1 :]))

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,7 +14,22 @@ from pyarrow import fs as pafs
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.sources.classes import Classes, Glossary, load_glossary, resolve
 from vlcp_ray.sources.layout import Layout
-from vlcp_ray.sources.reader import Part, Row, find_shards, format_split_counts, has_shards, image_id, tables
+from vlcp_ray.sources.local_files import limit_of
+from vlcp_ray.sources.parquet_pages import Demand, measure
+from vlcp_ray.sources.reader import (
+    MAX_LABEL,
+    Part,
+    Row,
+    check_class_count,
+    find_shards,
+    format_split_counts,
+    has_shards,
+    image_id,
+    lost_shard,
+    tables,
+    utf8,
+)
+from vlcp_ray.sources.shards import ShardError, ShardFile, open_shard
 from vlcp_ray.store.tables import check_types
 
 if TYPE_CHECKING:
@@ -21,9 +37,20 @@ if TYPE_CHECKING:
 
 _IMAGES: Final = ("image", "img", "jpg", "png")
 _LABELS: Final = ("label", "labels", "fine_label", "class_name", "wnid", "cls")
-_BATCH: Final = 256
+_BATCH: Final = 256  # rows
+_LABELS_AT_ONCE: Final = 2**14
+_BATCH_BYTES: Final = 32 * 2**20
+_BUFFER: Final = 2**20  # bytes of a column that Arrow holds packed, besides the page that it unpacks
+_MIN_PAGE_LIMIT: Final = 2**27  # old writers put the images of 1,000 rows into one page
+#: A row group is a bomb if its images take more bytes than both: they do not compress, and few are equal.
+_BOMB_BYTES: Final = 2**28
+_BOMB_RATIO: Final = 100
+_MAX_GROUP_ROWS: Final = 2**21
+_MAX_FOOTER: Final = 2**26  # bytes
+_MAX_NAME: Final = 4096  # characters of a file name; PATH_MAX of Linux
 _MANY_FILES: Final = 64  # enough parts for all workers; fewer files are split at their row groups
 _ROWS_PER_PART: Final = 2_000
+_DAMAGE: Final = (OSError, ValueError, pa.ArrowException, MemoryError, ShardError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -34,15 +61,52 @@ class Columns:
         image: the column of images.
         label: the column of labels.
         numbers: the class keys in the order of the label numbers; empty if labels are names.
+        parts: the image column, or those fields of it that are read.
     """
 
     image: str
     label: str
     numbers: tuple[str, ...]
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A file whose footer was read: pyarrow's `ParquetFile`, its columns, and the file under it."""
+
+    file: Any
+    columns: Columns
+    shard: ShardFile
+
+    def demand(self, group: int, names: Iterable[str]) -> Demand:
+        """Measure what reading some columns of a row group takes. Raises ShardError for damaged headers."""
+        metadata = self.file.metadata.row_group(group)
+        chunks = (metadata.column(number) for number in range(metadata.num_columns))
+        found = [measure(self.shard, chunk) for chunk in chunks if chunk.path_in_schema in set(names)]
+        return Demand(max(d.page for d in found), max(d.value for d in found), sum(d.total for d in found))
+
+    def batches(self, group: int, names: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
+        """Read columns of a row group in batches of some rows.
+
+        Raises:
+            StoreError: the store fails.
+            ShardError: the bytes are damaged.
+        """
+        try:
+            yield from self.file.iter_batches(size, row_groups=[group], columns=list(names), use_threads=False)
+        except _DAMAGE as error:
+            if self.shard.error:
+                raise self.shard.error from error
+            raise ShardError(" ".join(str(error).split())) from error
 
 
 class Parquet:
-    """Read `train-*.parquet` and `validation-*.parquet`, as the hub serves them."""
+    """Read `train-*.parquet` and `validation-*.parquet`, as the hub serves them.
+
+    Memory: a worker holds one page of each column, packed and unpacked, its dictionary, and batches of 32 MiB or of one
+    row. With the default `max_bytes` all of it together stays under 1 GiB, whatever the file says; row groups that need
+    more are rejected as too large before anything of them is unpacked.
+    """
 
     def __init__(self, filesystem: pafs.FileSystem, path: str, settings: "Ingest") -> None:
         """List the files and read one schema; labels are read only if no list names the classes.
@@ -50,11 +114,11 @@ class Parquet:
         Raises:
             ConfigError: there is no image or label column, or label numbers have no names.
         """
-        self.filesystem = filesystem
-        self.path, self.files = find_shards(filesystem, path, "parquet")
+        self.filesystem, self.max_bytes = filesystem, settings.max_bytes
+        self.limit = limit_of(filesystem, path, settings.follow_links)
+        self.path, self.files = find_shards(filesystem, path, "parquet", self.limit)
         self.glossary = load_glossary(settings.class_list)
-        _, columns = self._open(next(iter(self.files)))
-        self.keys = frozenset(columns.numbers or self._read_classes())
+        self.keys = frozenset(self._first_columns().numbers or self._read_classes())
         self.classes: Classes = resolve(self.keys, settings.classes, self.glossary)
         self.wanted = frozenset(self.classes.keys)
 
@@ -70,7 +134,11 @@ class Parquet:
         return [part for path, split in files for part in self._split_file(path, split)]
 
     def _split_file(self, path: str, split: str) -> Iterator[Part]:
-        metadata = self._open(path)[0].metadata
+        try:
+            metadata = self._open(path).file.metadata
+        except ShardError:
+            yield Part(path, split)  # reading it makes it a rejected row
+            return
         first, rows = 0, 0
         for group in range(metadata.num_row_groups):
             rows += metadata.row_group(group).num_rows
@@ -81,87 +149,237 @@ class Parquet:
     def read(self, part: Part, done: Container[str]) -> Iterator[pa.Table]:
         """See `Source.read`. Reads images only from row groups that have a wanted row not yet done.
 
-        A label number is named by the class names in its own file.
+        A label number is named by the class names in its own file. Rows that cannot be read are rejected one by one.
         """
-        file, columns = self._open(part.path)
-        first = sum(file.metadata.row_group(group).num_rows for group in range(part.first_row_group))
-        for group in range(part.first_row_group, part.end_row_group or file.num_row_groups):
-            try:
-                yield from self._read_group(part, file, columns, group, first, done)
-            except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-                reason = " ".join(str(error).split())
-                raise ConfigError(f"ingest.source: {part.path} is damaged ({reason}); download it again") from error
-            first += file.metadata.row_group(group).num_rows
+        try:
+            opened = self._open(part.path)
+        except ShardError as error:
+            yield from tables([lost_shard(part, str(error))])
+            return
+        metadata = opened.file.metadata
+        first = sum(metadata.row_group(group).num_rows for group in range(part.first_row_group))
+        for group in range(part.first_row_group, part.end_row_group or metadata.num_row_groups):
+            yield from tables(self._read_group(part, opened, group, first, done))
+            first += metadata.row_group(group).num_rows
 
-    def _read_group(
-        self, part: Part, file: Any, columns: Columns, group: int, first: int, done: Container[str]
-    ) -> Iterator[pa.Table]:
+    def _read_group(self, part: Part, opened: Opened, group: int, first: int, done: Container[str]) -> Iterator[Row]:
         """Read the wanted rows of a row group, whose first row is row `first` of the file."""
-        keys = self._class_keys(file.read_row_group(group, columns=[columns.label])[columns.label], columns)
-        rows = [
+        try:
+            keys: Sequence[str | None] = self._read_keys(opened, group)
+        except ShardError as error:
+            claimed = opened.file.metadata.row_group(group).num_rows
+            rows_lost = claimed if claimed <= _MAX_GROUP_ROWS else 1  # a count that nobody can check
+            for row in self._rows_to_read(part, first, [""] * rows_lost, done):
+                yield _lost_row(part, first + row, "", group, error)
+            return
+        rows, read = self._rows_to_read(part, first, keys, done), 0
+        try:
+            for row, image in zip(rows, self._read_images(opened, group, rows), strict=True):
+                yield _row(part, first + row, keys[row], image, self.max_bytes)
+                read += 1
+        except ShardError as error:
+            for row in rows[read:]:
+                yield _lost_row(part, first + row, keys[row] or "", group, error)
+
+    def _rows_to_read(self, part: Part, first: int, keys: Sequence[str | None], done: Container[str]) -> Sequence[int]:
+        """List the rows of a row group that are wanted, or have no class, and are not done."""
+        return [
             row
             for row, key in enumerate(keys)
             if (key in self.wanted or key not in self.keys) and f"{part.path}#{first + row}" not in done
         ]
-        if rows:
-            images = zip(rows, _read_images(file, group, columns.image, rows), strict=True)
-            yield from tables(_row(part, first + row, keys[row], *image) for row, image in images)
 
-    def _class_keys(self, labels: pa.ChunkedArray | pa.Array, columns: Columns) -> list[str | None]:
+    def _read_images(self, opened: Opened, group: int, rows: Sequence[int]) -> Iterator[tuple[Any, str | None]]:
+        """Read the bytes, as an Arrow buffer or None, and the file name of some rows of a row group, in their order.
+
+        Raises:
+            _TooLargeError: the row group would take too much memory; nothing was read.
+            ShardError: it is damaged, or has fewer rows.
+        """
+        if not rows:
+            return
+        start, read, wanted = 0, 0, pa.array(rows, pa.int64())
+        for batch in opened.batches(group, opened.columns.parts, self._batch_size(opened, group)):
+            inside = pc.and_(pc.greater_equal(wanted, start), pc.less(wanted, start + len(batch)))
+            contents, names = _contents(batch.column(0).take(pc.subtract(wanted.filter(inside), start)))
+            for content, name in zip(contents, _texts(names, _MAX_NAME), strict=True):
+                yield content.as_buffer(), name
+            start, read = start + len(batch), read + len(contents)
+        if read < len(rows):
+            raise ShardError(f"it has {start} rows, not {rows[-1] + 1}")
+
+    def _batch_size(self, opened: Opened, group: int) -> int:
+        """Return the number of rows whose images take at most 32 MiB.
+
+        Raises:
+            _TooLargeError: a page is over the limit, or the row group is a bomb.
+        """
+        parts = opened.columns.parts
+        demand = self._check_pages(opened, group, parts)
+        if demand.total <= _BATCH_BYTES:
+            return _BATCH
+        metadata = opened.file.metadata.row_group(group)
+        chunks = [metadata.column(number) for number in range(metadata.num_columns)]
+        stored = sum(min(c.total_compressed_size, opened.shard.size) for c in chunks if c.path_in_schema in parts)
+        limit = max(_BOMB_BYTES, _BOMB_RATIO * stored)
+        if demand.total <= limit:
+            return _rows_for(demand.value)
+        total, longest = 0, 1
+        for batch in opened.batches(group, parts, _rows_for(demand.value)):
+            sizes = pc.binary_length(_contents(batch.column(0))[0])
+            total, longest = total + (pc.sum(sizes).as_py() or 0), max(longest, pc.max(sizes).as_py() or 0)
+            if total > limit:
+                raise _TooLargeError(
+                    f"the images of its row group take more than {limit} bytes, from {stored} in the file"
+                )
+        return _rows_for(longest)
+
+    def _check_pages(self, opened: Opened, group: int, names: Sequence[str]) -> Demand:
+        limit = max(_MIN_PAGE_LIMIT, 2 * self.max_bytes)
+        demand = opened.demand(group, names)
+        if demand.page > limit:
+            raise _TooLargeError(f"a page of its row group has {demand.page} bytes, the limit is {limit}")
+        return demand
+
+    def _read_keys(self, opened: Opened, group: int) -> list[str | None]:
+        """Read the class keys of a row group. Raises ShardError if it is damaged, or has too much of anything."""
+        count = opened.file.metadata.row_group(group).num_rows
+        if count > _MAX_GROUP_ROWS:
+            raise ShardError(f"it has {count} rows, the limit is {_MAX_GROUP_ROWS}")
+        name = opened.columns.label
+        demand = self._check_pages(opened, group, [name])
+        keys: list[str | None] = []
+        one: dict[str, str] = {}  # of each key, so that a million labels are not a million strings
+        total = 0
+        for batch in opened.batches(group, [name], _rows_for(demand.value, _LABELS_AT_ONCE)):
+            total += batch.nbytes
+            if total > _BOMB_BYTES:
+                raise _TooLargeError(f"the labels of its row group take more than {_BOMB_BYTES} bytes")
+            keys += [key and one.setdefault(key, key) for key in self._class_keys(batch.column(0), opened.columns)]
+            check_class_count(one)
+        if len(keys) != count:
+            raise ShardError(f"it has {len(keys)} labels for {count} rows")
+        return keys
+
+    def _class_keys(self, labels: pa.Array, columns: Columns) -> list[str | None]:
         """Convert labels to class keys: None for a missing label, `#` and the number for one without a class."""
-        values, numbers = labels.to_pylist(), columns.numbers
+        numbers = columns.numbers
         if not numbers:
-            return [None if v is None or v == "" else self.glossary.canonical(str(v)) for v in values]
+            names = _texts(labels, MAX_LABEL)
+            return [None if name in (None, "") else self.glossary.canonical(str(name)) for name in names]
+        values = labels.to_pylist()
         return [v if v is None else numbers[v] if 0 <= v < len(numbers) else f"#{v}" for v in values]
 
     def _read_classes(self) -> set[str]:
-        """Read the keys of all classes from the label columns."""
+        """Read the keys of all classes from the label columns; what is damaged is left out."""
         keys: set[str] = set()
         for path in self.files:
-            file, columns = self._open(path)
-            labels = pc.unique(file.read([columns.label])[columns.label])
-            keys |= {key for key in self._class_keys(labels, columns) if key}
+            try:
+                opened = self._open(path)
+            except ShardError:
+                continue
+            for group in range(opened.file.metadata.num_row_groups):
+                with suppress(ShardError):
+                    keys |= {key for key in self._read_keys(opened, group) if key}
+                    check_class_count(keys)
         return keys
 
-    def _open(self, path: str) -> tuple[Any, Columns]:
+    def _first_columns(self) -> Columns:
+        """Find the columns of the first file that can be read.
+
+        Raises:
+            ConfigError: none can, or it has no image or no label.
+        """
+        errors = []
+        for path in self.files:
+            try:
+                return self._open(path).columns
+            except ShardError as error:
+                errors.append(f"{path} cannot be read as parquet ({error})")
+        raise ConfigError(f"ingest.source: {errors[0]}; download it again")
+
+    def _open(self, path: str) -> Opened:
+        """Read the footer of a file.
+
+        Raises:
+            ShardError: it is damaged.
+            ConfigError: it lacks a column, or one has a type that is not read.
+        """
         from pyarrow import parquet  # slow to import: it imports pandas
 
+        shard = open_shard(self.filesystem, f"{self.path}/{path}", self.limit)
+        shard.seek(max(shard.size - 8, 0))
+        if (footer := int.from_bytes(shard.read(4), "little")) > _MAX_FOOTER:
+            raise ShardError(f"its footer has {footer} bytes, the limit is {_MAX_FOOTER}")
         try:
-            file = parquet.ParquetFile(self.filesystem.open_input_file(f"{self.path}/{path}"))
-        except (OSError, pa.ArrowInvalid) as error:
-            raise ConfigError(
-                f"ingest.source: {path} cannot be read as parquet ({error}); download it again"
-            ) from error
-        columns = _find_columns(file.schema_arrow, self.glossary)
+            file = parquet.ParquetFile(shard, buffer_size=_BUFFER, pre_buffer=False)
+            schema = file.schema_arrow
+        except _DAMAGE as error:
+            if shard.error:
+                raise shard.error from error
+            raise ShardError(" ".join(str(error).split())) from error
+        columns = _find_columns(schema, self.glossary)
         try:
             used = [columns.image, columns.label]
-            check_types(file.schema_arrow, used, path, "write it as plain bytes, text or numbers")
+            check_types(schema, used, path, "write it as plain bytes, text or numbers")
         except ValueError as error:
             raise ConfigError(f"ingest.source: {error}") from error
-        return file, columns
+        return Opened(file, columns, shard)
 
 
-def _read_images(file: Any, group: int, column: str, rows: Sequence[int]) -> Iterator[tuple[bytes, str | None]]:
-    """Read the bytes and the file name of some rows of a row group, in their order."""
-    start, wanted = 0, pa.array(rows, pa.int64())
-    for batch in file.iter_batches(_BATCH, row_groups=[group], columns=[column]):
-        inside = pc.and_(pc.greater_equal(wanted, start), pc.less(wanted, start + len(batch)))
-        for image in batch.column(0).take(pc.subtract(wanted.filter(inside), start)).to_pylist():
-            fields = image if isinstance(image, dict) else {"bytes": image}
-            yield fields.get("bytes") or b"", fields.get("path")
-        start += len(batch)
+class _TooLargeError(ShardError):
+    """A row group that would take too much memory."""
 
 
-def _row(part: Part, number: int, key: str | None, content: bytes, name: str | None) -> Row:
-    # In sets without file names (the hub's CIFAR) the content identifies an image, in whatever order the rows are.
-    name = name or hashlib.blake2b(content, digest_size=10).hexdigest()
-    row_id = image_id(part.split, key or "", name)
-    error = () if key else ("no_label", "the label is null")
-    return Row(row_id, key or "", part.split, f"{part.path}#{number}", content, *error)
+def _rows_for(size: int, most: int = _BATCH) -> int:
+    """Return how many rows of some bytes make a batch of 32 MiB; at least one."""
+    return max(1, min(most, _BATCH_BYTES // max(size, 1)))
+
+
+def _contents(column: pa.Array) -> tuple[pa.Array, pa.Array]:
+    """Return the bytes and the file names of images; names are null where the column has none."""
+    if not pa.types.is_struct(column.type):
+        return column, pa.nulls(len(column))
+    fields = dict(zip((field.name for field in column.type), column.flatten(), strict=True))
+    return fields["bytes"], fields.get("path", pa.nulls(len(column)))
+
+
+def _texts(values: pa.Array, limit: int) -> list[Any]:
+    """Convert labels or names to Python: None for text of more bytes than the limit; escaped where it is no UTF-8."""
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        values = pc.if_else(pc.greater(pc.binary_length(values), limit), None, values)
+    try:
+        return [utf8(value) if isinstance(value, str) else value for value in values.to_pylist()]
+    except UnicodeDecodeError:
+        raw = pc.cast(values, pa.large_binary() if pa.types.is_large_string(values.type) else pa.binary())
+        return [value and value.decode("utf-8", "backslashreplace") for value in raw.to_pylist()]
+
+
+def _row(part: Part, number: int, key: str | None, image: tuple[Any, str | None], max_bytes: int) -> Row:
+    content, name = image
+    if not name:
+        # In sets without file names (the hub's CIFAR) the content identifies an image, in whatever order the rows are.
+        name = hashlib.blake2b(content or b"", digest_size=10).hexdigest()
+    row_id, size = image_id(part.split, key or "", name), content.size if content else 0
+    source = f"{part.path}#{number}"
+    if size > max_bytes:
+        return Row(row_id, key or "", part.split, source, b"", "too_large", f"{size} bytes, the limit is {max_bytes}")
+    error = () if key else ("no_label", f"the label is null, or has more than {MAX_LABEL} bytes")
+    return Row(row_id, key or "", part.split, source, content.to_pybytes() if content else b"", *error)
+
+
+def _lost_row(part: Part, number: int, key: str, group: int, error: ShardError) -> Row:
+    source = f"{part.path}#{number}"
+    reason, detail = "unreadable", f"row group {group} is damaged ({error}); download the file again"
+    if isinstance(error, _TooLargeError):
+        reason, detail = "too_large", str(error)
+    return Row(image_id(part.split, key, source), key, part.split, source, b"", reason, detail)
 
 
 def _find_columns(schema: pa.Schema, known: Glossary) -> Columns:
-    features = _features(schema)
+    features = {name: feature for name, feature in _features(schema).items() if name in schema.names}
     image = _first(
         [name for name, feature in features.items() if feature.get("_type") == "Image"],
         [name for name in _IMAGES if name in schema.names],
@@ -174,19 +392,48 @@ def _find_columns(schema: pa.Schema, known: Glossary) -> Columns:
             f"ingest.source: the parquet files have no {'image' if image is None else 'label'} column; "
             f"they have {', '.join(schema.names)}, expected {', '.join(_IMAGES if image is None else _LABELS)}"
         )
-    kind = schema.field(image).type
-    if not (_is_bytes(kind) or pa.types.is_struct(kind)):
-        raise ConfigError(f"ingest.source: column {image!r} of the parquet files is {kind}, not the bytes of images")
-    names = features.get(label, {}).get("names") or ()
-    numbers = tuple(map(known.canonical, names)) or known.numbers
+    parts = _image_parts(image, schema.field(image).type)
+    _check_label(label, schema.field(label).type)
+    names = features.get(label, {}).get("names")
+    numbers = (
+        tuple(known.canonical(utf8(str(n))) for n in names) if isinstance(names, list) and names else known.numbers
+    )
     if pa.types.is_integer(schema.field(label).type):
         if not numbers:
             raise ConfigError(
                 f"ingest.class_list: the label numbers in column {label!r} have no names; "
                 "give `imagenet1k` or a file with a line for each class, in the order of the numbers"
             )
-        return Columns(image, label, numbers)
-    return Columns(image, label, ())
+        return Columns(image, label, numbers, parts)
+    return Columns(image, label, (), parts)
+
+
+def _image_parts(name: str, kind: pa.DataType) -> tuple[str, ...]:
+    """Return the image column, or its fields `bytes` and `path`. Raises ConfigError if it has no bytes."""
+    if _is_bytes(kind):
+        return (name,)
+    fields = (
+        {kind.field(n).name: kind.field(n).type for n in range(kind.num_fields)} if pa.types.is_struct(kind) else {}
+    )
+    if not _is_bytes(fields.get("bytes", pa.null())):
+        raise ConfigError(f"ingest.source: column {name!r} of the parquet files is {kind}, not the bytes of images")
+    is_text = pa.types.is_string(fields.get("path", pa.null())) or pa.types.is_large_string(
+        fields.get("path", pa.null())
+    )
+    return (f"{name}.bytes", f"{name}.path") if is_text else (f"{name}.bytes",)
+
+
+def _check_label(name: str, kind: pa.DataType) -> None:
+    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+    checks: tuple[Callable[[pa.DataType], bool], ...] = (
+        pa.types.is_integer,
+        pa.types.is_floating,
+        pa.types.is_boolean,
+        pa.types.is_string,
+        pa.types.is_large_string,
+    )
+    if not any(check(plain) for check in (*checks, pa.types.is_null)) and not isinstance(kind, pa.BaseExtensionType):
+        raise ConfigError(f"ingest.source: column {name!r} of the parquet files is {kind}, not names or numbers")
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
@@ -198,10 +445,13 @@ def _first(*choices: Sequence[str]) -> str | None:
 
 
 def _features(schema: pa.Schema) -> Mapping[str, Any]:
-    """Read the features that Hugging Face's `datasets` writes into the schema's metadata."""
+    """Read the features that Hugging Face's `datasets` writes into the schema's metadata; {} if they are no such."""
     content = (schema.metadata or {}).get(b"huggingface")
-    features = (json.loads(content).get("info", {}).get("features") or {}) if content else {}
-    return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
+    try:
+        features = (json.loads(content).get("info", {}).get("features") or {}) if content else {}
+        return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
+    except (ValueError, AttributeError, RecursionError):
+        return {}
 
 
 LAYOUT: Final = Layout(

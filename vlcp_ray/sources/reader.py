@@ -2,8 +2,9 @@
 
 import re
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final, NamedTuple, Protocol
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ from pyarrow import fs as pafs
 
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.sources.classes import Classes
+from vlcp_ray.sources.local_files import walk
 
 #: The columns of unchecked rows. `class_key` is a key of `Classes`, "" for an image without a label. `source` is unique
 #: in the set: the file, tar member or table row with the image. `reason` and `detail` are set if it could not be read.
@@ -20,6 +22,10 @@ RAW: Final = pa.schema(
     + [(name, pa.string()) for name in ("reason", "detail")]
 )
 
+#: Characters of a label: a longer one is a text and no class.
+MAX_LABEL: Final = 1024
+_MAX_CLASSES: Final = 100_000  # ImageNet-21k has 21,841
+_LISTED: Final = 8
 _MAX_ROWS: Final = 256
 _MAX_BYTES: Final = 32 * 2**20
 _SPLITS: Final = {"train": "train", "training": "train"} | dict.fromkeys(("val", "valid", "validation"), "val")
@@ -86,7 +92,7 @@ def tables(rows: Iterable[Row]) -> Iterator[pa.Table]:
     size = 0
     for row in rows:
         pending.append(row)
-        size += len(row.image)
+        size += len(row.image) + len(row.source)
         if len(pending) == _MAX_ROWS or size >= _MAX_BYTES:
             yield _table(pending)
             pending, size = [], 0
@@ -104,6 +110,37 @@ def image_id(split: str, class_key: str, name: str) -> str:
     return "/".join((split, class_key, *(part for part in name.split("/") if part not in ("", ".", ".."))))
 
 
+def lost_shard(part: Part, error: str) -> Row:
+    """Make the rejected row of a shard that cannot be read at all: the number of its rows is not known."""
+    groups = f"row groups {part.first_row_group} to {part.end_row_group - 1}" if part.end_row_group else "whole file"
+    name = f"{part.path}:{groups}"
+    return Row(image_id(part.split, "", name), "", part.split, name, b"", "unreadable", f"{error}; download it again")
+
+
+def utf8(text: str) -> str:
+    """Escape the characters that UTF-8 has no bytes for: a lone surrogate, as json can have it."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def list_some(names: Iterable[str]) -> str:
+    """List the first names: `jpg, json, ...`."""
+    first = list(islice(names, _LISTED + 1))
+    return ", ".join([*first[:_LISTED], *(["..."] if first[_LISTED:] else [])])
+
+
+def check_class_count(keys: Collection[str]) -> None:
+    """Refuse labels that are no classes, such as a caption for each image.
+
+    Raises:
+        ConfigError: there are more than 100,000.
+    """
+    if len(keys) > _MAX_CLASSES:
+        raise ConfigError(
+            f"ingest.class_list: the labels of the image set have more than {_MAX_CLASSES:,} values, so they are no "
+            "classes; select classes with ingest.classes, or give the list of them"
+        )
+
+
 def split_of(name: str) -> str:
     """Find the split in the words of a file or folder name: train, val, test, or "" if it has no such word."""
     for word in re.split(r"[^a-z]+", name.lower()):
@@ -114,10 +151,13 @@ def split_of(name: str) -> str:
     return ""
 
 
-def find_shards(filesystem: pafs.FileSystem, path: str, extension: str) -> tuple[str, dict[str, str]]:
+def find_shards(filesystem: pafs.FileSystem, path: str, extension: str, limit: str) -> tuple[str, dict[str, str]]:
     """Find all files with an extension, at a path or below it.
 
     The split of a file is a word in its path, train if there is none. If no file is val, those of test are val.
+
+    Args:
+        limit: the folder that links may not leave, of a local set; what leaves it is found, but cannot be opened.
 
     Returns the folder of the files, and their relative paths with their splits.
 
@@ -127,9 +167,12 @@ def find_shards(filesystem: pafs.FileSystem, path: str, extension: str) -> tuple
     if filesystem.get_file_info(path).is_file:
         path, _, name = path.rpartition("/")
         return path, {name: "train"}
-    infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
-    names = sorted(i.path[len(path) + 1 :] for i in infos if i.is_file and i.extension == extension)
-    names = [name for name in names if not is_hidden(name)]
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        names = sorted(file.path[len(path) + 1 :] for file in walk(path, {f".{extension}"}, limit))
+    else:
+        infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+        names = sorted(i.path[len(path) + 1 :] for i in infos if i.is_file and i.extension == extension)
+        names = [name for name in names if not is_hidden(name)]
     if not names:
         raise ConfigError(f"ingest.source: {path} has no .{extension} file")
     splits = {name: split_of(name) or "train" for name in names}

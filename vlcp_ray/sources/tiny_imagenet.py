@@ -6,15 +6,19 @@ from typing import TYPE_CHECKING, Final
 import pyarrow as pa
 from pyarrow import fs as pafs
 
+from vlcp_ray.settings import ConfigError
 from vlcp_ray.sources.classes import Classes, load_glossary, resolve
 from vlcp_ray.sources.image_files import ImageFile, list_images, read_files
 from vlcp_ray.sources.layout import Layout
+from vlcp_ray.sources.local_files import Listed, leaves, limit_of
 from vlcp_ray.sources.reader import Part, image_id, list_folders
+from vlcp_ray.sources.shards import ShardError, open_shard
 
 if TYPE_CHECKING:
     from vlcp_ray.stages.ingest import Ingest
 
 _ANNOTATIONS: Final = "val/val_annotations.txt"
+_MAX_ANNOTATIONS: Final = 2**26  # bytes; that of Tiny-ImageNet has 370 kB
 
 
 class TinyImageNet:
@@ -28,7 +32,13 @@ class TinyImageNet:
         """
         self.filesystem, self.path, self.max_bytes = filesystem, path, settings.max_bytes
         self.glossary = load_glossary(settings.class_list)
+        self.limit = limit_of(filesystem, path, settings.follow_links)
         self.folders = [name for name, _ in list_folders(filesystem, f"{path}/train")]
+        if outside := [name for name in self.folders if leaves(f"{path}/train/{name}/images", self.limit)]:
+            raise ConfigError(
+                f"ingest.source: the folder train/{outside[0]} is a link that leaves the image set; set "
+                "ingest.follow_links if you know where it leads"
+            )
         self.classes: Classes = resolve(map(self.glossary.canonical, self.folders), settings.classes, self.glossary)
 
     @property
@@ -43,24 +53,26 @@ class TinyImageNet:
     def read(self, part: Part, done: Container[str]) -> Iterator[pa.Table]:
         folder = f"{self.path}/{part.path}{'/images' if part.class_key else ''}"
         keys = {} if part.class_key else self._annotations()
-        infos = list_images(self.filesystem, folder, recursive=False)
+        infos = list_images(self.filesystem, folder, recursive=False, limit=self.limit)
         yield from read_files(self.filesystem, self._files(part, infos, keys, done), self.max_bytes)
 
     def _files(
-        self, part: Part, infos: Iterable[pafs.FileInfo], keys: Mapping[str, str], done: Container[str]
+        self, part: Part, infos: Iterable[Listed], keys: Mapping[str, str], done: Container[str]
     ) -> Iterator[ImageFile]:
         in_train, wanted = set(map(self.glossary.canonical, self.folders)), set(self.classes.keys)
         for info in infos:
             key = part.class_key or keys.get(info.base_name, "")
             source = info.path[len(f"{self.path}/") :]
             if (key in wanted or key not in in_train) and source not in done:
-                yield ImageFile(
-                    info.path, info.size, source, image_id(part.split, key, info.base_name), key, part.split
-                )
+                row_id = image_id(part.split, key, info.base_name)
+                yield ImageFile(info.path, info.size, source, row_id, key, part.split, info.problem)
 
     def _annotations(self) -> dict[str, str]:
-        with self.filesystem.open_input_stream(f"{self.path}/{_ANNOTATIONS}") as stream:
-            lines = stream.read().decode("utf-8").splitlines()
+        try:
+            file = open_shard(self.filesystem, f"{self.path}/{_ANNOTATIONS}", self.limit)
+            lines = file.read(_MAX_ANNOTATIONS).decode("utf-8").splitlines()
+        except (ShardError, UnicodeDecodeError) as error:
+            raise ConfigError(f"ingest.source: {_ANNOTATIONS} cannot be read ({error}); download it again") from error
         fields = [line.split("\t") for line in lines]
         return {values[0]: self.glossary.canonical(values[1]) for values in fields if len(values) > 1}
 

@@ -51,8 +51,11 @@ class File(NamedTuple):
         return self.path.rpartition("/")[2]
 
 
-def read(filesystem: pafs.FileSystem, path: str) -> bytes:
+def read(filesystem: pafs.FileSystem, path: str, limit: int | None = None) -> bytes:
     """Read a file.
+
+    Args:
+        limit: bytes to read at most; of a larger file a little more than that may be returned.
 
     Raises:
         FileNotFoundError: there is none.
@@ -60,10 +63,23 @@ def read(filesystem: pafs.FileSystem, path: str) -> bytes:
     if filesystem.type_name == "s3" and not _UNUSUAL.search(path):
         store, key = _s3(filesystem, path)
         with _as_os_error():
-            return bytes(store.get(key).bytes())
+            result = store.get(key)
+            if limit is None or result.meta["size"] <= limit:
+                return bytes(result.bytes())
+            return bytes(next(iter(result.stream(min_chunk_size=limit + 1))))
     with filesystem.open_input_stream(path) as stream:
-        content: bytes = stream.read()
-        return content
+        pieces = [stream.read() if limit is None else stream.read(limit + 1)]
+        while limit is not None and pieces[-1] and sum(map(len, pieces)) <= limit:
+            pieces.append(stream.read(limit + 1))
+        return b"".join(pieces)
+
+
+def check_access(filesystem: pafs.FileSystem, path: str) -> None:
+    """List a first object of S3, because the answer of a list names what is wrong, and that of HEAD does not."""
+    if filesystem.type_name == "s3":
+        store, key = _s3(filesystem, path)
+        with _as_os_error():
+            next(iter(store.list(key, chunk_size=1)), None)
 
 
 def write(filesystem: pafs.FileSystem, path: str, content: Content) -> None:

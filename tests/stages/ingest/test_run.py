@@ -1,16 +1,18 @@
 """Tests of the stage ingest: bad rows beside good ones, duplicates, resume and limits."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from tests.image_sets import encoded, noise, open_set, picture, write_files, write_tar
+from tests.hostile import broken_tails, labelled, parquet_bombs, slow_jpeg, tar_header, tar_sample
+from tests.image_sets import encoded, noise, open_set, picture, write_files, write_parquet, write_tar
 from vlcp_ray.config import Job
 from vlcp_ray.engine.context import Context
 from vlcp_ray.pipeline import graph
-from vlcp_ray.scale import Scale
+from vlcp_ray.scale import Pool, Scale
 from vlcp_ray.schemas import IMAGES, REJECTED
 from vlcp_ray.settings import build
 from vlcp_ray.stages.ingest.run import run as run_ingest
@@ -29,10 +31,10 @@ BAD = {
 }
 
 
-def ingest(root: Path, source: Path, **settings: Any) -> tuple[Artifact, dict[str, Any]]:
+def ingest(root: Path, source: Path, workers: int = 2, **settings: Any) -> tuple[Artifact, dict[str, Any]]:
     open_set(source)  # clears the cache: the files may have changed
     job = build(Job, {"name": "x", "ingest": {"source": str(source), "max_pixels": 1000} | settings}, "x")
-    context = Context(job, Scale(rows_per_block=3), Store.at(str(root)))
+    context = Context(job, Scale(rows_per_block=3, ingest=Pool(num_workers=workers)), Store.at(str(root)))
     step = graph(job)[0]
     run_ingest(context, [step])
     return context.artifact(step), context.manifest(step)
@@ -144,3 +146,51 @@ def test_ingest_without_images_is_refused(tmp_path: Path) -> None:
     source = write_files(tmp_path / "set", {"train/cat/notes.txt": b"x"})
     with pytest.raises(ValueError, match="the image set has no image of the wanted classes"):
         ingest(tmp_path / "root", source)
+
+
+def write_hostile(root: Path, kind: str) -> Path:
+    """Write a set with good rows beside rows of strangers, in one of the layouts."""
+    if kind == "folder":
+        source = write_files(root, GOOD | {f"{CAT}/slow.jpg": slow_jpeg(30, 300), f"{DOG}/\x1b[31m\n.png": b"x"})
+        os.mkfifo(source / CAT / "fifo.png")
+        (source / CAT / "outside.png").symlink_to("/etc/hostname")
+        return source
+    if kind == "parquet":
+        write_parquet(root / "train-0.parquet", [(picture(i), f"{i}.jpg", "cat") for i in range(4)], None)
+        write_parquet(root / "train-1.parquet", [(picture(i), f"{i}.png", "dog") for i in range(4)], None)
+        (root / "train-2.parquet").write_bytes(b"PAR1")
+        parquet_bombs()["dictionary"](root / "train-3.parquet")
+        return root
+    root.mkdir(parents=True)
+    loop = labelled("x", tar_header("x.png", kind=b"1", link="x.png"))
+    good = b"".join(tar_sample(str(i), picture(i), "dog" if i % 2 else "cat") for i in range(4))
+    (root / "train-0.tar").write_bytes(good + loop + bytes(1024))
+    (root / "train-1.tar").write_bytes(broken_tails()["names of names"] + bytes(1024))
+    return root
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet", "tar"])
+def test_ingest_of_strangers_has_the_same_rows_with_one_and_two_workers_and_after_resuming(
+    tmp_path: Path, kind: str
+) -> None:
+    source = write_hostile(tmp_path / "set", kind)
+    with pytest.raises(ValueError, match=r"more than ingest.max_rejected"):
+        ingest(tmp_path / "resumed", source)
+    found = {}
+    for workers, name in ((1, "one"), (2, "two"), (2, "resumed")):
+        artifact, manifest = ingest(tmp_path / name, source, max_rejected=1.0, workers=workers)
+        assert manifest["rows_in"] == manifest["rows"] + manifest["rejected"]
+        found[name] = (images(artifact).to_pylist(), rejected(artifact))
+    assert found["one"] == found["two"] == found["resumed"]
+    expected = {
+        "folder": {
+            f"{CAT}/slow.jpg": "too_slow",
+            f"{DOG}/\x1b[31m\n.png": "undecodable",
+            f"{CAT}/fifo.png": "unreadable",
+            f"{CAT}/outside.png": "unreadable",
+        },
+        "parquet": {"train-2.parquet:whole file": "unreadable"}
+        | {f"train-3.parquet#{row}": "too_large" for row in range(256)},
+        "tar": {"train-0.tar:x": "unreadable", "train-1.tar:whole file": "unreadable"},
+    }
+    assert found["one"][1] == expected[kind]

@@ -49,6 +49,12 @@ class Ingest(Settings):
         64_000_000, description="largest number of pixels of an image; rejects decompression bombs"
     )
     max_bytes: Positive = Field(64 * 2**20, description="largest size of an image file in bytes")
+    max_seconds: float = Field(
+        10.0, gt=0, description="processor seconds that decoding an image may take; rejects pictures made to be slow"
+    )
+    follow_links: bool = Field(
+        False, description="whether links that leave the image set are read: a set of strangers may link to any file"
+    )
     expect: Expect | None = Field(
         None, description="expected size of the image set, for the estimate of `plan` and for a warning"
     )

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vlcp_ray import images
 from vlcp_ray.schemas import reasons, reject, with_column
 from vlcp_ray.seeds import seed_for
 from vlcp_ray.stages.ingest import Ingest
+from vlcp_ray.stages.ingest.check import checker
 
 
 class LabelRows:
@@ -29,7 +29,7 @@ class LabelRows:
         """Add `label` and `class_name`; in rejected rows without a class they are -1 and "".
 
         Rejects rows without a class (`no_label`, `unknown_label`), without bytes (`empty`), over the limits
-        (`too_large`), and with bytes that cannot be decoded (`undecodable`).
+        (`too_large`, `too_slow`), and with bytes that cannot be decoded (`undecodable`).
         """
         label = pc.index_in(table["class_key"], value_set=self.keys)
         errors = self._find_errors(table, label)
@@ -56,11 +56,7 @@ class LabelRows:
             return "unknown_label", f"{key!r} is not in the class list"
         if len(content) > self.settings.max_bytes:
             return "too_large", f"{len(content)} bytes, the limit is {self.settings.max_bytes}"
-        try:
-            images.check(content, self.settings.max_pixels)
-        except images.ImageError as error:
-            return error.reason, str(error)
-        return None
+        return checker(self.settings.max_pixels, self.settings.max_seconds)(content)
 
     def _splits(self, image_ids: Sequence[str]) -> pa.Array:
         limit = self.settings.val_fraction * 2**63

@@ -1,0 +1,67 @@
+"""Tests of checking images in another process: slow pictures, crashes, and many images by one process."""
+
+import os
+import signal
+from typing import Any
+
+import pytest
+
+from tests.hostile import slow_jpeg
+from tests.image_sets import encoded, noise, picture
+from vlcp_ray import images
+from vlcp_ray.stages.ingest.check import Checker
+
+
+@pytest.fixture
+def check() -> Any:
+    checker = Checker(10**6, 20.0)
+    yield checker
+    checker.close()
+
+
+def test_checker_gives_the_answers_of_check(check: Checker) -> None:
+    files = [picture(1), b"", b"text", picture(2)[:200], encoded(noise(1, (2000, 600))), picture(3, "PNG")]
+    for data in files:
+        expected = None
+        try:
+            images.check(data, 10**6)
+        except images.ImageError as error:
+            expected = (error.reason, str(error))
+        assert check(data) == expected
+
+
+def test_checker_uses_one_process_for_all_images(check: Checker) -> None:
+    check(picture(1))
+    process = check._process
+    assert all(check(picture(seed)) is None for seed in range(5))
+    assert check._process is process
+
+
+def test_checker_slow_picture_is_too_slow_and_the_next_is_read() -> None:
+    """The scans of this picture are few enough for its pixels, and its time is too short for them."""
+    check = Checker(64_000_000, 0.3)
+    assert check(slow_jpeg(side=4_000, scans=30)) == ("too_slow", "decoding takes more than ingest.max_seconds, 0.3")
+    assert check(picture(1)) is None
+    check.close()
+
+
+def test_checker_crash_of_a_decoder_is_undecodable(check: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check(picture(1)) is None
+    process = check._process
+    assert process
+    os.kill(process.pid, signal.SIGSEGV)
+    assert check(picture(1)) == ("undecodable", "the decoder crashed with SIGSEGV")
+    assert check(picture(1)) is None
+
+
+def test_checker_process_that_does_not_start_is_no_rejected_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlcp_ray.stages.ingest.check._SERVE", "import nothing_of_this_name")
+    with pytest.raises(RuntimeError, match="does not start"):
+        Checker(10**6, 1.0)(picture(1))
+
+
+def test_check_of_repeated_scans_is_too_slow_before_decoding() -> None:
+    with pytest.raises(images.ImageError, match=r"400 x 400 pixels in 3.. scans, the limit is 125") as caught:
+        images.check(slow_jpeg(side=400, scans=300), 1_000_000)
+    assert caught.value.reason == "too_slow"
+    images.check(slow_jpeg(side=400, scans=100), 1_000_000)

@@ -1,0 +1,264 @@
+"""Read the members of a tar without trusting it: time and memory are bounded whatever its headers say.
+
+tarfile parses the headers. Left to itself it reads a pax header of any size, follows chains of links by recursion,
+searches digits in quadratic time, and goes round in a circle where a size is negative or a sparse map has no end.
+"""
+
+import hashlib
+import posixpath
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from vlcp_ray.sources.shards import ShardError, ShardFile
+from vlcp_ray.store.io import StoreError
+
+_MAX_HEADER: Final = 2**20  # bytes of all the headers of one member: its name, its pax records, its sparse map
+_MAX_NAME: Final = 4096  # characters; PATH_MAX of Linux
+_MAX_PADDING: Final = 2**20  # zeros after the last member: tar fills its last record, 10 KiB by default
+_BLOCK: Final = 512
+_TYPE: Final = slice(156, 157)  # of a header
+_PAX_TYPES: Final = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+_KINDS: Final = {
+    tarfile.CHRTYPE: "a character device",
+    tarfile.BLKTYPE: "a block device",
+    tarfile.FIFOTYPE: "a fifo",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """Where the bytes of a regular member are.
+
+    Args:
+        start: of the data in the tar.
+        size: in bytes; of a sparse member with its holes.
+        pieces: (offset, size) of the parts of a sparse member that the tar holds, one behind the other.
+    """
+
+    start: int
+    size: int
+    pieces: tuple[tuple[int, int], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A member of a tar; links are resolved.
+
+    Args:
+        content: of the member, or of the member that a link leads to; None if there is none.
+        problem: why there is no content, else "".
+    """
+
+    name: str
+    content: Content | None
+    problem: str = ""
+
+
+class Tar:
+    """The members of a tar, in their order."""
+
+    def __init__(self, file: ShardFile) -> None:
+        """Read the first header.
+
+        Raises:
+            ShardError: the file is no tar.
+        """
+        self.file = file
+        self.end = 0  # of the last header that could be read
+        self._links: dict[bytes, Content | bytes] | None = None
+        for _ in self._headers():
+            return
+        raise ShardError(f"it is not a tar: {self.error_at_end()}")
+
+    def __iter__(self) -> Iterator[Member]:
+        """Yield all members but folders; where the headers are damaged it ends, and `error_at_end` says why."""
+        for header in self._headers():
+            if header.isdir():
+                continue
+            name = _shortened(header.name)
+            if header.isreg():
+                yield Member(name, _content(header))
+            elif header.islnk() or header.issym():
+                yield self._link(name, header)
+            else:
+                kind = _KINDS.get(header.type, f"a member of the type {header.type!r}")
+                yield Member(name, None, f"{kind}, not a regular file")
+
+    def read(self, content: Content) -> bytes:
+        """Read the bytes of a member.
+
+        Raises:
+            ShardError: the tar ends before them.
+        """
+        if content.pieces is None:
+            return self._read_at(content.start, content.size)
+        if sum(size for _, size in content.pieces) > content.size:
+            raise ShardError("the parts of its sparse map overlap")
+        data, start = bytearray(content.size), content.start
+        for offset, size in content.pieces:
+            data[offset : offset + size] = self._read_at(start, size)
+            start += size
+        return bytes(data[: content.size])
+
+    def _read_at(self, start: int, size: int) -> bytes:
+        self.file.seek(start)
+        content = self.file.read(size)
+        if len(content) < size:
+            raise ShardError(f"it is cut short: {len(content)} of {size} bytes")
+        return content
+
+    def error_at_end(self) -> str:
+        """Check that the tar ends where its headers end: only zeros follow, and not many. Returns the error or "".
+
+        tarfile takes a broken header, or zeros in the middle, for the end, and all that follows would be lost silently.
+        """
+        size = self.file.size
+        self.file.seek(min(self.end, size))
+        rest = self.file.read(_MAX_PADDING + 1)
+        if self.end < size and len(rest) <= _MAX_PADDING and not any(rest):
+            return ""
+        return f"the tar is cut short or broken at byte {self.end} of {size}"
+
+    def _headers(self) -> Iterator[tarfile.TarInfo]:
+        """Read the headers one after the other, and keep none; ends at the first that cannot be used."""
+        headers: Any = _Headers(self.file)
+        end = 0
+        try:
+            with tarfile.open(fileobj=headers, mode="r:", errors="backslashreplace") as tar:  # names in any encoding
+                kept: Any = vars(tar)["members"]  # tarfile keeps every header that it has read
+                while (header := tar.next()) and tar.offset > end and _is_possible(header):
+                    end = tar.offset
+                    self.end = max(self.end, end)
+                    kept.clear()
+                    yield header
+                    headers.begin()
+        except StoreError:
+            raise
+        except (
+            tarfile.TarError,
+            ValueError,
+            OverflowError,
+            RecursionError,
+            ShardError,
+        ):  # damaged: `error_at_end` reports it
+            return
+
+    def _link(self, name: str, header: tarfile.TarInfo) -> Member:
+        if self._links is None:
+            self._links = self._index()
+        target = _target(header)
+        content = _resolve(self._links, target)
+        if content is None:
+            return Member(name, None, f"a link to {_shortened(header.linkname)}, which is no regular file in the tar")
+        return Member(name, content)
+
+    def _index(self) -> dict[bytes, Content | bytes]:
+        """Read all headers: the content of each regular file, and the target of each link, by digest of the name.
+
+        Only for tars with links. Digests, so that memory is some 300 bytes for each member, whose header has 512.
+        """
+        index: dict[bytes, Content | bytes] = {}
+        for header in self._headers():
+            if header.isreg():
+                index[_digest(header.name)] = _content(header)
+            elif header.islnk() or header.issym():
+                index[_digest(header.name)] = _target(header)
+        return index
+
+
+class _Headers:
+    """The file as tarfile sees it: it reads headers only, and no more than 1 MiB for one member."""
+
+    def __init__(self, file: ShardFile) -> None:
+        self.file, self.name, self.position = file, file.path, 0
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin with the headers of another member."""
+        self.left, self.kind = _MAX_HEADER, b""
+
+    def tell(self) -> int:
+        return self.position
+
+    def seek(self, position: int) -> None:
+        self.position = position
+
+    def read(self, size: int) -> bytes:
+        self.left -= max(size, _BLOCK)
+        if size < 0 or self.left < 0:
+            raise tarfile.ReadError(f"a header of more than {_MAX_HEADER} bytes at byte {self.position}")
+        self.file.seek(self.position)
+        content = self.file.read(size)
+        self.position += len(content)
+        if self.kind in _PAX_TYPES:
+            _check_pax(content)
+        is_header = size == _BLOCK and self.kind not in (*_PAX_TYPES, *tarfile.GNU_TYPES)
+        self.kind = content[_TYPE] if is_header else b""
+        return content
+
+
+def _check_pax(content: bytes) -> None:
+    """Refuse pax records that tarfile would parse in quadratic time: those that overlap, and long rows of digits."""
+    if re.search(rb"\d{65}", content):
+        raise tarfile.ReadError("a pax header with a number of more than 64 digits")
+    records, at = content.rstrip(b"\0"), 0
+    while at < len(records):
+        length = re.compile(rb"(\d+) ").match(records, at)
+        end = at + int(length[1]) if length else 0
+        if length is None or not length.end() < end <= len(records) or b"=" not in records[length.end() : end]:
+            raise tarfile.ReadError("a pax header of records that are not `length key=value`")
+        at = end
+
+
+def _is_possible(header: tarfile.TarInfo) -> bool:
+    """Return whether the sizes in a header can be true: negative ones would lead backwards."""
+    return header.size >= 0 and all(offset >= 0 and size >= 0 for offset, size in _pieces(header) or ())
+
+
+def _pieces(header: Any) -> tuple[tuple[int, int], ...] | None:
+    return None if header.sparse is None else tuple((offset, size) for offset, size in header.sparse)
+
+
+def _content(header: tarfile.TarInfo) -> Content:
+    return Content(header.offset_data, header.size, _pieces(header))
+
+
+def _target(header: tarfile.TarInfo) -> bytes:
+    """Return the digest of the name that a link leads to: a symbolic one begins at its own folder."""
+    folder = posixpath.dirname(header.name) if header.issym() else ""
+    return _digest(posixpath.join(folder, header.linkname))
+
+
+def _resolve(links: dict[bytes, Content | bytes], target: bytes) -> Content | None:
+    """Follow links to a regular file; the way there is stored, so that a chain is followed once only."""
+    way: list[bytes] = []
+    seen: set[bytes] = set()
+    found: Content | bytes | None = target
+    while isinstance(found, bytes) and found not in seen:
+        seen.add(found)
+        way.append(found)
+        found = links.get(found)
+    content = found if isinstance(found, Content) else None
+    for name in way:
+        if content is None:
+            links.pop(name, None)
+        else:
+            links[name] = content
+    return content
+
+
+def _digest(name: str) -> bytes:
+    path = posixpath.normpath(name).encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(path, digest_size=16).digest()
+
+
+def _shortened(name: str) -> str:
+    """Cut a name that no filesystem would take; its extension is kept, and it stays different from others."""
+    if len(name) <= _MAX_NAME:
+        return name
+    stem, dot, extension = name[name.rfind("/") + 1 :].partition(".")
+    key = _digest(name[: name.rfind("/") + 1 + len(stem)]).hex()
+    return f"{name[:200].replace('.', '_')}~{key}{dot}{extension[:100]}"
