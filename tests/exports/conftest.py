@@ -118,6 +118,7 @@ def exporter(job: Job, tmp_path: Path) -> Export:
 
     def write(form: str, to: str = "", **options: Any) -> tuple[Path, str]:
         path = tmp_path / (to or form)
-        return path, export(job, store, steps, Choice(form, **options), open_target(str(path)))
+        target = open_target(to if "://" in to else str(path))
+        return path, export(job, store, steps, Choice(form, **options), target)
 
     return write

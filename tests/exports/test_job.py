@@ -1,5 +1,6 @@
 """Tests of exporting from a job: which artifact is found, its scores, the model, and the errors."""
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -8,19 +9,40 @@ import pytest
 from diffusers import StableDiffusionPipeline
 
 from tests.exports.conftest import Export
+from tests.s3 import Server
 from vlcp_ray.config import Job
 from vlcp_ray.exports.job import open_target, public
 from vlcp_ray.pipeline import graph
 from vlcp_ray.schemas import conform
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.stages.evaluate import SCORES
+from vlcp_ray.store import files
 from vlcp_ray.store.artifact import Store
+from vlcp_ray.store.io import open_uri
 
 
 def test_export_model_is_a_diffusers_folder(exported: Export) -> None:
     to, line = exported("model")
     assert line == "the model of finetune seed 0"
     assert StableDiffusionPipeline.from_pretrained(to, safety_checker=None).unet.config.sample_size == 4
+
+
+@pytest.mark.parametrize("form", ["imagefolder", "parquet", "webdataset", "captions", "model"])
+def test_export_of_any_form_lists_the_sums_of_all_its_files(exported: Export, form: str) -> None:
+    to, _ = exported(form)
+    listed = {line.partition("  ")[2] for line in (to / "SHA256SUMS").read_text().splitlines()}
+    assert listed == {str(path.relative_to(to)) for path in to.rglob("*") if path.is_file()} - {"SHA256SUMS"}
+    subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=to, check=True)
+
+
+def test_export_to_s3_writes_the_files_of_a_local_export(exported: Export, s3: Server, tmp_path: Path) -> None:
+    local, _ = exported("parquet")
+    uri = s3.uri(f"export{tmp_path}")
+    exported("parquet", to=uri)
+    _, folder = open_uri(uri, "--to")
+    names = {path[len(folder) + 1 :]: size for path, size in s3.objects(f"export{tmp_path}").items()}
+    assert names == {str(path.relative_to(local)): path.stat().st_size for path in local.rglob("*") if path.is_file()}
+    assert files.read(s3.filesystem(), f"{folder}/SHA256SUMS") == (local / "SHA256SUMS").read_bytes()
 
 
 def test_export_card_has_the_scores_of_its_set_only(job: Job, exported: Export, tmp_path: Path) -> None:

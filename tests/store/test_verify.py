@@ -21,7 +21,7 @@ def artifact(tmp_path: Path) -> Artifact:
     made.write_table("rejected/b.parquet", members(2))
     made.write_bytes("note.json", b"{}")
     Path(made.path, "pairs", ".hidden").write_bytes(b"left by a killed process")
-    made.complete({"rows": 3, "files": list_written(made, ())})
+    made.complete({"rows": 3, "files": list_written(made)})
     return made
 
 

@@ -97,7 +97,7 @@ class Context:
         self.artifact(step).complete(identity(step) | counts | facts | run | files)
 
 
-def list_written(artifact: Artifact, temporary: Sequence[str]) -> dict[str, dict[str, Any]]:
+def list_written(artifact: Artifact, temporary: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     """List the files of an artifact with their bytes and SHA-256; workers read those of an interrupted run again."""
     from vlcp_ray.engine.tasks import run_all  # here, as it imports Ray, which `plan` does not need
 

@@ -13,6 +13,7 @@ from pyarrow import fs as pafs
 from vlcp_ray import __version__
 from vlcp_ray.config import Job
 from vlcp_ray.cost.requirements import set_steps
+from vlcp_ray.engine.context import list_written
 from vlcp_ray.exports import cards, dataset
 from vlcp_ray.methods import vlcp
 from vlcp_ray.protocols import PROTOCOLS
@@ -24,6 +25,7 @@ from vlcp_ray.store import uris
 from vlcp_ray.store.artifact import Artifact, Step, Store
 from vlcp_ray.store.io import open_uri
 
+SUMS: Final = "SHA256SUMS"
 _MAX_TEXTS: Final = 100  # in a card
 
 
@@ -51,6 +53,8 @@ class Choice:
 def export(job: Job, store: Store, steps: Sequence[Step], choice: Choice, target: Artifact) -> str:
     """Export a distilled set, the captions or the model to a folder that is empty or does not exist.
 
+    The file SHA256SUMS lists all others: `sha256sum --check SHA256SUMS` reads them again.
+
     Returns a line on what was written.
 
     Raises:
@@ -62,7 +66,10 @@ def export(job: Job, store: Store, steps: Sequence[Step], choice: Choice, target
     if kind != pafs.FileType.NotFound and _has_files(target):
         raise ConfigError(f"--to {target.path}: it has files already; give an empty folder or one that does not exist")
     write = {"captions": _captions, "model": _model}.get(choice.form, _dataset)
-    return write(job, store, steps, choice, target)
+    line = write(job, store, steps, choice, target)
+    sums = [f"{entry['sha256']}  {name}\n" for name, entry in list_written(target).items()]
+    target.write_bytes(SUMS, "".join(sums).encode())
+    return line
 
 
 def open_target(to: str) -> Artifact:
