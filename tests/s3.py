@@ -1,6 +1,8 @@
 """Run a real S3 server (SeaweedFS) on loopback, alone or behind a proxy that counts requests and injects faults."""
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -65,7 +67,22 @@ class Server:
 
 @dataclass(frozen=True)
 class Proxy(Server):
-    """A proxy in front of a server; its faults can be changed at any time."""
+    """A proxy in front of a server; its faults can be changed at any time.
+
+    Args:
+        pid: of its process.
+    """
+
+    pid: int = 0
+
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """Accept connections and answer nothing."""
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
 
     def set_faults(self, **faults: object) -> None:
         """Set `delay` (seconds), `p503` (share that is answered SlowDown) or `deny` (status, code, message)."""
@@ -122,20 +139,21 @@ def proxy(target: Server, folder: Path) -> Iterator[Proxy]:
     """Start a proxy in front of a server."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "requests.log").touch()
-    made = Proxy(free_port(), folder)
-    made.set_faults()
-    command = [sys.executable, PROXY, made.port, target.port, folder / "requests.log", folder / "faults.json"]
-    with _process([str(part) for part in command], folder / "proxy.log"):
+    port = free_port()
+    command = [sys.executable, PROXY, port, target.port, folder / "requests.log", folder / "faults.json"]
+    with _process([str(part) for part in command], folder / "proxy.log") as pid:
+        made = Proxy(port, folder, pid)
+        made.set_faults()
         _wait_for(lambda: socket.create_connection(("127.0.0.1", made.port)).close() or True, folder / "proxy.log")
         yield made
 
 
 @contextmanager
-def _process(command: list[str], log: Path) -> Iterator[None]:
+def _process(command: list[str], log: Path) -> Iterator[int]:
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=log.parent)
     try:
-        yield
+        yield process.pid
     finally:
         process.kill()
         process.wait()

@@ -6,14 +6,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
+from tests.s3 import BUCKET, Server
 from vlcp_ray.config import load_job
 from vlcp_ray.demo import digits
 from vlcp_ray.pipeline import graph
 from vlcp_ray.store.artifact import MANIFEST, Step, Store
+from vlcp_ray.store.files import list_files
+from vlcp_ray.store.verify import compare_all
 
 JOB = Path(__file__).parents[2] / "jobs" / "digits.toml"
 #: Captions are made by the tiny LLaVA in vLLM; everything else is small.
@@ -56,18 +60,42 @@ num_workers = {workers}
 _TIMEOUT = 400.0  # seconds
 
 
+@dataclass(frozen=True)
+class S3Root:
+    """A root on an S3 server, with the images beside it.
+
+    Args:
+        folder: local, for the output of the drivers.
+        server: as the tests read it.
+        proxy: as the drivers and their workers reach it.
+    """
+
+    name: str
+    folder: Path
+    server: Server
+    proxy: Server
+
+    def __str__(self) -> str:
+        return f"s3://{BUCKET}/{self.name}"
+
+
+Root = Path | S3Root
+
+
 class Run:
     """The driver of a job in a process of its own, with its output in a file."""
 
-    def __init__(self, root: Path, scale: Path, *more: str, address: str | None = None) -> None:
-        self.root, self.log = root, root.with_suffix(f".{time.monotonic_ns()}.log")
+    def __init__(self, root: Root, scale: Path, *more: str, address: str | None = None) -> None:
+        local = root if isinstance(root, Path) else root.folder / root.name
+        self.root, self.log = root, local.with_suffix(f".{time.monotonic_ns()}.log")
         environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
         sets = [part for override in overrides(root) for part in ("--set", override)]
         command = [sys.executable, "-m", "vlcp_ray.cli", "run", str(JOB), f"--root={root}", f"--scale={scale}"]
-        cluster = {"RAY_ADDRESS": address} if address else {}
+        environment |= {"RAY_ADDRESS": address} if address else {}
+        environment |= root.proxy.environment() if isinstance(root, S3Root) else {}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [*command, *sets, *more], stdout=log, stderr=subprocess.STDOUT, env=environment | cluster
+                [*command, *sets, *more], stdout=log, stderr=subprocess.STDOUT, env=environment
             )
 
     def wait_until(self, condition: Callable[[], object]) -> None:
@@ -112,46 +140,58 @@ def write_images(folder: Path) -> Path:
     return folder
 
 
-def overrides(root: Path) -> list[str]:
+def overrides(root: Root) -> list[str]:
     """The overrides of the job; its images are beside every root."""
-    return [*OVERRIDES, f"ingest.source={root.parent / 'images'}"]
+    images = root.parent / "images" if isinstance(root, Path) else f"s3://{BUCKET}/images"
+    return [*OVERRIDES, f"ingest.source={images}"]
 
 
-def steps(root: Path) -> tuple[Step, ...]:
+def steps(root: Root) -> tuple[Step, ...]:
     return graph(load_job(JOB, overrides(root)))
 
 
-def is_under_way(root: Path, stage: str, table: str) -> bool:
+def open_store(root: Root) -> Store:
+    """Open the root for the test itself, without the faults that drivers meet."""
+    return Store.at(str(root) if isinstance(root, Path) else root.server.uri(root.name))
+
+
+def is_under_way(root: Root, stage: str, table: str) -> bool:
     """Whether a stage has written a part of a table, and one of its artifacts is not complete."""
-    written = [path for path in root.glob(f"{stage}-*") if any(path.glob(f"{table}/[!.]*"))]
-    return bool(written) and any(not (path / MANIFEST).exists() for path in root.glob(f"{stage}-*"))
+    store = open_store(root)
+    paths = [file.path[len(store.path) + 1 :] for file in list_files(store.filesystem, store.path, recursive=True)]
+    mine = [path for path in paths if path.startswith(f"{stage}-")]
+    complete = {path.partition("/")[0] for path in mine if path.endswith(f"/{MANIFEST}")}
+    return any(f"/{table}/" in path for path in mine) and {path.partition("/")[0] for path in mine} > complete
 
 
-def is_complete(root: Path, stage: str) -> bool:
+def is_complete(root: Root, stage: str) -> bool:
     """Whether all artifacts of a stage are complete."""
-    return all(
-        (root / f"{step.stage}-{step.fingerprint}" / MANIFEST).exists() for step in steps(root) if step.stage == stage
-    )
+    wanted = [step for step in steps(root) if step.stage == stage]
+    manifests = open_store(root).manifests(wanted)
+    return all(manifests.get(step.fingerprint) for step in wanted)
 
 
-def read_tables(root: Path, stage: str = "") -> dict[str, pa.Table]:
+def read_tables(root: Root, stage: str = "") -> dict[str, pa.Table]:
     """Read all tables, or those of one stage, sorted and without the seconds of each trial."""
-    tables = {}
+    tables, store = {}, open_store(root)
     for step in steps(root):
         for name in TABLES.get(step.stage, ()) if stage in ("", step.stage) else ():
-            table = Store.at(str(root)).artifact(step).table(name, pa.schema([])).combine_chunks()
+            table = store.artifact(step).table(name, pa.schema([])).combine_chunks()
             table = table.drop_columns([column for column in ("seconds",) if column in table.column_names])
             tables[f"{step.title} {name}"] = table.sort_by(table.column_names[0])
     return tables
 
 
-def assert_equal(root: Path, undisturbed: dict[str, pa.Table]) -> None:
-    """Check that all artifacts are complete, that rows in = rows out + rejected, and that tables are equal."""
-    store = Store.at(str(root))
+def assert_equal(root: Root, undisturbed: dict[str, pa.Table]) -> None:
+    """Check that all artifacts are complete, with the files that they list, no row lost and equal tables."""
+    store = open_store(root)
+    manifests = store.manifests(steps(root))
     for step in steps(root):
-        manifest = store.artifact(step).manifest()
-        assert manifest is not None, step.title
+        manifest = manifests.get(step.fingerprint)
+        assert manifest, step.title
         assert manifest["rows_in"] == manifest["rows"] + manifest["rejected"], step.title
+    compared = list(compare_all(store, steps(root), manifests, contents=True))
+    assert [line for one in compared for line in one.lines()] == []
     tables = read_tables(root)
     assert tables.keys() == undisturbed.keys()
     assert [name for name in undisturbed if not tables[name].equals(undisturbed[name])] == []
