@@ -1,6 +1,7 @@
 """Tests of encoding, embedding and generation, against diffusers' own Stable Diffusion pipeline."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline
 
+from tests.hostile import Payload
 from vlcp_ray.models import stable_diffusion
 from vlcp_ray.stages.generate import Generate
 
@@ -91,3 +93,13 @@ def test_img2img_of_row_does_not_depend_on_other_rows(pipeline: StableDiffusionI
     single = stable_diffusion.img2img(pipeline, SETTINGS, latents[3:4], texts[3:4], seeds[3:4], 4)
     # To the last bit: every batch is padded to the same size.
     np.testing.assert_array_equal(batched[3:4], single)
+
+
+def test_load_part_of_pickled_weights_with_a_payload_runs_nothing(tiny_stable_diffusion: str, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(tiny_stable_diffusion, tmp_path / "model"))
+    for file in model.glob("unet/*.safetensors"):
+        file.unlink()
+    torch.save({"conv_in.weight": Payload(tmp_path / "EXECUTED", 1)}, model / "unet" / "diffusion_pytorch_model.bin")
+    with pytest.raises(Exception, match=r"(?i)weights.only|unsupported|pickle|bin"):
+        stable_diffusion.load_unet(str(model), "cpu")
+    assert not (tmp_path / "EXECUTED").exists()

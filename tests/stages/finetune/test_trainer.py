@@ -1,5 +1,6 @@
 """Tests of the training loop of fine-tuning: its recipe, its batches and its checkpoints."""
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline
 
+from tests.hostile import Payload
 from vlcp_ray import images, schemas
 from vlcp_ray.stages.finetune import Finetune
 from vlcp_ray.stages.finetune.batches import RankBatch, Schedule
@@ -223,3 +225,14 @@ def test_step_in_bf16_has_loss_close_to_float32(build_trainer: BuildTrainer) -> 
     full, half = (build_trainer({"mixed_precision": precision}) for precision in ("no", "bf16"))
     losses = [trainer.step(fetch_from(table)(batch.positions), batch) for trainer in (full, half)]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_load_of_a_checkpoint_with_a_payload_is_refused_and_runs_nothing(
+    build_trainer: BuildTrainer, tmp_path: Path
+) -> None:
+    trainer = build_trainer()
+    trainer.save(tmp_path)
+    torch.save({"optimizer": Payload(tmp_path / "EXECUTED", {})}, tmp_path / "optimizer.pt")
+    with pytest.raises(pickle.UnpicklingError, match=r"(?i)weights.only"):
+        trainer.load(tmp_path)
+    assert not (tmp_path / "EXECUTED").exists()

@@ -2,11 +2,13 @@
 
 import io
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.hostile import Payload
 from tests.labelled_digits import NAMES, digits
 from vlcp_ray.config import Teach
 from vlcp_ray.models.classifiers import build_classifier
@@ -27,6 +29,13 @@ def written(content: object) -> bytes:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getvalue()
+
+
+def test_load_checkpoint_with_a_payload_is_refused_and_runs_nothing(tmp_path: Path) -> None:
+    content = written({"state_dict": Payload(tmp_path / "EXECUTED", {})})
+    with pytest.raises(ValueError, match=r"teach\.checkpoint"):
+        load_checkpoint(content, NAMES)
+    assert not (tmp_path / "EXECUTED").exists()
 
 
 def same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
