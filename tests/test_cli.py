@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,13 @@ import pytest
 import ray
 from ray.exceptions import RaySystemError, RayTaskError, WorkerCrashedError
 
+from tests.s3 import Proxy
 from vlcp_ray.cli import format_command, main
 from vlcp_ray.config import load_job
+from vlcp_ray.engine.context import list_written
 from vlcp_ray.monitoring.progress import ProgressSnapshot
 from vlcp_ray.pipeline import graph
+from vlcp_ray.store.artifact import Store
 from vlcp_ray.store.io import StoreError
 
 JOB = str(Path(__file__).parents[1] / "jobs" / "digits.toml")
@@ -105,6 +110,41 @@ def test_plan_imports_no_heavy_library(tmp_path: Path) -> None:
 def test_report_without_scores_names_the_run_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", JOB, "--root", str(tmp_path)]) == 1
     assert "start with: vlcp-ray run" in capsys.readouterr().err
+
+
+def test_plan_and_status_on_s3_list_once_and_read_each_manifest_once(
+    s3_proxy: Proxy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = [JOB, "--set", "seeds=[0,1,2,3,4]", "--root", s3_proxy.uri(f"plan{tmp_path}")]
+    store = Store.at(job[-1])
+    steps = graph(load_job(job[0], [job[2]]))
+    facts = {"rows_in": 1, "rows": 1, "rejected": 0, "seconds": 1.0, "splits": {"train": 9, "val": 9}, "files": {}}
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(lambda step: store.artifact(step).complete(facts | {"class_names": ["0"]}), steps))
+    assert len(steps) > 60
+    for command, more in (("plan", {"GET": 1}), ("status", {"LIST": 1})):  # rates of bench; leases
+        before = s3_proxy.count()
+        assert main([command, *job]) == 0
+        assert s3_proxy.count() - before == Counter({"LIST": 1, "GET": len(steps)}) + Counter(more)
+        assert capsys.readouterr().out.count(" done") >= len(steps)
+
+
+def test_verify_lists_changed_files_and_run_refuses_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store, (step, *_) = Store.at(str(tmp_path)), graph(load_job(JOB))
+    artifact = store.artifact(step)
+    artifact.write_bytes("classes.json", b"[0]")
+    facts = {"rows_in": 0, "rows": 0, "rejected": 0, "seconds": 1.0, "splits": {}, "class_names": []}
+    artifact.complete(facts | {"files": list_written(artifact)})
+    job = [JOB, "--root", str(tmp_path)]
+    assert main(["verify", *job]) == 0
+    assert "1 files        0.0 MiB  ok" in capsys.readouterr().out
+    Path(artifact.path, "classes.json").write_bytes(b"[]")
+    assert main(["verify", *job]) == 1
+    output = capsys.readouterr()
+    assert f"changed  {artifact.path}/classes.json" in output.out
+    assert "remove the folders of damaged artifacts" in output.err
+    assert main(["run", *job, "--to", "ingest"]) == 2
+    assert f"remove {artifact.path} and re-run" in capsys.readouterr().err
 
 
 def test_status_of_a_run_on_another_machine_shows_its_progress(

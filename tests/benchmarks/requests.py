@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from tests.s3 import BUCKET, Proxy, proxy, server
@@ -18,6 +19,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("job")
     parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--delay", type=float, default=0.05, help="seconds for each request of plan and status (0.05)")
     arguments = parser.parse_args()
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -27,18 +29,20 @@ def main() -> int:
         code = 0
         for command in ("run", "plan", "status"):
             code = code or count(command, arguments.job, arguments.set, front)
+            front.set_faults(delay=arguments.delay)
         print(f"{len(real.objects('runs'))} objects under the root")
     return code
 
 
 def count(command: str, job: str, overrides: list[str], front: Proxy) -> int:
     """Run one command and print its requests."""
-    before = front.count()
+    before, start = front.count(), time.monotonic()
     sets = [part for text in overrides for part in ("--set", text)]
     whole = [sys.executable, "-m", "vlcp_ray.cli", command, job, "--root", f"s3://{BUCKET}/runs", *sets]
     code = subprocess.run(whole, env={**_environment(), **front.environment()}, stdout=subprocess.DEVNULL).returncode
     kinds = front.count() - before
-    print(f"{command:<8} {kinds.total():>6,} requests: {', '.join(f'{n:,} {kind}' for kind, n in kinds.most_common())}")
+    listed = ", ".join(f"{number:,} {kind}" for kind, number in kinds.most_common())
+    print(f"{command:<8} {time.monotonic() - start:6.1f} s {kinds.total():>6,} requests: {listed}", flush=True)
     return code
 
 
