@@ -43,6 +43,12 @@ def test_open_uri_without_bucket_is_refused() -> None:
         open_uri("s3://", "--root")
 
 
+@pytest.mark.parametrize("path", ["a/../b", "a//b", "./a"])
+def test_open_uri_of_s3_with_empty_parts_or_dots_is_refused(path: str) -> None:
+    with pytest.raises(ValueError, match="--root .*: a part of the path is empty or dots"):
+        open_uri(f"s3://bucket/{path}?region=us-east-1", "--root")
+
+
 @pytest.mark.parametrize("scheme", ["s3", "gs"])
 def test_open_uri_with_an_unknown_option_names_it(scheme: str) -> None:
     with pytest.raises(ValueError, match=r"--root .*: Unexpected query parameter.*: '?nope"):

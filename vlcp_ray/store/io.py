@@ -91,6 +91,8 @@ def open_uri(uri: str, field: str) -> tuple[pafs.FileSystem, str]:
         ) from error
     if not path.strip("/") and not isinstance(filesystem, pafs.LocalFileSystem):
         raise ValueError(f"{field} {public(uri)}: it names no bucket; write s3://bucket/folder")
+    if filesystem.type_name == "s3" and {"", ".", ".."} & set(path.strip("/").split("/")):
+        raise ValueError(f"{field} {public(uri)}: a part of the path is empty or dots; write s3://bucket/folder")
     return filesystem, path.rstrip("/")
 
 

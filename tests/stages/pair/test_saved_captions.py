@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from tests.hostile import with_pickled_column
 from vlcp_ray.demo import digits
 from vlcp_ray.schemas import IMAGES, conform, reject
 from vlcp_ray.settings import ConfigError
@@ -114,3 +115,13 @@ def test_open_captions_of_other_files_names_the_formats(tmp_path: Path) -> None:
         open_captions(str(tmp_path / "a.csv"))
     with pytest.raises(ConfigError, match=r"missing\.jsonl cannot be read as JSON lines"):
         open_captions(str(tmp_path / "missing.jsonl"))
+
+
+def test_open_captions_of_pickled_objects_is_refused_and_runs_nothing(tmp_path: Path) -> None:
+    import ray.data  # noqa: F401  # registers the type, as in the workers of pair
+
+    poisoned = with_pickled_column(caption_table({"a": "text"}), "caption", tmp_path / "EXECUTED")
+    parquet.write_table(poisoned, tmp_path / "a.parquet")
+    with pytest.raises(ConfigError, match=r"caption\.source: .* column 'caption' has the type ray\.data"):
+        LoadSavedCaptions(str(tmp_path / "a.parquet"))
+    assert not (tmp_path / "EXECUTED").exists()

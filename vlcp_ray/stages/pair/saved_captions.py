@@ -8,6 +8,7 @@ import pyarrow.dataset as pads
 from vlcp_ray import schemas
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.store.io import open_uri
+from vlcp_ray.store.tables import check_types
 
 
 class LoadSavedCaptions:
@@ -34,7 +35,9 @@ def open_captions(uri: str) -> pads.Dataset:
     file_format = "json" if uri.endswith((".jsonl", ".json")) else "parquet"
     try:
         filesystem, path = open_uri(uri, "caption.source")
-        return pads.dataset(path, filesystem=filesystem, format=file_format)
+        table = pads.dataset(path, filesystem=filesystem, format=file_format)
+        check_types(table.schema, None, "the table", "write captions as plain text")
+        return table
     except (OSError, ValueError) as error:
         expected = "JSON lines" if file_format == "json" else "parquet (JSON lines end in .jsonl)"
         raise ConfigError(

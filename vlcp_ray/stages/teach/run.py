@@ -14,7 +14,8 @@ from vlcp_ray.sources.classes import expand, load_glossary
 from vlcp_ray.stages.ingest import check_classes, check_val
 from vlcp_ray.stages.teach import STAGE, WEIGHTS, Teach
 from vlcp_ray.store.artifact import Artifact, Step
-from vlcp_ray.store.io import open_uri
+from vlcp_ray.store.files import read
+from vlcp_ray.store.io import open_uri, retry
 
 
 def run(context: Context, steps: Sequence[Step]) -> None:
@@ -85,8 +86,7 @@ def _read_checkpoint(uri: str, class_names: Sequence[str]) -> dict[str, Any]:
     from vlcp_ray.stages.teach.checkpoint import load_checkpoint
 
     filesystem, path = open_uri(uri, "teach.checkpoint")
-    with filesystem.open_input_stream(path) as stream:
-        content = stream.read()
+    content = retry(lambda: read(filesystem, path), f"read {uri}")
     known = load_glossary("")
     imagenet = [known.names[key] for key in sorted(expand(["imagenet1k"], known))]  # the order of published networks
     return load_checkpoint(content, class_names, imagenet if set(class_names) < set(imagenet) else ())
