@@ -45,7 +45,7 @@ def test_open_uri_without_bucket_is_refused() -> None:
 
 @pytest.mark.parametrize("path", ["a/../b", "a//b", "./a"])
 def test_open_uri_of_s3_with_empty_parts_or_dots_is_refused(path: str) -> None:
-    with pytest.raises(ValueError, match="--root .*: a part of the path is empty or dots"):
+    with pytest.raises(ValueError, match=r"--root .*: a part of the path is empty or dots"):
         open_uri(f"s3://bucket/{path}?region=us-east-1", "--root")
 
 
