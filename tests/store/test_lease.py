@@ -7,6 +7,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ ONE, OTHER = Step("pair", 1, {"a": 1}), Step("pair", 1, {"a": 2})
 def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "HEARTBEAT_INTERVAL", 0.1)
     monkeypatch.setattr(lease, "_STOP_AFTER", 1.0)
-    monkeypatch.setattr(lease, "_EXIT_AFTER", 20.0)
+    monkeypatch.setattr(lease, "_EXIT_AFTER", 200.0)
     monkeypatch.setattr(lease, "_DEAD_AFTER", 2.0)
     monkeypatch.setattr(lease, "_LOCK_DEAD_AFTER", 0.5)
     monkeypatch.setattr(lease, "_POLL_INTERVAL", 0.02)
@@ -121,6 +123,17 @@ def test_acquire_lease_by_six_threads_lets_one_run(place: str, tmp_path: Path, r
     assert active_leases(Store.at(root)) == []
 
 
+@contextmanager
+def handlers(interrupt: Any) -> Iterator[None]:
+    """Set the handler of SIGINT, and let SIGTERM raise KeyboardInterrupt as it does in a run."""
+    before = signal.signal(signal.SIGINT, interrupt), signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])
+
+
 @pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
 def test_acquire_lease_interrupts_a_run_whose_lease_is_gone(tmp_path: Path, handler: Any) -> None:
     """With SIGINT ignored, as for a background command of a shell script, SIGTERM interrupts."""
@@ -130,20 +143,15 @@ def test_acquire_lease_interrupts_a_run_whose_lease_is_gone(tmp_path: Path, hand
             leases(tmp_path)[0].unlink()
             threading.Event().wait(5)
 
-    before = signal.signal(signal.SIGINT, handler), signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            work()
-    finally:
-        signal.signal(signal.SIGINT, before[0])
-        signal.signal(signal.SIGTERM, before[1])
+    with handlers(handler), pytest.raises(KeyboardInterrupt):
+        work()
 
 
 def test_acquire_lease_interrupts_a_run_that_cannot_renew_it_before_another_may_start(
     s3_proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store.at(s3_proxy.uri(f"outage{tmp_path}"))
-    started = stopped = 0.0
+    started = 0.0
 
     def work() -> None:
         nonlocal started
@@ -155,7 +163,7 @@ def test_acquire_lease_interrupts_a_run_that_cannot_renew_it_before_another_may_
             threading.Event().wait(30)
 
     monkeypatch.setattr(io, "STOP", tenacity.stop_after_attempt(1))
-    with pytest.raises(KeyboardInterrupt):
+    with handlers(signal.default_int_handler), pytest.raises(KeyboardInterrupt):
         work()
     stopped = time.monotonic()
     assert 0.5 < stopped - started < lease._DEAD_AFTER
