@@ -82,7 +82,8 @@ def _read_row(filesystem: pafs.FileSystem, max_bytes: int, file: ImageFile) -> R
         try:
             content = attempts(_read_bytes, filesystem, file.path, max_bytes)
         except OSError as error:
-            is_refused = isinstance(error, PermissionError) and not isinstance(filesystem, pafs.LocalFileSystem)
+            # S3 gives rights to a bucket: a wrong key is not the fault of one image.
+            is_refused = isinstance(error, PermissionError) and filesystem.type_name == "s3"
             if is_refused or not _is_file_error(error):
                 raise
             reason, detail = "unreadable", f"{type(error).__name__}: {error.strerror or error}"
