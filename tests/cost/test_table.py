@@ -121,6 +121,7 @@ def test_cost_lines_of_a_scale_with_unnamed_or_unrated_gpus_name_the_setting(tmp
     with pytest.raises(ValueError, match="no pool has num_gpus"):
         Scale(gpu="L4")
 
+
 def test_cost_lines_leave_out_the_disk_of_an_uncounted_model(tmp_path: Path) -> None:
     job = DIGITS.model_copy(update={"base_model": "some/model"})
     lines = list(cost_lines(job, Store.at(str(tmp_path)), graph(job), derive(2, 0)))
