@@ -29,13 +29,26 @@ def torch_flops(model: torch.nn.Module, *inputs: torch.Tensor) -> int:
     return int(counter.get_total_flops())
 
 
+@pytest.fixture(scope="module")
+def counted() -> dict[str, list[count_flops.Count]]:
+    return count_flops.counts()
+
+
 @pytest.mark.parametrize("part", HUB)
-def test_count_of_the_papers_model_equals_the_stored_count(part: str) -> None:
-    count = count_flops.count(part, count_flops.PAPER[part])
-    assert count["parameters"] == count_parameters(*HUB[part])
-    stored = STORED[part][0]
-    assert count.keys() == stored.keys()
-    assert all(count[name] == pytest.approx(stored[name], rel=1e-6, abs=1.0) for name in stored)
+def test_counts_equal_the_stored_counts(part: str, counted: dict[str, list[count_flops.Count]]) -> None:
+    papers, demos = counted[part]
+    assert papers["parameters"] == count_parameters(*HUB[part])
+    for count, stored in zip((papers, demos), STORED[part], strict=True):
+        assert count.keys() == stored.keys()
+        assert all(count[name] == pytest.approx(stored[name], rel=1e-6, abs=1.0) for name in stored)
+    assert counted.keys() == STORED.keys()
+
+
+def test_config_of_leaves_out_what_is_no_setting() -> None:
+    config = count_flops.config_of("demo/stable_diffusion", "vae")
+    assert config["latent_channels"] == 4
+    assert not config.keys() & {"_name_or_path", "architectures"}
+    assert count_flops.config_of("demo/llava", "")["model_type"] == "llava"
 
 
 @pytest.mark.parametrize("part", HUB)

@@ -1,5 +1,6 @@
 """Tests of the estimate: the loads of the stages, and seconds, hours and money from loads, rates and workers."""
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -7,15 +8,23 @@ from typing import Any
 import pytest
 
 from vlcp_ray.config import Job, load_job
-from vlcp_ray.cost.estimate import StageCost, estimate, loads, seconds_by_stage
+from vlcp_ray.cost.estimate import (
+    LoadCost,
+    StageCost,
+    _load_cost,
+    _stage_cost,
+    estimate,
+    loads,
+    seconds_by_stage,
+)
 from vlcp_ray.cost.inputs import CostInputs
 from vlcp_ray.cost.rates import CPU, Overheads, Rate, Rates, published
 from vlcp_ray.pipeline import graph
-from vlcp_ray.scale import Scale, derive, load_scale
+from vlcp_ray.scale import Pool, Prices, Scale, derive, load_scale
 from vlcp_ray.settings import build
 from vlcp_ray.stages import works
 from vlcp_ray.stages.ingest import Expect
-from vlcp_ray.stages.stage import Load
+from vlcp_ray.stages.stage import Load, Stage, Work
 
 ROOT = Path(__file__).parents[2]
 JOBS = ROOT / "jobs"
@@ -151,3 +160,101 @@ def test_estimate_uses_measured_rates_for_the_same_models_only() -> None:
     assert not other["finetune"].measured
     assert other["evaluate"].measured
     assert seconds_by_stage(list(costs.values())).keys() >= {"ingest", "pair", "finetune", "generate", "evaluate"}
+
+
+WORK = Work("w", "generate", "", on_cpu=(0.5, 4.0), on_gpu=(0.25, 5.0))
+CORE = Rates(device=CPU, source="x", peak=1e9, overheads=Overheads(plan=3.0, train=10.0, task=1.0))
+GPU = CORE.model_copy(update={"device": "L4"})
+MEASURED = CORE.model_copy(update={"rates": {"w": Rate(per_second=2e9, start=1.0, model=7)}})
+
+
+@pytest.mark.parametrize(
+    ("load", "pool", "rates", "start", "work", "held"),
+    [
+        # A worker does 0.5e9 operations per second on each of its two cores, and starts twice in 3 + 4 seconds.
+        ({"units": 10, "starts": 2}, {"num_workers": 3, "num_cpus": 2}, CORE, 14, 6 / 3, 6 * 2 + 3 * 14 * 2),
+        ({"units": 2}, {"num_workers": 3, "num_cpus": 2}, CORE, 7, 6 / 2, 6 * 2 + 2 * 7 * 2),
+        ({"units": 2, "parallel": False}, {"num_workers": 3, "num_cpus": 2}, CORE, 7, 6, 3 * 2 * (6 + 7)),
+        ({"units": 2}, {"num_workers": 1, "num_cpus": 0.5}, CORE, 7, 12, 12 * 0.5 + 7 * 0.5),
+        # A measured rate is that of a worker.
+        ({"units": 9}, {"num_workers": 3, "num_cpus": 2}, MEASURED, 4, 3 / 3, 3 * 2 + 3 * 4 * 2),
+        # 0.25e9 per second of a GPU, which several workers share; a worker with two GPUs counts as one.
+        ({"units": 9}, {"num_workers": 4, "num_gpus": 0.5, "num_cpus": 2}, GPU, 8, 24 / 2, 24 + 4 * 8 * 0.5),
+        ({"units": 9}, {"num_workers": 1, "num_gpus": 0.5, "num_cpus": 2}, GPU, 8, 24, 24 + 8 * 0.5),
+        ({"units": 9}, {"num_workers": 3, "num_gpus": 2, "num_cpus": 2}, GPU, 8, 24 / 3, 24 + 3 * 8),
+    ],
+)
+def test_load_cost_equals_hand_computation(
+    load: dict[str, Any], pool: dict[str, float], rates: Rates, start: float, work: float, held: float
+) -> None:
+    cost = _load_cost(Load(WORK, 5, 6e9, **load), build(Pool, pool, "x"), rates, 7)
+    assert (cost.start, cost.work, cost.held) == pytest.approx((start, work, held))
+    assert cost.measured == (rates is MEASURED)
+    assert not _load_cost(cost.load, cost.pool, MEASURED, 8).measured
+
+
+def test_load_cost_starts_with_the_overhead_of_its_work() -> None:
+    for overhead, seconds in (("plan", 3), ("train", 10), ("task", 1)):
+        work = Work("v", "generate", "", on_cpu=(0.5, 4.0), overhead=overhead)
+        assert _load_cost(Load(work, 0, 1.0, 1), Pool(), CORE, None).start == seconds + 4
+
+
+def load_cost(
+    work: float, start: float, held: float, images: int = 5, unit: Any = "operations", **pool: Any
+) -> LoadCost:
+    load = Load(Work("w", "generate", "", unit=unit), images, 100.0, 1)
+    return LoadCost(load, build(Pool, pool, "x"), start, work, held, measured=True)
+
+
+def test_stage_cost_of_one_pool_is_the_sum_of_its_loads() -> None:
+    on_gpu = load_cost(10, 2, 7200, num_gpus=1)
+    on_cpu = load_cost(30, 4, 3600, images=3, unit="images")
+    cost = _stage_cost(Stage("x", 1, "", pools=("generate",)), [on_gpu, on_cpu], Scale())
+    assert cost == StageCost("x", 8, 100.0, 46, 2.0, 1.0, 0.0, measured=True)
+    assumed = dataclasses.replace(on_cpu, measured=False)
+    assert not _stage_cost(Stage("x", 1, "", pools=("generate",)), [on_gpu, assumed], Scale()).measured
+
+
+@pytest.mark.parametrize(
+    ("costs", "cores", "seconds"),
+    [
+        # On GPUs of their own the slower load counts, and the later start.
+        ([load_cost(10, 2, 0, num_gpus=1), load_cost(30, 1, 0, num_gpus=1, num_workers=2)], 8, 2 + 30),
+        # On one shared GPU both loads wait for each other.
+        ([load_cost(10, 2, 0, num_gpus=0.5), load_cost(30, 1, 0, num_gpus=0.5)], 8, 2 + 40),
+        # Three loads of two cores for 10 seconds each on four cores.
+        ([load_cost(10, 1, 0, num_cpus=2)] * 3, 4, 1 + 60 / 4),
+        ([load_cost(10, 1, 0, num_cpus=2, num_workers=2), load_cost(20, 3, 0)], 2, 3 + 60 / 2),
+        ([load_cost(math.nan, 1, 0), load_cost(20, 3, 0)], 2, math.nan),
+    ],
+)
+def test_stage_cost_of_streaming_pools_is_the_slowest_or_what_they_share(
+    costs: list[LoadCost], cores: int, seconds: float
+) -> None:
+    scale = Scale(ingest=Pool(num_workers=cores))
+    stage = Stage("x", 1, "", pools=("caption", "encode"))
+    assert _stage_cost(stage, costs, scale).seconds == pytest.approx(seconds, nan_ok=True)
+
+
+def test_stage_cost_money_is_hours_times_prices() -> None:
+    prices = Prices(gpu_hour=2.0, cpu_hour=0.5, head_hour=0.1, gpu_hour_on_demand=3.0)
+    on_both = [load_cost(3600, 0, 7200, num_gpus=1), load_cost(3600, 0, 14_400)]
+
+    def money(prices: Prices, *, gang_scheduled: bool = False) -> float:
+        stage = Stage("x", 1, "", pools=("generate",), gang_scheduled=gang_scheduled)
+        return _stage_cost(stage, on_both, Scale(generate=Pool(num_gpus=1), prices=prices)).money
+
+    assert money(prices) == pytest.approx(2 * 2.0 + 4 * 0.5 + 2 * 0.1)
+    assert money(prices, gang_scheduled=True) == pytest.approx(2 * 3.0 + 4 * 0.5 + 2 * 0.1)
+    without = prices.model_copy(update={"gpu_hour_on_demand": None})
+    assert money(without, gang_scheduled=True) == money(prices)
+
+
+def test_estimate_captions_have_the_tokens_of_the_rates_up_to_the_limit_of_the_job() -> None:
+    def flops(gpu: float | None, cpu: float) -> float:
+        on_gpu, on_cpu = (measured_rates().model_copy(update={"answer_tokens": n}) for n in (gpu, cpu))
+        return costs_by_stage(DIGITS, derive(2, 0), DIGITS_IMAGES, on_gpu if gpu else None, on_cpu)["pair"].flops
+
+    assert flops(None, 200) == flops(None, DIGITS.caption.max_tokens)
+    assert flops(None, 10) < flops(None, 11) < flops(None, DIGITS.caption.max_tokens)
+    assert flops(10, 20) == flops(None, 10)

@@ -9,9 +9,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from vlcp_ray.config import Job
-from vlcp_ray.cost.flops import model_flops, prompt_tokens
+from vlcp_ray.cost.flops import ModelFlops, model_flops, prompt_tokens, token_terms
+from vlcp_ray.cost.inputs import CostInputs
 from vlcp_ray.models.pretrained import count_parameters, folder
 from vlcp_ray.settings import build
+from vlcp_ray.stages.ingest import Expect
 
 
 def make_job(base_model: str, captioner: str) -> Job:
@@ -54,3 +56,40 @@ def test_count_parameters_of_a_folder_counts_scalars_and_skips_metadata(tmp_path
     save_file({"c": np.zeros(5, np.float32)}, tmp_path / "2.safetensors")
     assert count_parameters(str(tmp_path), "") == 12
     assert count_parameters(str(tmp_path / "none"), "") is None
+
+
+COUNTED = ModelFlops(
+    unet={"forward": [1.0, 2.0, 3.0, 5.0, 7.0]},
+    vae={"encode": [1.0, 10.0, 100.0], "decode": [2.0, 20.0, 200.0]},
+    text={"slice": 11},
+    llava={"image": 1000.0, "image_tokens": 4, "token": 10.0, "token_pair": 2.0, "head": 3.0},
+)
+
+
+def test_flops_of_unet_vae_and_text_are_polynomials_of_their_counts() -> None:
+    # constant, pixels, pairs of pixels, pixels x tokens, tokens; a slice has 77 tokens
+    assert COUNTED.denoise(2) == 1 + 2 * 4 + 3 * 16 + 5 * 4 * 77 + 7 * 77
+    assert COUNTED.denoise(3, slices=2) == 1 + 2 * 9 + 3 * 81 + 5 * 9 * 154 + 7 * 154
+    assert COUNTED.encode(3) == 1 + 10 * 9 + 100 * 81
+    assert COUNTED.decode(3) == 2 + 20 * 9 + 200 * 81
+    assert (COUNTED.embed_text(), COUNTED.embed_text(3)) == (11, 33)
+    assert token_terms(6) == (6, 36)
+
+
+def test_caption_flops_equal_hand_computation() -> None:
+    # 4 tokens of the image, 10 of the chat and 1.4 for each of 5 words are read; the first answer token attends to
+    # these 21, the last one to 21 + 10
+    pairs = 21**2 + 10 * (21 + 31) / 2
+    expected = 1000 + (21 + 10) * 10 + pairs * 2 + 10 * 3
+    assert COUNTED.caption("five words and a bit", 10) == pytest.approx(expected)
+
+
+def test_cost_inputs_have_a_slice_for_every_75_tokens_of_a_caption() -> None:
+    job, images = make_job("demo/stable_diffusion", "demo/llava"), Expect(train=1, val=1, classes=1, gib=1)
+    inputs = CostInputs.for_job(job, images)
+    assert (inputs.caption_tokens, inputs.latent_shape(64), inputs.latent_side(64)) == (0, (4, 8, 8), 8)
+    slices = {
+        tokens: CostInputs.for_job(job, images, tokens).text_slices("text") for tokens in (0, 1, 75, 75.9, 76, 151)
+    }
+    assert slices == {0: 1, 1: 1, 75: 1, 75.9: 1, 76: 2, 151: 3}
+    assert CostInputs.for_job(job, images, 500).text_slices("class_name") == 1

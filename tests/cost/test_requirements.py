@@ -8,13 +8,17 @@ import pytest
 
 from vlcp_ray import pipeline
 from vlcp_ray.config import Job, load_job
-from vlcp_ray.cost.requirements import Requirements, format_gib, requirements
+from vlcp_ray.cost.requirements import Requirements, expected_images, format_gib, requirements
 from vlcp_ray.models.pretrained import folder
 from vlcp_ray.settings import build
+from vlcp_ray.stages.ingest import Expect
 
 GIB = 2**30
 JOBS = Path(__file__).parents[2] / "jobs"
-IMAGENET = {"expect": {"classes": 1000, "train": 1_281_167, "val": 50_000, "gib": 144.0}, "source": "s3://x/imagenet"}
+IMAGENET: dict[str, Any] = {
+    "expect": {"classes": 1000, "train": 1_281_167, "val": 50_000, "gib": 144.0},
+    "source": "s3://x/imagenet",
+}
 
 
 def requirements_of(job: Job) -> Requirements:
@@ -84,3 +88,42 @@ def test_requirements_count_no_set_of_a_method_left_out(methods: list[str]) -> N
 def test_format_gib_below_a_tenth_is_in_mib() -> None:
     assert format_gib(1234.56) == "1,234.6 GiB"
     assert format_gib(0.05) == "51.2 MiB"
+    assert format_gib(0.1) == "0.1 GiB"
+
+
+def test_requirements_lines_have_counts_and_sums() -> None:
+    needed = Requirements(
+        Expect(train=1_281_167, val=50_000, classes=1000, gib=144.0),
+        sets=6,
+        distilled=12_000,
+        disk={"images": 144.0, "pairs": 100.5},
+        memory={"caption": 13.16, "generate": None},
+    )
+    assert list(needed.lines()) == [
+        "images      1,281,167 train + 50,000 val, 1,000 classes, 144.0 GiB",
+        "distilled   12,000 images in 6 sets",
+        "disk        244.5 GiB at the root: images 144.0 GiB, pairs 100.5 GiB",
+        "GPU memory  caption 13.2 GiB, generate unknown, plus the activations of a batch",
+    ]
+
+
+def test_requirements_of_an_uncounted_model_leave_out_its_disk() -> None:
+    needed = requirements_of(make_job(ingest=IMAGENET, base_model="some/model"))
+    assert needed.disk.keys() == {"images", "pairs", "distilled"}
+
+
+def test_requirements_before_ingest_have_no_images_and_no_disk() -> None:
+    needed = requirements_of(make_job(ingest={"source": "/data/mine"}, ipc=[1, 2], seeds=[0, 1, 2, 3]))
+    assert (needed.images, needed.distilled, dict(needed.disk)) == (None, 0, {})
+    assert needed.sets == 3 * 2 * 4  # vlcp, random and centroid
+
+
+def test_expected_images_are_the_settings_or_the_embedded_digits() -> None:
+    digits = expected_images(make_job())
+    assert digits is not None
+    assert (digits.train, digits.val, digits.classes) == (1297, 500, 10)
+    assert digits.gib == pytest.approx((1297 + 500) * 900 / GIB)
+    assert expected_images(make_job(ingest=IMAGENET)) == Expect(**IMAGENET["expect"])
+    stated = {"expect": {"classes": 10, "train": 5, "val": 2, "gib": 1.0}}
+    assert expected_images(make_job(ingest=stated)) == Expect(**stated["expect"])
+    assert expected_images(make_job(ingest={"source": "/data/mine"})) is None

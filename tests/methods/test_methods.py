@@ -6,8 +6,13 @@ from pkgutil import resolve_name
 import pytest
 
 from vlcp_ray.config import load_job
+from vlcp_ray.cost.inputs import CostInputs
 from vlcp_ray.methods import METHODS
 from vlcp_ray.methods.method import Method
+from vlcp_ray.pipeline import graph
+from vlcp_ray.stages import evaluate, ingest, select
+from vlcp_ray.stages.ingest import Expect
+from vlcp_ray.stages.stage import Load
 
 JOB = load_job("jobs/digits-compare.toml")
 PARAMETERS = {
@@ -42,3 +47,54 @@ def test_d4m_has_its_own_guidance_and_clusters_all_images() -> None:
 def test_rded_hashes_its_crops_and_their_pool() -> None:
     settings = METHODS["rded"].settings(JOB, "hash")
     assert (settings["crops"], settings["pool"], tuple(settings["crop_scale"])) == (5, 300, (0.08, 1.0))
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)
+def test_method_clustering_is_that_of_the_job_but_for_d4m(method: Method) -> None:
+    job = JOB.model_copy(update={"prototype": JOB.prototype.model_copy(update={"contamination": 0.25})})
+    changed = {"contamination": 0.0} if method.name == "d4m" else {}
+    assert method.clustering(job) == job.prototype.model_dump() | changed
+
+
+def test_generated_methods_differ_in_text_and_model_only() -> None:
+    generate = JOB.generate.model_dump()
+    assert METHODS["vlcp"].settings(JOB, "hash") == generate | {"text": "text"}
+    assert METHODS["vlcp-name"].settings(JOB, "hash") == generate | {"text": "class_name"}
+    assert METHODS["base-text"].settings(JOB, "hash") == generate | {"text": "text", "base_model": "hash"}
+    assert METHODS["base-name"].settings(JOB, "hash") == generate | {"text": "class_name", "base_model": "hash"}
+    assert METHODS["centroid"].settings(JOB, "hash") == {"image_size": 32, "base_model": "hash"}
+
+
+def loads_of(name: str) -> tuple[CostInputs, Load]:
+    """The one load of the sets of a method: ipc 1 and 16 with three seeds, of 10 classes."""
+    job = load_job("jobs/digits-compare.toml", ["ipc=[1, 16]"])
+    inputs = CostInputs.for_job(job, Expect(train=1000, val=100, classes=10, gib=1))
+    steps = [step for step in graph(job) if step.key.get("method") == name and step.stage == "select"]
+    assert sorted((step.key["seed"], step.key["ipc"]) for step in steps) == [
+        (s, ipc) for s in (0, 1, 2) for ipc in (1, 16)
+    ]
+    (load,) = METHODS[name].loads(inputs, steps)
+    assert load.images == 3 * (1 + 16) * 10
+    return inputs, load
+
+
+@pytest.mark.parametrize("name", ["herding", "k-center"])
+def test_loads_of_methods_by_features_are_a_pass_over_every_training_image(name: str) -> None:
+    inputs, load = loads_of(name)
+    teach = inputs.job.teach
+    each = inputs.models.classify(teach.network, teach.input_size, teach.width, 10)
+    assert (load.work, load.amount, load.units) == (evaluate.CLASSIFY, 1000 * each, 10)
+
+
+def test_loads_of_rded_are_five_crops_of_300_images_of_every_class_and_seed() -> None:
+    inputs, load = loads_of("rded")
+    teach = inputs.job.teach
+    each = inputs.models.classify(teach.network, teach.input_size, teach.width, 10)
+    assert (load.work, load.amount, load.units) == (evaluate.CLASSIFY, 3 * 10 * 300 * 5 * each, 10)
+
+
+def test_loads_of_random_and_centroid_are_an_image_each() -> None:
+    _, random = loads_of("random")
+    assert (random.work, random.amount, random.units) == (ingest.READ, 510, 510)
+    inputs, centroid = loads_of("centroid")
+    assert (centroid.work, centroid.amount, centroid.units) == (select.DECODE, 510 * inputs.models.decode(4), 510)

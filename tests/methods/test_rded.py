@@ -4,11 +4,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlcp_ray.images import Pixels
+from vlcp_ray.config import load_job
+from vlcp_ray.images import Pixels, decode, encode_png
 from vlcp_ray.methods import rded as method
 from vlcp_ray.methods.rded import PADDING, Patches, best_patches, crop_boxes, pool_ids, tile
 from vlcp_ray.seeds import seed_for
@@ -236,3 +238,43 @@ def test_rded_of_unusable_input_is_refused(n: int, change: dict[str, object], me
     arguments = {"images": images, "image_ids": image_ids, "score": brightness, "ipc": 1, "factor": 2, "size": 16}
     with pytest.raises(ValueError, match=message):
         rded(**{**arguments, "seed": 0, **change})  # type: ignore[arg-type]
+
+
+def test_best_patches_with_ties_go_to_the_first_image_and_crop() -> None:
+    images, image_ids = photos(3)
+    best = best_patches(images, image_ids, lambda pixels: np.zeros(len(pixels)), count=5, side=8, size=8, seed=0)
+    assert best.image_ids == ["i000", "i001", "i002", "i000", "i001"]
+    for place, (image_id, patch) in enumerate(zip(best.image_ids, best.pixels, strict=True)):
+        crops = candidates(images[image_ids.index(image_id)], image_id, 0, 10, 8)
+        first = crops[5 * (place // 3)].astype(int)  # the first of five crops in each turn
+        assert np.abs(patch.astype(int) - first).max() <= 1
+
+
+def test_select_images_takes_the_crops_of_the_lowest_cross_entropy() -> None:
+    import torch
+
+    class Brightness(torch.nn.Module):
+        """Logits of two classes: zero, and the mean of the normalised pixels."""
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            values = images.mean((1, 2, 3))
+            return torch.stack([torch.zeros_like(values), values], 1)
+
+    images, image_ids = photos(6)
+    columns = {"image_id": image_ids, "label": [1] * 6, "class_name": ["bright"] * 6}
+    rows = pa.table(columns | {"image": [encode_png(image) for image in images]})
+    job = load_job("jobs/digits-compare.toml", ["evaluate.factor=2", "generate.image_size=16"])
+    sets = method.select_images(rows, [(0, 1), (0, 2), (4, 1)], Brightness().eval(), job, "cpu")
+    mean, std = (np.array(values)[:, None, None] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+
+    def loss(pixels: Pixels) -> npt.NDArray[np.float64]:
+        return np.log1p(np.exp(-((pixels / 255 - mean) / std).mean(axis=(1, 2, 3))))
+
+    for (seed, ipc), table in sets.items():
+        expected, _ = rded(images, image_ids, loss, ipc=ipc, factor=2, size=16, seed=seed)
+        np.testing.assert_array_equal([np.asarray(decode(data)) for data in table["image"].to_pylist()], expected)
+        assert table["image_id"].to_pylist() == ["rded-0001-0000", "rded-0001-0001"][:ipc]
+        assert table.drop_columns(["image_id", "image"]).to_pylist() == ipc * [
+            {"label": 1, "class_name": "bright", "split": "train", "prototype_id": "", "text": "", "seed": seed}
+        ]
+    assert set(sets) == {(0, 1), (0, 2), (4, 1)}

@@ -5,8 +5,8 @@ import pyarrow as pa
 
 from vlcp_ray.demo import digits
 from vlcp_ray.images import decode
-from vlcp_ray.methods.synthetic_rows import as_synthetic
-from vlcp_ray.schemas import SYNTHETIC
+from vlcp_ray.methods.synthetic_rows import as_synthetic, from_prototypes
+from vlcp_ray.schemas import SYNTHETIC, conform
 
 
 def test_as_synthetic_keeps_the_pixels() -> None:
@@ -15,3 +15,16 @@ def test_as_synthetic_keeps_the_pixels() -> None:
     assert synthetic.schema == SYNTHETIC
     for before, after in zip(rows["image"].to_pylist(), synthetic["image"].to_pylist(), strict=True):
         np.testing.assert_array_equal(np.asarray(decode(before)), np.asarray(decode(after)))
+    assert synthetic["prototype_id"].to_pylist() == synthetic["text"].to_pylist() == ["", "", ""]
+    assert synthetic["seed"].to_pylist() == [0, 0, 0]
+    assert synthetic["image_id"].equals(rows["image_id"])
+
+
+def test_from_prototypes_adds_columns_and_resizes() -> None:
+    table = pa.table({"prototype_id": ["3-0", "3-1"], "label": pa.array([3, 3], pa.int32()), "class_name": ["a", "a"]})
+    pixels = np.stack([np.full((4, 4, 3), value, np.uint8) for value in (10, 200)])
+    rows = conform(from_prototypes(table, "vlcp", pixels, 8, ["x", "y"], [5, 6]), SYNTHETIC).to_pylist()
+    assert [row["image_id"] for row in rows] == ["vlcp-3-0", "vlcp-3-1"]
+    assert [(row["split"], row["text"], row["seed"]) for row in rows] == [("train", "x", 5), ("train", "y", 6)]
+    images = [np.asarray(decode(row["image"])) for row in rows]
+    assert [(image.shape, set(image.ravel().tolist())) for image in images] == [((8, 8, 3), {10}), ((8, 8, 3), {200})]

@@ -119,3 +119,11 @@ def test_average_pool_2_equals_torch_with_gradient(size: int) -> None:
     weights = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
     (gradient,), (wanted,) = (torch.autograd.grad(values, images, weights) for values in (pooled, expected))
     torch.testing.assert_close(gradient, wanted)
+
+
+def test_resnet_ap_10_stem_keeps_the_size_before_it_pools() -> None:
+    network = build_classifier("ResNetAP-10", num_classes=2, input_size=64, width=1, seed=0)
+    assert network[0](torch.zeros(1, 3, 64, 64)).shape == (1, 64, 64, 64)
+    assert network[:5](torch.zeros(1, 3, 64, 64)).shape == (1, 64, 16, 16)
+    shapes = [block.path[0](torch.zeros(1, block.path[0].in_channels, 8, 8)).shape for block in network[5:9]]
+    assert shapes == [(1, width, 8, 8) for width in (64, 128, 256, 512)]

@@ -17,8 +17,11 @@ from vlcp_ray.models.llava import (
     GumbelNoise,
     TransformersCaptioner,
     VllmCaptioner,
+    _cpu_options,
+    _gpu_options,
     load_captioner,
 )
+from vlcp_ray.scale import derive
 from vlcp_ray.stages.pair import Caption
 
 SETTINGS = Caption(model="demo/llava", temperature=0, max_tokens=48, max_model_len=512)
@@ -165,3 +168,18 @@ def test_gumbel_noise_samples_from_distribution() -> None:
     scores = GumbelNoise(0.5, range(20_000))(torch.empty(0), logits.repeat(20_000, 1))
     shares = torch.bincount(scores.argmax(dim=1), minlength=4) / 20_000
     torch.testing.assert_close(shares, torch.softmax(logits / 0.5, dim=0), atol=0.01, rtol=0)
+
+
+def test_token_limits_are_what_the_model_leaves_up_to_max_tokens(reference: TransformersCaptioner) -> None:
+    """With the 48 tokens of a caption and the 512 of the model."""
+    assert reference._token_limits([300, 464, 465, 511]) == [48, 48, 47, 1]
+    with pytest.raises(ValueError, match=r"caption\.max_model_len: image and prompt have 512 tokens, .* none of 512"):
+        reference._token_limits([300, 512])
+
+
+def test_gpu_options_leave_the_vae_its_share_of_a_single_gpu() -> None:
+    assert _gpu_options()["gpu_memory_utilization"] == derive(8, 1).caption.num_gpus == 0.8
+
+
+def test_cpu_options_keep_prompts_whole() -> None:
+    assert _cpu_options() == {"dtype": "float32", "enforce_eager": True, "enable_chunked_prefill": False}

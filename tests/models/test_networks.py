@@ -24,3 +24,11 @@ def test_forward_flops_equals_count_of_built_network(network: Network, size: int
 @pytest.mark.parametrize("network", RESNETS, ids=lambda network: network.name)
 def test_flops_per_pixel_equals_count(network: Network) -> None:
     assert network.flops_per_pixel == pytest.approx(count_network(network.name), rel=1e-12)
+
+
+def test_forward_flops_equal_hand_computation() -> None:
+    resnet = Network("x", "", flops_per_pixel=3.0)
+    assert resnet.forward_flops(5, 9, 7) == 3 * 5**2 + 2 * 512 * 7
+    # Sides of 10, 5 and 2 pixels; convolutions of 3 x 3 from 3 to 4 and from 4 to 4 channels; a layer of 4 x 2 x 2.
+    convnet = Network("x", "", poolings=2)
+    assert convnet.forward_flops(10, 4, 7) == 2 * 9 * (3 * 4 * 10**2 + 4 * 4 * 5**2) + 2 * 4 * 2**2 * 7

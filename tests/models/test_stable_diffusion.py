@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline
+from diffusers.training_utils import EMAModel
 
 from tests.hostile import Payload
 from vlcp_ray.models import stable_diffusion
@@ -103,3 +104,108 @@ def test_load_part_of_pickled_weights_with_a_payload_runs_nothing(tiny_stable_di
     with pytest.raises(Exception, match=r"(?i)weights.only|unsupported|pickle|bin"):
         stable_diffusion.load_unet(str(model), "cpu")
     assert not (tmp_path / "EXECUTED").exists()
+
+
+def test_loaded_parts_are_frozen_and_in_eval_mode(tiny_stable_diffusion: str) -> None:
+    _, text_encoder = stable_diffusion.load_text(tiny_stable_diffusion, "cpu", torch.bfloat16)
+    vae, unet = (load(tiny_stable_diffusion, "cpu") for load in (stable_diffusion.load_vae, stable_diffusion.load_unet))
+    for part, dtype in ((vae, torch.float32), (unet, torch.float32), (text_encoder, torch.bfloat16)):
+        assert not part.training
+        assert {(weight.requires_grad, weight.dtype) for weight in part.parameters()} == {(False, dtype)}
+
+
+def test_inference_is_in_half_precision_on_a_gpu_only() -> None:
+    assert stable_diffusion.inference_dtype("cuda:1") == torch.float16
+    assert stable_diffusion.inference_dtype("cpu") == torch.float32
+    assert stable_diffusion.pick_device() == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_encode_gives_mean_and_logvar_of_the_posterior(tiny_stable_diffusion: str) -> None:
+    vae = stable_diffusion.load_vae(tiny_stable_diffusion, "cpu")
+    pixels = np.random.default_rng(0).uniform(-1, 1, (2, 3, 32, 32)).astype(np.float32)
+    with torch.no_grad():
+        posterior = vae.encode(torch.from_numpy(pixels)).latent_dist
+    moments = stable_diffusion.encode(vae, pixels)
+    assert not moments.requires_grad
+    torch.testing.assert_close(moments, torch.cat([posterior.mean, posterior.logvar], 1))
+    noise = torch.full((2, 4, 4, 4), 2.0)
+    expected = posterior.mean + 2 * torch.sqrt(posterior.logvar.exp())
+    torch.testing.assert_close(stable_diffusion.sample(moments, noise), expected)
+
+
+def test_padded_repeats_the_last_row() -> None:
+    assert stable_diffusion.padded([4, 7], 5) == [4, 7, 7, 7, 7]
+    assert stable_diffusion.padded(range(3), 3) == [0, 1, 2]
+
+
+def test_batches_group_rows_of_equal_counts() -> None:
+    batches = list(stable_diffusion._batches([2, 1, 1, 2, 1, 3], 2))
+    assert batches == [(1, [1, 2]), (1, [4]), (2, [0, 3]), (3, [5])]
+
+
+def test_slice_ids_start_and_end_once(pipeline: StableDiffusionImg2ImgPipeline) -> None:
+    tokenizer = pipeline.tokenizer
+    (short, exact, longer) = stable_diffusion._slice_ids(tokenizer, ["ab", "a" * 75, "a" * 76])
+    start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    assert [len(part) for part in short] == [4]
+    assert (short[0][0], short[0][-1]) == (start, end)
+    assert [len(part) for part in exact] == [77]
+    assert [len(part) for part in longer] == [77, 1]
+    assert (longer[0][0], longer[1]) == (start, [end])
+
+
+def test_embed_captions_are_padded_and_cut_to_77_ids(pipeline: StableDiffusionImg2ImgPipeline) -> None:
+    hidden = stable_diffusion.embed_captions(pipeline.tokenizer, pipeline.text_encoder, ["a dog", "a" * 90, "a" * 95])
+    assert hidden.shape == (3, 77, pipeline.text_encoder.config.hidden_size)
+    assert not hidden.requires_grad
+    torch.testing.assert_close(hidden[1], hidden[2])
+    slices = stable_diffusion._slice_ids(pipeline.tokenizer, ["a dog"])
+    with torch.no_grad():
+        torch.testing.assert_close(
+            hidden[:1], stable_diffusion._embed_slices(pipeline, slices, 1), atol=1e-5, rtol=1e-5
+        )
+
+
+def test_use_ema_weights_ends_with_the_weights_of_before(tiny_stable_diffusion: str) -> None:
+    unet = stable_diffusion.load_unet(tiny_stable_diffusion, "cpu")
+    ema = EMAModel(unet.parameters())
+    ema.shadow_params = [torch.full_like(weight, 0.5) for weight in unet.parameters()]
+    before = [weight.clone() for weight in unet.parameters()]
+    inside: list[bool] = []
+
+    def stop() -> None:
+        with stable_diffusion.use_ema_weights(unet, ema):
+            inside.extend(bool((weight == 0.5).all()) for weight in unet.parameters())
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        stop()
+    assert len(inside) == len(before)
+    assert all(inside)
+    assert all(torch.equal(old, new) for old, new in zip(before, unet.parameters(), strict=True))
+
+
+def test_save_pipeline_writes_the_given_unet(tiny_stable_diffusion: str, tmp_path: Path) -> None:
+    unet = stable_diffusion.load_unet(tiny_stable_diffusion, "cpu")
+    with torch.no_grad():
+        next(unet.parameters()).fill_(0.25)
+    stable_diffusion.save_pipeline(tiny_stable_diffusion, unet, tmp_path / "model")
+    again = stable_diffusion.load_pipeline(str(tmp_path / "model"), "cpu")
+    assert (next(again.unet.parameters()) == 0.25).all()
+    assert (again.safety_checker, again.feature_extractor) == (None, None)
+    for part in ("vae", "unet"):
+        config = json.loads((tmp_path / "model" / part / "config.json").read_text())
+        assert config["_name_or_path"] == tiny_stable_diffusion
+    index = json.loads((tmp_path / "model" / "model_index.json").read_text())
+    assert (index["_class_name"], index["requires_safety_checker"]) == ("StableDiffusionPipeline", False)
+
+
+def test_img2img_of_texts_of_all_lengths_is_in_the_order_of_the_rows(pipeline: StableDiffusionImg2ImgPipeline) -> None:
+    """Rows are batched by the length of their texts; the results return to their places."""
+    latents = np.random.default_rng(0).normal(size=(4, 4, 4, 4)).astype(np.float32)
+    texts, seeds = ["a" * 90, "b", "c" * 160, "d"], [5, 6, 7, 8]
+    together = stable_diffusion.img2img(pipeline, SETTINGS, latents, texts, seeds, 2)
+    for row in range(4):
+        one = slice(row, row + 1)
+        alone = stable_diffusion.img2img(pipeline, SETTINGS, latents[one], texts[one], seeds[one], 2)
+        np.testing.assert_array_equal(together[one], alone)

@@ -1,6 +1,7 @@
 """Tests of labelled images: preparing, checking and copying them."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +10,9 @@ from PIL import Image
 
 from tests.labelled_digits import NAMES, digits
 from vlcp_ray.images import encode_png
-from vlcp_ray.protocols.labelled_images import LabelledImages, check_split, prepare, to_device
+from vlcp_ray.protocols.labelled_images import LabelledImages, check_split, load_split, prepare, to_device
+from vlcp_ray.schemas import IMAGES, SYNTHETIC, conform
+from vlcp_ray.store.artifact import Step, Store
 
 SOME = digits(0, 20)
 
@@ -63,3 +66,20 @@ def test_to_device_copies_read_only_arrays() -> None:
     labels.zero_()
     np.testing.assert_array_equal(split.pixels, SOME.pixels)
     np.testing.assert_array_equal(split.labels, SOME.labels)
+
+
+@pytest.mark.parametrize("table", ["images", "synthetic"])
+def test_load_split_reads_one_split_by_image_id(table: str, tmp_path: Path) -> None:
+    artifact = Store.at(str(tmp_path)).artifact(Step("ingest", 1, {}))
+    rows = [
+        {"image_id": f"i{number}", "label": number, "class_name": "x", "split": split, "source": "", "text": ""}
+        | {"image": encode_png(np.full((12, 12, 3), 10 * number, np.uint8)), "prototype_id": "", "seed": 0}
+        for number, split in ((4, "train"), (1, "val"), (0, "train"), (3, "val"), (2, "train"))
+    ]
+    for part in (slice(0, 3), slice(3, 5)):
+        written = conform(pa.Table.from_pylist(rows[part]), IMAGES if table == "images" else SYNTHETIC)
+        artifact.write_table(f"{table}/{part.start}.parquet", written)
+    train, val = (load_split(artifact, split, 8, 10) for split in ("train", "val"))
+    assert (train.labels.tolist(), val.labels.tolist()) == ([0, 2, 4], [1, 3])
+    assert train.pixels.shape == (3, 3, 8, 8)
+    assert train.pixels[:, 0, 4, 4].tolist() == [0, 20, 40]

@@ -70,3 +70,34 @@ def test_loss_weighs_both_labels_by_their_pixels() -> None:
     assert 0 < share < 1
     soft = share * torch.eye(3)[own] + (1 - share) * torch.eye(3)[pasted]
     torch.testing.assert_close(result, cross_entropy(network(mixed), soft))
+
+
+def test_train_takes_steps_of_sgd_with_momentum_and_decay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a constant gradient of 1: two steps in each of three epochs, with a 25th of the rate in the last one."""
+    monkeypatch.setattr(minimax, "loss", lambda network, *rest: network.weight.sum())
+    network = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(network.weight, 3.0)
+    images = (torch.zeros(4, 3, 8, 8), torch.zeros(4))
+    settings = Evaluate(batch_size=2, learning_rate=0.5)
+    assert list(minimax.train(network, images, settings, epochs=3, seed=0)) == [1, 2, 3]
+    weight, momentum = 3.0, 0.0
+    for rate in (0.5, 0.5, 0.5, 0.5, 0.5 * 0.2**2, 0.5 * 0.2**2):
+        momentum = 0.9 * momentum + 1 + 5e-4 * weight
+        weight -= rate * momentum
+    assert network.weight.item() == pytest.approx(weight, rel=1e-5)
+
+
+def test_train_of_another_seed_takes_another_order() -> None:
+    pixels = torch.randint(256, (6, 3, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    images = (pixels, torch.tensor([0, 1, 2, 0, 1, 2]))
+
+    def trained(seed: int, flip: bool = True) -> torch.Tensor:
+        network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3))
+        torch.nn.init.zeros_(network[1].weight)
+        torch.nn.init.zeros_(network[1].bias)
+        list(minimax.train(network, images, Evaluate(batch_size=2, flip=flip), epochs=2, seed=seed))
+        return network[1].weight.detach()
+
+    assert torch.equal(trained(0), trained(0))
+    assert not torch.equal(trained(0), trained(1))
+    assert not torch.equal(trained(0), trained(0, flip=False))

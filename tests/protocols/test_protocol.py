@@ -1,5 +1,6 @@
 """Tests of the protocol records: settings, val images, and when a training is validated."""
 
+import dataclasses
 from pkgutil import resolve_name
 
 import pytest
@@ -39,3 +40,23 @@ def test_validated_epochs_of_rded_are_in_the_last_fifth(epochs: int) -> None:
     assert when[-1] == epochs
     assert min(when) > 0.8 * epochs
     assert len(when) == max(1, min(20, epochs // 5))
+
+
+def test_protocol_hashes_its_norm_and_its_recipe() -> None:
+    minimax, rded = (PROTOCOLS[name].hashed_settings() for name in ("minimax", "rded"))
+    assert (minimax["norm"], minimax["unvalidated"], minimax["momentum"]) == ("instance", 0.0, 0.9)
+    assert (rded["norm"], rded["unvalidated"], rded["learning_rate"]) == ("batch", 0.8, 1e-3)
+    assert rded.keys() == {"norm", "unvalidated", *vars(PROTOCOLS["rded"].recipe)}
+
+
+def test_protocol_train_calls_the_function_that_it_names() -> None:
+    protocol = dataclasses.replace(PROTOCOLS["minimax"], training="builtins:sorted")
+    assert protocol.train([1, 3, 2], reverse=True) == [3, 2, 1]
+
+
+def test_protocol_validates_after_its_share_of_the_epochs() -> None:
+    protocol = dataclasses.replace(PROTOCOLS["minimax"], unvalidated=0.5)
+    assert protocol.validated_epochs(8, 8) == [5, 6, 7, 8]
+    assert protocol.validated_epochs(8, 2) == [8]
+    assert protocol.validated_epochs(9, 4) == [6, 8, 9]
+    assert PROTOCOLS["minimax"].validated_epochs(4, 4) == [1, 2, 3, 4]

@@ -50,7 +50,7 @@ def train(
 def batches(order: Tensor, size: int, min_batch: int = 1) -> list[Tensor]:
     """Split (n,) into batches of `size`; join a last batch of fewer than `min_batch` to the one before it."""
     parts = list(torch.split(order, size))
-    if len(parts) > 1 and len(parts[-1]) < min_batch:
+    if len(parts[-1]) < min_batch:
         parts[-2:] = [torch.cat(parts[-2:])]
     return parts
 

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vlcp_ray.seeds import seed_for
 from vlcp_ray.stages.finetune import SHUFFLE_WINDOW
 from vlcp_ray.stages.finetune.batches import Schedule, epoch_order
 
@@ -43,3 +44,34 @@ def test_schedule_on_any_number_of_ranks_has_every_row_once_per_epoch(
     for step in range(schedule.steps):
         shares = [schedule.rank_batch(step, rank, world_size) for rank in range(world_size)]
         assert sum(len(batch.positions) * batch.weight for batch in shares) == pytest.approx(world_size)
+
+
+def test_schedule_counts_images_and_whole_epochs_after_its_steps() -> None:
+    schedule = Schedule(n_rows=12, epochs=3, batch_size=8, seed=0)
+    assert schedule.steps == 5
+    assert [schedule.images_after(steps) for steps in range(6)] == [0, 8, 16, 24, 32, 36]
+    assert [schedule.epochs_after(steps) for steps in range(6)] == [0, 0, 1, 2, 2, 3]
+    assert Schedule(n_rows=12, epochs=2, batch_size=8, seed=0).steps == 3
+
+
+def test_rank_batch_takes_every_second_row_with_its_epoch_and_weight() -> None:
+    schedule = Schedule(n_rows=12, epochs=2, batch_size=8, seed=3)
+    orders = [epoch_order(12, 3, epoch) for epoch in (0, 1)]
+    second = schedule.rank_batch(1, rank=1, world_size=2)  # of the rows 8 to 15 those with an odd number
+    assert second.epochs.tolist() == [0, 0, 1, 1]
+    assert second.positions.tolist() == [orders[0][9], orders[0][11], orders[1][1], orders[1][3]]
+    assert second.weight == 2 / 8
+    none = Schedule(n_rows=9, epochs=1, batch_size=8, seed=3).rank_batch(1, rank=1, world_size=2)
+    assert (none.weight, len(none.positions), none.epochs.tolist()) == (0.0, 1, [0])
+
+
+def test_epoch_order_is_a_plain_permutation_up_to_the_window() -> None:
+    """Beyond the window, each window has whole blocks of neighbours."""
+    expected = np.random.default_rng(seed_for(5, "finetune", "order", 2)).permutation(128)
+    np.testing.assert_array_equal(epoch_order(128, 5, 2, window=128), expected)
+    order = epoch_order(512, 5, 2, window=128)  # blocks of 128 / 64 rows
+    for start in range(0, 512, 128):
+        window = set(order[start : start + 128].tolist())
+        assert all(position ^ 1 in window for position in window)
+    assert not all(abs(order[i] - order[i + 1]) == 1 for i in range(0, 512, 2))
+    assert sorted(epoch_order(5, 0, 0, window=1)) == list(range(5))

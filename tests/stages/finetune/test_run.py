@@ -1,17 +1,44 @@
-"""Tests of the sorted rows that the ranks of fine-tuning read."""
+"""Tests of the sorted rows that the ranks of fine-tuning read, of their arguments, and of their metrics."""
 
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import ray
+import ray.train.torch
 
+from tests.small_job import JOB
+from tests.stages.report.small_report import png
+from vlcp_ray.config import load_job
+from vlcp_ray.engine.context import Context
+from vlcp_ray.monitoring.tensorboard import Record
+from vlcp_ray.pipeline import graph
+from vlcp_ray.scale import Pool, Scale
 from vlcp_ray.schemas import tensor_array
-from vlcp_ray.stages.finetune.run import SortedPairs, _sort_pairs
+from vlcp_ray.stages.finetune import run as run_module
+from vlcp_ray.stages.finetune.batches import Schedule
+from vlcp_ray.stages.finetune.run import (
+    RankConfig,
+    SortedPairs,
+    _configure_ranks,
+    _fit,
+    _read_json,
+    _record_curves,
+    _show_progress,
+    _sort_pairs,
+    _write_metrics,
+)
+from vlcp_ray.stages.finetune.trainer import EpochMetrics
 from vlcp_ray.store.artifact import Step, Store
 
-pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.filterwarnings("default")]
+pytestmark = pytest.mark.filterwarnings("default")
+with_ray = pytest.mark.usefixtures("ray_session")
 
 
 def make_pairs(n: int) -> pa.Table:
@@ -22,6 +49,7 @@ def make_pairs(n: int) -> pa.Table:
     )
 
 
+@with_ray
 def test_sorted_pairs_reader_returns_rows_in_order_of_positions() -> None:
     table = make_pairs(30)
     blocks = [ray.put(table.slice(start, length)) for start, length in ((0, 4), (4, 20), (24, 6))]
@@ -30,6 +58,7 @@ def test_sorted_pairs_reader_returns_rows_in_order_of_positions() -> None:
     assert read_rows(positions).equals(table.take(positions))
 
 
+@with_ray
 @pytest.mark.parametrize("window", [10, 1000])
 def test_sort_pairs_of_shuffled_files_sorts_by_image_id(window: int, tmp_path: Path) -> None:
     artifact = Store.at(str(tmp_path)).artifact(Step("pair", 1, {}))
@@ -37,6 +66,174 @@ def test_sort_pairs_of_shuffled_files_sorts_by_image_id(window: int, tmp_path: P
     order = np.random.default_rng(0).permutation(40)
     for part in range(4):
         artifact.write_table(f"pairs/{part}.parquet", table.take(order[part * 10 : part * 10 + 10]))
+    artifact.write_table("pairs/empty.parquet", table.slice(0, 0))
     rows = _sort_pairs(artifact, 40, window)
     assert rows.ends[-1] == 40
+    lengths = np.diff([0, *rows.ends]).tolist()
+    assert [len(ray.get(block)) for block in rows.blocks] == lengths
+    assert min(lengths) > 0
     assert rows.reader()(np.arange(40))["image_id"].to_pylist() == table["image_id"].to_pylist()
+
+
+METRICS = EpochMetrics(
+    step=5, epoch=2, images=40, loss=0.25, images_per_second=3.0, learning_rate=1e-4, gradient_norm=0.5
+)
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Context:
+    """A job with PAIRS of 20 rows in four classes, and scale for two ranks."""
+    job = load_job(JOB, ["finetune.epochs=4", "finetune.batch_size=8", "encode.train_resolution=64"])
+    context = Context(job, Scale(finetune=Pool(batch_size=3)), Store.at(str(tmp_path)))
+    for step in graph(job):
+        if step.stage in ("ingest", "pair"):
+            names = [f"class {label}" for label in range(4)]
+            context.complete(step, rows_in=20, rows=20, seconds=1.0, class_names=names)
+    return context
+
+
+def finetune_step(context: Context) -> Step:
+    return next(step for step in graph(context.job) if step.stage == "finetune")
+
+
+def config_of(context: Context, **changes: object) -> RankConfig:
+    settings = context.job.finetune.model_copy(update=changes)
+    return replace(_configure_ranks(context, finetune_step(context), SortedPairs([], [])), settings=settings)
+
+
+def test_configure_ranks_takes_job_scale_and_inputs(context: Context) -> None:
+    rows = SortedPairs([], [])
+    config, job = _configure_ranks(context, finetune_step(context), rows), context.job
+    assert config == RankConfig(
+        settings=job.finetune,
+        base_model=job.base_model,
+        seed=0,
+        resolution=64,
+        batch_per_device=3,
+        class_names=["class 0", "class 1", "class 2", "class 3"],
+        schedule=Schedule(20, 4, 8, 0, job.finetune.shuffle_window),
+        rows=rows,
+        artifact=context.artifact(finetune_step(context)),
+    )
+    assert config.schedule.steps == 10
+
+
+class Validating:
+    """Makes validation images of one grey for each prompt."""
+
+    def validate(self, prompts: Sequence[str]) -> list[bytes]:
+        return [png(len(prompt) + number) for number, prompt in enumerate(prompts)]
+
+
+def test_write_metrics_has_images_every_second_epoch_of_the_first_classes(context: Context) -> None:
+    config = config_of(context, validation_epochs=2, validation_classes=3)
+    for epoch in (1, 2, 3, 4):
+        _write_metrics(config, cast(Any, Validating()), replace(METRICS, epoch=epoch, loss=1 / epoch))
+    names = [path.rpartition("/")[2] for path in config.artifact.files("validation", ".png")]
+    assert names == [f"epoch-{epoch:04d}-{number:02d}.png" for epoch in (2, 4) for number in range(3)]
+    assert config.artifact.read_bytes("validation/epoch-0002-01.png") == png(8)
+    written = _read_json(config.artifact, "progress")
+    assert written == [asdict(replace(METRICS, epoch=epoch, loss=1 / epoch)) for epoch in (1, 2, 3, 4)]
+    assert _read_json(config.artifact, "progress", 3) == written[3:]
+    assert _read_json(config.artifact, "memory") == []
+
+
+def test_record_curves_adds_metrics_and_images_of_an_epoch_once(context: Context) -> None:
+    step, config = finetune_step(context), config_of(context, validation_epochs=2, validation_classes=2)
+    added: list[tuple[str, Record]] = []
+    records = cast(
+        Any, SimpleNamespace(names=lambda series: {r.name for _, r in added}, add=lambda *a: added.append(a))
+    )
+    context.__dict__["records"] = records
+    for epoch in (1, 2):
+        _write_metrics(config, cast(Any, Validating()), replace(METRICS, epoch=epoch, step=5 * epoch))
+    for metrics in [*_read_json(config.artifact, "progress"), asdict(METRICS)]:
+        _record_curves(context, step, metrics)
+    curves = {"loss": 0.25, "images_per_second": 3.0, "learning_rate": 1e-4, "gradient_norm": 0.5}
+    series = f"finetune/seed-0-{step.fingerprint}"
+    assert added == [
+        (series, Record("epoch-0001", [(5, curves)], {})),
+        (series, Record("epoch-0002", [(10, curves)], {"validation/00": png(7), "validation/01": png(8)})),
+    ]
+
+
+def test_show_progress_counts_the_images_of_the_ranks(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The metrics of an earlier run are the start; those written meanwhile are read by name, also after the end."""
+    monkeypatch.setattr(run_module, "_POLL_INTERVAL", 0.01)
+    step, config = finetune_step(context), config_of(context, validation_epochs=9)
+    lines: list[str] = []
+    monkeypatch.setattr(context.view, "log_line", lambda title, text: lines.append(text))
+    updates: list[tuple[int, str]] = []
+    monkeypatch.setattr(context.view, "on_update", lambda progress: updates.append((progress.count, progress.note)))
+
+    def write(epoch: int, images: int) -> None:
+        _write_metrics(config, cast(Any, Validating()), replace(METRICS, epoch=epoch, images=images, loss=1 / epoch))
+
+    write(1, 24)
+    with _show_progress(context, step, 80):
+        write(2, 40)
+        deadline = time.monotonic() + 20
+        while (40, "epoch 2, loss 0.5000") not in updates and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert context.view.snapshot() is not None
+        write(3, 64)
+    assert lines[0] == "resumes after 24 of 80 images"
+    assert lines[-1].startswith("     64 images")
+    counts = [count for count, _ in updates]
+    assert counts == sorted(counts)
+    assert set(counts) == {24, 40, 64}
+    assert updates[-1] == (64, "epoch 3, loss 0.3333")
+    assert context.records.names(f"finetune/seed-0-{step.fingerprint}") == {"epoch-0001", "epoch-0002", "epoch-0003"}
+
+
+def test_show_progress_ends_at_an_error(context: Context) -> None:
+    with pytest.raises(RuntimeError), _show_progress(context, finetune_step(context), 80):
+        raise RuntimeError
+    assert context.view.snapshot() is None
+
+
+@pytest.mark.parametrize(
+    ("pool", "workers", "use_gpu", "resources"),
+    [
+        (Pool(num_workers=2, num_cpus=3), 2, False, {"CPU": 3}),
+        (Pool(num_workers=4, min_workers=4, num_gpus=1), 4, True, {"CPU": 1, "GPU": 1}),
+        (Pool(num_workers=4, min_workers=2, num_gpus=0.5), (2, 4), True, {"CPU": 1, "GPU": 0.5}),
+    ],
+)
+def test_fit_starts_the_ranks_of_the_pool(
+    context: Context,
+    pool: Pool,
+    workers: Any,
+    use_gpu: bool,
+    resources: dict[str, float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[dict[str, Any]] = []
+
+    def start(rank: object, **arguments: Any) -> Any:
+        started.append(arguments)
+        return SimpleNamespace(fit=lambda: None)
+
+    monkeypatch.setattr(ray.train.torch, "TorchTrainer", start)
+    config = config_of(context)
+    _fit(config, pool)
+    scaling, run_config = started[0]["scaling_config"], started[0]["run_config"]
+    assert (scaling.num_workers, scaling.use_gpu, scaling.resources_per_worker) == (workers, use_gpu, resources)
+    assert (run_config.name, run_config.storage_path) == ("checkpoints", config.artifact.path)
+    assert run_config.checkpoint_config.num_to_keep == 1
+    assert run_config.failure_config.max_failures == 8
+    assert started[0]["train_loop_config"] == {"config": config}
+
+
+def test_fit_raises_the_error_of_the_store(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures: list[Exception] = [OSError("the store failed"), ValueError("x")]
+
+    def fit() -> None:
+        raise ray.train.ControllerError(failures[0])
+
+    monkeypatch.setattr(ray.train.torch, "TorchTrainer", lambda *a, **k: SimpleNamespace(fit=fit))
+    with pytest.raises(OSError, match="the store failed"):
+        _fit(config_of(context), Pool())
+    del failures[0]
+    with pytest.raises(ray.train.ControllerError):
+        _fit(config_of(context), Pool())

@@ -3,6 +3,7 @@
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from diffusers import StableDiffusionImg2ImgPipeline
 from tests.hostile import Payload
 from vlcp_ray import images, schemas
 from vlcp_ray.stages.finetune import Finetune
+from vlcp_ray.stages.finetune import trainer as trainer_module
 from vlcp_ray.stages.finetune.batches import RankBatch, Schedule
 from vlcp_ray.stages.finetune.trainer import EpochMetrics, Trainer, train
 from vlcp_ray.stages.pair import pairs_schema
@@ -149,18 +151,28 @@ def test_train_reports_at_end_of_every_epoch(build_trainer: BuildTrainer) -> Non
     assert all(report.loss > 0 and report.images_per_second > 0 for report in reports)
 
 
-def test_train_reports_learning_rate_and_mean_gradient_norm(build_trainer: BuildTrainer) -> None:
+def test_train_reports_means_of_the_images_and_steps_of_an_epoch(
+    build_trainer: BuildTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reports: list[EpochMetrics] = []
     table, schedule, trainer = make_pairs(), Schedule(12, 3, 8, 0), build_trainer()
+    clock = iter([0.0, 4.0, 5.0, 7.0, 10.0, 13.0, 14.0])  # at the start, then before and after every report
+    monkeypatch.setattr(trainer_module, "time", SimpleNamespace(perf_counter=clock.__next__))
     train(build_trainer(), schedule, fetch_from(table), reports.append)
-    norms = []
+    assert [report.images_per_second for report in reports] == [16 / 4, 8 / 2, 12 / 3]
+    norms, losses = [], []
     for step in range(schedule.steps):
-        trainer.accumulate(fetch_from(table)(schedule.rank_batch(step).positions), schedule.rank_batch(step))
+        loss = trainer.accumulate(fetch_from(table)(schedule.rank_batch(step).positions), schedule.rank_batch(step))
+        losses.append(loss)
         norms.append(gradient(trainer).norm().item())  # before it is clipped
         trainer.update()
     means = [np.mean(norms[:2]), norms[2], np.mean(norms[3:])]  # the epochs end after steps 2, 3 and 5
     assert [report.gradient_norm for report in reports] == pytest.approx(means, rel=1e-4)  # float32
     assert {report.learning_rate for report in reports} == {SETTINGS.learning_rate}
+    means = [(losses[0] + losses[1]) / 2, losses[2], (8 * losses[3] + 4 * losses[4]) / 12]
+    assert [report.loss for report in reports] == pytest.approx(means, rel=1e-4)
+    assert trainer.pop_mean_norm() == pytest.approx(np.mean(norms), rel=1e-4)
+    assert trainer.pop_mean_norm() == 0  # there was no step since
 
 
 def test_train_resumed_from_checkpoint_equals_uninterrupted_run(build_trainer: BuildTrainer, tmp_path: Path) -> None:

@@ -46,3 +46,45 @@ def test_format_duration_examples(seconds: float | None, text: str) -> None:
 )
 def test_format_bytes_examples(n_bytes: float, text: str) -> None:
     assert format_bytes(n_bytes) == text
+
+
+def test_costs_shares_are_of_the_longest_stage() -> None:
+    table = costs([row("ingest", 2.0), row("pair", 8.0), row("generate", None, done=0)], {})
+    assert [line["share"] for line in table] == [0.25, 1.0, 0.0]
+    assert [line["done"] for line in table] == [10, 10, 0]
+    assert [line["rate"] for line in table] == [5.0, 1.25, None]
+    assert [line["share"] for line in costs([row("ingest", None)], {})] == [0.0]
+    assert costs([], {}) == []
+
+
+def test_costs_of_a_stage_without_counted_units_have_no_rate() -> None:
+    (line,) = costs([row("ingest", 2.0, done=0)], {})
+    assert (line["done"], line["unit"], line["rate"]) == (0, "images", None)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (59.9, "59.9 s"),
+        (60.0, "1 min 00 s"),
+        (3599.0, "59 min 59 s"),
+        (3600.0, "1 h 00 min"),
+        (3.6e6, "1,000 h 00 min"),
+    ],
+)
+def test_format_duration_changes_its_unit_at_sixty(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "text"),
+    [
+        (1000, "1.0 KiB"),
+        (99.9 * 1024, "99.9 KiB"),
+        (100 * 1024, "100 KiB"),
+        (1000 * 1024, "1.0 MiB"),
+        (1000 * 2**40, "1,000.0 TiB"),
+    ],
+)
+def test_format_bytes_has_a_decimal_below_a_hundred(n_bytes: float, text: str) -> None:
+    assert format_bytes(n_bytes) == text

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from tests.stages.report.small_report import png
@@ -146,3 +147,39 @@ def test_shown_prototypes_and_members_are_of_the_shown_classes(prototype_artifac
     labels, rows = read_members(prototype_artifact, FEW)
     assert labels.to_pylist() == [0, 1, 2]
     assert len(rows) == 3 * IMAGES_PER_CLASS
+
+
+def test_read_set_of_classes_without_outliers_counts_none(tmp_path_factory: pytest.TempPathFactory) -> None:
+    store = Store.at(str(tmp_path_factory.mktemp("root")))
+    artifact = store.artifact(Step("prototype", 1, {}))
+    artifact.write_table("prototypes/0.parquet", prototypes())
+    inliers = members().filter(pc.or_(pc.greater_equal(members()["cluster"], 0), pc.equal(members()["label"], 1)))
+    artifact.write_table("members/0.parquet", inliers)
+    assert read(store, artifact, ALL, detailed=True).outlier_counts == {0: 0, 1: 2, 2: 0, 3: 0}
+    artifact.write_table("members/0.parquet", inliers.filter(pc.greater_equal(inliers["cluster"], 0)))
+    distilled = read(store, artifact, ALL, detailed=True)
+    assert distilled.outlier_counts == dict.fromkeys(range(CLASSES), 0)
+    assert distilled.outliers is not None
+    assert len(distilled.outliers) == 0
+
+
+def test_read_set_has_three_nearest_images_and_eight_outliers_with_ties_by_image_id(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    store = Store.at(str(tmp_path_factory.mktemp("root")))
+    artifact = store.artifact(Step("prototype", 1, {}))
+    artifact.write_table("prototypes/0.parquet", prototypes())
+    same = members().set_column(3, "distance", pa.array([1.0] * len(members()), pa.float32()))
+    outside = pa.array([0, *[-1] * 11] * CLASSES, pa.int32())
+    artifact.write_table("members/0.parquet", same)
+    nearest = read(store, artifact, ALL, detailed=True).nearest.sort_by("image_id")
+    assert nearest.filter(pc.equal(nearest["prototype_id"], "0000-0000"))["image_id"].to_pylist() == [
+        "0-00",
+        "0-02",
+        "0-04",
+    ]
+    artifact.write_table("members/0.parquet", same.set_column(2, "cluster", outside))
+    outliers = read(store, artifact, ALL, detailed=True).outliers
+    assert outliers is not None
+    of_class = outliers.filter(pc.equal(outliers["label"], 2)).sort_by("image_id")
+    assert of_class["image_id"].to_pylist() == [f"2-{number:02}" for number in range(1, 9)]

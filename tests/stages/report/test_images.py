@@ -72,3 +72,16 @@ def test_thumbnails_are_those_of_the_ids(artifact: Artifact) -> None:
     assert small["label"].to_pylist() == [7, 299]
     assert small["class_name"][0].as_py() == "class <7>"
     assert Image.open(io.BytesIO(small["image"][0].as_py())).size == (48, 48)
+
+
+def test_preview_side_changes_after_the_last_count_of_each_step() -> None:
+    sides = {count: preview_side(count) for count in (0, 250, 251, 600, 601, 1200, 1201)}
+    assert sides == {0: 144, 250: 144, 251: 104, 600: 104, 601: 72, 1200: 72, 1201: 56}
+
+
+def test_preview_of_64_pixels_is_lossless_and_of_65_is_not() -> None:
+    assert preview(png(64), 48)["small"] is True
+    assert preview(png(65), 48)["small"] is False
+    assert open_image(preview(png(64), 48)["src"]).size == (64, 64)
+    wide = preview(encode_png(np.zeros((20, 80, 3), np.uint8)), 40)
+    assert open_image(wide["src"]).size == (40, 10)

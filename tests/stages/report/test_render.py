@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from html.parser import HTMLParser
 
 import numpy as np
@@ -25,7 +26,15 @@ from vlcp_ray.images import encode_png
 from vlcp_ray.schemas import SYNTHETIC
 from vlcp_ray.stages.report.contents import DistilledSet, Sample, StageRow
 from vlcp_ray.stages.report.images import thumbnail
-from vlcp_ray.stages.report.render import render
+from vlcp_ray.stages.report.render import (
+    _finetuning_charts,
+    _rejected,
+    _samples,
+    _set_sizes,
+    _settings,
+    _tsne_view,
+    render,
+)
 
 VOID = {"meta", "img", "input", "link", "br"}
 
@@ -277,3 +286,111 @@ def test_render_lists_published_figures_of_the_image_set() -> None:
     page = Page(render(report))
     assert "64.8 ± 3.6" in page.text
     assert "No figures are published" in Page(render(dataclasses.replace(EMPTY, scores=table))).text
+
+
+@pytest.mark.parametrize(
+    ("epochs", "shown"),
+    [
+        (range(1, 9), [1, 2, 3, 4, 5, 6, 7, 8]),
+        (range(1, 10), [1, 3, 5, 7, 9]),
+        (range(2, 34, 2), [4, 8, 12, 16, 20, 24, 28, 32]),
+        (range(1, 18), [2, 5, 8, 11, 14, 17]),
+    ],
+)
+def test_samples_are_of_evenly_spaced_epochs_to_the_last(epochs: Sequence[int], shown: list[int]) -> None:
+    view = _samples([Sample(3, epoch, "a", png(epoch)) for epoch in epochs])
+    assert view == {
+        "seed": 3,
+        "epochs": shown,
+        "rows": [{"name": "a", "images": [png(epoch) for epoch in shown]}],
+        "more_seeds": 0,
+        "more_epochs": len(epochs) - len(shown),
+    }
+
+
+def test_samples_are_of_the_first_seed_and_ten_classes() -> None:
+    samples = [Sample(seed, epoch, f"c{c}", png(c)) for seed in (5, 1, 2) for epoch in (2, 4) for c in range(12)]
+    view = _samples(samples[1:])  # class c0 has no image of epoch 2
+    assert (view["seed"], view["epochs"], view["more_seeds"], view["more_epochs"]) == (5, [2, 4], 2, 0)
+    assert [row["name"] for row in view["rows"]] == [f"c{c}" for c in range(1, 11)]
+    early = _samples([samples[13], samples[0], samples[12]])
+    assert early["rows"] == [{"name": "c1", "images": [None, png(1)]}, {"name": "c0", "images": [png(0), png(0)]}]
+    assert _samples([]) == {"rows": [], "epochs": [], "seed": None, "more_seeds": 0, "more_epochs": 0}
+
+
+def test_set_sizes_are_factors_of_the_train_split_by_ipc() -> None:
+    sets = [
+        dataclasses.replace(distilled(ipc=5), images=50, n_bytes=2000),
+        dataclasses.replace(distilled(ipc=5, seed=1), images=50, n_bytes=9000),
+        dataclasses.replace(distilled(ipc=1), images=10, n_bytes=0),
+    ]
+    report = dataclasses.replace(EMPTY, sets=sets, splits={"train": 400}, train_bytes=10_000)
+    assert _set_sizes(report) == [
+        {"ipc": 1, "images": 10, "fewer": 40, "n_bytes": 0, "smaller": None},
+        {"ipc": 5, "images": 50, "fewer": 8, "n_bytes": 2000, "smaller": 5},
+    ]
+    assert [row["smaller"] for row in _set_sizes(dataclasses.replace(report, train_bytes=None))] == [None, None]
+    assert _set_sizes(dataclasses.replace(report, splits={"val": 5})) == []
+
+
+def test_rejected_rows_are_grouped_with_five_examples() -> None:
+    table = rejected(*((f"i{n}", "undecodable") for n in range(6, -1, -1)), ("j", "unknown reason"))
+    small, large = (_rejected(table, {"i1": png(1)})[i] for i in (1, 0))
+    assert (large["stage"], large["reason"], large["count"]) == ("ingest", "undecodable", 7)
+    assert [row["image_id"] for row in large["examples"]] == ["i0", "i1", "i2", "i3", "i4"]
+    assert [row["image"] for row in large["examples"]] == [None, png(1), None, None, None]
+    assert large["meaning"].startswith("the bytes are not an image")
+    assert (small["reason"], small["meaning"], small["count"]) == ("unknown reason", "", 1)
+
+
+def test_settings_are_json_values_by_section() -> None:
+    nested = {
+        "name": "x",
+        "ipc": [1, 5],
+        "root": "",
+        "empty": {},
+        "caption": {"prompt": "é", "source": "", "top": None},
+    }
+    assert _settings(nested) == {
+        "job": {"name": "x", "ipc": "[1, 5]", "root": '""'},
+        "caption": {"prompt": "é", "source": '""', "top": "null"},
+    }
+    assert _settings({"caption": {"flip": True}}) == {"caption": {"flip": "true"}}
+    assert _settings({"a": {"b": ["é"]}}) == {"a": {"b": '["é"]'}}
+
+
+def test_finetuning_charts_are_of_the_recorded_metrics() -> None:
+    metrics = {
+        0: [{"step": 1, "loss": 0.5, "learning_rate": 0.1}, {"step": 2, "loss": 0.25, "learning_rate": None}],
+        1: [{"step": 1, "loss": 0.6}],
+    }
+    loss, rate = _finetuning_charts(metrics)
+    assert (loss["title"], rate["title"]) == ("Training loss, mean of the epoch", "Learning rate")
+    assert ">seed 1<" in loss["chart"]
+    assert ">seed 1<" not in rate["chart"]  # a curve without points is left out
+    assert "Learning rate by step" in rate["chart"]
+    assert _finetuning_charts({}) == []
+
+
+def test_tsne_view_has_all_images_beside_those_without_outliers() -> None:
+    plot = dataclasses.replace(tsne_plot(outliers=True), total=50)
+    view = _tsne_view(plot)
+    assert (view["name"], view["shown"], view["total"]) == ("class <0>", 30, 50)
+    before, after = re.findall(r'<g class="outliers"(.*?)<g class="centres"', view["chart"], re.DOTALL)
+    assert (before.count("<use"), after.count("<use")) == (10, 0)
+    assert view["chart"].index("all images") < view["chart"].index("outliers removed")
+    assert len(re.findall('<g class="centres"', _tsne_view(tsne_plot(outliers=False))["chart"])) == 1
+
+
+def test_render_headline_without_vlcp_or_scores_says_what_there_is() -> None:
+    compared = dataclasses.replace(EMPTY, scores=scores(trials("random", 1, (0.5,))))
+    assert "Scores of the compared methods" in Page(render(compared)).text
+    few = dataclasses.replace(EMPTY, sets=(distilled(), distilled(seed=1)))
+    assert "8 distilled images, not evaluated yet" in Page(render(few)).text
+
+
+def test_render_opens_the_largest_set_of_the_first_seed() -> None:
+    """Of the tabs the one with the most images per class is checked, and of equal ones that of the smallest seed."""
+    sets = (distilled(ipc=1), distilled(ipc=2, seed=4), distilled(ipc=2, seed=3))
+    inputs = Page(render(dataclasses.replace(EMPTY, sets=sets))).all("input")
+    assert ["checked" in attributes for attributes in inputs] == [False, False, True]

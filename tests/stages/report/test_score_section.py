@@ -1,11 +1,14 @@
 """Tests of the score section: table rows, published figures, plotted methods, listed classes, confusions."""
 
+import math
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.stages.report.test_scores import SCORED, scores, trials
+from vlcp_ray.stages.report import charts
 from vlcp_ray.stages.report.published import Published
 from vlcp_ray.stages.report.score_section import MAX_CLASSES, evaluation_views, insignificant, score_rows
 from vlcp_ray.stages.report.scores import score_summary
@@ -98,3 +101,146 @@ def test_evaluation_views_of_rded_start_at_its_first_validation() -> None:
     assert ">92<" in soft["learning_curves"]
     assert ">92<" not in hard["learning_curves"]
     assert ">60<" in hard["learning_curves"]
+
+
+@pytest.fixture
+def line_charts(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The arguments of every line chart: name of x, title, curves and options."""
+    drawn: list[dict[str, Any]] = []
+
+    def keep(curves: Any, x_label: str, title: str, **options: Any) -> str:
+        drawn.append({"curves": curves, "x": x_label, "title": title} | options)
+        return title
+
+    monkeypatch.setattr(charts, "line_chart", keep)
+    return drawn
+
+
+def test_evaluation_views_curves_over_ipc_are_percent_with_std(line_charts: list[dict[str, Any]]) -> None:
+    stated = [
+        Published("minimax", "ConvNet-3", 50, "vlcp", 61.5, None),
+        Published("minimax", "ConvNet-4", 10, "vlcp", 71.5, None),
+        Published("minimax", "ConvNet-3", 20, "d4m", 81.5, None),
+    ]
+    groups = [trials("vlcp", 2, (0.8, 0.6)), trials("vlcp", 5, (0.9,)), trials("random", 2, (0.5,))]
+    table = scores(*groups, trials("random", 5, (0.4,)), trials("full", 0, (0.95,)))
+    (shown,) = evaluation_views(table, NAMES, stated)
+    chart = line_charts[0]
+    assert (shown["by_ipc"], chart["title"], chart["x"]) == (
+        "Top-1 over images per class, ConvNet-3, minimax protocol",
+        "Top-1 over images per class, ConvNet-3, minimax protocol",
+        "images per class",
+    )
+    assert list(chart["curves"]) == ["vlcp", "random", "vlcp, published", "full"]
+    for name, points in {
+        "vlcp": [(2, 70), (5, 90)],
+        "random": [(2, 50), (5, 40)],
+        "vlcp, published": [(50, 61.5)],
+        "full": [(2, 95), (50, 95)],  # a line over the whole axis
+    }.items():
+        np.testing.assert_allclose(chart["curves"][name], points, rtol=1e-6)
+    assert chart["stds"]["vlcp"] == pytest.approx([100 * 0.1 * math.sqrt(2), 0])
+    assert chart["stds"]["random"] == [0, 0]
+    assert (chart["ticks"], chart["dashed"]) == ([2, 5, 50], ("vlcp, published", "full"))
+    assert shown["ipc"] == 5
+
+
+def test_evaluation_views_learning_curves_are_means_at_the_largest_ipc(line_charts: list[dict[str, Any]]) -> None:
+    first, second, short = trials("vlcp", 5, (0.4, 0.6, 0.9))
+    curves = ({"curve": [0.1, 0.4]}, {"curve": [0.3, 0.6]}, {"curve": [0.9]})
+    rows = [row | curve for row, curve in zip((first, second, short), curves, strict=True)]
+    rded = [row | {"protocol": "rded", "trial_id": "r"} for row in rows[:1]]
+    evaluation_views(scores(rows, trials("vlcp", 2, (0.9,)), trials("full", 0, (0.8,)), rded), NAMES)
+    _, hard, soft = line_charts
+    assert (hard["title"], hard["x"]) == ("Top-1 during training, ConvNet-3, minimax protocol", "% of the epochs")
+    # A trial with another number of validations than the first one is left out.
+    np.testing.assert_allclose(hard["curves"]["vlcp"], [(50, 20), (100, 50)], rtol=1e-6)
+    np.testing.assert_allclose(soft["curves"]["vlcp"], [(90, 10), (100, 40)], rtol=1e-6)
+    assert list(hard["curves"]) == ["vlcp"]
+
+
+def test_evaluation_views_bars_name_their_ipc_and_the_full_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(charts, "score_chart", lambda *arguments: drawn.append(arguments) or "svg")
+    groups = [trials("vlcp", 1, (0.8, 0.6)), trials("random", 1000, (0.5,)), trials("full", 0, (0.98,))]
+    assert view(*groups)["bars"] == "svg"
+    view(*groups[:2])
+    (bars, line, title), (_, no_line, _) = drawn
+    assert [(bar.group, bar.label, bar.ours) for bar in bars] == [
+        ("1 image per class", "vlcp", True),
+        ("1,000 images per class", "random", False),
+    ]
+    assert bars[0].trials == pytest.approx([0.8, 0.6])
+    assert bars[1].trials == pytest.approx([0.5])
+    assert (bars[0].value, bars[0].std) == pytest.approx((0.7, 0.1 * math.sqrt(2)))
+    assert (bars[1].value, bars[1].std) == (pytest.approx(0.5), None)
+    assert line == ("full train split 98.0", pytest.approx(0.98))
+    assert (title, no_line) == ("Top-1 accuracy of ConvNet-3, minimax protocol", None)
+
+
+def test_evaluation_views_of_the_full_split_alone_list_its_classes() -> None:
+    shown = view(trials("full", 0, (0.9,)))
+    assert (shown["ipc"], shown["by_ipc"]) == (0, "")
+    assert shown["classes"]["methods"] == ["full"]
+    assert shown["classes"]["rows"][1] == {"name": "dog", "values": [pytest.approx(0.9)]}
+    assert shown["confusion"]["method"] == "full"
+    assert evaluation_views(scores(), NAMES) == []
+
+
+def test_evaluation_views_lowest_accuracy_is_over_all_methods() -> None:
+    vlcp = trials("vlcp", 2, (0.5,))[0] | {"per_class": [0.75, 0.5]}
+    random = trials("random", 2, (0.5,))[0] | {"per_class": [0.25, 0.875]}
+    shown = view([vlcp], [random])["classes"]
+    assert [row["values"] for row in shown["rows"]] == [[0.75, 0.25], [0.5, 0.875]]
+    assert shown["lowest"] == 0.25
+
+
+@pytest.mark.parametrize(("count", "first", "left_out"), [(MAX_CLASSES, "0", 0), (MAX_CLASSES + 1, "20", 1)])
+def test_evaluation_views_of_up_to_twenty_classes_keep_their_order(count: int, first: str, left_out: int) -> None:
+    row = trials("vlcp", 2, (0.5,))[0] | {"per_class": [1 - i / 32 for i in range(count)]}
+    matrix = np.eye(count, dtype=int) * 3
+    matrix[0, 1], matrix[2, 3] = 1, 3
+    shown = evaluation_views(scores([row | {"confusion": matrix.ravel().tolist()}]), ())[0]
+    assert (shown["classes"]["rows"][0]["name"], shown["classes"]["left_out"]) == (first, left_out)
+    confusion = shown["confusion"]
+    assert len(confusion["rows"]) == (count if count == MAX_CLASSES else 0)
+    assert confusion["names"] == [str(label) for label in range(count)]
+    assert confusion["pairs"] == [("2", "3", 0.5), ("0", "1", 0.25)]
+    assert confusion["method"] == "vlcp"
+
+
+def test_evaluation_views_confusion_lists_five_pairs_and_takes_empty_rows() -> None:
+    row = trials("vlcp", 2, (0.5,))[0] | {"confusion": [0, 0, 0, 1, 2, 3, 4, 3, 1]}
+    confusion = evaluation_views(scores([row]), ("a",))[0]["confusion"]
+    # Of label 0 there is no val image; the shares of a row are of its images.
+    assert confusion["pairs"] == [("1", "2", 3 / 6), ("2", "a", 4 / 8), ("2", "1", 3 / 8), ("1", "a", 1 / 6)]
+    assert confusion["rows"][0] == ("a", [0, 0, 0])
+    many = trials("vlcp", 2, (0.5,))[0] | {"confusion": [1] * 9}
+    assert len(evaluation_views(scores([many]), ("a",))[0]["confusion"]["pairs"]) == 5
+
+
+def test_insignificant_of_several_networks_names_them() -> None:
+    groups = [
+        trials(m, 1000, v, n)
+        for n in ("ConvNet-3", "ConvNet-4")
+        for m, v in (("vlcp", (0.7, 0.9)), ("random", (0.5, 0.6)))
+    ]
+    assert insignificant(score_summary(scores(*groups))) == [
+        f"random at 1,000 per class (+25.0 ± 15.8 points; {network}, minimax)" for network in ("ConvNet-3", "ConvNet-4")
+    ]
+
+
+def test_score_rows_mark_ours_and_published_ones() -> None:
+    stated = [Published("minimax", "ConvNet-3", ipc, "vlcp", 61.46, None) for ipc in (2, 0)]
+    rows = score_rows(score_summary(SCORED), stated)
+    assert [(row["method"], row["is_published"], row["is_ours"]) for row in rows] == [
+        ("vlcp", False, True),
+        ("random", False, False),
+        ("vlcp", True, False),
+        ("full", False, False),
+        ("vlcp", True, False),
+    ]
+    assert (rows[2]["text"]["top1_best"], rows[2]["ipc"], rows[2]["protocol"]) == ("61.5", 2, "minimax")
+    assert (rows[2]["network"], rows[2]["difference"], rows[2]["significant"]) == ("ConvNet-3", None, None)
+    assert rows[0]["text"]["label_robust"] == "0.293"
+    assert set(rows[2]["text"]) == set(rows[0]["text"])

@@ -149,3 +149,92 @@ def test_dd_ranking_of_percentages_raises() -> None:
         improvement_over_random(0.5, 50)
     with pytest.raises(ValueError, match="differences of fractions"):
         label_robust_score(50, 0.1)
+
+
+def test_score_summary_of_equal_scores_without_spread_is_not_significant() -> None:
+    same = score_summary(scores(trials("vlcp", 2, (0.5, 0.5)), trials("random", 2, (0.5, 0.5))))
+    assert (same[1]["difference"], same[1]["difference_std"], same[1]["significant"]) == (0, 0, False)
+
+
+def test_score_summary_lists_unknown_methods_last_and_by_name() -> None:
+    summary = score_summary(scores(*(trials(m, 2, (0.5,)) for m in ("zz", "aa", "random", "vlcp", "rded"))))
+    assert [row["method"] for row in summary] == ["vlcp", "rded", "random", "aa", "zz"]
+
+
+def test_score_summary_dd_ranking_compares_soft_labels_with_hard_ones() -> None:
+    """The set loses accuracy under hard labels; it gains over random images with labels of its own kind."""
+    hard = [trials("vlcp", 2, (0.6,)), trials("random", 2, (0.5,)), trials("full", 0, (0.9,))]
+    soft = [
+        [row | {"protocol": "rded", "trial_id": f"soft {row['trial_id']}"} for row in rows]
+        for rows in (trials("vlcp", 2, (0.8,)), trials("random", 2, (0.55,)), trials("d4m", 2, (0.7,)))
+    ]
+    rows = {(row["protocol"], row["method"]): row for row in score_summary(scores(*hard, *soft))}
+    found = rows["rded", "vlcp"]
+    assert (found["hlr"], found["ior"]) == pytest.approx((0.9 - 0.6, 0.8 - 0.55))
+    assert found["label_robust"] == pytest.approx(label_robust_score(0.3, 0.25))
+    assert rows["minimax", "vlcp"]["hlr"] == pytest.approx(0.3)
+    # d4m has no trials under hard labels; random and full are what the others are compared with.
+    for key in (("rded", "d4m"), ("rded", "random"), ("minimax", "random"), ("minimax", "full")):
+        assert (rows[key]["hlr"], rows[key]["ior"], rows[key]["label_robust"]) == (None, None, None)
+
+
+@pytest.mark.parametrize("missing", ["random", "full"])
+def test_score_summary_has_no_dd_ranking_without_random_or_the_full_split(missing: str) -> None:
+    groups = {
+        "vlcp": trials("vlcp", 2, (0.8,)),
+        "random": trials("random", 2, (0.5,)),
+        "full": trials("full", 0, (0.9,)),
+    }
+    first = score_summary(scores(*(rows for name, rows in groups.items() if name != missing)))[0]
+    assert (first["method"], first["hlr"], first["ior"], first["label_robust"]) == ("vlcp", None, None, None)
+
+
+def test_score_summary_means_are_of_each_metric() -> None:
+    rows = trials("vlcp", 2, (0.25, 0.75))
+    rows[0] |= {"top1_best": 0.5, "top5_last": 0.5}
+    (row,) = score_summary(scores(rows))
+    assert (row["top1_last_mean"], row["top1_best_mean"], row["top5_last_mean"]) == (0.5, 0.625, 0.75)
+    assert row["top1_best_std"] == pytest.approx(0.125 * math.sqrt(2))
+    assert row["top5_last_std"] == pytest.approx(0.25 * math.sqrt(2))
+
+
+def test_scores_json_is_rounded_to_six_decimals() -> None:
+    (row,) = scores_json(scores([trials("vlcp", 2, (1 / 3,))[0] | {"seconds": 1234.5678}]))
+    assert (row["top1_last"], row["curve"], row["per_class"]) == (0.333333, [0.1, 0.333333], [0.333333] * 2)
+    assert (row["seconds"], row["ipc"], row["trial_id"]) == (1234.567749, 2, "vlcp-2-ConvNet-3-0")  # of a float32
+
+
+def test_headline_of_single_trials_without_counts_says_so() -> None:
+    space = "\N{NO-BREAK SPACE}"
+    table = scores(trials("vlcp", 1, (0.8,)), trials("random", 1, (0.5,)), trials("full", 0, (0.9,)))
+    claim, basis = headline(score_summary(table), None, None)
+    assert claim == (
+        f"1 distilled image per class reaches 80.0{space}% where 1 random one reaches 50.0{space}%; "
+        f"the full train split reaches 90.0{space}%"
+    )
+    assert basis == (
+        "Top-1 of ConvNet-3 after the last epoch, minimax protocol, mean over a single trial. "
+        "One trial has no standard deviation, so the difference to random may be chance."
+    )
+    alone = headline(score_summary(scores(trials("vlcp", 1, (0.8, 0.9)))), 1234, None)
+    assert alone == (
+        f"1 distilled image of each of 1,234 classes reaches 85.0{space}%",
+        "Top-1 of ConvNet-3 after the last epoch, minimax protocol, mean over 2 trials.",
+    )
+
+
+def test_dd_ranking_takes_fractions_up_to_their_limits() -> None:
+    assert (hard_label_recovery(1, 0), hard_label_recovery(0, 1)) == (1, -1)
+    assert (improvement_over_random(1, 0), improvement_over_random(0, 1)) == (1, -1)
+    # Without weight for IOR only HLR counts.
+    assert label_robust_score(0.0, 1.0, weight=0) == pytest.approx((1 - math.exp(-1)) / (math.e - math.exp(-1)))
+    for hlr, ior, weight in (
+        (1.01, 0, 0.5),
+        (-1.01, 0, 0.5),
+        (0, 1.01, 0.5),
+        (0, -1.01, 0.5),
+        (0, 0, 1.1),
+        (0, 0, -0.1),
+    ):
+        with pytest.raises(ValueError, match="fraction"):
+            label_robust_score(hlr, ior, weight)

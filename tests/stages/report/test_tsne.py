@@ -1,5 +1,7 @@
 """Tests of t-SNE: which images are plotted, how clusters and centres lie, the same positions every time."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from vlcp_ray.schemas import tensor_array
 from vlcp_ray.stages.prototype import Prototype
 from vlcp_ray.stages.prototype.cluster import prototype
-from vlcp_ray.stages.report.tsne import MAX_POINTS, layout, plot, read_latents
+from vlcp_ray.stages.report.tsne import MAX_POINTS, _fit, _plotted_rows, layout, plot, read_latents
 from vlcp_ray.store.artifact import Artifact, Step, Store
 
 
@@ -101,3 +103,42 @@ def test_plot_has_the_images_outliers_and_centres_of_its_class(artifacts: tuple[
     assert MAX_POINTS <= len(shown.points) == len(shown.clusters) < count
     again = plot(read_latents(pairs, [1]), prototypes, 1, 1, 0)[1]
     assert again.points == pytest.approx(shown.points)
+
+
+@pytest.mark.parametrize(
+    ("count", "outliers", "rows"),
+    [
+        (3, [], [0, 1, 2]),
+        (4, [], [0, 1, 2, 3]),
+        (9, [], [0, 3, 5, 8]),
+        (10, [], [0, 3, 6, 9]),
+        (10, [1, 3], [0, 1, 3, 6, 9]),
+        (10, range(5), [0, 1, 2, 3, 6, 9]),
+    ],
+)
+def test_plotted_rows_are_evenly_spaced_with_outliers_up_to_the_limit(
+    count: int, outliers: Sequence[int], rows: list[int]
+) -> None:
+    clusters = np.zeros(count, np.int32)
+    clusters[list(outliers)] = -1
+    assert _plotted_rows(clusters, 4).tolist() == rows
+
+
+def test_layout_of_two_or_of_equal_rows_is_side_by_side() -> None:
+    assert _fit(np.array([[1, 2], [3, 4]], np.float32), 0).tolist() == [[0, 0], [1, 0]]
+    assert _fit(np.ones((4, 2), np.float32), 0).tolist() == [[0, 0], [1, 0], [2, 0], [3, 0]]
+    three = _fit(np.array([[0, 0], [1, 0], [0, 1]], np.float32), 0)
+    assert three.shape == (3, 2)
+    assert np.ptp(three, axis=0).all()  # fitted
+
+
+def test_layout_centres_before_are_those_of_k_means_with_outliers() -> None:
+    """An outlier far away has a centre of its own as long as it is not removed."""
+    latents, clusters, centres = blobs()
+    latents[0], clusters[0] = 1000, -1
+    rows, positions = layout(latents, clusters, centres, 3, 0, 1000)
+    assert rows[0] == 0
+    assert positions.centres_before is not None
+    distances = np.linalg.norm(positions.centres_before - positions.points[0], axis=1)
+    others = np.linalg.norm(positions.centres - positions.points[0], axis=1)
+    assert distances.min() < others.min()

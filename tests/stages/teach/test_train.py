@@ -1,5 +1,6 @@
 """Tests of training the teacher."""
 
+import math
 from collections.abc import Mapping
 
 import pytest
@@ -7,6 +8,10 @@ import torch
 
 from tests.labelled_digits import NAMES, digits
 from vlcp_ray.config import Teach
+from vlcp_ray.models.teacher import build_teacher
+from vlcp_ray.protocols.augment import augment_without_jitter, random_shift
+from vlcp_ray.protocols.labelled_images import to_device
+from vlcp_ray.seeds import seed_for
 from vlcp_ray.stages.teach import Recipe, train
 from vlcp_ray.stages.teach.train import TrainedTeacher, learning_rate_at, train_teacher
 
@@ -62,3 +67,56 @@ def test_learning_rate_at_rises_for_a_fifth_and_falls_to_zero() -> None:
     assert rates[59] + rates[60] == pytest.approx(0.1)  # half way down
     assert 0 < rates[99] < 1e-4
     assert 0 < learning_rate_at(0, 1, 0.1) < 0.1
+
+
+def test_train_teacher_takes_nesterov_steps_of_its_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare with SGD by hand: 21 images in batches of 10 and 11, with two epochs of two steps."""
+    seen: list[tuple[int, float]] = []
+    made: list[torch.optim.Optimizer] = []
+    sgd = torch.optim.SGD
+    monkeypatch.setattr(torch.optim, "SGD", lambda *a, **k: made.append(sgd(*a, **k)) or made[0])
+
+    def loss(network: torch.nn.Module, pixels: torch.Tensor, *rest: object) -> torch.Tensor:
+        seen.append((len(pixels), made[0].param_groups[0]["lr"]))
+        return sum((weight.sum() for weight in network.parameters()), torch.zeros(()))
+
+    monkeypatch.setattr(train, "_loss", loss)
+    settings = SETTINGS.model_copy(update={"epochs": 2, "batch_size": 10, "validations": 1, "learning_rate": 0.1})
+    few = digits(0, 21)
+    trained = train_teacher(few, VAL, NAMES, settings, 0, "cpu")
+    assert [size for size, _ in seen] == [10, 11, 10, 11]
+    assert [rate for _, rate in seen] == pytest.approx([learning_rate_at(step, 4, 0.1) for step in range(4)])
+    group = made[0].param_groups[0]
+    assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, Recipe().weight_decay, True)
+    assert len(trained.curve) == 1
+    start = build_teacher(settings, 10, 16, seed_for(0, "teach", "weights"))
+    weight = next(start.parameters()).flatten()[0].item()
+    momentum = 0.0
+    for step in range(4):
+        gradient = 1 + Recipe().weight_decay * weight
+        momentum = 0.9 * momentum + gradient
+        weight -= learning_rate_at(step, 4, 0.1) * (gradient + 0.9 * momentum)
+    assert next(iter(trained.state.values())).flatten()[0].item() == pytest.approx(weight, abs=1e-5)
+
+
+@pytest.mark.parametrize(("largest_shifted", "shift", "padding"), [(16, 8, 2), (16, 4, 4), (15, 8, None)])
+def test_loss_shifts_images_up_to_the_size_of_the_recipe(
+    largest_shifted: int, shift: int, padding: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "RECIPE", Recipe(largest_shifted=largest_shifted, shift=shift))
+    pixels, labels = to_device(digits(0, 12), "cpu")
+    network = build_teacher(SETTINGS, 10, 16, 0).eval()
+    loss = train._loss(network, pixels, labels, torch.Generator().manual_seed(3), SETTINGS)
+    again = torch.Generator().manual_seed(3)
+    if padding is None:
+        views = augment_without_jitter(pixels, again, False, Recipe().crop_scale)
+    else:
+        views = random_shift(pixels, again, False, padding)
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(network(views), labels))
+
+
+def test_learning_rate_at_the_end_of_the_rise_is_the_highest() -> None:
+    """Five steps rise for one: its middle has half the rate, and the next is an eighth down the decay."""
+    assert learning_rate_at(0, 5, 1.0) == pytest.approx(0.5)
+    assert learning_rate_at(1, 5, 1.0) == pytest.approx(0.5 * (1 + math.cos(math.pi / 8)))
+    assert learning_rate_at(4, 5, 1.0) == pytest.approx(0.5 * (1 + math.cos(math.pi * 7 / 8)))
