@@ -525,6 +525,7 @@ def test_cluster_files_name_existing_files_and_no_secret(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
     for name in re.findall(r"(?:clusters|jobs)/[\w/.-]+\.(?:toml|yaml)", text):
         assert (ROOT / name).exists(), name
+    text = re.sub(r"`AWS_[A-Z_]+`", "", text)  # the names of variables
     assert not re.search(r"access[_-]?key|password|AKIA|BEGIN |ghp_|hf_[A-Za-z]{8}", text, re.IGNORECASE)
     for harmless in ("MODE=token", "auth_token: ~/.ray/auth_token", "HttpTokens: required", "AccountToken: false"):
         text = text.replace(harmless, "")

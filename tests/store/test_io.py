@@ -202,7 +202,7 @@ def test_retry_of_a_call_with_wrong_credentials_names_them(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9")  # no role of a machine
     uris = {
-        s3.uri("x", key="unknown"): "AWS_ACCESS_KEY_ID",
+        s3.uri("x", key="AKIANOTKNOWN"): "AWS_ACCESS_KEY_ID",
         s3.uri("x", secret="wrong"): "AWS_SECRET_ACCESS_KEY",
         s3.uri("x").replace(f"@{BUCKET}/", "@absent/"): "check its name or create it",
         f"s3://{BUCKET}/x?{s3.query}": "no credentials were found",
