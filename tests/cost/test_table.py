@@ -135,26 +135,26 @@ def test_cost_lines_without_the_number_of_images_are_none(tmp_path: Path) -> Non
     store = Store.at(str(tmp_path))
     assert list(cost_lines(UNSEEN, store, graph(UNSEEN), {}, derive(2, 0))) == []
     assert counted_images(UNSEEN, graph(UNSEEN), store.manifests(graph(UNSEEN))) is None
-    assert expected_seconds(UNSEEN, store, graph(UNSEEN), derive(2, 0)) == {}
+    assert expected_seconds(UNSEEN, store, graph(UNSEEN), {}, derive(2, 0)) == {}
 
 
 @pytest.mark.parametrize("gpu", ["", "GTX 9"])
 def test_expected_seconds_of_unnamed_or_unrated_gpus_are_unknown(gpu: str, tmp_path: Path) -> None:
     scale, steps = AWS.model_copy(update={"gpu": gpu}), graph(IMAGENET)
-    assert expected_seconds(IMAGENET, Store.at(str(tmp_path)), steps, scale) == {}
+    assert expected_seconds(IMAGENET, Store.at(str(tmp_path)), steps, {}, scale) == {}
 
 
 def test_expected_seconds_are_those_of_the_estimate(tmp_path: Path) -> None:
     store = Store.at(str(tmp_path))
     on_cpus = seconds_by_stage(estimate(DIGITS, graph(DIGITS), derive(2, 0), DIGITS_IMAGES))
-    assert expected_seconds(DIGITS, store, graph(DIGITS), derive(2, 0)) == on_cpus
+    assert expected_seconds(DIGITS, store, graph(DIGITS), {}, derive(2, 0)) == on_cpus
     steps, l40s = graph(IMAGENET), published("L40S")
     on_gpus = seconds_by_stage(estimate(IMAGENET, steps, AWS, IMAGENET_IMAGES, l40s))
-    assert expected_seconds(IMAGENET, store, steps, AWS) == on_gpus
+    assert expected_seconds(IMAGENET, store, steps, {}, AWS) == on_gpus
     save_rates(store, l40s.model_copy(update={"peak": l40s.peak / 2}))
-    assert expected_seconds(IMAGENET, store, steps, AWS)["finetune"] > 1.9 * on_gpus["finetune"]
+    assert expected_seconds(IMAGENET, store, steps, {}, AWS)["finetune"] > 1.9 * on_gpus["finetune"]
     save_rates(store, measured_rates())
-    assert expected_seconds(DIGITS, store, graph(DIGITS), derive(2, 0)) != on_cpus
+    assert expected_seconds(DIGITS, store, graph(DIGITS), {}, derive(2, 0)) != on_cpus
 
 
 @pytest.mark.usefixtures("machine_with_l4")
@@ -162,11 +162,11 @@ def test_expected_seconds_on_gpus_without_a_name_are_those_of_this_machine(tmp_p
     assert this_machine() == (derive(count_cores(), 2), "L4")
     store, steps, scale = Store.at(str(tmp_path)), graph(DIGITS), derive(8, 2)
     expected = seconds_by_stage(estimate(DIGITS, steps, scale, DIGITS_IMAGES, published("L4")))
-    assert expected_seconds(DIGITS, store, steps, scale) == expected
+    assert expected_seconds(DIGITS, store, steps, {}, scale) == expected
     # Pools without GPUs do not use the rates of this machine's GPUs.
-    on_cpus = expected_seconds(DIGITS, store, steps, derive(2, 0))
+    on_cpus = expected_seconds(DIGITS, store, steps, {}, derive(2, 0))
     save_rates(store, Rates(device="L4", source="x", peak=1.0, answer_tokens=1.0))
-    assert expected_seconds(DIGITS, store, steps, derive(2, 0)) == on_cpus
+    assert expected_seconds(DIGITS, store, steps, {}, derive(2, 0)) == on_cpus
 
 
 def test_this_machine_without_gpus_has_cpus_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

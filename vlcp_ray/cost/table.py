@@ -48,9 +48,11 @@ def cost_lines(
         yield "            ~ not measured with these models on this hardware; to measure: vlcp-ray bench JOB"
 
 
-def expected_seconds(job: Job, store: Store, steps: Sequence[Step], scale: Scale) -> dict[str, float]:
+def expected_seconds(
+    job: Job, store: Store, steps: Sequence[Step], manifests: Manifests, scale: Scale
+) -> dict[str, float]:
     """Estimate the seconds of each stage on this scale; empty where its images or the rates of its GPUs are unknown."""
-    images, kind = counted_images(job, steps, store.manifests(steps)), scale.gpu or this_machine()[1]
+    images, kind = counted_images(job, steps, manifests), scale.gpu or this_machine()[1]
     used = any(pool.num_gpus for pool in pools(scale).values())
     gpu = load_rates(store, kind) if used and kind else None
     if images is None or (used and gpu is None and kind not in GPU_PEAK_FLOPS):

@@ -1,5 +1,6 @@
 """The context of a run, passed to every stage: the job, the scale, the store, and how to complete artifacts."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -94,7 +95,9 @@ class Context:
         facts = self.view.peak_facts() | facts
         run = {"seconds": seconds, "versions": versions(), "scale": self.scale.model_dump(exclude_none=True)}
         files = {"files": list_written(self.artifact(step), temporary)}
-        self.artifact(step).complete(identity(step) | counts | facts | run | files)
+        manifest = identity(step) | counts | facts | run | files
+        self.artifact(step).complete(manifest)
+        self._manifests[step.fingerprint] = json.loads(json.dumps(manifest))  # as a reader gets it
 
 
 def list_written(artifact: Artifact, temporary: Sequence[str] = ()) -> dict[str, dict[str, Any]]:

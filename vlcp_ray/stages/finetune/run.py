@@ -17,6 +17,7 @@ import pyarrow as pa
 import ray
 import ray.train
 import ray.train.torch
+from pyarrow import fs as pafs
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
 from vlcp_ray.engine.context import Context
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
 _COLUMNS: Final = ("image_id", "caption", "train_moments")
 _CACHED_BLOCKS: Final = 64  # per rank; zero-copy views into the object store
 _MAX_FAILURES: Final = 8  # of a rank or its machine; each costs the steps since the last epoch
-_POLL_INTERVAL: Final = 1.0  # seconds between reads of the ranks' metrics
+#: Seconds between reads of the ranks' metrics, on a local disk and on other stores.
+_POLL_INTERVAL, _REMOTE_POLL_INTERVAL = 1.0, 10.0
 # Folders of the artifact; those of checkpoints and peaks are deleted once it is complete.
 _CHECKPOINTS, _METRICS, _PEAKS, _VALIDATION = "checkpoints", "progress", "memory", "validation"
 _TEMPORARY: Final = (_CHECKPOINTS, _PEAKS)
@@ -247,9 +249,10 @@ def _show_progress(context: Context, step: Step, images: int) -> Iterator[None]:
     with context.progress([step], images, "images", done) as progress:
 
         def poll() -> None:
+            is_local = isinstance(artifact.filesystem, pafs.LocalFileSystem)
             is_last, n_read = False, 0
             while not is_last:
-                is_last = ended.wait(_POLL_INTERVAL)
+                is_last = ended.wait(_POLL_INTERVAL if is_local else _REMOTE_POLL_INTERVAL)
                 with suppress(StoreError):  # the ranks continue; the next poll reads what this one could not
                     for metrics in _read_json(artifact, _METRICS, n_read):
                         _record_curves(context, step, metrics)

@@ -79,7 +79,13 @@ def _gather(context: Context, steps: Sequence[Step]) -> Report:
         dropped_words=_dropped_words(context, main_set, budget) if main_set else {},
         tsne_plots=_tsne_plots(context, main_set, budget) if main_set else (),
         other_classes=_other_classes(context, main_set, budget) if main_set else None,
-        estimates=expected_seconds(context.job, context.store, steps, context.scale),
+        estimates=expected_seconds(
+            context.job,
+            context.store,
+            steps,
+            {step.fingerprint: context.manifest(step) for step in steps},
+            context.scale,
+        ),
         command=public(context.command),
     )
 
