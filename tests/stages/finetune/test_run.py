@@ -129,7 +129,7 @@ def test_write_metrics_has_images_every_second_epoch_of_the_first_classes(contex
     config = config_of(context, validation_epochs=2, validation_classes=3)
     for epoch in (1, 2, 3, 4):
         _write_metrics(config, cast(Any, Validating()), replace(METRICS, epoch=epoch, loss=1 / epoch))
-    names = [path.rpartition("/")[2] for path in config.artifact.files("validation", ".png")]
+    names = [file.name for file in config.artifact.files("validation", ".png")]
     assert names == [f"epoch-{epoch:04d}-{number:02d}.png" for epoch in (2, 4) for number in range(3)]
     assert config.artifact.read_bytes("validation/epoch-0002-01.png") == png(8)
     written = _read_json(config.artifact, "progress")
