@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import dataset, parquet
+from pyarrow import parquet
 
 from tests.benchmarks import ours
 from tests.benchmarks.ingest import peak_resident
@@ -61,7 +61,7 @@ def main() -> None:
     measured = run(arguments, "ingest", artifacts["ingest"], "images")
     print_measurement("ingest", chosen.rows, measured, artifacts["ingest"], "images")
     killed = run(arguments, "pair", artifacts["pair"], "pairs", kill_at=int(0.6 * chosen.rows / BLOCK))
-    done, before = count_rows(artifacts["pair"]), len(artifacts["pair"].files("pairs"))
+    done, before = count_rows(artifacts["pair"]), len(artifacts["pair"].parts("pairs"))
     print_measurement("pair, killed at 60 %", done, killed, artifacts["pair"], "pairs")
     resumed = run(arguments, "pair", artifacts["pair"], "pairs")
     first = next((seconds for seconds, count in resumed.marks if count > before), 0.0)
@@ -79,7 +79,7 @@ def main() -> None:
 
 def count_rows(pairs: Artifact) -> int:
     """Count the rows that are written."""
-    return int(dataset.dataset(pairs.files("pairs"), filesystem=pairs.filesystem).count_rows())
+    return int(pairs.open_parts(pairs.parts("pairs")).count_rows())
 
 
 def run(
@@ -95,7 +95,7 @@ def run(
     )
     measured, start, before = Measurement(), time.monotonic(), memory()
     while driver.poll() is None:
-        now, count = memory(), len(artifact.files(table))
+        now, count = memory(), len(artifact.parts(table))
         measured.driver = max(measured.driver, peak_resident(driver.pid) / 2**10)
         measured.machine, measured.shared = (
             max(measured.machine, now[0] - before[0]),
@@ -114,8 +114,7 @@ def run(
 
 def print_measurement(title: str, rows: int, measured: Measurement, artifact: Artifact, table: str) -> None:
     """Print time, memory and files of a stage, and its throughput over each 100,000 rows."""
-    files = artifact.filesystem.get_file_info(artifact.files(table))
-    sizes = [info.size for info in files]
+    sizes = [part.size for part in artifact.parts(table)]
     print(
         f"{title}: {rows:,} rows in {measured.seconds:.0f} s ({rows / measured.seconds:,.0f} rows/s); driver's peak "
         f"{measured.driver:.0f} MiB, machine {measured.machine:.1f} GiB more, of which {measured.shared:.1f} shared; "

@@ -67,7 +67,7 @@ def _row_wise(work: RowWork, rows: pa.Table, write: WriteRows) -> Row:
 
         def in_processes(turn: int) -> Iterator[int]:
             target = write_to("bare", turn)
-            futures = [bare.submit(_process_file, file, target) for file in source.files("rows")]
+            futures = [bare.submit(_process_file, part.path, target) for part in source.parts("rows")]
             yield from (future.result() for future in as_completed(futures))
 
         pairs = [
