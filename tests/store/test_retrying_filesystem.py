@@ -7,9 +7,10 @@ import pytest
 import tenacity
 from pyarrow import fs as pafs
 
+from tests.s3 import Proxy
 from tests.store import flaky
 from vlcp_ray.store import io
-from vlcp_ray.store.io import StoreError
+from vlcp_ray.store.io import StoreError, open_uri
 from vlcp_ray.store.retrying_filesystem import retrying
 
 
@@ -48,3 +49,13 @@ def test_retrying_filesystem_on_a_failing_store_raises_store_error(
     monkeypatch.setattr(io, "STOP", tenacity.stop_after_attempt(2))
     with pytest.raises(StoreError, match=r"cannot create dir .* Free space"):
         retrying(flaky.store(tmp_path, 1).filesystem).create_dir(f"{tmp_path}/a")
+
+
+def test_create_dir_on_s3_writes_no_object(s3_proxy: Proxy, tmp_path: Path) -> None:
+    filesystem, folder = open_uri(s3_proxy.uri(f"folders{tmp_path}"), "--root")
+    retrying(filesystem).create_dir(f"{folder}/a/b", recursive=True)
+    assert s3_proxy.count().total() == 0
+    with retrying(filesystem).open_output_stream(f"{folder}/a/b/c") as sink:
+        sink.write(b"content")
+    assert s3_proxy.objects(f"folders{tmp_path}") == {f"{folder}/a/b/c": 7}
+    assert s3_proxy.count()["PUT-DIR"] == 0

@@ -46,7 +46,8 @@ class _RetryingHandler(pafs.FileSystemHandler):  # type: ignore[misc] # pyarrow 
         return self._retry("get_file_info", selector)
 
     def create_dir(self, path: str, recursive: bool) -> None:
-        self._retry("create_dir", path, recursive=recursive)
+        if self.get_type_name() != "s3":  # S3 has no folders; pyarrow would write an object for each parent
+            self._retry("create_dir", path, recursive=recursive)
 
     def delete_dir(self, path: str) -> None:
         self._retry("delete_dir", path)
