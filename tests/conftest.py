@@ -42,15 +42,23 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Server]":
         yield started
 
 
-@pytest.fixture
-def s3_proxy(s3: "Server", tmp_path: Path) -> "Iterator[Proxy]":
-    """A proxy in front of the S3 server, which counts requests and injects faults."""
+@pytest.fixture(scope="session")
+def shared_proxy(s3: "Server", tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Proxy]":
+    """A proxy in front of the S3 server."""
     from tests.s3 import PROXY, proxy
 
     if not PROXY.exists():
         pytest.skip(f"the proxy that injects faults is not at {PROXY}")
-    with proxy(s3, tmp_path / "proxy") as started:
+    with proxy(s3, tmp_path_factory.mktemp("proxy")) as started:
         yield started
+
+
+@pytest.fixture
+def s3_proxy(shared_proxy: "Proxy") -> "Iterator[Proxy]":
+    """A proxy in front of the S3 server, which counts the requests of the test and injects faults."""
+    shared_proxy.set_faults()
+    yield shared_proxy.from_now()
+    shared_proxy.set_faults()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

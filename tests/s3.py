@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -71,9 +71,15 @@ class Proxy(Server):
 
     Args:
         pid: of its process.
+        ignored: the number of earlier requests, which are not counted.
     """
 
     pid: int = 0
+    ignored: int = 0
+
+    def from_now(self) -> "Proxy":
+        """Return the proxy without the requests so far."""
+        return replace(self, ignored=self.ignored + len(self.requests()))
 
     @contextmanager
     def silent(self) -> Iterator[None]:
@@ -92,7 +98,7 @@ class Proxy(Server):
 
     def requests(self) -> list[tuple[str, str, str]]:
         """Return the status, kind and path of every request so far."""
-        lines = (self.folder / "requests.log").read_text().splitlines()
+        lines = (self.folder / "requests.log").read_text().splitlines()[self.ignored :]
         return [(status, kind, path) for _, status, kind, path, *_ in (line.split("\t") for line in lines)]
 
     def count(self) -> Counter[str]:

@@ -10,7 +10,7 @@ import pytest
 from pyarrow import fs as pafs
 
 from tests.monitoring.test_tensorboard import scalars
-from tests.s3 import BUCKET, Server
+from tests.s3 import BUCKET, KEY, SECRET, Server
 from tests.small_job import JOB, SETTINGS, arguments, job, write_inputs
 from vlcp_ray.cli import main
 from vlcp_ray.config import Job, load_job
@@ -23,6 +23,7 @@ from vlcp_ray.stages.evaluate import SCORES
 from vlcp_ray.stages.pair import pairs_schema
 from vlcp_ray.stages.prototype import MEMBERS, prototypes_schema
 from vlcp_ray.store.artifact import Step, Store
+from vlcp_ray.store.files import read
 from vlcp_ray.store.verify import compare_all
 
 SCHEMAS = {
@@ -170,9 +171,9 @@ def test_run_again_changes_no_file(completed_run: tuple[Path, Path], capsys: pyt
 
 @pytest.mark.filterwarnings("default")
 def test_run_on_s3_with_other_workers_and_batches_gives_the_same_tables(
-    completed_run: tuple[Path, Path], s3: Server, tmp_path: Path
+    completed_run: tuple[Path, Path], s3: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The image set, the captions and the root are on a real S3 server."""
+    """The image set, the captions and the root are on a real S3 server, with the keys in their URIs."""
     root, inputs = completed_run
     pafs.copy_files(str(inputs), f"{BUCKET}/inputs", destination_filesystem=s3.filesystem())
     sources = {"ingest.source": s3.uri("inputs/images"), "caption.source": s3.uri("inputs/captions.parquet")}
@@ -208,6 +209,12 @@ def test_run_on_s3_with_other_workers_and_batches_gives_the_same_tables(
     assert [line for one in compared for line in one.lines()] == []
     assert sum(one.count for one in compared) == len(s3.objects("root")) - len(steps) - len(s3.objects("root/logs"))
     assert not s3.objects("root/leases")
+    shown = (
+        b"".join(read(other.filesystem, path) for path in s3.objects("root")) + "".join(capsys.readouterr()).encode()
+    )
+    assert b"is an image folder with train and val" in shown
+    assert SECRET.encode() not in shown
+    assert KEY.encode() not in shown
 
 
 @pytest.mark.filterwarnings("default")

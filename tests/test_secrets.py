@@ -87,6 +87,7 @@ def ray_folder() -> Iterator[Path]:
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.faults  # a whole run; tests/test_pipeline.py looks for the keys of S3 in the output of its own
 def test_run_with_secrets_everywhere_writes_and_prints_none(tmp_path: Path, ray_folder: Path) -> None:
     inputs, runs = write_inputs(tmp_path / "inputs"), tmp_path / "runs"
     root = ["--root", f"file://{runs}?sig={PLANTED}-root"]
@@ -153,6 +154,7 @@ def test_submit_refuses_secrets_and_names_the_fix(
     assert PLANTED not in error
 
 
+@pytest.mark.faults
 def test_failed_run_on_an_object_store_shows_no_secret_and_no_noise(tmp_path: Path, ray_folder: Path) -> None:
     root = f"s3://KEY:{PLANTED}-root@bucket/a?endpoint_override=http://127.0.0.1:9&scheme=http"
     done = vlcp_ray("run", str(JOB), "--root", root, folder=ray_folder)

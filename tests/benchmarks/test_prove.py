@@ -23,6 +23,7 @@ def test_encode_finetune_and_generate_run_with_tiny_models(tmp_path: Path) -> No
     assert peak_gib() > 0.1
 
 
+@pytest.mark.faults
 @pytest.mark.filterwarnings("ignore")
 def test_prove_runs_a_process_and_compares_with_the_forecast(tmp_path: Path) -> None:
     (result,) = prove.prove("tiny", tmp_path, ["generate"])

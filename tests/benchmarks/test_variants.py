@@ -9,6 +9,7 @@ from tests.benchmarks import variants
 from tests.benchmarks.variants import CHANGES, sweep
 
 
+@pytest.mark.faults
 @pytest.mark.filterwarnings("ignore")  # of the libraries that write the folders
 def test_variants_measures_every_kind_of_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(variants, "_MAX_BATCH", {"cpu": 1})

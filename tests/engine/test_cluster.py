@@ -16,7 +16,7 @@ from vlcp_ray.engine.cluster import _smallest_gpu, connect
 
 ROOT = Path(__file__).parents[2]
 LOCAL = """
-import signal, sys
+import signal, sys, psutil
 import ray
 from vlcp_ray.engine.cluster import connect
 
@@ -25,9 +25,12 @@ def handler(*_):
 
 signal.signal(signal.SIGTERM, handler)
 with connect() as scale:
-    assert ray.get(ray.remote(lambda: 7).remote()) == 7
+    assert ray.get([ray.remote(lambda: 7).options(num_cpus=1).remote() for _ in range(4)]) == [7] * 4
     assert signal.getsignal(signal.SIGTERM) is handler
     print(scale.evaluate.num_gpus, len(ray.nodes()))
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    found = [c.laddr.ip for p in processes for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+print(*found)
 assert not ray.is_initialized()
 """
 CONNECT = """
@@ -40,17 +43,6 @@ try:
 except ConfigError as error:
     print(error)
 """
-#: Prints the addresses on which this process and its children listen, while a local Ray works.
-LISTEN = """
-import psutil, ray
-from vlcp_ray.engine.cluster import connect
-
-with connect():
-    ray.get([ray.remote(lambda: 7).options(num_cpus=1).remote() for _ in range(4)])
-    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    found = [c.laddr.ip for p in processes for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
-print(*found)
-"""
 
 
 def run(program: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -60,14 +52,11 @@ def run(program: str, **variables: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_connect_starts_a_silent_local_ray_and_ends_it() -> None:
-    done = run(LOCAL)
+def test_connect_starts_a_silent_local_ray_on_loopback_that_leaves_no_token(tmp_path: Path) -> None:
+    done = run(LOCAL, HOME=str(tmp_path))
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.split()[1] == "1"
-
-
-def test_local_ray_listens_on_loopback_only_and_leaves_no_token(tmp_path: Path) -> None:
-    found = run(LISTEN, HOME=str(tmp_path)).stdout.split()
+    _, nodes, *found = done.stdout.split()
+    assert nodes == "1"
     assert len(found) >= 5
     assert {address.removeprefix("::ffff:") for address in found} == {"127.0.0.1"}
     assert list(tmp_path.rglob("auth_token")) == []  # with it `ray start` would ask every client for a token
@@ -125,6 +114,7 @@ def failing_plan(folder: Path, failures: int) -> Dataset:
     return rows.map_batches(FailingActor, fn_constructor_kwargs=arguments, compute=compute, batch_format="pyarrow")
 
 
+@pytest.mark.faults
 @pytest.mark.filterwarnings("default")
 def test_plan_on_a_cluster_whose_engines_fail_ten_times_gives_all_rows(
     ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

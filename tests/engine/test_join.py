@@ -89,6 +89,7 @@ def test_workers_with_another_version_are_refused(ray_session: None, monkeypatch
         join.check_workers()
 
 
+@pytest.mark.faults
 def test_workers_without_the_package_are_refused(tmp_path: Path) -> None:
     (tmp_path / "vlcp_ray.py").write_text("raise ImportError\n")
     paths = f"{tmp_path}{os.pathsep}{ROOT}"
