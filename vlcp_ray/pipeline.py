@@ -118,7 +118,8 @@ def run(
         _open_tracker(track, job) as tracker,
         cluster.connect(ray_logs) as derived,
     ):
-        context = Context(job, scale or derived, store, view, tracker, command)
+        known = {fingerprint: manifest for fingerprint, manifest in manifests.items() if manifest}
+        context = Context(job, scale or derived, store, view, tracker, command, known)
         for stage in stages_left:
             stage.check_scale(job, context.scale)
         used = {step.stage for step in steps}

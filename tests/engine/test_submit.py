@@ -28,7 +28,7 @@ from vlcp_ray.settings import ConfigError
 from vlcp_ray.store.artifact import Store
 
 ROOT = Path(__file__).parents[2]
-MAX = 2 * 2**20  # bytes: the package has 1.1 MB without the weights of the demo, which have 6.5
+MAX = 1.25 * 2**20  # bytes: the package has 1.1 MB without the weights of the demo, which have 6.5
 
 
 def packed_files(folder: Path, target: Path) -> dict[str, int]:
@@ -44,7 +44,7 @@ def checkout_files(folder: str = ".") -> set[str]:
     return {name for name in listed.stdout.split() if (ROOT / name).exists()}
 
 
-def test_checkout_packs_below_two_megabytes(tmp_path: Path) -> None:
+def test_checkout_packs_neither_weights_nor_results(tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
     for name in checkout_files():
         (checkout / name).parent.mkdir(parents=True, exist_ok=True)

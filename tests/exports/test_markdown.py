@@ -38,6 +38,12 @@ def test_text_is_one_paragraph_with_the_same_words(value: str) -> None:
     assert "".join(token.content for token in inline) == " ".join(value.split())
 
 
+@pytest.mark.parametrize("unseen", ["\u202e", "\u061c", "\u200b", "\ufeff", "\x1b", "\u2028"])
+def test_text_and_code_have_no_unseen_characters(unseen: str) -> None:
+    assert text(f"a{unseen}b") == "a b"
+    assert code(f"a{unseen}b") == "`a b`"
+
+
 @pytest.mark.parametrize("value", HOSTILE)
 def test_code_is_one_span_with_the_same_words(value: str) -> None:
     (inline,) = [t.children or [] for t in MarkdownIt("commonmark").parse(f"x {code(value)} y") if t.type == "inline"]

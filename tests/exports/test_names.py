@@ -44,6 +44,11 @@ def test_file_names_are_unique_and_inside_the_target() -> None:
     assert not any("." in name for name in names.values())
 
 
+def test_names_with_unseen_characters_get_others() -> None:
+    unseen = ["a\u202eb", "a\u061cb", "a\u200bb", "a\ufeffb", "a\x1bb"]
+    assert folder_names(unseen) == [f"{label:04d} a_b" for label in range(5)]
+
+
 def test_names_that_can_be_folders_stay() -> None:
     names = ["n01440764", "English springer", "chat \u00e9l\u00e9gant", "St. Bernard", "C++", "hen-of-the-woods"]
     assert folder_names(names) == names

@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline
 from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file
 
 from tests.hostile import Payload
 from vlcp_ray.models import stable_diffusion
@@ -98,10 +99,13 @@ def test_img2img_of_row_does_not_depend_on_other_rows(pipeline: StableDiffusionI
 
 def test_load_part_of_pickled_weights_with_a_payload_runs_nothing(tiny_stable_diffusion: str, tmp_path: Path) -> None:
     model = Path(shutil.copytree(tiny_stable_diffusion, tmp_path / "model"))
-    for file in model.glob("unet/*.safetensors"):
-        file.unlink()
-    torch.save({"conv_in.weight": Payload(tmp_path / "EXECUTED", 1)}, model / "unet" / "diffusion_pytorch_model.bin")
-    with pytest.raises(Exception, match=r"(?i)weights.only|unsupported|pickle|bin"):
+    (weights,) = model.glob("unet/*.safetensors")
+    pickled = weights.with_suffix(".bin")
+    torch.save(load_file(weights), pickled)
+    weights.unlink()
+    stable_diffusion.load_unet(str(model), "cpu")  # plain pickled weights are read
+    torch.save({"conv_in.weight": Payload(tmp_path / "EXECUTED", 1)}, pickled)
+    with pytest.raises(Exception, match=r"(?i)weights.only|unpickl|unable to load"):
         stable_diffusion.load_unet(str(model), "cpu")
     assert not (tmp_path / "EXECUTED").exists()
 

@@ -30,7 +30,7 @@ class Context:
     view: View = field(default_factory=View)
     tracker: Tracker | None = None
     command: str = ""  # of this run, for the report
-    _manifests: dict[str, Manifest] = field(default_factory=dict)  # of complete artifacts: they do not change
+    manifests: dict[str, Manifest] = field(default_factory=dict)  # those known, of complete artifacts, by fingerprint
 
     @cached_property
     def records(self) -> Records:
@@ -62,12 +62,12 @@ class Context:
         Raises:
             ValueError: the artifact is not complete.
         """
-        if step.fingerprint not in self._manifests:
+        if step.fingerprint not in self.manifests:
             manifest = self.store.artifact(step).manifest()
             if manifest is None:
                 raise ValueError(f"{step.title} is not complete; run the job up to it first")
-            self._manifests[step.fingerprint] = manifest
-        return self._manifests[step.fingerprint]
+            self.manifests[step.fingerprint] = manifest
+        return self.manifests[step.fingerprint]
 
     def complete(
         self,
@@ -97,7 +97,7 @@ class Context:
         files = {"files": list_written(self.artifact(step), temporary)}
         manifest = identity(step) | counts | facts | run | files
         self.artifact(step).complete(manifest)
-        self._manifests[step.fingerprint] = json.loads(json.dumps(manifest))  # as a reader gets it
+        self.manifests[step.fingerprint] = json.loads(json.dumps(manifest))  # as a reader gets it
 
 
 def list_written(artifact: Artifact, temporary: Sequence[str] = ()) -> dict[str, dict[str, Any]]:

@@ -94,17 +94,16 @@ def read_all(
     Raises:
         ValueError: an artifact's table has no rows.
     """
+    parts: list[File] = []
     for artifact in artifacts:
-        if not artifact.parts(table):
+        found = artifact.parts(table)
+        if not found:
             raise ValueError(
                 f"{artifact.path}/{table} has no rows; remove the folder {artifact.path} and re-run the same command"
             )
-    parts = [(artifact, part) for artifact in artifacts for part in artifact.parts(table)]
-    n_blocks = min(len(parts), max(_MIN_READS, math.ceil(sum(part.size for _, part in parts) / _READ_BYTES)))
-    blocks = [
-        pa.table({"path": [part.path for part in chosen], "size": [part.size for part in chosen]})
-        for chosen in ([part for _, part in parts[start::n_blocks]] for start in range(n_blocks))
-    ]
+        parts += found
+    n_blocks = min(len(parts), max(_MIN_READS, math.ceil(sum(part.size for part in parts) / _READ_BYTES)))
+    blocks = [pa.Table.from_pylist([part._asdict() for part in parts[start::n_blocks]]) for start in range(n_blocks)]
     reader = ReadParts(artifacts[0].filesystem, None if columns is None else tuple(columns), include_paths)
     return ray.data.from_arrow(blocks).map_batches(reader, batch_size=None, batch_format="pyarrow")
 

@@ -4,9 +4,10 @@ import html
 import re
 from typing import Final
 
+from vlcp_ray.monitoring.printable import replace_unseen
+
 _SPECIAL: Final = re.compile(r"([\\`*\[\]|#~$]|(?<![^\W_])_|_(?![^\W_]))")  # _ within a word is itself
 _FIRST: Final = re.compile(r"^([-+=:]|\d+(?=[.)]))")
-_INVISIBLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
 
 
 def text(value: object) -> str:
@@ -30,7 +31,7 @@ def fenced(value: object, language: str = "") -> str:
 
 
 def _line(value: object) -> str:
-    return " ".join(_INVISIBLE.sub(" ", str(value)).split())
+    return " ".join(replace_unseen(str(value), " ").split())
 
 
 def _longest_run(value: str) -> int:

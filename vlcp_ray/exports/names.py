@@ -7,9 +7,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from vlcp_ray.monitoring.printable import replace_unseen
+
 _MAX_BYTES: Final = 150  # of 255 that file systems allow, with room for a prefix, a hash and a suffix
-#: Characters that Windows or a path does not allow, control characters, and those that change how a name is shown.
-_FORBIDDEN: Final = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]')
+#: Characters that Windows or a path does not allow, besides those that cannot be seen.
+_FORBIDDEN: Final = re.compile(r'[<>:"/\\|?*]')
 #: Names of devices in Windows, with any extension.
 _RESERVED: Final = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9\u00b2\u00b3])\s*(\..*)?", re.I)
 _NUMBERED: Final = re.compile(r"^\d{4,} ")
@@ -51,7 +53,7 @@ def _is_safe(name: str, changed: re.Pattern[str]) -> bool:
 
 def _clean(name: str) -> str:
     """Replace what a path cannot have; `datasets` ignores what begins with a dot or with two underscores."""
-    name = _FORBIDDEN.sub("_", name.encode("utf-8", "replace").decode())
+    name = _FORBIDDEN.sub("_", replace_unseen(name.encode("utf-8", "replace").decode(), "_"))
     name = name.encode()[:_MAX_BYTES].decode("utf-8", "ignore").strip(" ").rstrip(". ")
     if name.startswith((".", "__")):
         name = f"_ {name.lstrip('._')}"

@@ -4,7 +4,7 @@ import unicodedata
 from typing import Final
 
 #: Control characters (escape sequences of terminals), invisible and reordering ones, lone surrogates, ends of lines.
-_ESCAPED: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+_UNSEEN: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _KEPT: Final = "\u200c\u200d"  # they join letters in Persian and Hindi, and the parts of an emoji
 
 
@@ -17,9 +17,16 @@ def printable(text: str, keep: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(
-        character.encode("unicode_escape").decode() if _is_escaped(character, keep) else character for character in text
+        character.encode("unicode_escape").decode() if is_unseen(character) and character not in keep else character
+        for character in text
     )
 
 
-def _is_escaped(character: str, keep: str) -> bool:
-    return character not in keep and character not in _KEPT and unicodedata.category(character) in _ESCAPED
+def replace_unseen(text: str, replacement: str) -> str:
+    """Replace each character that a reader cannot see."""
+    return "".join(replacement if is_unseen(character) else character for character in text)
+
+
+def is_unseen(character: str) -> bool:
+    """Return whether a character has no shape of its own, or changes the order of others."""
+    return character not in _KEPT and unicodedata.category(character) in _UNSEEN

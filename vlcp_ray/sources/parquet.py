@@ -417,9 +417,8 @@ def _image_parts(name: str, kind: pa.DataType) -> tuple[str, ...]:
     )
     if not _is_bytes(fields.get("bytes", pa.null())):
         raise ConfigError(f"ingest.source: column {name!r} of the parquet files is {kind}, not the bytes of images")
-    is_text = pa.types.is_string(fields.get("path", pa.null())) or pa.types.is_large_string(
-        fields.get("path", pa.null())
-    )
+    path = fields.get("path", pa.null())
+    is_text = pa.types.is_string(path) or pa.types.is_large_string(path)
     return (f"{name}.bytes", f"{name}.path") if is_text else (f"{name}.bytes",)
 
 
@@ -431,8 +430,9 @@ def _check_label(name: str, kind: pa.DataType) -> None:
         pa.types.is_boolean,
         pa.types.is_string,
         pa.types.is_large_string,
+        pa.types.is_null,
     )
-    if not any(check(plain) for check in (*checks, pa.types.is_null)) and not isinstance(kind, pa.BaseExtensionType):
+    if not any(check(plain) for check in checks) and not isinstance(kind, pa.BaseExtensionType):
         raise ConfigError(f"ingest.source: column {name!r} of the parquet files is {kind}, not names or numbers")
 
 

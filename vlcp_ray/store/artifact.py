@@ -201,7 +201,7 @@ class Artifact:
         names = None if columns is None else list(columns)
         read = names if read is None else read
         try:
-            if self.filesystem.type_name == "s3" and sum(part.size for part in parts) <= _WHOLE_BYTES:
+            if isinstance(self.filesystem, pafs.S3FileSystem) and sum(part.size for part in parts) <= _WHOLE_BYTES:
                 with ThreadPoolExecutor(THREADS) as threads:
                     parse = partial(self._read_and_parse, columns=read)
                     table = pa.concat_tables(threads.map(parse, (part.path for part in parts)))
@@ -256,7 +256,7 @@ class Artifact:
     def delete(self, folder: str) -> None:
         """Remove a folder of the artifact and everything in it."""
         path = f"{self.path}/{folder}"
-        if self.filesystem.type_name == "s3":
+        if isinstance(self.filesystem, pafs.S3FileSystem):
             self.delete_files(self.files(folder, recursive=True))
         else:
             retry(lambda: self.filesystem.delete_dir(path), f"delete {path}")

@@ -35,6 +35,9 @@ _RETRIES: Final[Any] = {"max_retries": 2, "retry_timeout": timedelta(seconds=20)
 _CLIENT: Final = {"timeout": "60s", "connect_timeout": "4s"}
 #: Keys that obstore refuses, of image sets of others: control characters, and parts that are empty or dots.
 _UNUSUAL: Final = re.compile(r"[\x00-\x1f\x7f]|(^|/)\.{0,2}(/|$)")
+#: The options of a pyarrow filesystem that obstore needs, too.
+_ENDPOINT: Final = ("scheme", "endpoint_override", "force_virtual_addressing")
+_CREDENTIALS: Final = ("access_key", "secret_key", "session_token", "anonymous")
 _CODE: Final = re.compile(r"<Code>(.*?)</Code>")
 _MESSAGE: Final = re.compile(r"<Message>(.*?)</Message>")
 
@@ -60,7 +63,7 @@ def read(filesystem: pafs.FileSystem, path: str, limit: int | None = None) -> by
     Raises:
         FileNotFoundError: there is none.
     """
-    if filesystem.type_name == "s3" and not _UNUSUAL.search(path):
+    if isinstance(filesystem, pafs.S3FileSystem) and not _UNUSUAL.search(path):
         store, key = _s3(filesystem, path)
         with _as_os_error():
             result = store.get(key)
@@ -76,7 +79,7 @@ def read(filesystem: pafs.FileSystem, path: str, limit: int | None = None) -> by
 
 def check_access(filesystem: pafs.FileSystem, path: str) -> None:
     """List a first object of S3, because the answer of a list names what is wrong, and that of HEAD does not."""
-    if filesystem.type_name == "s3":
+    if isinstance(filesystem, pafs.S3FileSystem):
         store, key = _s3(filesystem, path)
         with _as_os_error():
             next(iter(store.list(key, chunk_size=1)), None)
@@ -84,7 +87,7 @@ def check_access(filesystem: pafs.FileSystem, path: str) -> None:
 
 def write(filesystem: pafs.FileSystem, path: str, content: Content) -> None:
     """Write a file, or the content of a local file; it appears whole or not at all."""
-    if filesystem.type_name == "s3":
+    if isinstance(filesystem, pafs.S3FileSystem):
         store, key = _s3(filesystem, path)
         with _as_os_error():
             # Arrow's buffers have the format of signed bytes, which obstore takes for a sequence of numbers.
@@ -103,7 +106,7 @@ def create(filesystem: pafs.FileSystem, path: str, content: bytes) -> bool:
 
     Of several callers one succeeds. Other stores have no such operation: there the file is written.
     """
-    if filesystem.type_name == "s3":
+    if isinstance(filesystem, pafs.S3FileSystem):
         store, key = _s3(filesystem, path)
         with _as_os_error():
             try:
@@ -128,7 +131,7 @@ def create(filesystem: pafs.FileSystem, path: str, content: bytes) -> bool:
 
 def list_files(filesystem: pafs.FileSystem, folder: str, *, recursive: bool = False) -> list[File]:
     """List the files of a folder, sorted by path, without hidden ones; none where the folder does not exist."""
-    if filesystem.type_name == "s3":
+    if isinstance(filesystem, pafs.S3FileSystem):
         store, key = _s3(filesystem, folder)
         bucket = folder.partition("/")[0]
         with _as_os_error():
@@ -148,7 +151,7 @@ def list_files(filesystem: pafs.FileSystem, folder: str, *, recursive: bool = Fa
 
 def list_folders(filesystem: pafs.FileSystem, folder: str) -> list[str]:
     """List the names of the folders in a folder, sorted."""
-    if filesystem.type_name == "s3":
+    if isinstance(filesystem, pafs.S3FileSystem):
         store, key = _s3(filesystem, folder)
         with _as_os_error():
             prefixes = store.list_with_delimiter(key)["common_prefixes"]
@@ -159,11 +162,10 @@ def list_folders(filesystem: pafs.FileSystem, folder: str) -> list[str]:
 
 def delete(filesystem: pafs.FileSystem, paths: Sequence[str]) -> None:
     """Delete files; those that do not exist are left out."""
-    if filesystem.type_name == "s3":
-        for path in paths[:1]:
-            store, _ = _s3(filesystem, path)
-            with _as_os_error():
-                store.delete([path.partition("/")[2] for path in paths])
+    if isinstance(filesystem, pafs.S3FileSystem) and paths:
+        store, _ = _s3(filesystem, paths[0])
+        with _as_os_error():
+            store.delete([path.partition("/")[2] for path in paths])
         return
     for path in paths:
         with suppress(FileNotFoundError):
@@ -172,7 +174,7 @@ def delete(filesystem: pafs.FileSystem, paths: Sequence[str]) -> None:
 
 def stream(filesystem: pafs.FileSystem, file: File) -> Iterator[bytes | memoryview]:
     """Read a file of any size in blocks."""
-    if filesystem.type_name != "s3":
+    if not isinstance(filesystem, pafs.S3FileSystem):
         with filesystem.open_input_stream(file.path) as source:
             while block := source.read(_PART):
                 yield block
@@ -239,22 +241,9 @@ def _s3(filesystem: pafs.S3FileSystem, path: str) -> tuple[S3Store, str]:
     """Return the client of a path's bucket, and the key."""
     bucket, _, key = path.partition("/")
     options = filesystem.__reduce__()[1][0]
-    given = tuple(sorted((name, value) for name, value in options.items() if name in _OPTIONS))
+    given = tuple((name, options[name]) for name in (*_ENDPOINT, *_CREDENTIALS))
     environment = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
     return _client(bucket, filesystem.region, given, environment), key
-
-
-_OPTIONS: Final = frozenset(
-    {
-        "access_key",
-        "secret_key",
-        "session_token",
-        "anonymous",
-        "scheme",
-        "endpoint_override",
-        "force_virtual_addressing",
-    }
-)
 
 
 @lru_cache(maxsize=16)

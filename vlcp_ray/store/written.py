@@ -9,14 +9,15 @@ import json
 from collections.abc import Iterable
 from typing import NamedTuple
 
-_written: "dict[str, Written]" = {}
-
 
 class Written(NamedTuple):
     """The size in bytes and the SHA-256, in hexadecimal digits, of a file as it was written."""
 
     bytes: int
     sha256: str
+
+
+_written: dict[str, Written] = {}  # by path
 
 
 def measure(blocks: Iterable[bytes | memoryview]) -> Written:

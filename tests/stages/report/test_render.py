@@ -114,6 +114,23 @@ def test_render_without_a_part_leaves_its_section_out() -> None:
     assert len(page.all("div", "none")) == 8
 
 
+def test_render_shows_unseen_characters_escaped() -> None:
+    name = "cat\u202egnp.exe\x1b"
+    html = render(
+        dataclasses.replace(
+            full_report(),
+            title=name,
+            source=name,
+            sets=(distilled(text=name),),
+            rejected=rejected((name, name)),
+            samples=(Sample(0, 1, name, png(0)),),
+        )
+    )
+    assert "\u202e" not in html
+    assert "\x1b" not in html
+    assert html.count(r"cat\u202egnp.exe\x1b") >= 5
+
+
 @pytest.mark.parametrize(
     "hostile",
     [SCRIPT, "\" onload=\"alert('1')\" x='", "'><img src=x onerror=alert('1')>", "</title></svg>&#60;script>"],

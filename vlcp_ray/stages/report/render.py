@@ -7,9 +7,11 @@ from importlib import resources
 from typing import Any, Final
 
 import jinja2
+import markupsafe
 import pyarrow as pa
 
 from vlcp_ray.methods import random_images, vlcp
+from vlcp_ray.monitoring.printable import printable
 from vlcp_ray.schemas import REASONS
 from vlcp_ray.stages.report import charts
 from vlcp_ray.stages.report.contents import Report, Sample, TsnePlot
@@ -36,7 +38,11 @@ Row = dict[str, Any]
 def render(report: Report) -> str:
     """Render the page: an HTML document without scripts or external resources, the same for the same report."""
     environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_show_unseen,
     )
     folder = resources.files(__package__)
     environment.loader = jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8"))
@@ -59,6 +65,12 @@ def render(report: Report) -> str:
         rejected=_rejected(report.rejected, report.rejected_images),
         settings=_settings(report.settings),
     )
+
+
+def _show_unseen(value: Any) -> Any:
+    """Escape the unseen characters of text: a name of strangers cannot reorder the letters of the page."""
+    is_text = isinstance(value, str) and not isinstance(value, markupsafe.Markup)
+    return printable(value, keep="\n\t") if is_text else value
 
 
 def _score_views(report: Report) -> Row:
