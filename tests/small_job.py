@@ -1,4 +1,4 @@
-"""A job over 80 train and 30 val images of four digits that runs every stage and is small enough for a test."""
+"""A job over 40 train and 20 val images of four digits that runs every stage and is small enough for a test."""
 
 import random
 from pathlib import Path
@@ -26,7 +26,7 @@ SETTINGS = (
 
 
 CLASSES = ("digit zero", "digit one", "digit two", "digit three")
-PER_CLASS = {"train": 80, "val": 30}
+PER_CLASS = {"train": 40, "val": 20}
 
 
 def write_inputs(folder: Path) -> Path:

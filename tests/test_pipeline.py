@@ -110,13 +110,13 @@ def test_run_writes_the_exact_rows_of_every_stage(completed_run: tuple[Path, Pat
     store, steps = Store.at(str(root)), graph(job(inputs))
     assert {state(step, store.manifests(steps)) for step in steps} == {"done"}
     (images,), (pairs,) = steps_of_stage(inputs, "ingest"), steps_of_stage(inputs, "pair")
-    assert len(rows(store, images, "images")) == 440
-    assert len(rows(store, pairs, "pairs")) == 320
+    assert len(rows(store, images, "images")) == 240
+    assert len(rows(store, pairs, "pairs")) == 160
     for step in steps_of_stage(inputs, "prototype"):
         assert len(rows(store, step, "prototypes")) == 4 * step.key["ipc"]
         members = rows(store, step, "members")
-        assert len(members) == 320
-        assert 10 <= sum(cluster == -1 for cluster in members["cluster"].to_pylist()) <= 24  # 5 % of 320 is 16
+        assert len(members) == 160
+        assert 4 <= sum(cluster == -1 for cluster in members["cluster"].to_pylist()) <= 12  # 5 % of 160 is 8
     for step in [*steps_of_stage(inputs, "generate"), *steps_of_stage(inputs, "select")]:
         made = rows(store, step, "synthetic")
         assert len(made) == 4 * step.key["ipc"]
@@ -234,7 +234,7 @@ def test_status_and_plan_show_what_is_complete(
 ) -> None:
     root, inputs = completed_run
     assert main(["status", *arguments(root, inputs)]) == 0
-    assert "440 in = 440 out + 0 rejected" in capsys.readouterr().out
+    assert "240 in = 240 out + 0 rejected" in capsys.readouterr().out
     assert main(["plan", *arguments(root, inputs), "--set", "generate.strength=0.6"]) == 0
     assert "5 of 19 artifacts to make" in capsys.readouterr().out
 

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.faults
 
 #: The kinds of workers: the stage, its table, and the title of the process while it works.
 WORKERS = {
-    "ingest": ("ingest", "images", "ray::_read_part"),
+    "ingest": ("ingest", "images", "ray::ReadPart"),
     "captioning or encoding": ("pair", "pairs", "ray::MapWorker(MapBatches(RowActor)).submit"),
     "a rank": ("finetune", "progress", "ray::RayTrainWorker"),
     "a class": ("prototype", "prototypes", "ray::_process_class"),

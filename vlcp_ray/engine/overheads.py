@@ -6,14 +6,13 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-import ray.train
-import ray.train.torch
 from ray.data import ActorPoolStrategy
-from ray.train import RunConfig, ScalingConfig
+from ray.train import RunConfig
 
 from vlcp_ray.cost.rates import Overheads
 from vlcp_ray.engine.cluster import connect
-from vlcp_ray.scale import Scale
+from vlcp_ray.engine.ranks import TorchTrainer, scaling_config
+from vlcp_ray.scale import Pool, Scale
 
 
 class Identity:
@@ -66,16 +65,11 @@ def _plan() -> None:
         pass
 
 
-def _train(pool: Any) -> None:
-    gpus = {"GPU": pool.num_gpus} if pool.num_gpus else {}
+def _train(pool: Pool) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        ray.train.torch.TorchTrainer(
+        TorchTrainer(
             _nothing,
             train_loop_config={},
-            scaling_config=ScalingConfig(
-                num_workers=pool.required_workers,
-                use_gpu=bool(gpus),
-                resources_per_worker={"CPU": pool.num_cpus, **gpus},
-            ),
+            scaling_config=scaling_config(pool),
             run_config=RunConfig(name="overhead", storage_path=folder),
         ).fit()

@@ -17,6 +17,7 @@ from tests.small_job import JOB
 from tests.stages.report.small_report import png
 from vlcp_ray.config import load_job
 from vlcp_ray.engine.context import Context
+from vlcp_ray.engine.ranks import scaling_config
 from vlcp_ray.monitoring.tensorboard import Record
 from vlcp_ray.pipeline import graph
 from vlcp_ray.scale import Pool, Scale
@@ -192,33 +193,18 @@ def test_show_progress_ends_at_an_error(context: Context) -> None:
     assert context.view.snapshot() is None
 
 
-@pytest.mark.parametrize(
-    ("pool", "workers", "use_gpu", "resources"),
-    [
-        (Pool(num_workers=2, num_cpus=3), 2, False, {"CPU": 3}),
-        (Pool(num_workers=4, min_workers=4, num_gpus=1), 4, True, {"CPU": 1, "GPU": 1}),
-        (Pool(num_workers=4, min_workers=2, num_gpus=0.5), (2, 4), True, {"CPU": 1, "GPU": 0.5}),
-    ],
-)
-def test_fit_starts_the_ranks_of_the_pool(
-    context: Context,
-    pool: Pool,
-    workers: Any,
-    use_gpu: bool,
-    resources: dict[str, float],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_fit_starts_the_ranks_of_the_pool(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[dict[str, Any]] = []
 
     def start(rank: object, **arguments: Any) -> Any:
         started.append(arguments)
         return SimpleNamespace(fit=lambda: None)
 
-    monkeypatch.setattr(ray.train.torch, "TorchTrainer", start)
-    config = config_of(context)
+    monkeypatch.setattr("vlcp_ray.stages.finetune.run.TorchTrainer", start)
+    config, pool = config_of(context), Pool(num_workers=4, min_workers=2, num_gpus=0.5)
     _fit(config, pool)
-    scaling, run_config = started[0]["scaling_config"], started[0]["run_config"]
-    assert (scaling.num_workers, scaling.use_gpu, scaling.resources_per_worker) == (workers, use_gpu, resources)
+    run_config = started[0]["run_config"]
+    assert started[0]["scaling_config"] == scaling_config(pool)
     assert (run_config.name, run_config.storage_path) == ("checkpoints", config.artifact.path)
     assert run_config.checkpoint_config.num_to_keep == 1
     assert run_config.failure_config.max_failures == 8
@@ -231,7 +217,7 @@ def test_fit_raises_the_error_of_the_store(context: Context, monkeypatch: pytest
     def fit() -> None:
         raise ray.train.ControllerError(failures[0])
 
-    monkeypatch.setattr(ray.train.torch, "TorchTrainer", lambda *a, **k: SimpleNamespace(fit=fit))
+    monkeypatch.setattr("vlcp_ray.stages.finetune.run.TorchTrainer", lambda *a, **k: SimpleNamespace(fit=fit))
     with pytest.raises(OSError, match="the store failed"):
         _fit(config_of(context), Pool())
     del failures[0]

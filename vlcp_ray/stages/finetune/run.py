@@ -18,9 +18,10 @@ import ray
 import ray.train
 import ray.train.torch
 from pyarrow import fs as pafs
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig
 
 from vlcp_ray.engine.context import Context
+from vlcp_ray.engine.ranks import TorchTrainer, scaling_config
 from vlcp_ray.engine.streaming import read
 from vlcp_ray.monitoring.allocator import memory_retained
 from vlcp_ray.monitoring.memory import Peaks, measure_peaks, reset_peaks
@@ -158,17 +159,11 @@ def _fit(config: RankConfig, pool: Pool) -> None:
         OSError: the store failed in the middle of a file.
     """
     artifact = config.artifact
-    trainer = ray.train.torch.TorchTrainer(
+    trainer = TorchTrainer(
         _run_rank,
         train_loop_config={"config": config},
-        scaling_config=ScalingConfig(
-            # Elastic where the pool may grow: the schedule cuts the same global batch for any number of ranks.
-            num_workers=pool.num_workers
-            if pool.required_workers == pool.num_workers
-            else (pool.required_workers, pool.num_workers),
-            use_gpu=pool.num_gpus > 0,
-            resources_per_worker={"CPU": pool.num_cpus, **({"GPU": pool.num_gpus} if pool.num_gpus else {})},
-        ),
+        # Elastic where the pool may grow: the schedule cuts the same global batch for any number of ranks.
+        scaling_config=scaling_config(pool),
         # Ray Train resumes from the last checkpoint when name and storage path are the same again.
         run_config=RunConfig(
             name=_CHECKPOINTS,
