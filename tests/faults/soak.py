@@ -26,7 +26,7 @@ from pyarrow import fs as pafs
 from tests.faults.runs import Root, Run, S3Root, assert_equal, children, read_tables, write_images, write_scale
 from tests.s3 import BUCKET, Proxy, Server, proxy, server
 
-_PAUSE = (0.5, 12.0)  # seconds before a kill
+_MEAN_PAUSE = 12.0  # seconds before a kill; a tenth of the pauses is longer than 27 s, in which a run gets on
 _DRIVER_SHARE = 0.3  # of all kills
 #: Titles of the processes that work, by kind. The engine is the larger of the actors of captioning and encoding.
 _WORKERS = {
@@ -93,7 +93,7 @@ def _disturb(root: Root, scale: Path, generator: random.Random, counts: Counter[
     """Run a job to its end, with kills at random moments until there were enough of them."""
     run, failures = Run(root, scale), 0
     while True:
-        time.sleep(generator.uniform(*_PAUSE))
+        time.sleep(generator.expovariate(1 / _MEAN_PAUSE))
         code = run.exit_code() if sum(counts.values()) >= kills else run.process.poll()
         if code == 0:
             return
@@ -111,6 +111,7 @@ def _disturb(root: Root, scale: Path, generator: random.Random, counts: Counter[
             run = Run(root, scale)
         if kind:
             counts[kind] += 1
+            print(f"kill {sum(counts.values())}: {kind}", flush=True)
 
 
 def _kill_worker(driver: int, generator: random.Random) -> str:
