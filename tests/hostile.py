@@ -105,6 +105,23 @@ def _write_bomb(file: Path, columns: Mapping[str, Any], **options: Any) -> int:
     return file.stat().st_size
 
 
+def _write_delta_bomb(file: Path) -> int:
+    """Write a page whose only value, read in another encoding, is the header of 2**31 - 1 lengths that are all 0."""
+    header = b"\x80\x80\x40\x01"  # blocks of 2**20 lengths in one part; as a plain value, the number of its bytes
+    value = b"\xff\xff\xff\xff\x07" + bytes(int.from_bytes(header, "little") - 5)
+    schema = pa.schema([pa.field("image", pa.binary(), nullable=False), pa.field("label", pa.string(), nullable=False)])
+    parquet.write_table(
+        pa.table({"image": [value], "label": ["cat"]}, schema=schema),
+        file,
+        compression="zstd",
+        use_dictionary=False,
+        write_statistics=False,
+    )
+    plain, delta_lengths = b"\x15\x00\x15\x06\x15\x06", b"\x15\x0c\x15\x06\x15\x06"
+    file.write_bytes(file.read_bytes().replace(plain, delta_lengths, 1))
+    return file.stat().st_size
+
+
 def _repeated(value: bytes, rows: int, kind: pa.DataType) -> pa.DictionaryArray:
     return pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array([value]).cast(kind))
 
@@ -127,6 +144,7 @@ def parquet_bombs() -> Mapping[str, Callable[[Path], int]]:
         "prefixes": lambda f: _write_bomb(
             f, {"image": prefix, "label": cats}, use_dictionary=False, column_encoding={"image": "DELTA_BYTE_ARRAY"}
         ),
+        "lengths without end": _write_delta_bomb,
         "labels": lambda f: _write_bomb(f, {"image": image, "label": _repeated(b"x" * 40_000_000, 256, pa.string())}),
         "rows without end": lambda f: _write_bomb(
             f, {"image": pa.nulls(2**22, pa.binary()), "label": pa.nulls(2**22, pa.string())}, row_group_size=2**22

@@ -1,10 +1,14 @@
 """Tests of measuring peak memory."""
 
 import mmap
+import resource
 import subprocess
 import sys
 
-from vlcp_ray.monitoring.memory import measure_peaks, reset_peaks
+import pyarrow as pa
+import pytest
+
+from vlcp_ray.monitoring.memory import limit_growth, measure_peaks, reset_peaks
 
 
 def test_measure_peaks_after_reset_is_that_of_the_new_work() -> None:
@@ -30,3 +34,18 @@ def test_measure_peaks_with_children_counts_them() -> None:
         child.stdout.readline()
         assert measure_peaks().memory < size <= measure_peaks(children=True).memory
         child.communicate(b"\n")
+
+
+def test_limit_growth_refuses_what_is_larger_and_restores_the_limit() -> None:
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    with limit_growth(1 << 30):
+        assert len(pa.allocate_buffer(100 << 20)) == 100 << 20
+        with pytest.raises(MemoryError):
+            pa.allocate_buffer(8 << 30)
+        with pytest.raises(MemoryError):
+            bytearray(2 << 30)
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+    with pytest.raises(OSError, match="damaged"), limit_growth(1 << 30):
+        raise OSError("damaged")
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+    assert len(bytearray(2 << 30)) == 2 << 30

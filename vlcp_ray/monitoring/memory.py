@@ -1,8 +1,9 @@
-"""Measure the peak memory of a process, its child processes and its GPU."""
+"""Measure the peak memory of a process, its child processes and its GPU, and limit the growth of a process."""
 
 import resource
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +43,27 @@ def measure_peaks(children: bool = False) -> Peaks:
     return Peaks(max(map(_peak_resident, pids)), cuda.max_memory_allocated() >> 20 if (cuda := _cuda()) else 0)
 
 
+@contextmanager
+def limit_growth(size: int) -> Iterator[None]:
+    """Let this process take at most `size` bytes more than it has, so that whoever asks for more fails at once.
+
+    Linux counts the memory that is private and writable, used or not; elsewhere there is no limit.
+
+    Raises:
+        MemoryError: raised by Python and Arrow inside the `with` block.
+    """
+    taken = _field(_read(Path("/proc/self/status")), "VmData")
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if not taken or (hard != resource.RLIM_INFINITY and hard < taken + size):
+        yield
+        return
+    resource.setrlimit(resource.RLIMIT_DATA, (taken + size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
 def _cuda() -> Any:
     """Return torch.cuda if this process uses it already, without importing or initializing it."""
     torch = sys.modules.get("torch")
@@ -65,4 +87,9 @@ def _peak_resident(pid: str) -> int:
     if not status and pid == "self":  # not Linux
         kib = 1024 if sys.platform == "darwin" else 1
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // kib >> 10
-    return next((int(line.split()[1]) >> 10 for line in status.splitlines() if line.startswith("VmHWM")), 0)
+    return _field(status, "VmHWM") >> 20
+
+
+def _field(status: str, name: str) -> int:
+    """Return a size in bytes of `/proc/<pid>/status`, 0 where it is missing."""
+    return next((int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith(f"{name}:")), 0)

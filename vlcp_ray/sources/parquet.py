@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import fs as pafs
 
+from vlcp_ray.monitoring.memory import limit_growth
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.sources.classes import Classes, Glossary, load_glossary, resolve
 from vlcp_ray.sources.layout import Layout
@@ -48,6 +49,9 @@ _BOMB_RATIO: Final = 100
 _MAX_GROUP_ROWS: Final = 2**21
 _MAX_FOOTER: Final = 2**26  # bytes
 _MAX_NAME: Final = 4096  # characters of a file name; PATH_MAX of Linux
+#: Bytes that Arrow may take for one batch: the headers of some encodings, inside packed pages, ask for any number.
+_MEMORY: Final = 2**31
+_MEMORY_PER_BYTE: Final = 8  # of max_bytes: the page of one image, packed, unpacked, and in Arrow's buffers
 _MANY_FILES: Final = 64  # enough parts for all workers; fewer files are split at their row groups
 _ROWS_PER_PART: Final = 2_000
 _DAMAGE: Final = (OSError, ValueError, pa.ArrowException, MemoryError, ShardError, OverflowError)
@@ -72,11 +76,19 @@ class Columns:
 
 @dataclass(frozen=True)
 class Opened:
-    """A file whose footer was read: pyarrow's `ParquetFile`, its columns, and the file under it."""
+    """A file whose footer was read.
+
+    Args:
+        file: pyarrow's `ParquetFile`.
+        columns: its columns.
+        shard: the file under it.
+        memory: bytes that reading a batch may take.
+    """
 
     file: Any
     columns: Columns
     shard: ShardFile
+    memory: int
 
     def demand(self, group: int, names: Iterable[str]) -> Demand:
         """Measure what reading some columns of a row group takes. Raises ShardError for damaged headers."""
@@ -92,12 +104,18 @@ class Opened:
             StoreError: the store fails.
             ShardError: the bytes are damaged.
         """
-        try:
-            yield from self.file.iter_batches(size, row_groups=[group], columns=list(names), use_threads=False)
-        except _DAMAGE as error:
-            if self.shard.error:
-                raise self.shard.error from error
-            raise ShardError(" ".join(str(error).split())) from error
+        batches = self.file.iter_batches(size, row_groups=[group], columns=list(names), use_threads=False)
+        while True:
+            try:
+                with limit_growth(self.memory):
+                    batch = next(batches, None)
+            except _DAMAGE as error:
+                if self.shard.error:
+                    raise self.shard.error from error
+                raise ShardError(" ".join(str(error).split())) from error
+            if batch is None:
+                return
+            yield batch
 
 
 class Parquet:
@@ -105,7 +123,8 @@ class Parquet:
 
     Memory: a worker holds one page of each column, packed and unpacked, its dictionary, and batches of 32 MiB or of one
     row. With the default `max_bytes` all of it together stays under 1 GiB, whatever the file says; row groups that need
-    more are rejected as too large before anything of them is unpacked.
+    more are rejected as too large before anything of them is unpacked. Where a decoder asks for more than the sizes
+    of its page, the process gets 2 GiB and 8 times `max_bytes` at most.
     """
 
     def __init__(self, filesystem: pafs.FileSystem, path: str, settings: "Ingest") -> None:
@@ -324,7 +343,7 @@ class Parquet:
             check_types(schema, used, path, "write it as plain bytes, text or numbers")
         except ValueError as error:
             raise ConfigError(f"ingest.source: {error}") from error
-        return Opened(file, columns, shard)
+        return Opened(file, columns, shard, _MEMORY + _MEMORY_PER_BYTE * self.max_bytes)
 
 
 class _TooLargeError(ShardError):
