@@ -27,7 +27,8 @@ signal.signal(signal.SIGTERM, handler)
 with connect() as scale:
     assert ray.get([ray.remote(lambda: 7).options(num_cpus=1).remote() for _ in range(4)]) == [7] * 4
     assert signal.getsignal(signal.SIGTERM) is handler
-    print(scale.evaluate.num_gpus, len(ray.nodes()))
+    interface = ray.remote(lambda: __import__("os").environ.get("GLOO_SOCKET_IFNAME"))
+    print(ray.get(interface.remote()), len(ray.nodes()))
     processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
     found = [c.laddr.ip for p in processes for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
 print(*found)
@@ -55,8 +56,8 @@ def run(program: str, **variables: str) -> subprocess.CompletedProcess[str]:
 def test_connect_starts_a_silent_local_ray_on_loopback_that_leaves_no_token(tmp_path: Path) -> None:
     done = run(LOCAL, HOME=str(tmp_path))
     assert (done.returncode, done.stderr) == (0, "")
-    _, nodes, *found = done.stdout.split()
-    assert nodes == "1"
+    interface, nodes, *found = done.stdout.split()
+    assert (interface, nodes) == ("lo", "1")  # the ranks of fine-tuning talk on it
     assert len(found) >= 5
     assert {address.removeprefix("::ffff:") for address in found} == {"127.0.0.1"}
     assert list(tmp_path.rglob("auth_token")) == []  # with it `ray start` would ask every client for a token

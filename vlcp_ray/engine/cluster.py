@@ -110,6 +110,9 @@ def _start_local(options: Mapping[str, Any]) -> None:
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
     # Ray warns of more workers than four times the number that it starts at once, by default one per core.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
+    # The ranks of a training listen on loopback, where gloo also finds this machine if its name has no address.
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     # A token of this process. Without one Ray writes ~/.ray/auth_token, readable by all users, and from then on
     # `ray start` asks every client for it.
     if "RAY_AUTH_TOKEN_PATH" not in os.environ:
