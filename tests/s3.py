@@ -1,7 +1,6 @@
 """Run a real S3 server (SeaweedFS) on loopback, alone or behind a proxy that counts requests and injects faults."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -10,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -70,11 +69,11 @@ class Proxy(Server):
     """A proxy in front of a server; its faults can be changed at any time.
 
     Args:
-        pid: of its process.
+        processes: its process, or None while it is stopped.
         ignored: the number of earlier requests, which are not counted.
     """
 
-    pid: int = 0
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     ignored: int = 0
 
     def from_now(self) -> "Proxy":
@@ -84,11 +83,34 @@ class Proxy(Server):
     @contextmanager
     def silent(self) -> Iterator[None]:
         """Accept connections and answer nothing."""
-        os.kill(self.pid, signal.SIGSTOP)
+        self.processes[-1].send_signal(signal.SIGSTOP)
         try:
             yield
         finally:
-            os.kill(self.pid, signal.SIGCONT)
+            self.processes[-1].send_signal(signal.SIGCONT)
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Refuse all connections, as where no server runs."""
+        _end(self.processes.pop())
+        try:
+            yield
+        finally:
+            self.start()
+
+    def start(self, target: Server | None = None) -> None:
+        """Start the process, and wait until it listens.
+
+        Args:
+            target: the server behind the proxy; by default that of the last start.
+        """
+        address = self.folder / "target"
+        if target:
+            address.write_text(str(target.port))
+        parts = (PROXY, self.port, address.read_text(), self.folder / "requests.log", self.folder / "faults.json")
+        log = self.folder / "proxy.log"
+        self.processes.append(_start([sys.executable, *map(str, parts)], log))
+        _wait_for(lambda: socket.create_connection(("127.0.0.1", self.port)).close() or True, log)
 
     def set_faults(self, **faults: object) -> None:
         """Set `delay` (seconds), `p503` (share that is answered SlowDown) or `deny` (status, code, message)."""
@@ -133,11 +155,14 @@ def server(folder: Path, port: int | None = None) -> Iterator[Server]:
         "-s3",
         *(f"-{key}={value}" for key, value in options.items()),
     ]
-    with _process(command, folder / "server.log"):
+    process = _start(command, folder / "server.log")
+    try:
         made = Server(port, folder)
         store = made.filesystem(allow_bucket_creation=True)
         _wait_for(lambda: store.create_dir(BUCKET) or True, folder / "server.log")
         yield made
+    finally:
+        _end(process)
 
 
 @contextmanager
@@ -145,24 +170,23 @@ def proxy(target: Server, folder: Path) -> Iterator[Proxy]:
     """Start a proxy in front of a server."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "requests.log").touch()
-    port = free_port()
-    command = [sys.executable, PROXY, port, target.port, folder / "requests.log", folder / "faults.json"]
-    with _process([str(part) for part in command], folder / "proxy.log") as pid:
-        made = Proxy(port, folder, pid)
-        made.set_faults()
-        _wait_for(lambda: socket.create_connection(("127.0.0.1", made.port)).close() or True, folder / "proxy.log")
-        yield made
-
-
-@contextmanager
-def _process(command: list[str], log: Path) -> Iterator[int]:
-    with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=log.parent)
+    made = Proxy(free_port(), folder)
+    made.set_faults()
+    made.start(target)
     try:
-        yield process.pid
+        yield made
     finally:
-        process.kill()
-        process.wait()
+        _end(made.processes.pop())
+
+
+def _start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("a") as output:
+        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=log.parent)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
 
 
 def _wait_for(condition: "object", log: Path) -> None:

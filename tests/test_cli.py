@@ -18,14 +18,15 @@ import pytest
 import ray
 from ray.exceptions import RaySystemError, RayTaskError, WorkerCrashedError
 
-from tests.s3 import Proxy
+from tests.s3 import Proxy, Server
 from vlcp_ray.cli import format_command, main
 from vlcp_ray.config import load_job
 from vlcp_ray.engine.context import list_written
 from vlcp_ray.monitoring.progress import ProgressSnapshot
 from vlcp_ray.pipeline import graph
+from vlcp_ray.settings import ConfigError
 from vlcp_ray.store.artifact import Store
-from vlcp_ray.store.io import StoreError
+from vlcp_ray.store.io import AccessError, StoreError
 
 JOB = str(Path(__file__).parents[1] / "jobs" / "digits.toml")
 
@@ -143,6 +144,10 @@ def test_verify_lists_changed_files_and_run_refuses_them(tmp_path: Path, capsys:
     output = capsys.readouterr()
     assert f"changed  {artifact.path}/classes.json" in output.out
     assert "remove the folders of damaged artifacts" in output.err
+    Path(artifact.path, "x\x1b[2J").write_bytes(b"")
+    assert main(["verify", *job]) == 1
+    assert "x\\x1b[2J" in capsys.readouterr().out
+    Path(artifact.path, "x\x1b[2J").unlink()
     assert main(["run", *job, "--to", "ingest"]) == 2
     assert f"remove {artifact.path} and re-run" in capsys.readouterr().err
 
@@ -166,6 +171,30 @@ def test_status_of_a_run_on_another_machine_shows_its_progress(
     assert lines[-1].startswith("a run (process 7 on far away, since 24 Nov 21:00:00) makes these")
     assert lines[-1].endswith("s ago")
     assert sorted(tmp_path.rglob("*")) == before  # it only reads
+
+
+def test_status_reads_the_manifests_of_s3_at_the_same_time(s3_proxy: Proxy, tmp_path: Path) -> None:
+    job = [JOB, "--set", "seeds=[0,1,2]", "--root", s3_proxy.uri(f"parallel{tmp_path}")]
+    store, steps = Store.at(job[-1]), graph(load_job(job[0], [job[2]]))
+    facts = {"rows_in": 1, "rows": 1, "rejected": 0, "seconds": 1.0, "files": {}}
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(lambda step: store.artifact(step).complete(facts), steps))
+    s3_proxy.set_faults(delay=0.3)
+    start = time.monotonic()
+    assert main(["status", *job]) == 0
+    assert time.monotonic() - start < 0.5 * 0.3 * len(steps)  # one after the other they take more than twice as long
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "status", "verify", "report"])
+def test_command_on_an_s3_that_refuses_exits_2_at_once_with_one_sentence(
+    command: str, s3: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = time.monotonic()
+    assert main([command, JOB, "--root", s3.uri("refused", secret="wrong")]) == 2
+    assert time.monotonic() - start < 5
+    output = capsys.readouterr().err
+    assert "the secret key does not fit the access key: check AWS_SECRET_ACCESS_KEY" in output
+    assert len(output.splitlines()) == 1
 
 
 def test_run_with_missing_tracker_exits_2_before_it_starts(
@@ -259,6 +288,20 @@ def test_main_after_an_error_prints_one_sentence(
     output = capsys.readouterr().err
     assert message in output
     assert len(output.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "error", [AccessError("s3://b: the token has expired; renew it"), ConfigError("a: wrong; fix")]
+)
+def test_main_after_unusable_settings_met_by_a_worker_exits_2_with_their_sentence(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RayTaskError("work", "Traceback of the worker", error).as_instanceof_cause()
+
+    monkeypatch.setattr("vlcp_ray.cli.run", fail)
+    assert main(["run", JOB, "--root", "nowhere"]) == 2
+    assert capsys.readouterr().err == f"vlcp-ray: {error}\n"
 
 
 def test_main_after_a_store_error_hides_its_cause(

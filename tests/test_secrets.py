@@ -142,6 +142,7 @@ def test_error_about_a_uri_shows_no_secret(
     [
         ("--root", f"s3://KEY:{PLANTED}@bucket/runs"),
         ("--root", "s3://bucket/runs", "--set", f"ingest.source=s3://KEY:{PLANTED}@bucket/set"),
+        ("--root", f"s3://KEY:a,b/{PLANTED}@bucket/runs"),
         ("--root", "s3://bucket/runs", "--set", f"caption.source=https://host/a?token={PLANTED}"),
     ],
 )
@@ -152,6 +153,17 @@ def test_submit_refuses_secrets_and_names_the_fix(
     error = capsys.readouterr().err
     assert "shows in Ray's dashboard; leave it out, and give the machines a role" in error
     assert PLANTED not in error
+
+
+def test_submit_refuses_secrets_in_the_files_that_it_sends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job, scale = tmp_path / "job.toml", tmp_path / "scale.toml"
+    job.write_text(f"# s3://KEY:{PLANTED}@bucket/set\n{JOB.read_text()}")
+    scale.write_text(f"rows_per_block = 64\n# s3://KEY:{PLANTED}@bucket\n")
+    for arguments, place in (((job,), f"{job}, line 1"), ((JOB, "--scale", scale), f"{scale}, line 2")):
+        assert main(["submit", *map(str, arguments), "--root", "s3://bucket/runs"]) == 2
+        error = capsys.readouterr().err
+        assert f"{place} has a password, key or token" in error
+        assert PLANTED not in error
 
 
 @pytest.mark.faults

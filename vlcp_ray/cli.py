@@ -43,11 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, _interrupt)
     try:
         return int(arguments.command(arguments))
-    except ConfigError as error:
-        print(f"vlcp-ray: {printable(redact(str(error)))}", file=sys.stderr)
-        return _BAD_SETTINGS
     except Exception as error:
-        cause = _cause(error)
+        cause = _cause(error)  # Ray's error of a worker is an instance of the class of its cause, too
+        if isinstance(cause, ConfigError) and not _is_from_ray(cause):
+            print(f"vlcp-ray: {printable(redact(str(cause)))}", file=sys.stderr)
+            return _BAD_SETTINGS
         if _is_from_ray(cause):  # an error of the machines, not of the work
             message = (
                 f"the cluster failed: {_cluster_line(error, cause).rstrip('.')}; see `ray status` and Ray's logs, then "
@@ -225,7 +225,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     for found in compare_all(store, _in_order(steps), store.manifests(steps), contents=True):
         summary = f"{found.count:>6,} files {found.bytes / 2**20:>10,.1f} MiB" if found.count else "lists no files"
         print(f"{found.title:<34} {summary}  {'DAMAGED' if found.is_damaged else 'ok'}")
-        print("".join(f"  {line}\n" for line in found.lines()), end="")
+        print("".join(f"  {printable(line)}\n" for line in found.lines()), end="")
         damaged = damaged or found.is_damaged
     if damaged:
         print(
@@ -253,7 +253,7 @@ def _report(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 1
-    print(f"\n{score_table(scores)}")
+    print(f"\n{printable(score_table(scores), keep=chr(10))}")
     page = store.artifact(steps[-1])
     if page.manifest() is not None:
         print(f"\nreport: {_relative(page.path)}/index.html")

@@ -106,11 +106,13 @@ def test_workers_without_the_package_are_refused(tmp_path: Path) -> None:
     [
         ray.exceptions.AuthenticationError("no token"),
         RuntimeError("Failed to connect: ray.exceptions.AuthenticationError: InvalidAuthToken"),
+        RuntimeError("Request failed with status code 401: Unauthorized: Missing authentication token."),
     ],
-    ids=["raised", "in the text"],
+    ids=["raised", "in the text", "in an answer"],
 )
 def test_missing_token_is_found_in_whatever_wraps_it(error: Exception) -> None:
     outer = ConnectionError("Failed to connect to Ray cluster")
     outer.__cause__ = error
     assert join.asks_for_token(outer)
     assert not join.asks_for_token(ConnectionError("Failed to connect to Ray cluster"))
+    assert not join.asks_for_token(ConnectionError("Failed to connect to http://127.0.0.1:4019, job raysubmit_401"))

@@ -15,6 +15,7 @@ HOSTILE = (
     "a*b", "a\nb", "a\x00b", "a\u202eb", "0001 x", "0000 ..", "y" * 300, "y" * 299, "\u732b" * 200,
     "-rf", "~", ".hidden",
     "__hidden", "\ud800", "a_b", "a.b", "a/b.jpg", "a/b.png", "a_b-0123456789ab",
+    "metadata.jsonl", "Metadata.CSV", "metadata.parquet",
 )  # fmt: skip
 
 
@@ -31,6 +32,7 @@ def check(names: list[str]) -> None:
         assert name.strip(". ") == name
         assert name.isprintable()
         assert not name.startswith("__")
+        assert not name.lower().startswith("metadata.")
 
 
 def test_folder_names_are_unique_and_inside_the_target() -> None:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import fs as pafs
 
+from tests.benchmarks import requests
 from tests.faults.runs import Run, S3Root, assert_equal, is_complete, is_under_way, write_scale
 from tests.s3 import BUCKET, PROXY, SERVER, Proxy, Server, proxy, server
 
@@ -27,6 +28,7 @@ PARTS = {
     "finetune": "progress",
     "prototype": "prototypes",
     "generate": "synthetic",
+    "select": "synthetic",
     "evaluate": "scores",
 }
 
@@ -74,31 +76,35 @@ def test_run_on_a_busy_or_slow_s3_equals_the_undisturbed_run(
 def test_run_survives_an_s3_that_is_away_for_20_s_in_every_stage(
     folder: Path, undisturbed: dict[str, pa.Table], images_on_s3: Server, slow_path: Proxy
 ) -> None:
+    slow_path.set_faults(delay=0.2)  # so that each stage is long enough to be met
     run, away = Run(root("away", folder, images_on_s3, slow_path), write_scale(folder)), []
     for stage, table in PARTS.items():
         run.wait_until(lambda s=stage, t=table: is_complete(run.root, s) or is_under_way(run.root, s, t))
         if not is_complete(run.root, stage):
-            with refusing(slow_path) if len(away) % 2 else slow_path.silent():
+            with (slow_path.silent(), refusing(slow_path), slow_path.stopped())[len(away) % 3]:
                 time.sleep(20)
+            slow_path.set_faults(delay=0.2)
             away.append(stage)
     assert run.exit_code() == 0, run.output()
     assert_equal(run.root, undisturbed)
-    assert {"pair", "finetune", "evaluate"} <= set(away)
+    assert set(away) == set(PARTS)
 
 
 def test_run_on_s3_with_its_driver_killed_in_every_stage_resumes(
     folder: Path, undisturbed: dict[str, pa.Table], images_on_s3: Server, slow_path: Proxy
 ) -> None:
+    slow_path.set_faults(delay=0.2)  # so that each stage is long enough to be met
     place, killed = root("killed", folder, images_on_s3, slow_path), []
     for stage, table in PARTS.items():
         run = Run(place, write_scale(folder))
         run.wait_until(lambda s=stage, t=table: is_complete(place, s) or is_under_way(place, s, t))
         run.kill()
         killed += [] if is_complete(place, stage) else [stage]
+    slow_path.set_faults()
     last = Run(place, write_scale(folder))
     assert last.exit_code() == 0, last.output()
     assert_equal(place, undisturbed)
-    assert {"pair", "finetune", "evaluate"} <= set(killed)
+    assert set(killed) == set(PARTS)
 
 
 def test_two_drivers_on_one_s3_root_started_together_make_everything_once(
@@ -128,3 +134,11 @@ def test_run_whose_s3_is_away_for_good_stops_with_one_sentence_and_resumes(
     last = Run(place, write_scale(folder))
     assert last.exit_code() == 0, last.output()
     assert_equal(place, undisturbed)
+
+
+def test_digits_job_on_s3_needs_at_most_1500_requests(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["requests", "jobs/digits.toml"])
+        assert requests.main() == 0
+    line = next(line for line in capfd.readouterr().out.splitlines() if line.startswith("run "))
+    assert int(line.split(" requests")[0].split()[-1].replace(",", "")) <= 1_500

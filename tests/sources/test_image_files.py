@@ -14,6 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pyarrow import fs as pafs
 
 from tests.image_sets import by_source, open_set, picture, read_all, write_files
+from tests.s3 import BUCKET, Proxy
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.sources.image_files import ImageFile, read_files
 
@@ -39,6 +40,19 @@ def test_read_files_of_remote_filesystem_keeps_order(tmp_path: Path) -> None:
     content = picture(1)
     root = write_files(tmp_path, {f"train/cat/{i:03d}.jpg": content for i in range(2 * 256 + 9)})
     assert read_all(open_set(f"fsspec+file://{root}")).equals(read_all(open_set(root)))
+
+
+def test_read_files_of_s3_is_one_request_each(tmp_path: Path, s3_proxy: Proxy) -> None:
+    root = write_files(tmp_path, {f"train/cat/{i:02d}.jpg": picture(i) for i in range(20)})
+    name = f"images{tmp_path}"
+    pafs.copy_files(str(root), f"{BUCKET}/{name}", destination_filesystem=s3_proxy.filesystem())
+    source = open_set(s3_proxy.uri(name))
+    before = s3_proxy.count()
+    table = pa.concat_tables(table for part in source.parts() for table in source.read(part, ()))
+    assert table["image"].to_pylist() == [picture(i) for i in range(20)]
+    counted = s3_proxy.count() - before
+    assert counted["GET"] == 20
+    assert counted["HEAD"] == 0
 
 
 def test_list_images_includes_broken_links_without_hidden_folders(tmp_path: Path) -> None:

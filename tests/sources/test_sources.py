@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 
 from tests.image_sets import open_set, picture, write_files, write_parquet, write_tar
+from tests.s3 import Proxy
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.sources import hashed_settings
 from vlcp_ray.stages.ingest import Ingest
+from vlcp_ray.store.io import AccessError
 
 
 def test_open_source_detects_every_layout(tmp_path: Path) -> None:
@@ -62,6 +64,13 @@ def test_open_source_unknown_layout_lists_the_known_ones(tmp_path: Path) -> None
 def test_open_source_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is an empty folder; give the one that holds"):
         open_set(tmp_path)
+
+
+def test_open_source_that_s3_refuses_names_the_fix(s3_proxy: Proxy) -> None:
+    s3_proxy.set_faults(deny=[403, "AccessDenied", "no"])
+    with pytest.raises(AccessError, match="the credentials lack a permission"):
+        open_set(s3_proxy.uri("set"))
+    assert {kind for _, kind, _ in s3_proxy.requests()} == {"LIST"}  # HEAD has no answer that says what is wrong
 
 
 def test_hashed_settings_change_with_the_rows_only(tmp_path: Path) -> None:

@@ -1,15 +1,21 @@
 """Tests of reading tars of strangers: special members, links, and headers without end."""
 
 import json
+import tarfile
 import time
+import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from pyarrow.fs import LocalFileSystem
 
 from tests.hostile import broken_tails, labelled, sparse_tar, tar_header, tar_member, tar_sample
 from tests.image_sets import by_source, open_set, picture, read_all
+from vlcp_ray.sources.shards import open_shard
+from vlcp_ray.sources.tars import Tar
+from vlcp_ray.sources.webdataset import _samples
 
 IMAGE = picture(1, "PNG")
 END = bytes(1024)
@@ -146,3 +152,35 @@ def test_tar_that_is_none_beside_good_ones_costs_one_row(tmp_path: Path) -> None
     assert reasons(table) == {"1": "", "whole file": "unreadable"}
     assert len(table) == 3
     assert "it is not a tar" in " ".join(table["detail"].to_pylist())
+
+
+def test_tar_of_too_many_members_is_read_up_to_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlcp_ray.sources.tars._MAX_MEMBERS", 4)
+    table = read_tar(tmp_path, *(tar_sample(str(number), IMAGE) for number in range(3)), END)
+    assert [reasons(table)[name] for name in ("0", "1")] == ["", ""]
+    assert [detail for detail in details(table).values() if detail] == [
+        "the tar has more than 4 members; split it into several"
+    ]
+
+
+def test_tar_of_many_links_finds_those_to_the_members_that_are_indexed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlcp_ray.sources.tars._MAX_INDEXED", 2)
+    links = [
+        labelled(name, tar_header(f"{name}.png", kind=b"2", link=f"{to}.png")) for name, to in (("x", 1), ("y", 2))
+    ]
+    table = read_tar(tmp_path, tar_sample("1", IMAGE), tar_sample("2", IMAGE), *links, END)
+    assert reasons(table) == {"1": "", "2": "", "x": "", "y": "unreadable"}
+
+
+def test_memory_for_a_tar_does_not_grow_with_the_names_of_its_members(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "train.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        for number in range(2_000):
+            tar.addfile(tarfile.TarInfo(f"{number:04d}{'x' * 3_900}.png"))
+    tracemalloc.start()
+    count = sum(1 for _ in _samples(Tar(open_shard(LocalFileSystem(), str(tmp_path / "train.tar"), ""))))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert count == 2_000
+    assert peak < 2_000_000  # the names alone have 7.8 MB

@@ -16,6 +16,10 @@ WITHOUT = (
     "file:///data/a b#c",
     "hdfs://user@host:8020/a",
     "owner/name",
+    "http://127.0.0.1:8333/a?email=me@x.org",
+    "http://[::1]:8333/a@b",
+    "https://h/a?b=1;c=2#part-3",
+    "hf://datasets/owner/name@main?x=a:b",
 )
 #: A URI, what is hashed of it and what is shown of it.
 WITH = (
@@ -38,6 +42,14 @@ WITH = (
     ("fsspec+sftp://user:SECRET@host/a", "fsspec+sftp://host/a", "fsspec+sftp://***@host/a"),
     ("s3://b/a?endpoint_override=http%3A%2F%2Fu%3ASECRET%40h", "s3://b/a", "s3://b/a?endpoint_override=***"),
     ("S3://KEYKEY:SE@CRET@bucket/a", "S3://bucket/a", "S3://***@bucket/a"),
+    ("s3://KEYKEY:x/SECRET@bucket/a?region=x", "s3://bucket/a?region=x", "s3://***@bucket/a?region=x"),
+    ("s3://KEYKEY:1/SECRET@bucket/a", "s3://bucket/a", "s3://***@bucket/a"),
+    ("s3://KEYKEY:x?SECRET#y@bucket/a", "s3://bucket/a", "s3://***@bucket/a"),
+    ("s3://KEYKEY:x,SECRET;(y)[z]{}'|@bucket/a", "s3://bucket/a", "s3://***@bucket/a"),
+    ("https://h/a#access_token=SECRET", "https://h/a", "https://h/a#access_token=***"),
+    ("https://h/a?pass=SECRET&x=1", "https://h/a?x=1", "https://h/a?pass=***&x=1"),
+    ("https://h/a?x=1;token=SECRET", "https://h/a?x=1", "https://h/a?x=1;token=***"),
+    ("https://h/a?%74oken=SECRET&jwt=SECRET&pw=SECRET&code=SECRET&bearer=SECRET", "https://h/a", None),
 )
 
 
@@ -71,6 +83,8 @@ def test_redact_hides_the_secrets_of_the_environment_and_no_paths(monkeypatch: p
     for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "AZURE_STORAGE_CONNECTION_STRING", "WANDB_API_KEY"):
         monkeypatch.setenv(name, f"planted-{name}")
         assert redact(f"a planted-{name} b") == "a *** b"
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "/wJalr/planted")
+    assert redact("a /wJalr/planted b") == "a *** b"
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/home/me/key.json")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     assert redact("/home/me/key.json is false") == "/home/me/key.json is false"
@@ -83,5 +97,5 @@ def test_remembered_secret_is_hidden_alone(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_public_of_settings_keeps_their_shape() -> None:
-    settings = {"a": ("x", "s3://KEYKEY:SECRET@b"), "b": {"c": [1, None]}}
+    settings = {"a": ("x", 's3://KEYKEY:a"SECRET@b'), "b": {"c": [1, None]}}
     assert public(settings) == {"a": ("x", "s3://***@b"), "b": {"c": [1, None]}}

@@ -1,6 +1,7 @@
 """Join the cluster that RAY_ADDRESS names, with one sentence for each thing that can be wrong with it."""
 
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
@@ -46,10 +47,14 @@ def join(address: str, options: Mapping[str, Any], *, check_environment: bool) -
         check_workers()
 
 
+#: Ray's own errors, and the answer of its dashboard: `Request failed with status code 401: Unauthorized`.
+_NO_TOKEN: Final = re.compile(r"AuthenticationError|InvalidAuthToken|Unauthorized|status( code)?:? 401\b")
+
+
 def asks_for_token(error: BaseException) -> bool:
     """Return whether an error is that of a client without the cluster's token: Ray wraps it in other errors."""
     texts = [f"{type(one).__name__} {one}" for one in _chain(error)]
-    return any(words in text for text in texts for words in ("AuthenticationError", "InvalidAuthToken", "401"))
+    return any(_NO_TOKEN.search(text) for text in texts)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

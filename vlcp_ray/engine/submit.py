@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import shlex
 import shutil
 import sys
@@ -19,8 +20,9 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from vlcp_ray.config import Job
 from vlcp_ray.engine.join import AUTHENTICATION_FIX, asks_for_token
 from vlcp_ray.models.pretrained import DEMO
+from vlcp_ray.monitoring.printable import printable
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.store.uris import redact
+from vlcp_ray.store.uris import public, redact
 
 Environment = Literal["image", "cpu", "gpu"]
 
@@ -80,6 +82,7 @@ _NOISY_LOGGERS: Final = (
     "ray.dashboard.modules.job.sdk",
     "ray._private.runtime_env.packaging",
 )
+_COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")  # with which Ray marks the lines of workers
 #: Settings whose value may be a path, which the machines of the cluster must see.
 PATH_SETTINGS: Final = ("ingest.source", "ingest.class_list", "caption.source", "teach.checkpoint")
 
@@ -111,6 +114,8 @@ def submit(
     """
     _check_paths(job)
     _check_secrets(job, options)
+    for file in (job_file, scale):
+        _check_text(file)
     client = _connect(address)
     if "--ray-logs" not in options:
         for name in _NOISY_LOGGERS:
@@ -168,12 +173,23 @@ def _check_secrets(job: Job, options: Sequence[str]) -> None:
     for section, value in job.model_dump().items():
         values += [(f"{section}.{key}", str(one)) for key, one in value.items()] if isinstance(value, dict) else []
     for name, text in [("base_model", job.base_model), *values]:
-        if redact(text) != text:
-            raise ConfigError(
-                f"{name}: {redact(text)} has a password, key or token, which a submitted job shows in Ray's dashboard; "
-                "leave it out, and give the machines a role, or keys in their environment (AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, HF_TOKEN)"
-            )
+        if public(text) != text:
+            raise _secret_error(f"{name}: {public(text)}")
+
+
+def _check_text(file: str | None) -> None:
+    """Refuse secrets anywhere in a file that is sent, also in a comment or in a setting that an option replaces."""
+    for number, line in enumerate(Path(file).read_text(encoding="utf-8").splitlines() if file else (), 1):
+        if redact(line) != line:
+            raise _secret_error(f"{file}, line {number}")
+
+
+def _secret_error(what: str) -> ConfigError:
+    return ConfigError(
+        f"{what} has a password, key or token, which a submitted job shows in Ray's dashboard; leave it out, and give "
+        "the machines a role, or keys in their environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+        "GOOGLE_APPLICATION_CREDENTIALS, HF_TOKEN)"
+    )
 
 
 def _connect(address: str | None) -> JobSubmissionClient:
@@ -220,4 +236,4 @@ def _follow(client: JobSubmissionClient, submission: str) -> int:
 
 async def _tail(client: JobSubmissionClient, submission: str) -> None:
     async for lines in client.tail_job_logs(submission):
-        print(lines, end="", flush=True)
+        print(printable(_COLOUR.sub("", lines), keep="\n\t"), end="", flush=True)

@@ -14,6 +14,8 @@ _MAX_BYTES: Final = 150  # of 255 that file systems allow, with room for a prefi
 _FORBIDDEN: Final = re.compile(r'[<>:"/\\|?*]')
 #: Names of devices in Windows, with any extension.
 _RESERVED: Final = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9\u00b2\u00b3])\s*(\..*)?", re.I)
+#: Files with which `datasets` describes the images of a folder.
+_METADATA: Final = re.compile(r"metadata\.(jsonl|csv|parquet)", re.I)
 _NUMBERED: Final = re.compile(r"^\d{4,} ")
 _HASHED: Final = re.compile(r"-[0-9a-f]{12}$")
 _IMAGE_SUFFIX: Final = re.compile(r"\.(jpe?g|jfif|png|webp|bmp|gif|tiff?|p[bgnp]m|heic|avif|img)$", re.I)
@@ -48,7 +50,8 @@ def _stem(image_id: str) -> str:
 
 def _is_safe(name: str, changed: re.Pattern[str]) -> bool:
     """Return whether a name can stay as it is: also those that look like changed ones cannot."""
-    return name == _clean(name) and not _RESERVED.fullmatch(name) and not changed.search(name)
+    is_taken = _RESERVED.fullmatch(name) or _METADATA.fullmatch(_key(name))
+    return name == _clean(name) and not is_taken and not changed.search(name)
 
 
 def _clean(name: str) -> str:

@@ -10,6 +10,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final
 
 from vlcp_ray.sources.shards import ShardError, ShardFile
@@ -18,6 +19,8 @@ from vlcp_ray.store.io import StoreError
 _MAX_HEADER: Final = 2**20  # bytes of all the headers of one member: its name, its pax records, its sparse map
 _MAX_NAME: Final = 4096  # characters; PATH_MAX of Linux
 _MAX_PADDING: Final = 2**20  # zeros after the last member: tar fills its last record, 10 KiB by default
+_MAX_MEMBERS: Final = 2**22  # of a tar; all of ImageNet-1K in one tar has 2.6 million
+_MAX_INDEXED: Final = 2**21  # members of a tar that links lead to
 _BLOCK: Final = 512
 _TYPE: Final = slice(156, 157)  # of a header
 _PAX_TYPES: Final = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
@@ -58,7 +61,11 @@ class Member:
 
 
 class Tar:
-    """The members of a tar, in their order."""
+    """The members of a tar, in their order.
+
+    Memory: nothing is kept of a member that was read; for a tar with links 300 bytes of each of its first two million
+    members, to which links may lead. A tar of more than four million members is read up to there.
+    """
 
     def __init__(self, file: ShardFile) -> None:
         """Read the first header.
@@ -68,6 +75,7 @@ class Tar:
         """
         self.file = file
         self.end = 0  # of the last header that could be read
+        self._is_too_long = False
         self._links: dict[bytes, Content | bytes] | None = None
         for _ in self._headers():
             return
@@ -75,7 +83,10 @@ class Tar:
 
     def __iter__(self) -> Iterator[Member]:
         """Yield all members but folders; where the headers are damaged it ends, and `error_at_end` says why."""
-        for header in self._headers():
+        for number, header in enumerate(self._headers()):
+            if number == _MAX_MEMBERS:
+                self._is_too_long = True
+                return
             if header.isdir():
                 continue
             name = _shortened(header.name)
@@ -115,6 +126,8 @@ class Tar:
 
         tarfile takes a broken header, or zeros in the middle, for the end, and all that follows would be lost silently.
         """
+        if self._is_too_long:
+            return f"the tar has more than {_MAX_MEMBERS:,} members; split it into several"
         size = self.file.size
         self.file.seek(min(self.end, size))
         rest = self.file.read(_MAX_PADDING + 1)
@@ -161,7 +174,7 @@ class Tar:
         Only for tars with links. Digests, so that memory is some 300 bytes for each member, whose header has 512.
         """
         index: dict[bytes, Content | bytes] = {}
-        for header in self._headers():
+        for header in islice(self._headers(), _MAX_INDEXED):
             if header.isreg():
                 index[_digest(header.name)] = _content(header)
             elif header.islnk() or header.issym():

@@ -1,5 +1,6 @@
 """The layout `webdataset`: tars whose consecutive members of one key form a sample: an image and `cls` or `json`."""
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -179,7 +180,8 @@ class _LabelError(Exception):
 
 def _samples(tar: Tar) -> Iterator[Sample]:
     """Group neighbouring members whose names agree up to the first dot into samples."""
-    seen: Counter[str] = Counter()
+    seen: set[int] = set()  # digests, so that memory is some 70 bytes for each sample
+    repeated: Counter[int] = Counter()
     sample: Sample | None = None
     for member in tar:
         key, extension = _split_name(member.name)
@@ -188,8 +190,11 @@ def _samples(tar: Tar) -> Iterator[Sample]:
         if sample is None or key != sample.key or extension in sample.members:
             if sample:
                 yield sample
-            name = f"{key} again {seen[key]}" if seen[key] else key
-            sample, seen[key] = Sample(key, name), seen[key] + 1
+            digest = int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest())
+            if digest in seen:
+                repeated[digest] += 1
+            seen.add(digest)
+            sample = Sample(key, f"{key} again {repeated[digest]}" if digest in repeated else key)
         if len(sample.members) < _MAX_MEMBERS:
             sample.members[extension] = member
     if sample:

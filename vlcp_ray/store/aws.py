@@ -19,7 +19,8 @@ def profile_keys() -> dict[str, str]:
     """Return the keys of the profile AWS_PROFILE, or of the default profile; none where the environment has keys.
 
     Raises:
-        ConfigError: the profile is named and has no keys of its own: it signs in or takes a role.
+        ConfigError: a file cannot be read, or the profile is named and has no keys of its own: it signs in or takes a
+            role.
     """
     if os.environ.get("AWS_ACCESS_KEY_ID"):
         return {}
@@ -27,7 +28,12 @@ def profile_keys() -> dict[str, str]:
     for variable, default in _FILES:
         file = Path(os.environ.get(variable) or Path.home() / default).expanduser()
         parser = configparser.ConfigParser(interpolation=None)
-        parser.read(file)
+        try:
+            parser.read(file)
+        except (configparser.Error, UnicodeDecodeError):  # not chained: the error shows lines of the file
+            raise ConfigError(
+                f"{file}: it is no file of AWS profiles; correct it, or name another in {variable}"
+            ) from None
         for section in (named or "default", f"profile {named or 'default'}"):
             if parser.has_option(section, "aws_access_key_id"):
                 return {ours: parser[section][theirs] for theirs, ours in _KEYS.items() if theirs in parser[section]}
