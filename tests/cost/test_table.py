@@ -22,6 +22,7 @@ from vlcp_ray.store.artifact import Store
 INGEST = StageCost("ingest", 1500, 0.0, 9.0, 0.0, 0.5, 0.25, measured=True)
 GENERATE = StageCost("generate", 12, 2e15, 7200.0, 1.5, 0.25, 3.0, measured=False)
 UNKNOWN = StageCost("finetune", 8, math.nan, math.nan, math.nan, math.nan, math.nan, measured=False)
+COUNTS = {"rows_in": 12, "rows": 12, "rejected": 0, "seconds": 1.0}
 UNSEEN = build(Job, {"name": "x", "ingest": {"source": "/data/unseen"}}, "x")
 
 
@@ -102,6 +103,7 @@ def test_cost_lines_show_measured_seconds_beside_the_estimate(tmp_path: Path) ->
     store, steps = Store.at(str(tmp_path)), graph(DIGITS)
     for step in steps:
         facts = {"seconds": 30.0, "splits": {"train": 1297, "val": 500}, "class_names": list("0123456789")}
+        facts |= {"rows_in": 1, "rows": 1, "rejected": 0}
         if step.stage in ("ingest", "generate"):
             store.artifact(step).complete(facts)
     lines = list(cost_lines(DIGITS, store, steps, store.manifests(steps), derive(2, 0)))
@@ -180,7 +182,7 @@ def test_counted_images_are_those_of_ingest_or_the_expected_ones(tmp_path: Path)
     assert counted_images(DIGITS, graph(DIGITS), store.manifests(graph(DIGITS))) == expected
     for job, gib in ((DIGITS, expected.gib), (UNSEEN, 1.0)):
         artifact = store.artifact(graph(job)[0])
-        artifact.complete({"splits": {"train": 7, "val": 5}, "class_names": ["a", "b"]})
+        artifact.complete(COUNTS | {"splits": {"train": 7, "val": 5}, "class_names": ["a", "b"]})
         assert counted_images(job, graph(job), store.manifests(graph(job))) == Expect(
             train=7, val=5, classes=2, gib=gib
         )
@@ -189,7 +191,7 @@ def test_counted_images_are_those_of_ingest_or_the_expected_ones(tmp_path: Path)
 def test_counted_images_of_a_split_without_images_are_one(tmp_path: Path) -> None:
     store = Store.at(str(tmp_path))
     for job, splits in ((DIGITS, {"val": 5}), (UNSEEN, {"train": 7})):
-        store.artifact(graph(job)[0]).complete({"splits": splits, "class_names": ["a", "b"]})
+        store.artifact(graph(job)[0]).complete(COUNTS | {"splits": splits, "class_names": ["a", "b"]})
         counted = counted_images(job, graph(job), store.manifests(graph(job)))
         assert counted is not None
         assert (counted.train, counted.val) == (splits.get("train", 1), splits.get("val", 1))

@@ -9,7 +9,7 @@ import pytest
 from diffusers import StableDiffusionPipeline
 
 from tests.exports.conftest import Export
-from tests.s3 import Server
+from tests.s3 import Proxy, Server
 from vlcp_ray.config import Job
 from vlcp_ray.exports.job import open_target, public
 from vlcp_ray.pipeline import graph
@@ -18,7 +18,7 @@ from vlcp_ray.settings import ConfigError
 from vlcp_ray.stages.evaluate import SCORES
 from vlcp_ray.store import files
 from vlcp_ray.store.artifact import Store
-from vlcp_ray.store.io import open_uri
+from vlcp_ray.store.io import AccessError, open_uri
 
 
 def test_export_model_is_a_diffusers_folder(exported: Export) -> None:
@@ -90,3 +90,11 @@ def test_export_of_a_missing_artifact_or_to_a_used_target_raises(exported: Expor
 )
 def test_public_shortens_paths_and_hides_secrets(value: Any, shown: Any) -> None:
     assert public(value) == shown
+
+
+def test_open_target_that_s3_refuses_names_the_fix(s3_proxy: Proxy) -> None:
+    uri = s3_proxy.uri("export/refused")
+    assert open_target(uri).path == "bucket/export/refused"
+    s3_proxy.set_faults(deny=[400, "ExpiredToken", "old"])
+    with pytest.raises(AccessError, match=r"cannot list --to bucket/.*ExpiredToken: old; .*renew the credentials"):
+        open_target(uri)

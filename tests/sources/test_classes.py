@@ -7,8 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.image_sets import SHARED
+from tests.s3 import Proxy
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.sources.classes import Glossary, expand, load_glossary, resolve
+from vlcp_ray.store.files import write
+from vlcp_ray.store.io import AccessError, open_uri
 
 KNOWN = load_glossary("")
 
@@ -87,6 +90,19 @@ def test_glossary_of_file_has_its_numbers_and_names(tmp_path: Path) -> None:
 def test_glossary_of_unusable_file_names_the_problem(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"is none of imagenette, .*, and not a file that can be read"):
         load_glossary(str(tmp_path / "missing.tsv"))
+    with pytest.raises(ConfigError, match=r"cannot read .*: it is a folder, not a file; name a file"):
+        load_glossary(str(tmp_path))
     (tmp_path / "twice.tsv").write_text("cat\ndog\ncat\n")
     with pytest.raises(ConfigError, match="has 'cat' twice"):
         load_glossary(str(tmp_path / "twice.tsv"))
+
+
+def test_glossary_that_s3_refuses_names_the_fix(s3_proxy: Proxy, tmp_path: Path) -> None:
+    uri = s3_proxy.uri(f"classes{tmp_path}/list.tsv")
+    with pytest.raises(ConfigError, match=r"is none of imagenette, .*, and not a file that can be read"):
+        load_glossary(uri)
+    write(*open_uri(uri, "ingest.class_list"), b"cat\ndog\n")
+    assert load_glossary(uri).numbers == ("cat", "dog")
+    s3_proxy.set_faults(deny=[400, "ExpiredToken", "old"])
+    with pytest.raises(AccessError, match=r"read ingest\.class_list .*ExpiredToken: old; .*renew the credentials"):
+        load_glossary(uri)

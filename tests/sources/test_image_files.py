@@ -17,6 +17,8 @@ from tests.image_sets import by_source, open_set, picture, read_all, write_files
 from tests.s3 import BUCKET, Proxy
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.sources.image_files import ImageFile, read_files
+from vlcp_ray.store.files import write
+from vlcp_ray.store.io import open_uri
 
 
 def test_read_files_over_max_bytes_is_too_large(tmp_path: Path) -> None:
@@ -142,3 +144,16 @@ def test_read_files_expired_credentials_end_the_run_at_once(tmp_path: Path, wait
     with pytest.raises(OSError, match="ExpiredToken"):
         read_from(filesystem, tmp_path)
     assert (len(filesystem.errors), waits) == (1, [])
+
+
+def test_read_files_archived_object_is_unreadable_and_a_refusal_ends_the_run(s3_proxy: Proxy, tmp_path: Path) -> None:
+    filesystem, folder = open_uri(s3_proxy.uri(f"archive{tmp_path}"), "ingest.source")
+    write(filesystem, f"{folder}/1.jpg", b"bytes")
+    file = ImageFile(f"{folder}/1.jpg", 5, "1.jpg", "train/cat/1.jpg", "cat", "train")
+    s3_proxy.set_faults(deny=[403, "InvalidObjectState", "not valid for its storage class"])
+    (table,) = read_files(filesystem, [file], 100)
+    detail = "OSError: InvalidObjectState: not valid for its storage class"
+    assert table.select(["reason", "detail"]).to_pylist() == [{"reason": "unreadable", "detail": detail}]
+    s3_proxy.set_faults(deny=[403, "AccessDenied", "no"])
+    with pytest.raises(PermissionError, match="AccessDenied: no"):
+        list(read_files(filesystem, [file], 100))

@@ -1,11 +1,14 @@
 """Tests of whole files on local disks and on a real S3 server: requests, interrupted writes, and errors."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow as pa
@@ -73,6 +76,72 @@ def test_create_of_an_existing_file_changes_nothing(s3: Server, tmp_path: Path) 
         assert len(created) == 1
         assert files.read(filesystem, f"{folder}/lock") == created[0]
         assert len(files.list_files(filesystem, folder)) == 1
+
+
+class Unconditional(BaseHTTPRequestHandler):
+    """An S3 server that refuses every condition of a PUT, as older ones do, and keeps the objects in memory."""
+
+    objects: dict[str, bytes]
+
+    def do_PUT(self) -> None:
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        if "If-None-Match" in self.headers:
+            self._answer(501, b"<Error><Code>NotImplemented</Code><Message>A header</Message></Error>")
+        else:
+            self.objects[self.path] = content
+            self._answer(200, b"")
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("ETag", '"1"')
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def unconditional() -> Iterator[Server]:
+    """A server without conditional PUT; its objects are those of `Unconditional`."""
+    Unconditional.objects = {}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Unconditional)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield Server(server.server_port, Path())
+    server.shutdown()
+    server.server_close()
+
+
+def test_create_on_s3_without_conditional_put_writes_the_file(unconditional: Server) -> None:
+    filesystem, folder = open_uri(unconditional.uri("runs"), "--root")
+    for content in (b"one", b"two"):
+        assert files.create(filesystem, f"{folder}/lock", content)
+        assert Unconditional.objects == {f"/{BUCKET}/runs/lock": content}
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK])
+def test_create_on_a_local_filesystem_without_hard_links_is_exclusive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def link(*_: str) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", link)
+    local, path = pafs.LocalFileSystem(), f"{tmp_path}/folder/lock"
+    assert [files.create(local, path, content) for content in (b"one", b"two")] == [True, False]
+    assert Path(path).read_bytes() == b"one"
+    assert os.listdir(tmp_path / "folder") == ["lock"]
+
+
+def test_create_on_a_failing_local_filesystem_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(*_: str) -> None:
+        raise OSError(errno.EIO, "failing")
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(OSError, match="failing"):
+        files.create(pafs.LocalFileSystem(), f"{tmp_path}/lock", b"one")
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", ["a b", "a%20b", "a#b?c", "ü/日本", "[x]~{y}", "a&b=c+d", "tab\tx"])

@@ -2,6 +2,7 @@
 
 import errno
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,6 +14,7 @@ from pyarrow import fs as pafs
 from tests.s3 import BUCKET, KEY, SECRET, Proxy, Server
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.store import files, io
+from vlcp_ray.store.aws import profile_keys
 from vlcp_ray.store.io import AccessError, StoreError, content_hash, is_transient, open_uri, retry
 
 
@@ -174,6 +176,11 @@ REFUSALS = {
     "other region": ([301, "PermanentRedirect", "elsewhere"], "AWS_REGION"),
     "wrong region": ([400, "AuthorizationHeaderMalformed", "the region is wrong"], "AWS_REGION"),
     "missing bucket": ([404, "NoSuchBucket", "none"], "check its name or create it"),
+    "wrong time": ([403, "RequestTimeTooSkewed", "too large"], "set the clock of this machine"),
+    "archived object": ([403, "InvalidObjectState", "no"], "restore it, or copy it to another storage class"),
+    "disabled bucket": ([403, "AllAccessDisabled", "no"], "ask the provider of the store"),
+    "disabled account": ([403, "AccountProblem", "no"], "ask the provider of the store"),
+    "another refusal": ([403, "SomethingNew", "no"], "SomethingNew: no; the credentials lack a permission"),
 }
 
 
@@ -192,6 +199,30 @@ def test_retry_of_any_refused_s3_call_raises_access_error_with_the_fix(s3_proxy:
     ):
         with pytest.raises(AccessError, match=fix):
             retry(call, "use the store")
+
+
+@pytest.mark.parametrize("answer", [[403, "QuotaExceeded", "full"], [400, "XMinioAdminBucketQuotaExceeded", "full"]])
+def test_retry_of_a_call_to_a_full_s3_tries_again(s3_proxy: Proxy, no_wait: None, answer: list[object]) -> None:
+    filesystem, folder = open_uri(s3_proxy.uri("full"), "--root")
+    s3_proxy.set_faults(deny=answer)
+    for call in (
+        lambda: files.write(filesystem, f"{folder}/x", b"1"),
+        lambda: filesystem.open_output_stream(f"{folder}/x"),
+    ):
+        with pytest.raises(
+            StoreError, match=r"failed 4 times .*QuotaExceeded.*\. Free space or restore access"
+        ) as raised:
+            retry(call, "write x")
+        assert not isinstance(raised.value, AccessError)
+
+
+def test_fixes_of_local_folders_are_for_errors_of_the_operating_system_only() -> None:
+    for error, fix in (
+        (PermissionError(errno.EACCES, "no"), "change the rights of the folder"),
+        (PermissionError("no"), "the credentials lack a permission"),
+    ):
+        with pytest.raises(AccessError, match=fix):
+            retry(Failing(error), "write a")
 
 
 def test_retry_of_a_call_with_wrong_credentials_names_them(
@@ -231,6 +262,18 @@ def test_credentials_of_the_environment_and_of_a_profile_are_used(
     monkeypatch.setenv("AWS_PROFILE", "sso")
     with pytest.raises(ConfigError, match=r"AWS_PROFILE sso: .*aws configure export-credentials --profile sso"):
         files.read(filesystem, f"{folder}/x")
+
+
+@pytest.mark.parametrize("content", [b"aws_secret_access_key=PLANTED", b"[a]\nx=PLANTED\nx=PLANTED", b"\xff\xfe"])
+def test_broken_file_of_profiles_is_named_and_not_shown(
+    content: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    (tmp_path / "credentials").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"credentials: .* in AWS_SHARED_CREDENTIALS_FILE") as raised:
+        profile_keys()
+    assert "PLANTED" not in "".join(traceback.format_exception(raised.value))
 
 
 @pytest.mark.parametrize("status", [401, 403])

@@ -1,6 +1,7 @@
 """Tests of the lease: two runs never make the same artifact at once, and a dead run does not block others."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,22 @@ from vlcp_ray.store.artifact import Step, Store
 from vlcp_ray.store.lease import LeaseConflictError, acquire_lease, active_leases
 
 ONE, OTHER = Step("pair", 1, {"a": 1}), Step("pair", 1, {"a": 2})
+SNAPSHOT = ProgressSnapshot("pair", [ONE.fingerprint], 640, 1297, "rows", 2, 35.0, "caption 1 x 1 GPU", "")
+LEASE = {"host": "elsewhere", "pid": 1, "since": "1 Jan", "makes": {ONE.fingerprint: "pair"}, "beat": 7}
+#: Files that no run has written, with the name of a lease.
+NO_LEASES = {
+    "cut": b'{"host": "els',
+    "not utf-8": b"\xff\xfe\xfd",
+    "nested": b"[" * 100_000,
+    "a list": b"[]",
+    "a number": b"1",
+    "no field": b"{}",
+    "makes of a list": json.dumps(LEASE | {"makes": [ONE.fingerprint]}).encode(),
+    "pid in words": json.dumps(LEASE | {"pid": "one"}).encode(),
+    "pid too large": json.dumps(LEASE | {"pid": 2**70}).encode(),
+    "no heartbeat": json.dumps({name: value for name, value in LEASE.items() if name != "beat"}).encode(),
+    "time without end": json.dumps(LEASE | {"at": float("inf")}).encode(),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -38,11 +56,11 @@ def leases(root: Path) -> list[Path]:
     return sorted((root / "leases").glob("*.json"))
 
 
-def write_lease(root: Path, pid: int, host: str = "elsewhere") -> None:
+def write_lease(root: Path, pid: int, host: str = "elsewhere", **changes: Any) -> None:
     """Write the lease of a run that was killed while it made ONE."""
     (root / "leases").mkdir(parents=True)
-    lease = {"host": host, "pid": pid, "since": "1 Jan", "makes": {ONE.fingerprint: "pair"}, "beat": 7}
-    (root / "leases" / "killed.json").write_text(json.dumps(lease))
+    content = json.dumps(LEASE | {"host": host, "pid": pid} | changes)
+    (root / "leases" / "killed.json").write_text(content)
 
 
 def test_acquire_lease_of_the_same_artifact_names_the_other_run(tmp_path: Path) -> None:
@@ -175,11 +193,10 @@ def test_acquire_lease_interrupts_a_run_that_cannot_renew_it_before_another_may_
 
 def test_active_leases_show_progress_and_dead_runs(tmp_path: Path) -> None:
     store = Store.at(str(tmp_path))
-    snapshot = ProgressSnapshot("pair", [ONE.fingerprint], 640, 1297, "rows", 2, 35.0, "caption 1 x 1 GPU", "")
-    with acquire_lease(store, [ONE, OTHER], lambda: snapshot):
+    with acquire_lease(store, [ONE, OTHER], lambda: SNAPSHOT):
         while not (now := active_leases(store)[0]).progress:
             time.sleep(0.01)
-        assert now.progress == snapshot
+        assert now.progress == SNAPSHOT
         assert now.makes == {ONE.fingerprint, OTHER.fingerprint}
         assert now.is_alive
         assert "640 of 1,297 rows (49%) 35.0/s, 19 s left, 2 rejected, on caption 1 x 1 GPU" in str(now)
@@ -191,3 +208,74 @@ def test_active_leases_show_progress_and_dead_runs(tmp_path: Path) -> None:
     assert not dead.is_alive
     assert "on elsewhere" in str(dead)
     assert "its last heartbeat 5 min ago and is dead" in str(dead)
+
+
+@pytest.mark.parametrize("kind", NO_LEASES)
+def test_files_that_are_no_leases_are_ignored_and_kept(tmp_path: Path, kind: str) -> None:
+    write_lease(tmp_path, 1)
+    planted, store = tmp_path / "leases" / "killed.json", Store.at(str(tmp_path))
+    planted.write_bytes(NO_LEASES[kind])
+    with acquire_lease(store, [ONE]):
+        assert [found.makes for found in active_leases(store)] == [{ONE.fingerprint}]
+    assert active_leases(store) == []
+    assert planted.read_bytes() == NO_LEASES[kind]
+
+
+@pytest.mark.parametrize(
+    "progress",
+    [
+        {"title": "pair"},
+        asdict(SNAPSHOT) | {"rows": "many"},
+        asdict(SNAPSHOT) | {"makes": 1},
+        asdict(SNAPSHOT) | {"rate": float("nan")},
+        asdict(SNAPSHOT) | {"rate": 1e-320},
+        asdict(SNAPSHOT) | {"added": 1},
+        "half",
+    ],
+)
+def test_lease_with_progress_of_another_version_is_honoured(tmp_path: Path, progress: Any) -> None:
+    write_lease(tmp_path, os.getpid(), socket.gethostname(), at=time.time(), progress=progress)
+    (found,) = active_leases(Store.at(str(tmp_path)))
+    assert found.makes == {ONE.fingerprint}
+    assert found.progress in (None, SNAPSHOT)
+    assert "makes these artifacts; last heartbeat" in str(found)
+
+
+def test_lease_in_a_terminal_has_no_control_characters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    progress = asdict(SNAPSHOT) | {"title": "\x1b[2J", "note": "\u202e\n"}
+    write_lease(tmp_path, 1, "\x1b[2Jelsewhere", since="1\u202e Jan\n", at=time.time(), progress=progress)
+    store, planted = Store.at(str(tmp_path)), tmp_path / "leases" / "killed.json"
+    shown = str(active_leases(store)[0])
+    assert shown.count("\n") == 1
+    assert shown.replace("\n", "").isprintable()
+    assert "on \\x1b[2Jelsewhere, since 1\\u202e Jan\\n)" in shown
+
+    ended = threading.Event()
+
+    def beat() -> None:
+        content, number = json.loads(planted.read_bytes()), 7
+        while not ended.wait(0.1):
+            number += 1
+            (tmp_path / "next").write_text(json.dumps(content | {"beat": number}))
+            (tmp_path / "next").rename(planted)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    with pytest.raises(LeaseConflictError) as raised, acquire_lease(store, [ONE]):
+        raise AssertionError("both run")
+    ended.set()
+    thread.join()
+    assert str(raised.value).isprintable()
+    printed = capsys.readouterr().out
+    assert "another run may be alive (process 1 on \\x1b[2Jelsewhere, since" in printed
+    assert printed.replace("\n", "").isprintable()
+
+
+def test_acquire_lease_whose_file_is_overwritten_writes_it_again(tmp_path: Path) -> None:
+    with acquire_lease(Store.at(str(tmp_path)), [ONE]):
+        (file,) = leases(tmp_path)
+        file.write_bytes(b"no lease")
+        end = time.monotonic() + 5
+        while file.read_bytes() == b"no lease" and time.monotonic() < end:
+            time.sleep(0.02)
+        assert json.loads(file.read_bytes())["makes"] == {ONE.fingerprint: "pair"}

@@ -1,6 +1,12 @@
 """Tests of the filesystem that retries its calls."""
 
+import errno
+import gc
+import os
 import pickle
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +15,7 @@ from pyarrow import fs as pafs
 
 from tests.s3 import Proxy
 from tests.store import flaky
-from vlcp_ray.store import io
+from vlcp_ray.store import files, io
 from vlcp_ray.store.io import StoreError, open_uri
 from vlcp_ray.store.retrying_filesystem import retrying
 
@@ -59,3 +65,85 @@ def test_create_dir_on_s3_writes_no_object(s3_proxy: Proxy, tmp_path: Path) -> N
         sink.write(b"content")
     assert s3_proxy.objects(f"folders{tmp_path}") == {f"{folder}/a/b/c": 7}
     assert s3_proxy.count()["PUT-DIR"] == 0
+
+
+def test_local_file_is_replaced_when_its_stream_is_closed(tmp_path: Path) -> None:
+    filesystem, file = retrying(pafs.LocalFileSystem()), tmp_path / "snapshot.json"
+    file.write_bytes(b"old")
+    with filesystem.open_output_stream(str(file)) as sink:
+        sink.write(b"new " * 100_000)
+        sink.flush()
+        assert file.read_bytes() == b"old"
+        assert all(path.name[0] == "." for path in tmp_path.iterdir() if path != file)
+    assert file.read_bytes() == b"new " * 100_000
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_local_stream_that_is_dropped_publishes_nothing(tmp_path: Path) -> None:
+    filesystem, file = retrying(pafs.LocalFileSystem()), tmp_path / "snapshot.json"
+    file.write_bytes(b"old")
+    sink = filesystem.open_output_stream(str(file))
+    sink.write(b"new")
+    del sink
+    gc.collect()
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == {file: b"old"}
+
+
+def test_local_stream_that_an_exception_ends_publishes_nothing(tmp_path: Path) -> None:
+    filesystem, file = retrying(pafs.LocalFileSystem()), tmp_path / "snapshot.json"
+
+    def write(error: Exception | None) -> None:
+        with filesystem.open_output_stream(str(file)) as sink:
+            sink.write(b"new")
+            if error:
+                raise error
+
+    with pytest.raises(ZeroDivisionError):
+        write(ZeroDivisionError())
+    assert list(tmp_path.iterdir()) == []
+    try:
+        raise ZeroDivisionError
+    except ZeroDivisionError:
+        write(None)  # an exception that is being handled is not one of the writer
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == {file: b"new"}
+
+
+def test_local_stream_that_cannot_be_closed_leaves_no_file(tmp_path: Path) -> None:
+    sink = retrying(pafs.LocalFileSystem()).open_output_stream(f"{tmp_path}/folder")
+    sink.write(b"new")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError) as raised:
+        sink.close()
+    assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
+    assert raised.value.errno == errno.EISDIR
+
+
+def test_copy_of_a_folder_to_a_local_disk_leaves_its_files_only(tmp_path: Path) -> None:
+    filesystem, source = retrying(pafs.LocalFileSystem()), tmp_path / "source"
+    source.mkdir()
+    (source / "weights").write_bytes(os.urandom(3 * 2**20))
+    filesystem.create_dir(f"{tmp_path}/copy")
+    pafs.copy_files(str(source), f"{tmp_path}/copy", destination_filesystem=filesystem)
+    assert (tmp_path / "copy" / "weights").read_bytes() == (source / "weights").read_bytes()
+    assert len(list((tmp_path / "copy").iterdir())) == 1
+
+
+#: Writes half of a file and is killed.
+KILLED = """
+import os, signal, sys
+from pyarrow import fs
+from vlcp_ray.store.retrying_filesystem import retrying
+sink = retrying(fs.LocalFileSystem()).open_output_stream(sys.argv[1])
+sink.write(b"half")
+sink.flush()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_killed_writer_leaves_the_old_local_file(tmp_path: Path) -> None:
+    file = tmp_path / "snapshot.json"
+    file.write_bytes(b"old")
+    done = subprocess.run([sys.executable, "-c", KILLED, str(file)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert file.read_bytes() == b"old"
+    assert files.list_files(pafs.LocalFileSystem(), str(tmp_path)) == [files.File(str(file), 3)]

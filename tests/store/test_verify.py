@@ -11,6 +11,7 @@ from vlcp_ray.store.artifact import Artifact, Step, Store
 from vlcp_ray.store.verify import Comparison, check_sizes, compare_all
 
 STEP = Step("pair", 1, {})
+COUNTS = {"rows_in": 3, "rows": 3, "rejected": 0, "seconds": 1.0}
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def artifact(tmp_path: Path) -> Artifact:
     made.write_table("rejected/b.parquet", members(2))
     made.write_bytes("note.json", b"{}")
     Path(made.path, "pairs", ".hidden").write_bytes(b"left by a killed process")
-    made.complete({"rows": 3, "files": list_written(made)})
+    made.complete(COUNTS | {"files": list_written(made)})
     return made
 
 
@@ -65,7 +66,7 @@ def test_check_sizes_refuses_missing_and_cut_files_and_names_the_folder(artifact
 
 def test_check_sizes_accepts_manifests_without_a_list(tmp_path: Path) -> None:
     store = Store.at(str(tmp_path))
-    store.artifact(STEP).complete({"rows": 0})
+    store.artifact(STEP).complete(COUNTS)
     check_sizes(store, [STEP], store.manifests([STEP]))
     (found,) = compare_all(store, [STEP], store.manifests([STEP]), contents=True)
     assert (found.count, found.is_damaged) == (0, False)

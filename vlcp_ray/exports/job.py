@@ -23,7 +23,8 @@ from vlcp_ray.stages.prototype import PROTOTYPES
 from vlcp_ray.stages.report.scores import score_table
 from vlcp_ray.store import uris
 from vlcp_ray.store.artifact import Artifact, Step, Store
-from vlcp_ray.store.io import open_uri
+from vlcp_ray.store.files import check_access
+from vlcp_ray.store.io import open_uri, retry
 
 SUMS: Final = "SHA256SUMS"
 _MAX_TEXTS: Final = 100  # in a card
@@ -76,12 +77,14 @@ def open_target(to: str) -> Artifact:
     """Open the target of an export: a folder or a URI.
 
     Raises:
-        ConfigError: the URI cannot be used.
+        ConfigError: the URI cannot be used, or the store refuses access.
     """
     try:
-        return Artifact(*open_uri(to, "--to"))
+        filesystem, path = open_uri(to, "--to")
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    retry(lambda: check_access(filesystem, path), f"list --to {path}")
+    return Artifact(filesystem, path)
 
 
 def push(folder: str, repository: str, form: str) -> str:

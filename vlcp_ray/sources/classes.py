@@ -12,7 +12,8 @@ from importlib import resources
 from typing import Final
 
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.store.io import open_uri
+from vlcp_ray.store import files
+from vlcp_ray.store.io import AccessError, open_uri, retry
 
 #: Subsets of ImageNet-1K that are packaged, with their classes in the order of the literature.
 LISTS: Final = ("imagenette", "imagewoof", "imageidc", "imagenet100", "imagenet1k")
@@ -152,9 +153,10 @@ def _parse_lines(text: str) -> list[tuple[str, str]]:
 def _read_text(uri: str) -> str:
     try:
         filesystem, path = open_uri(uri, "ingest.class_list")
-        with filesystem.open_input_stream(path) as stream:
-            content: bytes = stream.read()
+        content = retry(lambda: files.read(filesystem, path), f"read ingest.class_list {path}")
         return content.decode("utf-8")
+    except AccessError:
+        raise
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"ingest.class_list: {uri!r} is none of {', '.join(LISTS)}, and not a file that can be read: {error}"

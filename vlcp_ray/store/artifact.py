@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 from pyarrow import fs as pafs
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from vlcp_ray.store import files, written
 from vlcp_ray.store.files import File
@@ -23,8 +25,13 @@ if TYPE_CHECKING:
 MANIFEST: Final = "manifest.json"
 #: Requests at the same time, where many small files are read or many folders are listed.
 THREADS: Final = 32
+_PAGE: Final = 2**31 - 1  # bytes, the most that parquet allows
 #: Tables of S3 up to this size are read whole, with one request for a file.
 _WHOLE_BYTES: Final = 64 * 2**20
+#: Words of errors of stores, in messages of pyarrow that have no number.
+_STORE_WORDS: Final = ("AWS Error", "google::cloud", "Azure Error", "HTTP")
+#: The fields that every manifest has.
+_COUNTS: Final = ("rows_in", "rows", "rejected", "seconds")
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,46 @@ class Step:
     def title(self) -> str:
         """The stage and its key in words: `prototype seed 0 ipc 5`."""
         return " ".join([self.stage, *(f"{k} {v}" if k != "method" else str(v) for k, v in self.key.items())])
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    bytes: int
+    sha256: str
+
+
+class _Fields(BaseModel):
+    """The types of the fields of manifests; a manifest has some of them, and others."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    rows_in: int = 0
+    rows: int = 0
+    rejected: int = 0
+    seconds: FiniteFloat = 0.0
+    files: dict[str, _Entry] = {}
+    scale: dict[str, Any] = {}
+    class_names: list[str] = []
+    train: list[int] = []
+    splits: dict[str, int] = {}
+    top1: float = 0.0
+
+
+class _Manifest(dict[str, Any]):
+    """The fields of a manifest; one that is looked up and missing is damage."""
+
+    def __init__(self, content: bytes, path: str, repair: str) -> None:
+        self.path, self.repair = path, repair
+        try:
+            super().__init__(_Fields.model_validate_json(content).model_dump(exclude_unset=True))
+        except ValidationError as error:
+            first = error.errors()[0]
+            reason = ": ".join(map(str, (*first["loc"], first["msg"])))
+            raise StoreError(f"{path} cannot be read ({reason}); {repair}") from error
+
+    def __missing__(self, name: str) -> Any:
+        raise StoreError(f"{self.path} lacks the field {name!r}; {self.repair}")
 
 
 Manifest = dict[str, Any]
@@ -87,13 +134,16 @@ class Store:
         """Read the manifests of all steps that have one, by fingerprint; None for an artifact that is not complete.
 
         The root is listed once. Steps without a folder are left out; the manifests of the others are read in parallel.
+
+        Raises:
+            StoreError: a manifest is damaged.
         """
         present = set(retry(lambda: files.list_folders(self.filesystem, self.path), f"list {self.path}"))
         started = [step for step in steps if f"{step.stage}-{step.fingerprint}" in present]
         if not started:
             return {}
         with ThreadPoolExecutor(THREADS) as threads:
-            manifests = threads.map(lambda step: self.artifact(step).manifest(), started)
+            manifests = threads.map(lambda step: self.artifact(step).manifest(_COUNTS), started)
             return {step.fingerprint: manifest for step, manifest in zip(started, manifests, strict=True)}
 
 
@@ -104,10 +154,21 @@ class Artifact:
     filesystem: pafs.FileSystem
     path: str
 
-    def manifest(self) -> Manifest | None:
-        """Read the manifest, or return None while the artifact is not complete."""
+    def manifest(self, needed: Sequence[str] = ()) -> Manifest | None:
+        """Read the manifest, or return None while the artifact is not complete.
+
+        Args:
+            needed: fields that it must have; another one that is missing is an error when it is looked up.
+
+        Raises:
+            StoreError: it is damaged: no JSON, a field of a wrong type, or a field that is missing.
+        """
         content = self.read_bytes(MANIFEST)
-        manifest: Manifest | None = None if content is None else json.loads(content)
+        if content is None:
+            return None
+        manifest = _Manifest(content, f"{self.path}/{MANIFEST}", self.repair)
+        for name in needed:
+            manifest[name]
         return manifest
 
     def complete(self, manifest: Mapping[str, Any]) -> None:
@@ -140,7 +201,9 @@ class Artifact:
         small = [f.name for f in table.schema if not pa.types.is_binary(f.type)]
         codec = {f.name: "snappy" if f.name in small else "none" for f in table.schema}
         sink = pa.BufferOutputStream()
-        parquet.write_table(table, sink, use_dictionary=small, write_statistics=small, compression=codec)
+        options = {"use_dictionary": small, "write_statistics": small, "compression": codec}
+        # A column is one page: where a row of a tensor lies in the file is then known (see `stages.finetune.rows`).
+        parquet.write_table(table, sink, **options, row_group_size=len(table) or 1, data_page_size=_PAGE)
         self.write_bytes(name, memoryview(sink.getvalue()))
 
     def files(self, folder: str = "", suffix: str = "", *, recursive: bool = False) -> list[File]:
@@ -200,21 +263,18 @@ class Artifact:
         """
         names = None if columns is None else list(columns)
         read = names if read is None else read
-        try:
-            if isinstance(self.filesystem, pafs.S3FileSystem) and sum(part.size for part in parts) <= _WHOLE_BYTES:
-                with ThreadPoolExecutor(THREADS) as threads:
-                    parse = partial(self._read_and_parse, columns=read)
-                    table = pa.concat_tables(threads.map(parse, (part.path for part in parts)))
+        folder = parts[0].path.rpartition("/")[0]
+        if isinstance(self.filesystem, pafs.S3FileSystem) and sum(part.size for part in parts) <= _WHOLE_BYTES:
+            with self.naming_damage(folder), ThreadPoolExecutor(THREADS) as threads:
+                parse = partial(self._read_and_parse, columns=read)
+                table = pa.concat_tables(threads.map(parse, (part.path for part in parts)))
                 return (table if where is None else table.filter(where)).select(names or table.column_names)
 
-            def scan() -> pa.Table:
+        def scan() -> pa.Table:
+            with self.naming_damage(folder):
                 return self.open_parts(parts, read).to_table(columns=names, filter=where)
 
-            return retry(scan, f"read {parts[0].path}")
-        except pa.ArrowException as error:
-            raise StoreError(
-                f"{parts[0].path.rpartition('/')[0]} cannot be read ({str(error).splitlines()[0]}); {self.repair}"
-            ) from error
+        return retry(scan, f"read {parts[0].path}")
 
     def open_parts(self, parts: Sequence[File], columns: Sequence[str] | None = None) -> "pads.Dataset":
         """Open files of a table as one Arrow dataset, to read them in batches.
@@ -226,7 +286,8 @@ class Artifact:
 
         form = pads.ParquetFileFormat()
         fragments = [form.make_fragment(part.path, self.filesystem, file_size=part.size) for part in parts]
-        schema = fragments[0].physical_schema
+        with self.naming_damage(parts[0].path):
+            schema = fragments[0].physical_schema
         self._check_types(schema, columns, parts[0].path)
         return pads.FileSystemDataset(fragments, schema, form, self.filesystem)
 
@@ -238,9 +299,24 @@ class Artifact:
         from pyarrow import parquet
 
         content = retry(lambda: files.read(self.filesystem, path), f"read {path}")
-        file = parquet.ParquetFile(pa.BufferReader(content))
-        self._check_types(file.schema_arrow, columns, path)
-        return file.read(columns=None if columns is None else list(columns))
+        with self.naming_damage(path):
+            file = parquet.ParquetFile(pa.BufferReader(content))
+            self._check_types(file.schema_arrow, columns, path)
+            return file.read(columns=None if columns is None else list(columns))
+
+    @contextmanager
+    def naming_damage(self, place: str) -> Iterator[None]:
+        """Turn pyarrow's errors on damaged files into errors that name the file or folder and the fix.
+
+        Raises:
+            StoreError: a file is damaged. Errors of the store are raised unchanged.
+        """
+        try:
+            yield
+        except (pa.ArrowException, OSError) as error:
+            if not _is_damage(error):
+                raise
+            raise StoreError(f"{place} cannot be read ({str(error).splitlines()[0]}); {self.repair}") from error
 
     def _check_types(self, schema: pa.Schema, columns: Sequence[str] | None, path: str) -> None:
         try:
@@ -280,6 +356,17 @@ class Artifact:
             target = local / file.path[len(source) + 1 :]
             retry(partial(files.download, self.filesystem, file, target), f"read {file.path}")
         return str(local)
+
+
+def _is_damage(error: Exception) -> bool:
+    """Return whether pyarrow could not parse a file: its OSError on that has neither a number nor the words of a store.
+
+    A read that failed has one of them, and the errors of filesystems in Python have classes of their own.
+    """
+    if isinstance(error, pa.ArrowException):
+        return True
+    is_plain = type(error) is OSError and error.errno is None
+    return is_plain and not any(word in str(error) for word in _STORE_WORDS)
 
 
 def part_name(ids: Iterable[str]) -> str:

@@ -40,6 +40,13 @@ _ENDPOINT: Final = ("scheme", "endpoint_override", "force_virtual_addressing")
 _CREDENTIALS: Final = ("access_key", "secret_key", "session_token", "anonymous")
 _CODE: Final = re.compile(r"<Code>(.*?)</Code>")
 _MESSAGE: Final = re.compile(r"<Message>(.*?)</Message>")
+#: The status of a refusal; obstore has a class for it, which its lists do not raise.
+_REFUSED: Final = re.compile(r"status code: 40[13]\b")
+#: Answers with the status of a refusal that mean something else: the store is full, or one object is in an archive.
+_OTHER_REFUSALS: Final = {"QuotaExceeded": errno.EDQUOT, "InvalidObjectState": errno.EINVAL}
+_NOT_IMPLEMENTED: Final = re.compile(r"<Code>NotImplemented</Code>|501 Not Implemented")
+#: Numbers of the error of a local filesystem without hard links.
+_NO_LINKS: Final = frozenset({errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 
 
 class File(NamedTuple):
@@ -77,6 +84,17 @@ def read(filesystem: pafs.FileSystem, path: str, limit: int | None = None) -> by
         return b"".join(pieces)
 
 
+def read_range(filesystem: pafs.FileSystem, path: str, start: int, size: int) -> bytes:
+    """Read `size` bytes of a file from byte `start` on; fewer where the file ends before."""
+    if isinstance(filesystem, pafs.S3FileSystem) and not _UNUSUAL.search(path):
+        store, key = _s3(filesystem, path)
+        with _as_os_error():
+            return bytes(store.get_range(key, start=start, length=size))
+    with filesystem.open_input_file(path) as source:
+        content: bytes = source.read_at(size, start)
+        return content
+
+
 def check_access(filesystem: pafs.FileSystem, path: str) -> None:
     """List a first object of S3, because the answer of a list names what is wrong, and that of HEAD does not."""
     if isinstance(filesystem, pafs.S3FileSystem):
@@ -104,7 +122,8 @@ def write(filesystem: pafs.FileSystem, path: str, content: Content) -> None:
 def create(filesystem: pafs.FileSystem, path: str, content: bytes) -> bool:
     """Write a file that does not exist, on S3 and on local disks; return whether it was written.
 
-    Of several callers one succeeds. Other stores have no such operation: there the file is written.
+    Of several callers one succeeds. On servers of S3 that have no such operation, and on other stores, where it is not
+    used, the file is written.
     """
     if isinstance(filesystem, pafs.S3FileSystem):
         store, key = _s3(filesystem, path)
@@ -113,20 +132,35 @@ def create(filesystem: pafs.FileSystem, path: str, content: bytes) -> bool:
                 store.put(key, content, mode="create", use_multipart=False)
             except exceptions.AlreadyExistsError:
                 return False
+            except exceptions.GenericError as error:
+                if not _NOT_IMPLEMENTED.search(str(error)):
+                    raise
+                write(filesystem, path, content)
         return True
     if not isinstance(filesystem, pafs.LocalFileSystem):
         write(filesystem, path, content)
         return True
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
-    Path(temporary).write_bytes(content)
+    hidden = temporary(path)
+    Path(hidden).write_bytes(content)
     try:
-        os.link(temporary, path)
+        _link(hidden, path, content)
     except FileExistsError:
         return False
     finally:
-        os.unlink(temporary)
+        os.unlink(hidden)
     return True
+
+
+def _link(written: str, path: str, content: bytes) -> None:
+    """Give a local file a second name; without hard links write its content under that name, not in one step."""
+    try:
+        os.link(written, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        with open(path, "xb") as file:
+            file.write(content)
 
 
 def list_files(filesystem: pafs.FileSystem, folder: str, *, recursive: bool = False) -> list[File]:
@@ -204,17 +238,23 @@ def download(filesystem: pafs.FileSystem, file: File, local: Path) -> None:
             target.write(block)
 
 
+def temporary(path: str) -> str:
+    """Return a hidden name in the folder of a file, which `list_files` leaves out."""
+    folder, _, name = path.rpartition("/")
+    return f"{folder}/.{name[:100]}.{uuid.uuid4().hex}"
+
+
 def _write_and_rename(filesystem: pafs.FileSystem, path: str, content: Content) -> None:
     filesystem.create_dir(path.rpartition("/")[0], recursive=True)
-    temporary = _temporary(path)
+    hidden = temporary(path)
     try:
-        with filesystem.open_output_stream(temporary) as sink:
+        with filesystem.open_output_stream(hidden) as sink:
             for block in local_blocks(content):
                 sink.write(block)
-        filesystem.move(temporary, path)
+        filesystem.move(hidden, path)
     except BaseException:
         with suppress(OSError):  # on a full disk the part would take the space of the next attempt
-            filesystem.delete_file(temporary)
+            filesystem.delete_file(hidden)
         raise
 
 
@@ -229,12 +269,6 @@ def _upload(filesystem: pafs.FileSystem, path: str, content: Content) -> None:
         filesystem.delete_file(path)
         raise
     sink.close()
-
-
-def _temporary(path: str) -> str:
-    """Return a hidden name in the folder of a file, which `list_files` leaves out."""
-    folder, _, name = path.rpartition("/")
-    return f"{folder}/.{name[:100]}.{uuid.uuid4().hex}"
 
 
 def _s3(filesystem: pafs.S3FileSystem, path: str) -> tuple[S3Store, str]:
@@ -280,10 +314,13 @@ def _as_os_error() -> Iterator[None]:
         if "<Code>NoSuchBucket</Code>" in str(error):
             raise OSError(_answer(error)) from error
         raise
-    except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
-        raise PermissionError(errno.EACCES, _answer(error)) from error
     except exceptions.BaseError as error:
-        raise OSError(_answer(error)) from error
+        answer = _answer(error)
+        if not _REFUSED.search(str(error)):
+            raise OSError(answer) from error
+        if number := _OTHER_REFUSALS.get(answer.partition(":")[0]):
+            raise OSError(number, answer) from error
+        raise PermissionError(answer) from error
 
 
 def _answer(error: Exception) -> str:

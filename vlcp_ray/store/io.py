@@ -24,8 +24,22 @@ STOP: Final = tenacity.stop_after_delay(30)
 _PERMANENT: Final = frozenset(
     {errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL, errno.ENAMETOOLONG, errno.ENOTEMPTY, errno.ELOOP}
 )
+_RIGHTS: Final = "the credentials lack a permission: they need to list, read, write and delete there"
 #: Words of permanent errors of S3, as obstore and as pyarrow print them, and what the user can do.
 _FIXES: Final = (
+    (("QuotaExceeded",), ""),  # the store is full, which may change, though the status is that of a refusal
+    (
+        ("RequestTimeTooSkewed", "REQUEST_TIME_TOO_SKEWED"),
+        "the clocks of this machine and of the store differ: set the clock of this machine",
+    ),
+    (
+        ("InvalidObjectState", "object's storage class"),
+        "the object is in an archive: restore it, or copy it to another storage class",
+    ),
+    (
+        ("AllAccessDisabled", "AccountProblem", "NotSignedUp"),
+        "the account or the bucket is disabled: ask the provider of the store",
+    ),
     (("NoSuchBucket", "NO_SUCH_BUCKET", "InvalidBucketName"), "there is no such bucket: check its name or create it"),
     (
         ("InvalidAccessKeyId", "INVALID_ACCESS_KEY_ID", "InvalidClientTokenId"),
@@ -47,11 +61,9 @@ _FIXES: Final = (
         ("/latest/api/token", "/latest/meta-data", "169.254.170.2", "MissingSecurityHeader", "NoCredential"),
         "no credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
     ),
-    (
-        ("AccessDenied", "ACCESS_DENIED", "HTTP status 401", "HTTP status 403", "403 Forbidden"),
-        "the credentials lack a permission: they need to list, read, write and delete there",
-    ),
+    (("AccessDenied", "ACCESS_DENIED", "HTTP status 401", "HTTP status 403", "403 Forbidden"), _RIGHTS),
 )
+#: Of errors of the operating system. A refusal of a store has no number.
 _ERRNO_FIXES: Final = {
     errno.EROFS: "the folder is read-only: name one that can be written",
     errno.EACCES: "the permission is missing: change the rights of the folder or name another",
@@ -109,17 +121,22 @@ def _from_uri(uri: str) -> tuple[pafs.FileSystem, str]:
 def is_transient(error: BaseException) -> bool:
     """Return whether a store's call that failed with this error may succeed later (full, busy or out of reach)."""
     if not isinstance(error, OSError) or isinstance(
-        error, FileNotFoundError | FileExistsError | PermissionError | NotADirectoryError | IsADirectoryError
+        error, FileNotFoundError | FileExistsError | PermissionError | NotADirectoryError
     ):
         return False
-    return error.errno not in _PERMANENT and not _fix(error) and "is a directory" not in str(error)
+    return error.errno not in _PERMANENT and not _fix(error) and not _is_folder(error)
+
+
+def _is_folder(error: OSError) -> bool:
+    return isinstance(error, IsADirectoryError) or "is a directory" in str(error)
 
 
 def _fix(error: OSError) -> str:
     """Return what a user can do about a permanent error; "" for other errors."""
     text = str(error)
     fixes = (fix for words, fix in _FIXES if any(word in text for word in words))
-    return next(fixes, _ERRNO_FIXES.get(error.errno or 0, ""))
+    is_refusal = isinstance(error, PermissionError) and error.errno is None
+    return next(fixes, _RIGHTS if is_refusal else _ERRNO_FIXES.get(error.errno or 0, ""))
 
 
 def retry(call: Callable[[], T], description: str) -> T:
@@ -144,6 +161,8 @@ def retry(call: Callable[[], T], description: str) -> T:
             f"cannot {description}: a part of the path is a file, not a folder; name another folder"
         ) from error
     except OSError as error:
+        if _is_folder(error):
+            raise StoreError(f"cannot {description}: it is a folder, not a file; name a file") from error
         if fix := _fix(error):
             raise AccessError(f"cannot {description}: {error}; {fix}, then re-run the same command") from error
         tries = attempts.statistics["attempt_number"]

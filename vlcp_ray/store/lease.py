@@ -10,8 +10,11 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter
+
+from vlcp_ray.monitoring.printable import printable
 from vlcp_ray.monitoring.progress import ProgressSnapshot, format_duration
 from vlcp_ray.store import files
 from vlcp_ray.store.artifact import Artifact, Step, Store
@@ -28,6 +31,30 @@ _POLL_INTERVAL: Final = 0.5
 #: The file that exists while a run compares its lease with those of others, which takes a second or two.
 _LOCK: Final = "lock"
 _LOCK_DEAD_AFTER: Final = 30.0
+_PROGRESS: Final = TypeAdapter(ProgressSnapshot)
+
+
+class _Content(BaseModel):
+    """The content of a lease's file.
+
+    Args:
+        makes: the title of each artifact, by fingerprint.
+        beat: the number of the heartbeat, and `at` its time.
+        progress: the fields of a `ProgressSnapshot`, which versions before and after this one may not have.
+    """
+
+    model_config = ConfigDict(strict=True)
+
+    host: str
+    pid: Annotated[int, Field(gt=0, lt=2**31)]
+    since: str
+    makes: dict[str, str]
+    beat: int
+    at: FiniteFloat = 0.0
+    progress: Any = None
+
+    def __str__(self) -> str:
+        return printable(f"process {self.pid} on {self.host}, since {self.since}")
 
 
 @dataclass(frozen=True)
@@ -42,11 +69,11 @@ class Lease:
     age: float  # seconds since the last heartbeat, by this machine's clock
 
     def __str__(self) -> str:
-        run = f"a run (process {self.pid} on {self.host}, since {self.since})"
+        run = printable(f"a run (process {self.pid} on {self.host}, since {self.since})")
         if not self.is_alive:
             dead = f"had its last heartbeat {format_duration(self.age)} ago and is dead"
             return f"{run} {dead}; re-run the same command to resume"
-        progress = f"{self.progress.title:<28} {self.progress}\n" if self.progress else ""
+        progress = printable(f"{self.progress.title:<28} {self.progress}") + "\n" if self.progress else ""
         return f"{progress}{run} makes these artifacts; last heartbeat {format_duration(self.age)} ago"
 
     @property
@@ -92,21 +119,34 @@ def acquire_lease(
 
 
 def active_leases(store: Store) -> list[Lease]:
-    """Read the leases under a root, of running and of killed runs; a run that ends deletes its own."""
+    """Read the leases under a root, of running and of killed runs; a run that ends deletes its own.
+
+    Other files, which no run has written, are left out.
+    """
     leases = _folder(store)
     contents = (_read(leases, file.name) for file in leases.files(suffix=".json"))
     return [
         Lease(
-            lease["host"],
-            lease["pid"],
-            lease["since"],
-            frozenset(lease["makes"]),
-            ProgressSnapshot(**lease["progress"]) if "progress" in lease else None,
-            max(0.0, time.time() - lease.get("at", 0.0)),
+            lease.host,
+            lease.pid,
+            lease.since,
+            frozenset(lease.makes),
+            _parse_progress(lease.progress),
+            max(0.0, time.time() - lease.at),
         )
         for lease in contents
         if lease
     ]
+
+
+def _parse_progress(fields: Any) -> ProgressSnapshot | None:
+    """Return the progress in a lease, or None where there is none that can be shown."""
+    try:
+        progress = _PROGRESS.validate_python(fields)
+        str(progress)
+    except (ValueError, ArithmeticError):
+        return None
+    return progress
 
 
 def _folder(store: Store) -> Artifact:
@@ -124,19 +164,19 @@ def _take(leases: Artifact, name: str, lease: Mapping[str, Any], makes: Mapping[
             _delete(leases, name)
         other, content = conflict
         if _is_alive(leases, other, content):
-            title = next(title for fingerprint, title in makes.items() if fingerprint in content["makes"])
+            title = next(title for fingerprint, title in makes.items() if fingerprint in content.makes)
             raise LeaseConflictError(
-                f"{title} is being made by another run (process {content['pid']} on {content['host']}, since "
-                f"{content['since']}): wait until it has ended, or end it, then re-run the same command to resume"
+                f"{title} is being made by another run ({content}): wait until it has ended, or end it, then re-run "
+                "the same command to resume"
             )
         _delete(leases, other)
 
 
-def _find_conflict(leases: Artifact, name: str, makes: Mapping[str, str]) -> tuple[str, dict[str, Any]] | None:
+def _find_conflict(leases: Artifact, name: str, makes: Mapping[str, str]) -> tuple[str, _Content] | None:
     """Find another lease with an artifact in common: its name and its content."""
     for other in (file.name for file in leases.files(suffix=".json")):
         content = None if other == name else _read(leases, other)
-        if content is not None and makes.keys() & content["makes"].keys():
+        if content is not None and makes.keys() & content.makes.keys():
             return other, content
     return None
 
@@ -161,20 +201,18 @@ def _lock(leases: Artifact) -> Iterator[None]:
         _delete(leases, _LOCK)
 
 
-def _is_alive(leases: Artifact, name: str, lease: dict[str, Any]) -> bool:
+def _is_alive(leases: Artifact, name: str, lease: _Content) -> bool:
     """Return whether the run of a lease is alive: its process exists, and its heartbeat changes."""
-    if lease["host"] == socket.gethostname() and not _process_exists(lease["pid"]):
+    if lease.host == socket.gethostname() and not _process_exists(lease.pid):
         return False
-    print(
-        f"another run may be alive (process {lease['pid']} on {lease['host']}): waiting for its heartbeat", flush=True
-    )
+    print(f"another run may be alive ({lease}): waiting for its heartbeat", flush=True)
     end = time.monotonic() + _DEAD_AFTER
     while time.monotonic() < end:
         time.sleep(_POLL_INTERVAL)
         current = _read(leases, name)
         if current is None:
             return False
-        if current["beat"] != lease["beat"]:
+        if current.beat != lease.beat:
             return True
     return False
 
@@ -220,7 +258,7 @@ class _Heartbeat:
         while not self.ended.wait(HEARTBEAT_INTERVAL):
             start = time.monotonic()
             with suppress(StoreError):  # the next heartbeat tries again
-                if _read(self.leases, self.name) is None:
+                if self.leases.read_bytes(self.name) is None:
                     self._interrupt("another run has deleted its lease, because its heartbeat had stopped")
                     return
                 beat += 1
@@ -249,10 +287,13 @@ def _write(leases: Artifact, name: str, lease: Mapping[str, Any], beat: int) -> 
     leases.write_bytes(name, json.dumps({**lease, "beat": beat, "at": time.time()}).encode())
 
 
-def _read(leases: Artifact, name: str) -> dict[str, Any] | None:
+def _read(leases: Artifact, name: str) -> _Content | None:
+    """Read a lease, or return None where there is none: no file, or one that no run has written."""
     content = leases.read_bytes(name)
-    lease: dict[str, Any] | None = None if content is None else json.loads(content)
-    return lease
+    try:
+        return None if content is None else _Content.model_validate(json.loads(content))
+    except (ValueError, RecursionError):
+        return None
 
 
 def _delete(leases: Artifact, name: str) -> None:

@@ -8,10 +8,13 @@ import pytest
 from pyarrow import parquet
 
 from tests.hostile import with_pickled_column
+from tests.s3 import Proxy
 from vlcp_ray.demo import digits
 from vlcp_ray.schemas import IMAGES, conform, reject
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.stages.pair.saved_captions import CaptionTable, LoadSavedCaptions, open_captions
+from vlcp_ray.store.files import write
+from vlcp_ray.store.io import AccessError, open_uri
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +118,26 @@ def test_open_captions_of_other_files_names_the_formats(tmp_path: Path) -> None:
         open_captions(str(tmp_path / "a.csv"))
     with pytest.raises(ConfigError, match=r"missing\.jsonl cannot be read as JSON lines"):
         open_captions(str(tmp_path / "missing.jsonl"))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("a.parquet", "parquet"), ("metadata.jsonl", "JSON lines")])
+def test_open_captions_of_s3_reads_them_or_names_the_fix(s3_proxy: Proxy, tmp_path: Path, name: str, kind: str) -> None:
+    uri = s3_proxy.uri(f"captions{tmp_path}/{name}")
+    with pytest.raises(ConfigError, match=rf"caption\.source: .*{name}\S* cannot be read as {kind}"):
+        open_captions(uri)
+    sink = pa.BufferOutputStream()
+    parquet.write_table(caption_table({"a": "text"}), sink)
+    content = memoryview(sink.getvalue()) if name == "a.parquet" else b'{"image_id": "a", "caption": "text"}\n'
+    write(*open_uri(uri, "caption.source"), content)
+    assert open_captions(uri).to_table().to_pylist() == [{"image_id": "a", "caption": "text"}]
+    s3_proxy.set_faults(deny=[400, "ExpiredToken", "old"])
+    with pytest.raises(AccessError, match=r"cannot read caption\.source .*ExpiredToken: old; .*renew the credentials"):
+        open_captions(uri)
+
+
+def test_open_captions_of_an_unknown_scheme_names_the_setting() -> None:
+    with pytest.raises(ConfigError, match=r"^caption\.source nope://x: .*; give a folder or a URI"):
+        open_captions("nope://x")
 
 
 def test_open_captions_of_pickled_objects_is_refused_and_runs_nothing(tmp_path: Path) -> None:

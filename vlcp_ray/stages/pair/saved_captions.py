@@ -7,7 +7,8 @@ import pyarrow.dataset as pads
 
 from vlcp_ray import schemas
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.store.io import open_uri
+from vlcp_ray.store.files import check_access
+from vlcp_ray.store.io import open_uri, retry
 from vlcp_ray.store.tables import check_types
 
 
@@ -30,15 +31,19 @@ def open_captions(uri: str) -> pads.Dataset:
     """Open the table of captions at a URI, and read the schema of its first file.
 
     Raises:
-        ConfigError: it does not exist, or is neither parquet nor JSON lines.
+        ConfigError: it does not exist, is neither parquet nor JSON lines, or the store refuses access.
     """
-    file_format = "json" if uri.endswith((".jsonl", ".json")) else "parquet"
     try:
         filesystem, path = open_uri(uri, "caption.source")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    file_format = "json" if path.endswith((".jsonl", ".json")) else "parquet"
+    try:
         table = pads.dataset(path, filesystem=filesystem, format=file_format)
         check_types(table.schema, None, "the table", "write captions as plain text")
         return table
     except (OSError, ValueError) as error:
+        retry(lambda: check_access(filesystem, path), f"read caption.source {path}")
         expected = "JSON lines" if file_format == "json" else "parquet (JSON lines end in .jsonl)"
         raise ConfigError(
             f"caption.source: {uri} cannot be read as {expected}: {str(error).splitlines()[0]}"
