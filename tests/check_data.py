@@ -37,7 +37,6 @@ TINY = {
     "encode.train_resolution": 32,
     "finetune.epochs": 1,
     "finetune.mixed_precision": "no",
-    "finetune.gradient_checkpointing": "false",
     "generate.strength": 0.2,
     "ingest.val_fraction": 0,
 }

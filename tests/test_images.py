@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.odd_images import TRANSPARENT, odd_images
-from vlcp_ray.images import ImageError, center_crop, check, decode, decode_rows, encode_png, square, stack
+from vlcp_ray.images import ImageError, center_crop, check, decode, decode_rows, encode_png, square
 
 
 def data(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -149,14 +149,6 @@ def test_center_crop_keeps_the_middle() -> None:
     image = Image.new("RGB", (24, 8))
     image.paste((255, 255, 255), (8, 0, 16, 8))
     assert center_crop(image, 8).min() == 255
-
-
-def test_stack_gives_floats_between_minus_one_and_one() -> None:
-    batch = stack([np.zeros((2, 2, 3), np.uint8), np.full((2, 2, 3), 255, np.uint8)])
-    assert batch.shape == (2, 3, 2, 2)
-    assert batch.dtype == np.float32
-    assert (batch[0] == -1).all()
-    assert (batch[1] == 1).all()
 
 
 def test_decode_rows_skips_rejected_rows_and_reports_bad_ones() -> None:

@@ -55,7 +55,6 @@ SHARED: dict[str, Any] = {
     "finetune.ema_decay": 0.9999,
     "finetune.random_flip": True,
     "finetune.mixed_precision": "fp16",
-    "finetune.gradient_checkpointing": True,
     "finetune.validation_epochs": 2,
     "prototype.n_neighbors": 10,
     "prototype.n_init": 10,

@@ -247,9 +247,3 @@ def center_crop(image: Image.Image, size: int, resize: int | None = None) -> Pix
         image = image.resize((width, height), Image.Resampling.BILINEAR)
         image = image.crop((left, top, left + size, top + size))
     return np.asarray(image)
-
-
-def stack(images: Sequence[Pixels]) -> npt.NDArray[np.float32]:
-    """Stack (h, w, 3) uint8 arrays to one (n, 3, h, w) float32 array in [-1, 1], the range diffusion models use."""
-    batch = np.stack(images).transpose(0, 3, 1, 2).astype(np.float32)
-    return np.ascontiguousarray(batch / 127.5 - 1.0)

@@ -35,6 +35,8 @@ def reference() -> str:
     ]
     parts += ["## The scale file", _settings(Scale, "Top of the scale file")]
     parts.append(_settings(Pool, "each of " + ", ".join(f"[{name}]" for name in pools(Scale()))))
+    special = {name: pool for name, pool in pools(Scale()).items() if type(pool) is not Pool}
+    parts += [_settings(type(pool), f"[{name}] only", without=Pool) for name, pool in special.items()]
     parts.append(_settings(Prices, "[prices]"))
     parts += ["## The tables", "Shapes are those of Stable Diffusion at 512 pixels. No column has nulls."]
     parts += [_table(name, schema) for name, schema in _tables().items()]
@@ -63,13 +65,14 @@ def _sections(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
                 yield from ((f"{name}.{inner}", section) for inner, section in _sections(kind))
 
 
-def _settings(model: type[BaseModel], title: str) -> str:
+def _settings(model: type[BaseModel], title: str, without: type[BaseModel] = BaseModel) -> str:
+    """Write the settings of a model but those that it has from `without`."""
     summary = (model.__doc__ or "").strip().splitlines()[0]
     inner = dict(_sections(model))
     rows = [
         (f"`{name}`", _default(field, model), _type(field), field.description or "")
         for name, field in model.model_fields.items()
-        if name not in inner
+        if name not in inner and name not in without.model_fields
     ]
     return f"### {title}\n\n{summary}\n\n{_rows(('setting', 'default', 'values', 'meaning'), rows)}"
 

@@ -1,7 +1,8 @@
 """How much of a machine or cluster each stage takes: numbers that change the speed and never a fingerprint."""
 
 import os
-from typing import Self
+from collections.abc import Mapping
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -42,6 +43,24 @@ class Pool(Settings):
         return f"{count} x {devices}, batch {self.batch_size}"
 
 
+OptimizerKind = Literal["adamw", "adamw8bit"]
+
+
+class FinetunePool(Pool):
+    """The ranks of fine-tuning. Of what saves memory only `adamw8bit` changes the result: the artifact records it."""
+
+    gradient_checkpointing: bool = Field(
+        True, description="recompute activations in the backward pass: less memory, a third more time"
+    )
+    average_on: Literal["gpu", "cpu"] = Field("gpu", description="where the moving average of the weights is kept")
+    optimizer: OptimizerKind = Field(
+        "adamw", description="adamw8bit: its moments in 8 bits (bitsandbytes), for GPUs of less than 16 GB"
+    )
+    checkpoint_minutes: float = Field(
+        20.0, ge=0, description="minutes from one checkpoint to the next, which are what a lost machine costs"
+    )
+
+
 class Prices(Settings):
     """What the hardware costs, for the estimate of `plan`."""
 
@@ -68,10 +87,16 @@ class Scale(Settings):
     ingest: Pool = Pool()
     caption: Pool = Pool()
     encode: Pool = Pool()
-    finetune: Pool = Pool()
+    finetune: FinetunePool = FinetunePool()
     prototype: Pool = Pool()
     generate: Pool = Pool()
     evaluate: Pool = Pool()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_any_pool(cls, fields: Mapping[str, object]) -> Mapping[str, object]:
+        """Let a plain `Pool` stand for one that has more settings."""
+        return {name: dict(value) if isinstance(value, Pool) else value for name, value in fields.items()}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -116,7 +141,7 @@ def derive(cpus: int, gpus: int, gpu_gib: int = 16) -> Scale:
         ),
         encode=Pool(num_workers=encoders, num_cpus=cpus_per_worker, num_gpus=0.2 if shared else 1, batch_size=32),
         # Each rank accumulates as many of these as its share of the global batch has.
-        finetune=Pool(num_workers=gpus, num_cpus=cpus_per_worker, num_gpus=1, batch_size=4 * memory_factor),
+        finetune=FinetunePool(num_workers=gpus, num_cpus=cpus_per_worker, num_gpus=1, batch_size=4 * memory_factor),
         prototype=Pool(num_workers=max(1, cpus // 4), num_cpus=min(4, cpus)),
         generate=Pool(num_workers=gpus, num_cpus=cpus_per_worker, num_gpus=1, batch_size=8 * memory_factor),
         evaluate=Pool(num_workers=gpus * 2, num_cpus=cpus_per_worker / 2, num_gpus=0.5),
@@ -129,7 +154,7 @@ def _on_cpus(cpus: int) -> Scale:
         ingest=Pool(num_workers=cpus),
         caption=Pool(num_workers=max(1, cpus // 16), num_cpus=min(2, cpus), batch_size=128),
         encode=Pool(num_workers=cpus, min_workers=1, num_cpus=1, batch_size=128),
-        finetune=Pool(num_workers=min(2, cpus), num_cpus=1, batch_size=32),
+        finetune=FinetunePool(num_workers=min(2, cpus), num_cpus=1, batch_size=32, gradient_checkpointing=False),
         prototype=Pool(num_workers=cpus),
         generate=Pool(num_workers=cpus, batch_size=32),
         evaluate=Pool(num_workers=cpus),

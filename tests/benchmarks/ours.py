@@ -18,7 +18,7 @@ from vlcp_ray.config import Job, load_job
 from vlcp_ray.engine.streaming import RowActor
 from vlcp_ray.images import decode
 from vlcp_ray.monitoring.allocator import memory_retained
-from vlcp_ray.scale import Pool
+from vlcp_ray.scale import FinetunePool, Pool
 from vlcp_ray.schemas import tensor_array
 from vlcp_ray.stages.finetune.batches import Schedule
 from vlcp_ray.stages.pair import pairs_schema
@@ -132,8 +132,9 @@ class Rank:
         _OPEN_CONTEXTS.enter_context(memory_retained())
         distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size)
         settings, size = job.finetune, job.encode.train_resolution
+        pool = FinetunePool(batch_size=batch, gradient_checkpointing=False)
         self.trainer = Trainer(
-            settings, job.base_model, 0, size, batch, "cpu", rank, world_size, DistributedDataParallel
+            settings, job.base_model, 0, size, pool, "cpu", rank, world_size, DistributedDataParallel
         )
         self.rank, self.world_size, self.rows = rank, world_size, rows
         self.schedule = Schedule(len(rows), 1000, settings.batch_size, 0)
@@ -141,7 +142,8 @@ class Rank:
     def step(self) -> float:
         """Take one step and return this rank's share of its mean loss."""
         batch = self.schedule.rank_batch(self.trainer.steps_done, self.rank, self.world_size)
-        return self.trainer.step(self.rows.take(batch.positions), batch)
+        inputs = self.trainer.prepare(self.rows.take(batch.positions), batch)
+        return float(self.trainer.step(inputs).item())
 
 
 _OPEN_CONTEXTS = ExitStack()  # until the actor ends

@@ -21,6 +21,7 @@ from vlcp_ray.bench.measure import peak_gib
 from vlcp_ray.config import Encode, Finetune, Generate, Job
 from vlcp_ray.cost.requirements import requirements
 from vlcp_ray.pipeline import graph
+from vlcp_ray.scale import FinetunePool
 
 _GIB: Final = 2**30
 _STEPS: Final = 3  # of denoising
@@ -54,17 +55,18 @@ def finetune(model: str, side: int) -> dict[str, Any]:
 
     device = pick_device()
     settings = Finetune(mixed_precision="fp16" if device == "cuda" else "no", batch_size=1, epochs=1)
-    trainer = Trainer(settings, model, 0, side, 1, device)
+    trainer = Trainer(settings, model, 0, side, FinetunePool(batch_size=1), device)
     channels, height, width = latent_shape(model, side)
     moments = np.random.default_rng(0).normal(size=(1, 2, 2 * channels, height, width)).astype(np.float16)
     columns = {"image_id": ["one"], "caption": [_PROMPT], "train_moments": schemas.tensor_array(moments)}
     weight = next(iter(trainer.unet.parameters()))
     before = weight.detach().clone()
     start = time.perf_counter()
-    loss = trainer.step(pa.table(columns), Schedule(1, 1, 1, 0).rank_batch(0))
+    inputs = trainer.prepare(pa.table(columns), Schedule(1, 1, 1, 0).rank_batch(0))
+    loss = trainer.step(inputs).item()
     seconds = time.perf_counter() - start
     moved = float((weight.detach() - before).abs().max())
-    dtypes = {"weight": trainer.unet.dtype, "moving average": trainer.ema.shadow_params[0].dtype}
+    dtypes = {"weight": trainer.unet.dtype, "moving average": trainer.ema.weights[0].dtype}
     dtypes |= {name: value.dtype for name, value in trainer.optimizer.state[weight].items() if value.ndim}
     return {"seconds": seconds, "loss": loss, "moved": moved, "dtypes": {n: str(d) for n, d in dtypes.items()}}
 

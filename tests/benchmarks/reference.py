@@ -143,7 +143,8 @@ class Trainer:
     def _loss(self, pixels: Tensor, captions: Sequence[str]) -> Tensor:
         with torch.no_grad():
             latents = self.vae.encode(pixels).latent_dist.sample() * self.vae.config.scaling_factor
-            hidden = stable_diffusion.embed_captions(self.tokenizer, self.text_encoder, captions)
+            ids = stable_diffusion.tokenize_captions(self.tokenizer, captions)
+            hidden = stable_diffusion.embed_tokens(self.text_encoder, ids)
         noise = torch.randn_like(latents)
         timesteps = torch.randint(0, self.scheduler.config.num_train_timesteps, (len(latents),))
         noisy = self.scheduler.add_noise(latents, noise, timesteps)

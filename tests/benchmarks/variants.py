@@ -30,6 +30,7 @@ from vlcp_ray.cost.flops import ModelFlops, model_flops
 from vlcp_ray.models import stable_diffusion as diffusion
 from vlcp_ray.models.llava import load_captioner
 from vlcp_ray.models.pretrained import latent_shape
+from vlcp_ray.scale import FinetunePool
 from vlcp_ray.schemas import tensor_array
 from vlcp_ray.stages.finetune import training_flops
 from vlcp_ray.stages.finetune.batches import Schedule
@@ -123,8 +124,8 @@ def encode(model: str, side: int, change: Change, device: str) -> tuple[MakeCall
     vae.to(next(vae.encoder.parameters()).dtype)
 
     def make_call(batch: int) -> Call:
-        pixels = np.random.default_rng(0).uniform(-1, 1, (batch, 3, side, side)).astype(np.float32)
-        return lambda: diffusion.encode(vae, pixels)
+        pixels = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
+        return lambda: diffusion.encode(vae, pixels).cpu()
 
     return make_call, _flops(model).encode(latent_shape(model, side)[1])
 
@@ -136,16 +137,17 @@ def train(model: str, side: int, change: Change, device: str) -> tuple[MakeCall,
     channels, height, width = latent_shape(model, side)
 
     def make_call(batch: int) -> Call:
-        trainer = Trainer(settings, model, 0, side, batch, device)
+        trainer = Trainer(settings, model, 0, side, FinetunePool(batch_size=batch), device)
         if change is not bf16:
             change(trainer.unet)
         moments = np.random.default_rng(0).normal(size=(batch, 2, 2 * channels, height, width)).astype(np.float16)
         columns = {"image_id": [str(n) for n in range(batch)], "caption": [_TEXT] * batch}
         table = pa.table({**columns, "train_moments": tensor_array(moments)})
-        return lambda: trainer.step(table, Schedule(batch, 1, batch, 0).rank_batch(0))
+        rank_batch = Schedule(batch, 1, batch, 0).rank_batch(0)
+        return lambda: trainer.step(trainer.prepare(table, rank_batch)).item()
 
     job = Job(name="bench", base_model=model, finetune=settings, encode=Encode(resolution=side, train_resolution=side))
-    return make_call, training_flops(job, _flops(model))
+    return make_call, training_flops(job, _flops(model), gradient_checkpointing=True)
 
 
 def generate(model: str, side: int, change: Change, device: str) -> tuple[MakeCall, float]:

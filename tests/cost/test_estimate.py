@@ -20,7 +20,7 @@ from vlcp_ray.cost.estimate import (
 from vlcp_ray.cost.inputs import CostInputs
 from vlcp_ray.cost.rates import CPU, Overheads, Rate, Rates, published
 from vlcp_ray.pipeline import graph
-from vlcp_ray.scale import Pool, Prices, Scale, derive, load_scale
+from vlcp_ray.scale import FinetunePool, Pool, Prices, Scale, derive, load_scale
 from vlcp_ray.settings import build
 from vlcp_ray.stages import works
 from vlcp_ray.stages.ingest import Expect
@@ -66,7 +66,15 @@ def measured_rates() -> Rates:
 def test_loads_of_training_grow_with_seeds_and_epochs() -> None:
     assert growth("finetune finetune", seeds=[0, 1, 2]) == pytest.approx(3)
     assert growth("finetune finetune", finetune={"epochs": 16}) == pytest.approx(2)
-    assert 0.7 < growth("finetune finetune", finetune={"gradient_checkpointing": False}) < 0.8
+
+
+def test_loads_of_training_without_gradient_checkpointing_are_three_quarters() -> None:
+    amounts = []
+    for checkpointing in (True, False):
+        scale = Scale(finetune=FinetunePool(gradient_checkpointing=checkpointing))
+        inputs = CostInputs.for_job(DIGITS, IMAGES, 60, scale)
+        amounts += [load.amount for stage, load in loads(inputs, graph(DIGITS)) if load.work.name == "finetune"]
+    assert 0.7 < amounts[1] / amounts[0] < 0.8
 
 
 def test_loads_of_generation_grow_with_ipc_and_those_of_captioning_do_not() -> None:

@@ -1,9 +1,15 @@
 """Tests of the start of ranks: their number and devices, and what Ray Train starts beside them."""
 
-import pytest
+import uuid
+from pathlib import Path
 
-from vlcp_ray.engine.ranks import TorchTrainer, scaling_config
+import pytest
+from ray.train import ControllerError, FailureConfig, RunConfig, WorkerGroupError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+
+from vlcp_ray.engine.ranks import TorchTrainer, _refusal, scaling_config
 from vlcp_ray.scale import Pool
+from vlcp_ray.store.io import StoreError
 
 
 @pytest.mark.parametrize(
@@ -34,3 +40,28 @@ def test_local_training_waits_for_no_dashboard(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     assert callbacks() - local == {"PlacementGroupCleanerCallback"}
     assert "BackendSetupCallback" in local
+
+
+@pytest.mark.filterwarnings("default")
+def test_training_that_a_rank_refuses_ends_at_once_with_its_error(ray_session: None, tmp_path: Path) -> None:
+    def refuse(config: dict[str, str]) -> None:
+        Path(config["folder"], uuid.uuid4().hex).touch()
+        raise ValueError("finetune.batch_size: lower it")
+
+    (tmp_path / "attempts").mkdir()
+    trainer = TorchTrainer(
+        refuse,
+        train_loop_config={"folder": str(tmp_path / "attempts")},
+        scaling_config=scaling_config(Pool(num_cpus=1)),
+        run_config=RunConfig(name="refused", storage_path=str(tmp_path), failure_config=FailureConfig(max_failures=3)),
+    )
+    with pytest.raises(ValueError, match=r"finetune\.batch_size: lower it"):
+        trainer.fit()
+    assert len(list((tmp_path / "attempts").iterdir())) == 1
+
+
+def test_only_what_another_attempt_cannot_mend_is_a_refusal() -> None:
+    for error, ends in ((ValueError("x"), True), (StoreError("away"), False), (RuntimeError("x"), False)):
+        failures = {0: RuntimeError("connection closed by peer"), 1: UserExceptionWithTraceback(error, "trace")}
+        assert (_refusal(WorkerGroupError("failed", failures)) is error) == ends
+    assert _refusal(ControllerError(ValueError("x"))) is None

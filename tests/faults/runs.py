@@ -47,6 +47,8 @@ batch_size = 32
 batch_size = 32
 [finetune]
 num_workers = 2
+gradient_checkpointing = false
+checkpoint_minutes = 0
 [ingest]
 num_workers = {workers}
 [prototype]

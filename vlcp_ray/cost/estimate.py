@@ -85,7 +85,7 @@ def estimate(
         cpu: rates of a core; published ones by default.
     """
     cpu = cpu or published(CPU)
-    inputs = CostInputs.for_job(job, images, min((gpu or cpu).answer_tokens, job.caption.max_tokens))
+    inputs = CostInputs.for_job(job, images, min((gpu or cpu).answer_tokens, job.caption.max_tokens), scale)
     by_stage: dict[Stage, list[LoadCost]] = {}
     for stage, load in loads(inputs, steps):
         pool: Pool = getattr(scale, load.pool_name)

@@ -1,12 +1,13 @@
 """The inputs of the stages' estimates of work and disk."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from vlcp_ray.config import Job
 from vlcp_ray.cost.flops import ModelFlops, model_flops
 from vlcp_ray.models.pretrained import expected_latent_shape
+from vlcp_ray.scale import Scale
 from vlcp_ray.stages.ingest import Expect
 
 _SLICE: Final = 75  # tokens of a text in one slice of 77 ids, which also has a start and an end mark
@@ -20,17 +21,19 @@ class CostInputs:
         images: expected by the settings, or counted by ingest.
         models: operations of the job's models; NaN where a model was never counted.
         caption_tokens: number of tokens of a caption.
+        scale: the hardware, of which some work depends.
     """
 
     job: Job
     images: Expect
     models: ModelFlops
     caption_tokens: float = 0.0
+    scale: Scale = field(default_factory=Scale)
 
     @classmethod
-    def for_job(cls, job: Job, images: Expect, caption_tokens: float = 0.0) -> "CostInputs":
+    def for_job(cls, job: Job, images: Expect, caption_tokens: float = 0.0, scale: Scale | None = None) -> "CostInputs":
         """Look up the models of a job."""
-        return cls(job, images, model_flops(job), caption_tokens)
+        return cls(job, images, model_flops(job), caption_tokens, scale or Scale())
 
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:
         """Return the shape (c, h, w) of the latent of an image of `resolution` pixels."""

@@ -17,7 +17,6 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from diffusers.training_utils import EMAModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from vlcp_ray.models.pretrained import folder
@@ -104,32 +103,37 @@ def save_pipeline(base_model: str, unet: Any, target: str | Path) -> None:
     StableDiffusionPipeline(**pipeline.components, requires_safety_checker=False).save_pretrained(target)
 
 
-@contextmanager
-def use_ema_weights(unet: Any, ema: EMAModel) -> Iterator[None]:
-    """Replace the weights of the UNet by their moving average (EMA) inside the `with` block."""
-    ema.store(unet.parameters())
-    ema.copy_to(unet.parameters())
-    try:
-        yield
-    finally:
-        ema.restore(unet.parameters())
-
-
 @torch.no_grad()
-def encode(vae: AutoencoderKL, pixels: npt.NDArray[np.float32]) -> torch.Tensor:
+def encode(vae: AutoencoderKL, pixels: Pixels, flip: bool = False) -> torch.Tensor:
     """Encode images to the moments of their latents' posterior.
 
     Args:
         vae: from `load_vae`.
-        pixels: (n, 3, height, width) in [-1, 1].
+        pixels: (n, height, width, 3).
+        flip: encode their mirrored views.
 
     Returns:
-        (n, 2c, h, w) float32 on the CPU, unscaled: mean, then logvar clamped to [-30, 20]
-        (diffusers' DiagonalGaussianDistribution).
+        (n, 2c, h, w) float32 on the device of the VAE, which is not waited for; unscaled: mean, then logvar clamped to
+        [-30, 20] (diffusers' DiagonalGaussianDistribution).
     """
-    batch = torch.from_numpy(pixels).to(vae.device, vae.dtype)
+    images = torch.from_numpy(pixels)
+    if vae.device.type == "cuda":
+        images = images.pin_memory().to(vae.device, non_blocking=True)
+    batch = images.permute(0, 3, 1, 2).float() / 127.5 - 1.0  # [-1, 1], the range diffusion models use
+    batch = (batch.flip(3) if flip else batch.contiguous()).to(vae.dtype)
     posterior = vae.encode(batch).latent_dist
-    return torch.cat([posterior.mean, posterior.logvar], dim=1).float().cpu()
+    return torch.cat([posterior.mean, posterior.logvar], dim=1).float()
+
+
+@contextmanager
+def in_float32(model: Any) -> Iterator[None]:
+    """Compute in float32 inside the `with` block: values that are too large for float16 stay finite."""
+    dtype = model.dtype
+    model.to(torch.float32)
+    try:
+        yield
+    finally:
+        model.to(dtype)
 
 
 def padded(rows: Sequence[int], batch_size: int) -> list[int]:
@@ -206,12 +210,19 @@ def img2img(
     return decode(pipeline.vae, denoised, batch_size)
 
 
-@torch.no_grad()
-def embed_captions(tokenizer: Any, text_encoder: Any, captions: Sequence[str]) -> torch.Tensor:
-    """Embed captions for fine-tuning, cut to 77 ids: (n, 77, d)."""
+def tokenize_captions(tokenizer: Any, captions: Sequence[str]) -> torch.Tensor:
+    """Tokenize captions for fine-tuning, cut or padded to 77 ids: (n, 77)."""
     length = tokenizer.model_max_length
-    batch = tokenizer(list(captions), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    hidden: torch.Tensor = text_encoder(batch.input_ids.to(text_encoder.device))[0]
+    ids: torch.Tensor = tokenizer(
+        list(captions), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    ).input_ids
+    return ids
+
+
+@torch.no_grad()
+def embed_tokens(text_encoder: Any, token_ids: torch.Tensor) -> torch.Tensor:
+    """Embed (n, 77) ids on the device of the text encoder: (n, 77, d)."""
+    hidden: torch.Tensor = text_encoder(token_ids)[0]
     return hidden
 
 

@@ -68,7 +68,7 @@ def _headers(file: ShardFile, chunk: Any) -> Iterator[dict[int, Any]]:
         position = chunk.dictionary_page_offset
     end, seen = min(position + chunk.total_compressed_size + 100, file.size), 0
     while seen < chunk.num_values and position < end:
-        header, size = _read_header(file, position)
+        header, size = read_header(file, position)
         if header.get(2, -1) < 0 or not 0 <= header.get(3, -1) <= end - position:
             raise ShardError(f"the page at byte {position} has impossible sizes")
         if header[1] != _DICTIONARY_PAGE:
@@ -86,7 +86,16 @@ def _encoding(header: dict[int, Any]) -> int:
     return int(header[8].get(4, 0) if 8 in header else header.get(5, {}).get(2, 0))
 
 
-def _read_header(file: ShardFile, position: int) -> tuple[dict[int, Any], int]:
+def read_header(file: Any, position: int) -> tuple[dict[int, Any], int]:
+    """Read the header of a page: its fields by number, as in parquet.thrift, and its bytes.
+
+    Args:
+        file: with `seek` and `read`.
+        position: of the header.
+
+    Raises:
+        ShardError: the header is damaged.
+    """
     for limit in (_HEADER, _MAX_HEADER):
         file.seek(position)
         reader = _Compact(file.read(limit))

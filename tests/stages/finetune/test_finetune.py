@@ -7,9 +7,9 @@ from vlcp_ray.cost.flops import model_flops
 from vlcp_ray.cost.inputs import CostInputs
 from vlcp_ray.models.pretrained import count_parameters, count_pipeline_parameters
 from vlcp_ray.pipeline import graph
-from vlcp_ray.scale import Pool, Scale
+from vlcp_ray.scale import FinetunePool, Pool, Scale
 from vlcp_ray.settings import ConfigError, build
-from vlcp_ray.stages.finetune import STAGE, hashed_settings, training_flops
+from vlcp_ray.stages.finetune import STAGE, divide_pool, hashed_settings, training_flops
 from vlcp_ray.stages.ingest import Expect
 
 IMAGES = Expect(train=1000, val=100, classes=4, gib=1)
@@ -22,17 +22,15 @@ def make_job(**finetune: object) -> Job:
 
 
 def test_training_flops_with_gradient_checkpointing_has_fourth_pass() -> None:
-    flops = [
-        training_flops(job, model_flops(job)) for job in (make_job(gradient_checkpointing=c) for c in (True, False))
-    ]
-    text = model_flops(make_job()).embed_text()
+    job = make_job()
+    flops = [training_flops(job, model_flops(job), checkpointing) for checkpointing in (True, False)]
+    text = model_flops(job).embed_text()
     assert (flops[0] - text) / (flops[1] - text) == pytest.approx(4 / 3)
 
 
 @pytest.mark.parametrize(
     "setting",
     [
-        {"shuffle_window": 5},
         {"validation_classes": 3},
         {"validation_steps": 7},
         {"validation_guidance_scale": 2.0},
@@ -62,7 +60,9 @@ def test_finetune_loads_count_training_and_validation_images() -> None:
     training, validation = STAGE.loads(inputs, steps)
     assert len(steps) == training.starts == 2
     assert training.images == 2 * 6 * 1000
-    assert training.amount == pytest.approx(training.images * training_flops(job, inputs.models))
+    assert training.amount == pytest.approx(
+        training.images * training_flops(job, inputs.models, gradient_checkpointing=True)
+    )
     # One validation per seed, of all 4 classes: 20 steps with guidance, each two passes of the UNet.
     image = 2 * 20 * inputs.models.denoise(4) + inputs.models.decode(4)
     assert validation.amount == pytest.approx(2 * 4 * image)
@@ -86,3 +86,25 @@ def test_check_scale_with_fp16_without_gpu_raises() -> None:
         STAGE.check_scale(make_job(mixed_precision=precision), Scale())
     with pytest.raises(ConfigError, match=r"finetune\.mixed_precision: fp16 needs a GPU, .* in the scale file"):
         STAGE.check_scale(make_job(mixed_precision="fp16"), Scale())
+
+
+@pytest.mark.parametrize(
+    ("workers", "required", "batch", "seeds", "divided"),
+    [
+        (1, 1, 32, 3, (1, 1, 1)),
+        (3, 3, 32, 3, (1, 1, 3)),
+        (6, 6, 32, 3, (2, 2, 3)),
+        (16, 16, 32, 3, (5, 5, 3)),
+        (16, 16, 32, 1, (8, 8, 1)),  # four images of a step are the least
+        (16, 6, 32, 3, (5, 2, 3)),
+        (2, 2, 32, 3, (2, 2, 1)),  # two rounds of one rank each would take longer than three of two
+        (8, 8, 4, 1, (1, 1, 1)),
+    ],
+)
+def test_divide_pool_gives_every_seed_a_part(
+    workers: int, required: int, batch: int, seeds: int, divided: tuple[int, int, int]
+) -> None:
+    pool = FinetunePool(num_workers=workers, min_workers=required, num_gpus=1, average_on="cpu")
+    part, at_once = divide_pool(pool, batch, seeds)
+    assert (part.num_workers, part.required_workers, at_once) == divided
+    assert (part.num_gpus, part.average_on) == (1, "cpu")

@@ -1,4 +1,4 @@
-"""Tests of the sorted rows that the ranks of fine-tuning read, of their arguments, and of their metrics."""
+"""Tests of the arguments of the ranks of fine-tuning, of their metrics, and of seeds that are tuned side by side."""
 
 import time
 from collections.abc import Sequence
@@ -7,8 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-import numpy as np
-import pyarrow as pa
 import pytest
 import ray
 import ray.train.torch
@@ -20,19 +18,16 @@ from vlcp_ray.engine.context import Context
 from vlcp_ray.engine.ranks import scaling_config
 from vlcp_ray.monitoring.tensorboard import Record
 from vlcp_ray.pipeline import graph
-from vlcp_ray.scale import Pool, Scale
-from vlcp_ray.schemas import tensor_array
+from vlcp_ray.scale import FinetunePool, Pool, Scale
 from vlcp_ray.stages.finetune import run as run_module
 from vlcp_ray.stages.finetune.batches import Schedule
 from vlcp_ray.stages.finetune.run import (
     RankConfig,
-    SortedPairs,
     _configure_ranks,
     _fit,
     _read_json,
     _record_curves,
     _show_progress,
-    _sort_pairs,
     _write_metrics,
 )
 from vlcp_ray.stages.finetune.trainer import EpochMetrics
@@ -40,40 +35,6 @@ from vlcp_ray.store.artifact import Step, Store
 
 pytestmark = pytest.mark.filterwarnings("default")
 with_ray = pytest.mark.usefixtures("ray_session")
-
-
-def make_pairs(n: int) -> pa.Table:
-    moments = np.arange(n, dtype=np.float16)[:, None, None, None, None] * np.ones((1, 2, 8, 2, 2), np.float16)
-    ids = [f"i{i:03d}" for i in range(n)]
-    return pa.table(
-        {"image_id": ids, "caption": [f"row {i}" for i in range(n)], "train_moments": tensor_array(moments)}
-    )
-
-
-@with_ray
-def test_sorted_pairs_reader_returns_rows_in_order_of_positions() -> None:
-    table = make_pairs(30)
-    blocks = [ray.put(table.slice(start, length)) for start, length in ((0, 4), (4, 20), (24, 6))]
-    read_rows = SortedPairs(blocks, [4, 24, 30]).reader()
-    positions = np.array([29, 0, 4, 3, 23, 24, 0])
-    assert read_rows(positions).equals(table.take(positions))
-
-
-@with_ray
-@pytest.mark.parametrize("window", [10, 1000])
-def test_sort_pairs_of_shuffled_files_sorts_by_image_id(window: int, tmp_path: Path) -> None:
-    artifact = Store.at(str(tmp_path)).artifact(Step("pair", 1, {}))
-    table = make_pairs(40)
-    order = np.random.default_rng(0).permutation(40)
-    for part in range(4):
-        artifact.write_table(f"pairs/{part}.parquet", table.take(order[part * 10 : part * 10 + 10]))
-    artifact.write_table("pairs/empty.parquet", table.slice(0, 0))
-    rows = _sort_pairs(artifact, 40, window)
-    assert rows.ends[-1] == 40
-    lengths = np.diff([0, *rows.ends]).tolist()
-    assert [len(ray.get(block)) for block in rows.blocks] == lengths
-    assert min(lengths) > 0
-    assert rows.reader()(np.arange(40))["image_id"].to_pylist() == table["image_id"].to_pylist()
 
 
 METRICS = EpochMetrics(
@@ -99,21 +60,22 @@ def finetune_step(context: Context) -> Step:
 
 def config_of(context: Context, **changes: object) -> RankConfig:
     settings = context.job.finetune.model_copy(update=changes)
-    return replace(_configure_ranks(context, finetune_step(context), SortedPairs([], [])), settings=settings)
+    config = _configure_ranks(context, finetune_step(context), None, context.scale.finetune)
+    return replace(config, settings=settings)
 
 
 def test_configure_ranks_takes_job_scale_and_inputs(context: Context) -> None:
-    rows = SortedPairs([], [])
-    config, job = _configure_ranks(context, finetune_step(context), rows), context.job
+    pool = FinetunePool(batch_size=5)
+    config, job = _configure_ranks(context, finetune_step(context), "rows", pool), context.job
     assert config == RankConfig(
         settings=job.finetune,
         base_model=job.base_model,
         seed=0,
         resolution=64,
-        batch_per_device=3,
+        pool=pool,
         class_names=["class 0", "class 1", "class 2", "class 3"],
-        schedule=Schedule(20, 4, 8, 0, job.finetune.shuffle_window),
-        rows=rows,
+        schedule=Schedule(20, 4, 8, 0),
+        rows="rows",
         artifact=context.artifact(finetune_step(context)),
     )
     assert config.schedule.steps == 10
@@ -171,7 +133,7 @@ def test_show_progress_counts_the_images_of_the_ranks(context: Context, monkeypa
         _write_metrics(config, cast(Any, Validating()), replace(METRICS, epoch=epoch, images=images, loss=1 / epoch))
 
     write(1, 24)
-    with _show_progress(context, step, 80):
+    with _show_progress(context, [step], [config]):
         write(2, 40)
         deadline = time.monotonic() + 20
         while (40, "epoch 2, loss 0.5000") not in updates and time.monotonic() < deadline:
@@ -188,7 +150,7 @@ def test_show_progress_counts_the_images_of_the_ranks(context: Context, monkeypa
 
 
 def test_show_progress_ends_at_an_error(context: Context) -> None:
-    with pytest.raises(RuntimeError), _show_progress(context, finetune_step(context), 80):
+    with pytest.raises(RuntimeError), _show_progress(context, [finetune_step(context)], [config_of(context)]):
         raise RuntimeError
     assert context.view.snapshot() is None
 
@@ -201,7 +163,7 @@ def test_fit_starts_the_ranks_of_the_pool(context: Context, monkeypatch: pytest.
         return SimpleNamespace(fit=lambda: None)
 
     monkeypatch.setattr("vlcp_ray.stages.finetune.run.TorchTrainer", start)
-    config, pool = config_of(context), Pool(num_workers=4, min_workers=2, num_gpus=0.5)
+    config, pool = config_of(context), FinetunePool(num_workers=4, min_workers=2, num_gpus=0.5)
     _fit(config, pool)
     run_config = started[0]["run_config"]
     assert started[0]["scaling_config"] == scaling_config(pool)
@@ -219,7 +181,7 @@ def test_fit_raises_the_error_of_the_store(context: Context, monkeypatch: pytest
 
     monkeypatch.setattr("vlcp_ray.stages.finetune.run.TorchTrainer", lambda *a, **k: SimpleNamespace(fit=fit))
     with pytest.raises(OSError, match="the store failed"):
-        _fit(config_of(context), Pool())
+        _fit(config_of(context), FinetunePool())
     del failures[0]
     with pytest.raises(ray.train.ControllerError):
-        _fit(config_of(context), Pool())
+        _fit(config_of(context), FinetunePool())

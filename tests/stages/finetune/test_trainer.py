@@ -1,7 +1,8 @@
 """Tests of the training loop of fine-tuning: its recipe, its batches and its checkpoints."""
 
+import math
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from diffusers import StableDiffusionImg2ImgPipeline
 
 from tests.hostile import Payload
 from vlcp_ray import images, schemas
+from vlcp_ray.scale import FinetunePool
 from vlcp_ray.stages.finetune import Finetune
 from vlcp_ray.stages.finetune import trainer as trainer_module
 from vlcp_ray.stages.finetune.batches import RankBatch, Schedule
@@ -49,10 +51,22 @@ def fetch_from(table: pa.Table) -> Callable[[Any], pa.Table]:
 @pytest.fixture
 def build_trainer(tiny_stable_diffusion: str) -> BuildTrainer:
     def build(changes: dict[str, Any] | None = None, batch: int = 8, **arguments: Any) -> Trainer:
-        settings = SETTINGS.model_copy(update=changes or {})
-        return Trainer(settings, tiny_stable_diffusion, seed=0, resolution=32, batch_per_device=batch, **arguments)
+        changes = changes or {}
+        memory = {name: changes[name] for name in changes if name in FinetunePool.model_fields}
+        settings = SETTINGS.model_copy(update={name: changes[name] for name in changes if name not in memory})
+        pool = FinetunePool(batch_size=batch, **memory)
+        return Trainer(settings, tiny_stable_diffusion, seed=0, resolution=32, pool=pool, **arguments)
 
     return build
+
+
+def accumulate(trainer: Trainer, table: pa.Table, batch: RankBatch) -> float:
+    """Add the gradient of a batch, and return this rank's share of its mean loss."""
+    return float(trainer.accumulate(trainer.prepare(fetch_from(table)(batch.positions), batch)))
+
+
+def step(trainer: Trainer, table: pa.Table, batch: RankBatch) -> float:
+    return float(trainer.step(trainer.prepare(fetch_from(table)(batch.positions), batch)))
 
 
 def gradient(trainer: Trainer) -> torch.Tensor:
@@ -64,14 +78,14 @@ def weights(trainer: Trainer) -> torch.Tensor:
 
 
 def ema_weights(trainer: Trainer) -> torch.Tensor:
-    return torch.cat([weight.flatten() for weight in trainer.ema.shadow_params])
+    return torch.cat([weight.flatten() for weight in trainer.ema.weights])
 
 
 def test_accumulate_in_micro_batches_gives_gradient_of_whole_batch(build_trainer: BuildTrainer) -> None:
     table, batch = make_pairs(), Schedule(12, 2, 8, 0).rank_batch(1)  # with rows of two epochs
     assert set(batch.epochs) == {0, 1}
     whole, micro = build_trainer(), build_trainer(batch=3)
-    losses = [trainer.accumulate(fetch_from(table)(batch.positions), batch) for trainer in (whole, micro)]
+    losses = [accumulate(trainer, table, batch) for trainer in (whole, micro)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
     torch.testing.assert_close(gradient(whole), gradient(micro), rtol=0, atol=TOLERANCE)
 
@@ -80,11 +94,10 @@ def test_accumulate_in_micro_batches_gives_gradient_of_whole_batch(build_trainer
 def test_accumulate_on_two_ranks_gives_gradient_of_one_rank(build_trainer: BuildTrainer, rows: int) -> None:
     table, schedule = make_pairs(), Schedule(rows, 1, 8, 0)
     trainer = build_trainer()
-    loss = trainer.accumulate(fetch_from(table)(schedule.rank_batch(0).positions), schedule.rank_batch(0))
+    loss = accumulate(trainer, table, schedule.rank_batch(0))
     ranks, shares = [build_trainer(batch=3, rank=rank, world_size=2) for rank in (0, 1)], []
     for rank in ranks:
-        batch = schedule.rank_batch(0, rank.rank, 2)
-        shares.append(rank.accumulate(fetch_from(table)(batch.positions), batch))
+        shares.append(accumulate(rank, table, schedule.rank_batch(0, rank.rank, 2)))
     mean = (gradient(ranks[0]) + gradient(ranks[1])) / 2  # what DDP does
     torch.testing.assert_close(mean, gradient(trainer), rtol=0, atol=TOLERANCE)
     assert sum(shares) == pytest.approx(loss, abs=1e-6)
@@ -94,7 +107,7 @@ def test_accumulate_with_gradient_checkpointing_gives_same_gradient(build_traine
     table, batch = make_pairs(), Schedule(8, 1, 8, 0).rank_batch(0)
     trainers = [build_trainer({"gradient_checkpointing": flag}) for flag in (True, False)]
     for trainer in trainers:
-        trainer.accumulate(fetch_from(table)(batch.positions), batch)
+        accumulate(trainer, table, batch)
     torch.testing.assert_close(gradient(trainers[0]), gradient(trainers[1]), rtol=0, atol=TOLERANCE)
 
 
@@ -124,9 +137,9 @@ def test_step_trains_unet_only_and_ema_follows_formula(build_trainer: BuildTrain
     trainer, table, schedule = build_trainer(), make_pairs(), Schedule(12, 5, 8, 0)
     frozen = [weight.clone() for weight in trainer.text_encoder.parameters()]
     expected, start = ema_weights(trainer).clone(), weights(trainer)
-    for step in range(4):
-        trainer.step(fetch_from(table)(schedule.rank_batch(step).positions), schedule.rank_batch(step))
-        n = step  # diffusers' EMAModel counts from 0: its first step copies the weights
+    for n in range(4):
+        step(trainer, table, schedule.rank_batch(n))
+        # diffusers' EMAModel counts from 0: its first step copies the weights
         decay = 0.0 if n == 0 else min(SETTINGS.ema_decay, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * weights(trainer)
         torch.testing.assert_close(ema_weights(trainer), expected, rtol=0, atol=1e-6)
@@ -156,14 +169,13 @@ def test_train_reports_means_of_the_images_and_steps_of_an_epoch(
 ) -> None:
     reports: list[EpochMetrics] = []
     table, schedule, trainer = make_pairs(), Schedule(12, 3, 8, 0), build_trainer()
-    clock = iter([0.0, 4.0, 5.0, 7.0, 10.0, 13.0, 14.0])  # at the start, then before and after every report
+    clock = iter([0.0, 4.0, 5.0, 5.0, 7.0, 10.0, 10.0, 13.0, 14.0])  # at the start; each report, after it, checkpoint
     monkeypatch.setattr(trainer_module, "time", SimpleNamespace(perf_counter=clock.__next__))
     train(build_trainer(), schedule, fetch_from(table), reports.append)
     assert [report.images_per_second for report in reports] == [16 / 4, 8 / 2, 12 / 3]
     norms, losses = [], []
-    for step in range(schedule.steps):
-        loss = trainer.accumulate(fetch_from(table)(schedule.rank_batch(step).positions), schedule.rank_batch(step))
-        losses.append(loss)
+    for number in range(schedule.steps):
+        losses.append(accumulate(trainer, table, schedule.rank_batch(number)))
         norms.append(gradient(trainer).norm().item())  # before it is clipped
         trainer.update()
     means = [np.mean(norms[:2]), norms[2], np.mean(norms[3:])]  # the epochs end after steps 2, 3 and 5
@@ -171,30 +183,90 @@ def test_train_reports_means_of_the_images_and_steps_of_an_epoch(
     assert {report.learning_rate for report in reports} == {SETTINGS.learning_rate}
     means = [(losses[0] + losses[1]) / 2, losses[2], (8 * losses[3] + 4 * losses[4]) / 12]
     assert [report.loss for report in reports] == pytest.approx(means, rel=1e-4)
-    assert trainer.pop_mean_norm() == pytest.approx(np.mean(norms), rel=1e-4)
-    assert trainer.pop_mean_norm() == 0  # there was no step since
 
 
-def test_train_resumed_from_checkpoint_equals_uninterrupted_run(build_trainer: BuildTrainer, tmp_path: Path) -> None:
-    table, schedule = make_pairs(), Schedule(12, 3, 8, 0)
-    whole, first, second = build_trainer(), build_trainer(), build_trainer()
+@pytest.mark.parametrize("memory", [{}, {"average_on": "cpu", "optimizer": "adamw8bit"}], ids=["adamw", "8 bits"])
+def test_train_resumed_from_a_checkpoint_equals_uninterrupted_run(
+    build_trainer: BuildTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: dict[str, str]
+) -> None:
+    """The checkpoint is from the middle of the second epoch, whose loss is that of all its images."""
+    monkeypatch.setattr(trainer_module, "_AGREEMENT", 1)
+    table, schedule = make_pairs(), Schedule(12, 3, 4, 0)
+    whole, first, second = build_trainer(memory), build_trainer(memory), build_trainer(memory)
     uninterrupted: list[EpochMetrics] = []
     train(whole, schedule, fetch_from(table), uninterrupted.append)
+    before: list[EpochMetrics] = []
 
-    def stop(metrics: EpochMetrics) -> None:
-        first.save(tmp_path)
-        raise InterruptedError
+    def save(totals: Sequence[float]) -> None:
+        if first.steps_done == 5:
+            first.save(tmp_path, totals)
+            raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        train(first, schedule, fetch_from(table), stop)
+        train(first, schedule, fetch_from(table), before.append, save, seconds=0)
     second.load(tmp_path)
-    assert second.steps_done == 2
+    assert second.steps_done == 5
     resumed: list[EpochMetrics] = []
     train(second, schedule, fetch_from(table), resumed.append)
     assert torch.equal(weights(second), weights(whole))
     assert torch.equal(ema_weights(second), ema_weights(whole))
-    assert [report.loss for report in resumed] == [report.loss for report in uninterrupted[1:]]
+    assert [report.loss for report in [*before, *resumed]] == [report.loss for report in uninterrupted]
+    norms = [report.gradient_norm for report in [*before, *resumed]]
+    assert norms == pytest.approx([report.gradient_norm for report in uninterrupted], rel=1e-12)
     train(second, schedule, fetch_from(table), pytest.fail)  # no step is left: nothing is reported
+
+
+def test_train_saves_after_the_given_time_and_never_after_the_last_step(
+    build_trainer: BuildTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    for seconds, agreement, expected in ((0, 2, [2, 3, 4, 6, 8]), (math.inf, 2, []), (0, 100, [3, 6])):
+        monkeypatch.setattr(trainer_module, "_AGREEMENT", agreement)
+        trainer, saved = build_trainer(), []
+        train(
+            trainer,
+            Schedule(12, 3, 4, 0),
+            fetch_from(make_pairs()),
+            lambda _: None,
+            lambda totals, trainer=trainer, saved=saved: saved.append(trainer.steps_done),
+            seconds,
+        )
+        assert saved == expected
+
+
+@pytest.mark.parametrize("fits", [1, 3])
+def test_step_without_memory_for_a_batch_halves_it_and_gives_the_same_gradient(
+    build_trainer: BuildTrainer, fits: int
+) -> None:
+    table, batch = make_pairs(), Schedule(8, 1, 8, 0).rank_batch(0)
+    whole, small = build_trainer(), build_trainer(wrap=lambda unet: SmallMemory(unet, fits))
+    losses = [accumulate(trainer, table, batch) for trainer in (whole, small)]
+    assert small.batch_per_device == {1: 1, 3: 2}[fits]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    torch.testing.assert_close(gradient(whole), gradient(small), rtol=0, atol=TOLERANCE)
+
+
+def test_step_without_memory_for_one_image_names_the_settings(build_trainer: BuildTrainer) -> None:
+    trainer = build_trainer(wrap=lambda unet: SmallMemory(unet, 0))
+    with pytest.raises(ValueError, match=r"not even one image fits .* gradient_checkpointing = true"):
+        step(trainer, make_pairs(), Schedule(8, 1, 8, 0).rank_batch(0))
+
+
+class SmallMemory(torch.nn.Module):
+    """A UNet on a device whose memory ends in the backward pass of more than some images."""
+
+    def __init__(self, unet: torch.nn.Module, fits: int) -> None:
+        super().__init__()
+        self.unet, self.fits = unet, fits
+
+    def forward(self, noisy: torch.Tensor, *inputs: Any, **options: Any) -> Any:
+        (predicted,) = self.unet(noisy, *inputs, **options)
+        if len(noisy) > self.fits:
+            predicted.register_hook(self.end)
+        return (predicted,)
+
+    def end(self, _: torch.Tensor) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def test_export_writes_pipeline_with_ema_weights(build_trainer: BuildTrainer, tmp_path: Path) -> None:
@@ -226,16 +298,18 @@ def test_trainer_with_fp16_on_cpu_is_refused(build_trainer: BuildTrainer) -> Non
         build_trainer({"mixed_precision": "fp16"})
 
 
-def test_step_with_infinite_gradient_raises(build_trainer: BuildTrainer) -> None:
-    trainer, table = build_trainer(), make_pairs(logvar=float("inf"))
-    with pytest.raises(ValueError, match=r"finetune.learning_rate: training diverged at step 1"):
-        trainer.step(table.slice(0, 4), RankBatch(np.arange(4), np.zeros(4, np.int64), 0.25))
+def test_train_with_an_infinite_gradient_ends_before_it_reports_or_saves(build_trainer: BuildTrainer) -> None:
+    table = pa.concat_tables([make_pairs(), make_pairs(logvar=float("inf"))])
+    schedule = Schedule(24, 1, 4, 0)
+    bad = min(n for n in range(schedule.steps) if (schedule.rank_batch(n).positions >= 12).any())
+    with pytest.raises(ValueError, match=rf"finetune.learning_rate: training diverged at step {bad + 1}; lower it"):
+        train(build_trainer(), schedule, fetch_from(table), pytest.fail, pytest.fail, seconds=0)
 
 
 def test_step_in_bf16_has_loss_close_to_float32(build_trainer: BuildTrainer) -> None:
     table, batch = make_pairs(), Schedule(8, 1, 8, 0).rank_batch(0)
     full, half = (build_trainer({"mixed_precision": precision}) for precision in ("no", "bf16"))
-    losses = [trainer.step(fetch_from(table)(batch.positions), batch) for trainer in (full, half)]
+    losses = [step(trainer, table, batch) for trainer in (full, half)]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
@@ -243,7 +317,7 @@ def test_load_of_a_checkpoint_with_a_payload_is_refused_and_runs_nothing(
     build_trainer: BuildTrainer, tmp_path: Path
 ) -> None:
     trainer = build_trainer()
-    trainer.save(tmp_path)
+    trainer.save(tmp_path, [0.0, 0.0, 0.0])
     torch.save({"optimizer": Payload(tmp_path / "EXECUTED", {})}, tmp_path / "optimizer.pt")
     with pytest.raises(pickle.UnpicklingError, match=r"(?i)weights.only"):
         trainer.load(tmp_path)

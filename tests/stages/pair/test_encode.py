@@ -1,5 +1,7 @@
 """Tests of encoding: latents and moments depend on the image, its id and the seed only."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -79,7 +81,7 @@ def test_encode_rows_oblong_image_has_crop_and_square_views(encode_rows: EncodeR
     image = images.decode(table["image"][0].as_py())
     crop = images.center_crop(image, 32)
     plain, flipped, square = (
-        stable_diffusion.encode(encode_rows.vae, images.stack([view]))
+        stable_diffusion.encode(encode_rows.vae, view[None].copy())
         for view in (crop, crop[:, ::-1], images.square(image, 32))
     )
     result = encode_rows(table)
@@ -124,3 +126,79 @@ def test_encode_rows_without_a_good_row_conforms(encode_rows: EncodeRows, count:
     result = encode_rows(rows([(8, 8)]).slice(0, count).set_column(3, "image", pa.array([b"x"] * count, pa.binary())))
     assert result.num_rows == count
     assert schemas.conform(result, pairs_schema((4, 4, 4), (8, 4, 4))).num_rows == count
+
+
+def test_encode_rows_with_threads_gives_the_same(encode_rows: EncodeRows, tiny_stable_diffusion: str) -> None:
+    table = rows([(32, 32), (40, 30), (20, 50), (64, 64), (32, 32)] * 3)
+    table = table.set_column(3, "image", pa.array([*table["image"].to_pylist()[:-1], b"no image"], pa.binary()))
+    assert EncodeRows(SETTINGS, tiny_stable_diffusion, 4, threads=3)(table).equals(encode_rows(table))
+
+
+class LimitedVae:
+    """A VAE on a device with memory for some images, and with numbers that are too large for half precision."""
+
+    def __init__(self, vae: object, fits: int = 99, mends: bool = True) -> None:
+        self.vae, self.fits, self.mends, self.in_half = vae, fits, mends, True
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.vae, name)
+
+    def to(self, dtype: torch.dtype) -> None:
+        self.in_half = not self.in_half
+
+    def encode(self, batch: torch.Tensor) -> object:
+        if len(batch) > self.fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        posterior = self.vae.encode(batch).latent_dist  # type: ignore[attr-defined]
+        bad = batch.mean(dim=(1, 2, 3)) > 0.9  # of white images
+        if self.in_half or not self.mends:
+            posterior.mean[bad] = torch.inf
+        return SimpleNamespace(latent_dist=posterior)
+
+
+def with_white_rows(table: pa.Table, *white: int) -> pa.Table:
+    contents = table["image"].to_pylist()
+    for row in white:
+        contents[row] = images.encode_png(np.full((32, 32, 3), 255, np.uint8))
+    return table.set_column(3, "image", pa.array(contents, pa.binary()))
+
+
+@pytest.mark.parametrize(("fits", "size"), [(4, 4), (3, 2), (1, 1)])
+def test_encode_rows_without_memory_for_a_batch_halves_it(
+    encode_rows: EncodeRows, tiny_stable_diffusion: str, fits: int, size: int
+) -> None:
+    table, small = (
+        rows([(32, 32), (40, 30), (20, 50), (64, 64), (32, 32)]),
+        EncodeRows(SETTINGS, tiny_stable_diffusion, 4),
+    )
+    small.vae = LimitedVae(small.vae, fits)
+    result, expected = small(table), encode_rows(table)
+    assert small.batches.size == size
+    for name in ("latent", "train_moments"):
+        np.testing.assert_allclose(values(result, name), values(expected, name), atol=TOLERANCE)
+
+
+def test_encode_rows_without_memory_for_one_image_names_the_setting(tiny_stable_diffusion: str) -> None:
+    small = EncodeRows(SETTINGS, tiny_stable_diffusion, 4)
+    small.vae = LimitedVae(small.vae, 0)
+    with pytest.raises(ValueError, match=r"encode.batch_size: not even one image fits .*num_gpus in the scale file"):
+        small(rows([(32, 32)]))
+
+
+@pytest.mark.parametrize("mends", [True, False])
+def test_encode_rows_that_are_not_finite_are_done_in_float32_or_rejected(
+    encode_rows: EncodeRows, tiny_stable_diffusion: str, mends: bool
+) -> None:
+    table = with_white_rows(rows([(32, 32)] * 5), 1, 4)
+    large = EncodeRows(SETTINGS, tiny_stable_diffusion, 4)
+    large.vae = LimitedVae(large.vae, mends=mends)
+    result, expected = large(table), encode_rows(table)
+    if mends:
+        assert result["reason"].to_pylist() == [""] * 5
+        for name in ("latent", "train_moments"):
+            np.testing.assert_allclose(values(result, name), values(expected, name), atol=TOLERANCE)
+        return
+    assert result["reason"].to_pylist() == ["", "not_finite", "", "", "not_finite"]
+    assert not values(result, "latent")[[1, 4]].any()
+    assert not values(result, "train_moments")[[1, 4]].any()
+    np.testing.assert_array_equal(values(result, "latent")[0], values(expected, "latent")[0])

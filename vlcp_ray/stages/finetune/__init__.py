@@ -1,5 +1,6 @@
 """finetune: PAIRS -> Stable Diffusion with its UNet fine-tuned on them, as a diffusers folder."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -14,15 +15,13 @@ if TYPE_CHECKING:
     from vlcp_ray.config import Job
     from vlcp_ray.cost.flops import ModelFlops
     from vlcp_ray.cost.inputs import CostInputs
-    from vlcp_ray.scale import Scale
+    from vlcp_ray.scale import FinetunePool, Scale
     from vlcp_ray.store.artifact import Step
 
 #: The artifact's folder with the fine-tuned model.
 MODEL: Final = "model"
-#: Rows that are shuffled together unless a job says otherwise; at 512 px their moments are 2 GiB.
-SHUFFLE_WINDOW: Final = 16_384
-#: Blocks of neighbouring rows in a window of the shuffle: few reads, yet many classes in each window.
-BLOCKS_PER_WINDOW: Final = 64
+_MIN_IMAGES: Final = 4  # of a step, on each rank
+_ADDING_UP: Final = 0.1  # of a step, for each further rank: an assumption
 _FULL: Final = 4  # bytes of a number in full precision
 _COPIES: Final = 5  # numbers per parameter: weight, gradient, two moments of Adam, moving average
 
@@ -40,12 +39,6 @@ class Finetune(Settings):
         True, description="mirror images at random; false where that changes the class, as with digits"
     )
     mixed_precision: Literal["no", "fp16", "bf16"] = Field("fp16", description="fp16 needs a GPU; no: float32")
-    gradient_checkpointing: bool = Field(
-        True, description="recompute activations in the backward pass: less memory, a third more time"
-    )
-    shuffle_window: Positive = Field(
-        SHUFFLE_WINDOW, description="images that are shuffled together; more need more memory"
-    )
     validation_epochs: Positive = Field(2, description="epochs from one set of validation images to the next")
     validation_classes: Positive = Field(
         10, description="number of classes, from the first, with one validation image each"
@@ -61,7 +54,7 @@ def hashed_settings(job: "Job", base_model: str) -> dict[str, Any]:
         job: with the settings of the stage.
         base_model: content hash of the base model.
     """
-    return job.finetune.model_dump() | {"base_model": base_model, "blocks_per_window": BLOCKS_PER_WINDOW}
+    return job.finetune.model_dump() | {"base_model": base_model}
 
 
 TRAIN: Final = Work(
@@ -75,12 +68,34 @@ TRAIN: Final = Work(
 )
 
 
-def training_flops(job: "Job", flops: "ModelFlops") -> float:
+def divide_pool(pool: "FinetunePool", batch_size: int, seeds: int) -> "tuple[FinetunePool, int]":
+    """Divide the ranks of a pool among trainings of several seeds that run at the same time.
+
+    A rank has at least four images of a step. Adding up the gradients of all ranks takes a tenth of a step for each
+    further rank (an assumption), so that several trainings on a part of the ranks each are often done sooner than one
+    after the other on all of them.
+
+    Returns the pool of each training, and how many run at a time.
+    """
+    most = max(1, batch_size // _MIN_IMAGES)
+
+    def ranks(at_once: int) -> int:
+        return min(most, pool.num_workers // at_once)
+
+    def seconds(at_once: int) -> float:
+        return math.ceil(seeds / at_once) * (1 + _ADDING_UP * (ranks(at_once) - 1)) / ranks(at_once)
+
+    at_once = min(range(1, min(seeds, pool.num_workers) + 1), key=lambda count: (seconds(count), -count))
+    required = max(1, min(ranks(at_once), pool.required_workers // at_once))
+    return pool.model_copy(update={"num_workers": ranks(at_once), "min_workers": required}), at_once
+
+
+def training_flops(job: "Job", flops: "ModelFlops", gradient_checkpointing: bool) -> float:
     """Count the operations of one training image: forward and backward pass of the UNet, and its caption's embedding.
 
     With gradient checkpointing the forward pass is computed twice.
     """
-    passes = TRAINING_PASSES + job.finetune.gradient_checkpointing
+    passes = TRAINING_PASSES + gradient_checkpointing
     side = pretrained.expected_latent_shape(job.base_model, job.encode.train_resolution)[1]
     return passes * flops.denoise(side) + flops.embed_text()
 
@@ -88,7 +103,7 @@ def training_flops(job: "Job", flops: "ModelFlops") -> float:
 def _loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]:
     settings, seeds = inputs.job.finetune, len(steps)
     trained = settings.epochs * inputs.images.train * seeds
-    flops = trained * training_flops(inputs.job, inputs.models)
+    flops = trained * training_flops(inputs.job, inputs.models, inputs.scale.finetune.gradient_checkpointing)
     yield Load(TRAIN, trained, flops, units=settings.batch_size, starts=seeds)
     side = inputs.latent_side(inputs.job.encode.train_resolution)
     validations = settings.epochs // settings.validation_epochs * seeds
@@ -118,7 +133,7 @@ def _check_scale(job: "Job", scale: "Scale") -> None:
 
 STAGE: Final = Stage(
     "finetune",
-    version=2,
+    version=3,
     summary="PAIRS -> a Stable Diffusion fine-tuned on them",
     pools=("finetune",),
     counted="images",

@@ -8,24 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from vlcp_ray.seeds import seed_for
-from vlcp_ray.stages.finetune import BLOCKS_PER_WINDOW, SHUFFLE_WINDOW
 
 Positions = npt.NDArray[np.int64]
 
 
-def epoch_order(n_rows: int, seed: int, epoch: int, window: int = SHUFFLE_WINDOW) -> Positions:
-    """Order the rows of an epoch: positions in the table sorted by image_id, each exactly once.
-
-    Up to `window` rows it is a plain permutation. Beyond that, blocks of neighbouring rows are permuted first, and then
-    the rows within each window of 64 blocks, so that a reader holds one window at a time instead of seeking every row.
-    """
-    random = np.random.default_rng(seed_for(seed, "finetune", "order", epoch))
-    if n_rows <= window:
-        return random.permutation(n_rows)
-    size = max(1, window // BLOCKS_PER_WINDOW)
-    starts = random.permutation(np.arange(0, n_rows, size))
-    order = np.concatenate([np.arange(start, min(start + size, n_rows)) for start in starts])
-    return np.concatenate([random.permutation(order[start : start + window]) for start in range(0, n_rows, window)])
+def epoch_order(n_rows: int, seed: int, epoch: int) -> Positions:
+    """Order the rows of an epoch: positions in the table sorted by image_id, each exactly once."""
+    return np.random.default_rng(seed_for(seed, "finetune", "order", epoch)).permutation(n_rows)
 
 
 _recent_order = lru_cache(maxsize=2)(epoch_order)  # a batch may contain rows of two epochs
@@ -33,11 +22,19 @@ _recent_order = lru_cache(maxsize=2)(epoch_order)  # a batch may contain rows of
 
 @dataclass(frozen=True)
 class RankBatch:
-    """One rank's rows of an optimiser step: their positions, the epoch of each, and the weight of a row in the loss."""
+    """One rank's rows of an optimiser step.
+
+    Args:
+        positions: of the rows.
+        epochs: of each row.
+        weight: of a row in the loss.
+        images: of the whole step, over all ranks.
+    """
 
     positions: Positions
     epochs: Positions
     weight: float
+    images: int
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,6 @@ class Schedule:
     epochs: int
     batch_size: int
     seed: int
-    window: int = SHUFFLE_WINDOW
 
     @property
     def steps(self) -> int:
@@ -75,7 +71,7 @@ class Schedule:
         rows = rows if len(rows) else batch[:1]
         epochs = rows // self.n_rows
         positions = [
-            _recent_order(self.n_rows, self.seed, int(epoch), self.window)[rows[epochs == epoch] % self.n_rows]
+            _recent_order(self.n_rows, self.seed, int(epoch))[rows[epochs == epoch] % self.n_rows]
             for epoch in np.unique(epochs)
         ]
-        return RankBatch(np.concatenate(positions), epochs, weight)
+        return RankBatch(np.concatenate(positions), epochs, weight, len(batch))

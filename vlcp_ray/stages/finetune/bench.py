@@ -3,7 +3,7 @@
 from vlcp_ray.config import Job
 from vlcp_ray.cost.flops import model_flops
 from vlcp_ray.models.stable_diffusion import pick_device
-from vlcp_ray.scale import Pool
+from vlcp_ray.scale import FinetunePool
 from vlcp_ray.stages.finetune import training_flops
 from vlcp_ray.stages.finetune.batches import Schedule
 from vlcp_ray.stages.finetune.trainer import Trainer
@@ -11,15 +11,15 @@ from vlcp_ray.stages.sample_rows import Sample
 from vlcp_ray.stages.stage import Batch, BatchDone
 
 
-def finetune(job: Job, pool: Pool) -> Batch:
+def finetune(job: Job, pool: FinetunePool) -> Batch:
     """Load the trainer, and return a function that takes one optimiser step on a rank's share of the batch."""
     count, resolution = max(1, job.finetune.batch_size // pool.num_workers), job.encode.train_resolution
-    trainer = Trainer(job.finetune, job.base_model, 0, resolution, pool.batch_size, pick_device())
+    trainer = Trainer(job.finetune, job.base_model, 0, resolution, pool, pick_device())
     table, rank_batch = Sample(job).pairs(count), Schedule(count, 1, count, 0).rank_batch(0)
-    flops = training_flops(job, model_flops(job)) * count
+    flops = training_flops(job, model_flops(job), pool.gradient_checkpointing) * count
 
     def batch() -> BatchDone:
-        trainer.step(table, rank_batch)
+        trainer.step(trainer.prepare(table, rank_batch)).item()
         return BatchDone(count, flops)
 
     return batch

@@ -4,32 +4,29 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
-from itertools import accumulate
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-import pyarrow as pa
 import ray
 import ray.train
 import ray.train.torch
 from pyarrow import fs as pafs
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig
+from ray.train import Checkpoint, CheckpointConfig, CheckpointUploadMode, FailureConfig, RunConfig
 
 from vlcp_ray.engine.context import Context
 from vlcp_ray.engine.ranks import TorchTrainer, scaling_config
-from vlcp_ray.engine.streaming import read
 from vlcp_ray.monitoring.allocator import memory_retained
 from vlcp_ray.monitoring.memory import Peaks, measure_peaks, reset_peaks
 from vlcp_ray.monitoring.tensorboard import Record
-from vlcp_ray.scale import Pool
-from vlcp_ray.stages.finetune import MODEL, STAGE, Finetune
-from vlcp_ray.stages.finetune.batches import Positions, Schedule
-from vlcp_ray.stages.pair import PAIRS
+from vlcp_ray.scale import FinetunePool
+from vlcp_ray.stages.finetune import MODEL, STAGE, Finetune, divide_pool
+from vlcp_ray.stages.finetune.batches import Schedule
+from vlcp_ray.stages.finetune.rows import PairRows, index_rows
 from vlcp_ray.store import written
 from vlcp_ray.store.artifact import Artifact, Step
 from vlcp_ray.store.io import StoreError, retry
@@ -38,86 +35,57 @@ from vlcp_ray.store.retrying_filesystem import retrying
 if TYPE_CHECKING:
     from vlcp_ray.stages.finetune.trainer import EpochMetrics, Trainer
 
-_COLUMNS: Final = ("image_id", "caption", "train_moments")
-_CACHED_BLOCKS: Final = 64  # per rank; zero-copy views into the object store
-_MAX_FAILURES: Final = 8  # of a rank or its machine; each costs the steps since the last epoch
+_MAX_FAILURES: Final = 8  # of a rank or its machine; each costs the steps since the last checkpoint
 #: Seconds between reads of the ranks' metrics, on a local disk and on other stores.
 _POLL_INTERVAL, _REMOTE_POLL_INTERVAL = 1.0, 10.0
 # Folders of the artifact; those of checkpoints and peaks are deleted once it is complete.
 _CHECKPOINTS, _METRICS, _PEAKS, _VALIDATION = "checkpoints", "progress", "memory", "validation"
+_BATCH: Final = f"{_PEAKS}/batch_size"  # images of a forward pass, where those of the scale did not fit
 _TEMPORARY: Final = (_CHECKPOINTS, _PEAKS)
 
 
 def run(context: Context, steps: Sequence[Step]) -> None:
-    """Turn PAIRS into one diffusers folder for each seed. The seeds run one after another, each on the whole pool."""
-    n_rows = context.rows(steps[0], "pairs")
-    rows = _sort_pairs(context.input(steps[0], "pairs"), n_rows, context.job.finetune.shuffle_window)
-    for step in steps:
-        start, artifact = time.monotonic(), context.artifact(step)
-        config = _configure_ranks(context, step, rows)
-        images = config.schedule.images_after(config.schedule.steps)
-        with _show_progress(context, step, images):
-            retry(partial(_fit, config, context.scale.finetune), f"write the checkpoints of {artifact.path}")
-        for peaks, records in _read_json(artifact, _PEAKS):
-            context.view.record_peaks(Peaks(*peaks))
-            written.load(records)
-        epochs = _read_json(artifact, _METRICS)
-        for metrics in epochs:  # those that a killed run has not recorded
-            _record_curves(context, step, metrics)
-        losses = [(metrics["step"], metrics["loss"]) for metrics in epochs]
-        facts: dict[str, Any] = {"images": images, "steps": config.schedule.steps, "losses": losses}
-        seconds = time.monotonic() - start
-        context.complete(step, rows_in=n_rows, rows=n_rows, seconds=seconds, temporary=_TEMPORARY, **facts)
-        for folder in _TEMPORARY:
-            artifact.delete(folder)
+    """Turn PAIRS into one diffusers folder for each seed; several seeds at a time where the pool has ranks for them."""
+    pairs, n_rows = context.input(steps[0], "pairs"), context.rows(steps[0], "pairs")
+    rows = ray.remote(index_rows).remote(pairs)
+    pool, at_once = divide_pool(context.scale.finetune, context.job.finetune.batch_size, len(steps))
+    configs = [_configure_ranks(context, step, rows, pool) for step in steps]
+    starts = dict.fromkeys(range(len(steps)), 0.0)
+
+    def fit(number: int) -> None:
+        starts[number] = time.monotonic()
+        retry(partial(_fit, configs[number], pool), f"write the checkpoints of {configs[number].artifact.path}")
+
+    with _show_progress(context, steps, configs), ThreadPoolExecutor(at_once) as threads:
+        fits = {threads.submit(fit, number): number for number in range(len(steps))}
+        try:
+            for done in as_completed(fits):
+                done.result()
+                _complete(context, steps[fits[done]], configs[fits[done]], n_rows, starts[fits[done]])
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
-@dataclass(frozen=True)
-class SortedPairs:
-    """PAIRS sorted by image_id, as blocks in the object store. Rows are read by position, each block fetched once.
-
-    Args:
-        blocks: references to tables.
-        ends: for each block, the position after its last row.
-    """
-
-    blocks: Sequence[ray.ObjectRef]
-    ends: Sequence[int]
-
-    def reader(self) -> Callable[[Positions], pa.Table]:
-        """Return a function from positions to their rows, in the order of the positions."""
-        ends = np.asarray(self.ends)
-        starts = np.concatenate([[0], ends[:-1]])
-        get_block = lru_cache(maxsize=_CACHED_BLOCKS)(lambda number: ray.get(self.blocks[number]))
-
-        def read_rows(positions: Positions) -> pa.Table:
-            numbers = np.searchsorted(ends, positions, side="right")
-            order = np.argsort(numbers, kind="stable")
-            parts = [
-                get_block(int(number)).take(positions[numbers == number] - starts[number])
-                for number in np.unique(numbers)
-            ]
-            return pa.concat_tables(parts).take(np.argsort(order))
-
-        return read_rows
-
-
-def _sort_pairs(pairs: Artifact, n_rows: int, window: int) -> SortedPairs:
-    if n_rows <= window:  # one window is one block: no shuffle between machines
-        return SortedPairs([ray.remote(_read_sorted).remote(pairs)], [n_rows])
-    blocks = read(pairs, "pairs", _COLUMNS).sort("image_id").materialize().to_arrow_refs()
-    count = ray.remote(_count_rows)
-    counts = ray.get([count.remote(block) for block in blocks])
-    filled = [(block, count) for block, count in zip(blocks, counts, strict=True) if count]
-    return SortedPairs([block for block, _ in filled], list(accumulate(count for _, count in filled)))
-
-
-def _read_sorted(pairs: Artifact) -> pa.Table:
-    return pairs.table("pairs", PAIRS, _COLUMNS).sort_by("image_id").combine_chunks()
-
-
-def _count_rows(block: pa.Table) -> int:
-    return len(block)
+def _complete(context: Context, step: Step, config: "RankConfig", n_rows: int, start: float) -> None:
+    """Complete the artifact of a seed, with the facts that its ranks have written."""
+    artifact, schedule = context.artifact(step), config.schedule
+    for peaks, records in _read_json(artifact, _PEAKS):
+        context.view.record_peaks(Peaks(*peaks))
+        written.load(records)
+    epochs = _read_json(artifact, _METRICS)
+    for metrics in epochs:  # those that a killed run has not recorded
+        _record_curves(context, step, metrics)
+    facts: dict[str, Any] = {
+        "images": schedule.images_after(schedule.steps),
+        "steps": schedule.steps,
+        "losses": [(metrics["step"], metrics["loss"]) for metrics in epochs],
+        "optimizer": config.pool.optimizer,
+    }
+    seconds = time.monotonic() - start
+    context.complete(step, rows_in=n_rows, rows=n_rows, seconds=seconds, temporary=_TEMPORARY, **facts)
+    for folder in _TEMPORARY:
+        artifact.delete(folder)
 
 
 @dataclass(frozen=True)
@@ -128,31 +96,29 @@ class RankConfig:
     base_model: str
     seed: int
     resolution: int
-    batch_per_device: int
+    pool: FinetunePool
     class_names: Sequence[str]
     schedule: Schedule
-    rows: SortedPairs
+    rows: ray.ObjectRef  # of PairRows
     artifact: Artifact
 
 
-def _configure_ranks(context: Context, step: Step, rows: SortedPairs) -> RankConfig:
+def _configure_ranks(context: Context, step: Step, rows: ray.ObjectRef, pool: FinetunePool) -> RankConfig:
     job, seed = context.job, step.key["seed"]
     return RankConfig(
         settings=job.finetune,
         base_model=job.base_model,
         seed=seed,
         resolution=job.encode.train_resolution,
-        batch_per_device=context.scale.finetune.batch_size,
+        pool=pool,
         class_names=context.manifest(step.inputs["pairs"].inputs["images"])["class_names"],
-        schedule=Schedule(
-            context.rows(step, "pairs"), job.finetune.epochs, job.finetune.batch_size, seed, job.finetune.shuffle_window
-        ),
+        schedule=Schedule(context.rows(step, "pairs"), job.finetune.epochs, job.finetune.batch_size, seed),
         rows=rows,
         artifact=context.artifact(step),
     )
 
 
-def _fit(config: RankConfig, pool: Pool) -> None:
+def _fit(config: RankConfig, pool: FinetunePool) -> None:
     """Train to the end, from the last checkpoint if there is one.
 
     Raises:
@@ -184,42 +150,68 @@ def _fit(config: RankConfig, pool: Pool) -> None:
 def _run_rank(loop: dict[str, Any]) -> None:
     """Run one rank: resume from the last checkpoint, take its share of every step, write the model."""
     # Imported by the ranks only: diffusers takes ten seconds to load.
-    from vlcp_ray.stages.finetune.trainer import Trainer, train
+    from torch import OutOfMemoryError
+
+    from vlcp_ray.stages.finetune.trainer import TOO_LITTLE_MEMORY, Trainer, train
 
     reset_peaks(STAGE.name)
     config: RankConfig = loop["config"]
     world = ray.train.get_context()
     rank, device = world.get_world_rank(), str(ray.train.torch.get_device())
+    batch = _batch_per_device(config)
     trainer = Trainer(
         config.settings,
         config.base_model,
         config.seed,
         config.resolution,
-        config.batch_per_device,
+        config.pool.model_copy(update={"batch_size": batch}),
         device,
         rank,
         world.get_world_size(),
-        ray.train.torch.prepare_model,
+        # The gradients are DDP's buckets, not a copy of them.
+        partial(ray.train.torch.prepare_model, parallel_strategy_kwargs={"gradient_as_bucket_view": True}),
     )
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint.as_directory() as local:
             trainer.load(local)
-
-    def report(metrics: "EpochMetrics") -> None:
-        with tempfile.TemporaryDirectory() as local:
-            if rank == 0:
-                _write_metrics(config, trainer, metrics)
-                trainer.save(local)
-            ray.train.report(asdict(metrics), checkpoint=Checkpoint.from_directory(local) if rank == 0 else None)
-
-    with memory_retained():
-        train(trainer, config.schedule, config.rows.reader(), report)
+    report = partial(_write_metrics, config, trainer) if rank == 0 else lambda _: None
+    save = partial(_save_checkpoint, trainer)
+    try:
+        with memory_retained():
+            rows: PairRows = ray.get(config.rows)
+            train(trainer, config.schedule, rows.read, report, save, 60 * config.pool.checkpoint_minutes)
+    except OutOfMemoryError as error:  # while the ranks were adding up their gradients: all start again
+        if batch == 1:
+            raise ValueError(TOO_LITTLE_MEMORY) from error
+        config.artifact.write_bytes(_BATCH, str(min(batch, trainer.batch_per_device) // 2 or 1).encode())
+        raise
     if rank == 0:
         with tempfile.TemporaryDirectory() as local:
             trainer.export(local)
             config.artifact.put_folder(Path(local), MODEL)
     records = written.dump()
     config.artifact.write_bytes(f"{_PEAKS}/rank-{rank:04d}.json", json.dumps([measure_peaks(), records]).encode())
+
+
+def _batch_per_device(config: RankConfig) -> int:
+    """Return the images of a forward pass: those of the scale, or fewer where an earlier attempt had too few memory."""
+    limit = config.artifact.read_bytes(_BATCH)
+    return min(config.pool.batch_size, int(limit)) if limit else config.pool.batch_size
+
+
+def _save_checkpoint(trainer: "Trainer", totals: Sequence[float]) -> None:
+    """Write a checkpoint to a local folder, whose upload goes on while the next steps are taken."""
+    checkpoint = None
+    if trainer.rank == 0:
+        local = tempfile.mkdtemp()
+        trainer.save(local, totals)
+        checkpoint = Checkpoint.from_directory(local)
+    ray.train.report(
+        {},
+        checkpoint=checkpoint,
+        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+        delete_local_checkpoint_after_upload=True,
+    )
 
 
 def _write_metrics(config: RankConfig, trainer: "Trainer", metrics: "EpochMetrics") -> None:
@@ -237,23 +229,33 @@ def _read_json(artifact: Artifact, folder: str, start: int = 0) -> list[Any]:
 
 
 @contextmanager
-def _show_progress(context: Context, step: Step, images: int) -> Iterator[None]:
-    """Show progress from the metrics that rank 0 writes to the artifact, on whichever machine it runs."""
-    ended, artifact = threading.Event(), context.artifact(step)
-    done = max((metrics["images"] for metrics in _read_json(artifact, _METRICS)), default=0)
-    with context.progress([step], images, "images", done) as progress:
+def _show_progress(context: Context, steps: Sequence[Step], configs: Sequence[RankConfig]) -> Iterator[None]:
+    """Show progress from the metrics that the ranks write to the artifacts, on whichever machines they run."""
+    ended = threading.Event()
+    artifacts = [context.artifact(step) for step in steps]
+    total = sum(config.schedule.images_after(config.schedule.steps) for config in configs)
+    known = [_read_json(artifact, _METRICS) for artifact in artifacts]
+    images = [max((metrics["images"] for metrics in epochs), default=0) for epochs in known]
+    counts = [0] * len(steps)
+    is_local = isinstance(artifacts[0].filesystem, pafs.LocalFileSystem)
+    with context.progress(steps, total, "images", sum(images)) as progress:
+
+        def read(number: int) -> None:
+            for metrics in _read_json(artifacts[number], _METRICS, counts[number]):
+                _record_curves(context, steps[number], metrics)
+                seed = f"seed {steps[number].key['seed']}, " if len(steps) > 1 else ""
+                note = f"{seed}epoch {metrics['epoch']}, loss {metrics['loss']:.4f}"
+                progress.add(max(0, metrics["images"] - images[number]), note)
+                images[number] = max(images[number], metrics["images"])
+                counts[number] += 1
 
         def poll() -> None:
-            is_local = isinstance(artifact.filesystem, pafs.LocalFileSystem)
-            is_last, n_read = False, 0
+            is_last = False
             while not is_last:
                 is_last = ended.wait(_POLL_INTERVAL if is_local else _REMOTE_POLL_INTERVAL)
-                with suppress(StoreError):  # the ranks continue; the next poll reads what this one could not
-                    for metrics in _read_json(artifact, _METRICS, n_read):
-                        _record_curves(context, step, metrics)
-                        note = f"epoch {metrics['epoch']}, loss {metrics['loss']:.4f}"
-                        progress.add(max(0, metrics["images"] - progress.count), note)
-                        n_read += 1
+                for number in range(len(steps)):
+                    with suppress(StoreError):  # the ranks continue; the next poll reads what this one could not
+                        read(number)
                 progress.add(0)
 
         poller = threading.Thread(target=poll, daemon=True)

@@ -168,7 +168,7 @@ def _check(job: "Job") -> None:
 
 STAGE: Final = Stage(
     "pair",
-    version=1,
+    version=2,
     summary="IMAGES -> PAIRS + REJECTED: captions and latents",
     tables={"pairs": pairs_schema((4, 64, 64), (8, 64, 64))},
     pools=("caption", "encode"),

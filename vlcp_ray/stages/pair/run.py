@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
+from vlcp_ray.config import Job
 from vlcp_ray.engine.context import Context
 from vlcp_ray.engine.streaming import RowWork, filter_rows, read, run_rows
 from vlcp_ray.engine.writing import WriteRows, complete_rows, done_ids
@@ -14,6 +15,8 @@ from vlcp_ray.stages.ingest import check_classes
 from vlcp_ray.stages.pair import STAGE, Caption, pairs_schema
 from vlcp_ray.store.artifact import Step
 
+#: Batches of the VAE in one call of an actor: the images of the later ones are decoded while it encodes the first.
+_BATCHES_PER_CALL: Final = 4
 _COLUMNS: Final = ("image_id", "label", "class_name", "split", "image", "source")
 
 
@@ -31,19 +34,29 @@ def run(context: Context, steps: Sequence[Step]) -> None:
     rows = read(context.input(step, "images"), "images", _COLUMNS)
     rows = filter_rows(rows, done=done_ids(write, artifact), where={"split": "train"})
     caption = _caption_work(job.caption, scale)
-    encode = RowWork(
-        "vlcp_ray.stages.pair.encode:EncodeRows",
-        {"settings": job.encode, "base_model": job.base_model, "batch_size": scale.encode.batch_size, "flip": flip},
-        scale.encode,
-    )
+    encode = _encode_work(job, scale.encode)
     rows_per_block = scale.rows_per_block
     if job.caption.source:  # without a model, Ray's overhead per block is a large share of the work
         rows_per_block *= 4
         if "RAY_ADDRESS" not in os.environ:  # all CPUs of this machine are free from the start: start all encoders now
-            encode = replace(encode, pool=scale.encode.model_copy(update={"min_workers": None}))
+            encode = replace(encode, pool=encode.pool.model_copy(update={"min_workers": None}))
     total = sum(manifest["train"])
     seconds = run_rows(context, [step], rows, [caption, encode], write, total, rows_per_block)
     complete_rows(context, step, write, total, {"seconds": seconds})
+
+
+def _encode_work(job: Job, pool: Pool) -> RowWork:
+    """Return the encoding work: its threads decode images while the VAE encodes others."""
+    arguments = {
+        "settings": job.encode,
+        "base_model": job.base_model,
+        "batch_size": pool.batch_size,
+        "flip": job.finetune.random_flip,
+        "threads": max(1, round(pool.num_cpus)),
+    }
+    batches = _BATCHES_PER_CALL if pool.num_gpus else 1  # on a CPU the same cores do both
+    called = pool.model_copy(update={"batch_size": batches * pool.batch_size})
+    return RowWork("vlcp_ray.stages.pair.encode:EncodeRows", arguments, called)
 
 
 def _caption_work(settings: Caption, scale: Scale) -> RowWork:

@@ -1,0 +1,52 @@
+"""Run a model over many rows in batches, which are halved where the device has too little memory."""
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+class Batches:
+    """The rows that a model takes at once.
+
+    Every batch is padded to the same size, so that the result of a row is the same to the last bit, whichever other
+    rows are in its batch. A halved size is another one: results may then differ in the last bit, which is logged.
+
+    Args:
+        size: rows at once.
+        setting: how the log and the error name the size.
+    """
+
+    def __init__(self, size: int, setting: str) -> None:
+        self.size, self.setting = size, setting
+
+    def run(self, count: int, call: Callable[[range, int], T]) -> Iterator[T]:
+        """Call a function with the numbers of each batch's rows, and the size to which it pads them.
+
+        Raises:
+            ValueError: not even one row fits into the memory of the device.
+        """
+        start = 0
+        while start < count:
+            rows = range(start, min(start + self.size, count))
+            try:
+                result = call(rows, self.size)
+            except torch.OutOfMemoryError as error:
+                self._halve(error)
+                continue
+            yield result
+            start = rows.stop
+
+    def _halve(self, error: torch.OutOfMemoryError) -> None:
+        if self.size == 1:
+            raise ValueError(
+                f"{self.setting}: not even one image fits into the memory of the GPU; give the pool a larger share of "
+                "it (num_gpus in the scale file), or use a GPU with more memory"
+            ) from error
+        self.size //= 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        logging.getLogger("vlcp_ray").warning("out of GPU memory: %s is now %d", self.setting, self.size)

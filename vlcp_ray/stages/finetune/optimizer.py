@@ -1,0 +1,89 @@
+"""The optimiser of fine-tuning and the moving average of the weights, in as little memory as the device needs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch import nn
+
+from vlcp_ray.scale import OptimizerKind
+from vlcp_ray.settings import ConfigError
+
+
+def make_optimizer(kind: OptimizerKind, unet: nn.Module, learning_rate: float, weight_decay: float) -> Any:
+    """Make AdamW with torch's default betas (0.9, 0.999) and eps 1e-8, which are those of the recipe.
+
+    Args:
+        kind: `adamw` updates all weights in one kernel, without a copy of the moments and without waiting for the
+            device; `adamw8bit` keeps its moments in 8 bits (bitsandbytes), a quarter of the memory.
+
+    Raises:
+        ConfigError: bitsandbytes is not installed.
+    """
+    options: dict[str, Any] = {"lr": learning_rate, "weight_decay": weight_decay}
+    if kind == "adamw":
+        return torch.optim.AdamW(unet.parameters(), fused=True, **options)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise ConfigError(
+            "finetune.optimizer: adamw8bit needs bitsandbytes, which is not installed; pip install bitsandbytes"
+        ) from error
+    return AdamW8bit(unet.parameters(), **options)
+
+
+class MovingAverage:
+    """The exponential moving average (EMA) of a network's weights: diffusers' `EMAModel`, updated without copies."""
+
+    def __init__(self, network: nn.Module, decay: float, device: torch.device) -> None:
+        """Copy the weights.
+
+        Args:
+            device: where the average is kept.
+        """
+        self.network = network
+        self.model = EMAModel(network.parameters(), decay=decay)
+        self.weights = [weight.to(device) for weight in self.model.shadow_params]
+
+    @property
+    def weights(self) -> list[torch.Tensor]:
+        """The averages, in the order of the parameters."""
+        return list(self.model.shadow_params)
+
+    @weights.setter
+    def weights(self, weights: list[torch.Tensor]) -> None:
+        self.model.shadow_params = weights
+
+    @property
+    def steps(self) -> int:
+        """Number of steps that the average has followed."""
+        return int(self.model.optimization_step)
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        self.model.optimization_step = steps
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Follow the weights: average += (1 - decay) x (weight - average)."""
+        self.steps += 1
+        share = 1 - self.model.get_decay(self.steps)
+        averages, weights = self.weights, [weight.detach() for weight in self.network.parameters()]
+        if averages[0].device == weights[0].device:
+            torch._foreach_lerp_(averages, weights, share)
+            return
+        for average, weight in zip(averages, weights, strict=True):
+            average.lerp_(weight.to(average.device), share)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Replace the weights of the network by their average inside the `with` block."""
+        weights = list(self.network.parameters())
+        self.model.store(weights)
+        self.model.copy_to(weights)
+        try:
+            yield
+        finally:
+            self.model.restore(weights)
