@@ -11,6 +11,7 @@ from vlcp_ray.schemas import IMAGES, REJECTED, conform
 from vlcp_ray.settings import build
 from vlcp_ray.stages.ingest.duplicates import reject_duplicates
 from vlcp_ray.store.artifact import Artifact, Store
+from vlcp_ray.store.io import StoreError
 
 
 def sources(artifact: Artifact) -> list[str]:
@@ -40,3 +41,14 @@ def test_reject_duplicates_interrupted_anywhere_gives_same_rows(tmp_path: Path, 
             Path(artifact.path, "images", name).write_bytes(content)
     reject_duplicates(artifact)
     assert sources(artifact) == ["a", "c"]
+
+
+def test_reject_duplicates_in_a_damaged_file_names_the_repair(tmp_path: Path) -> None:
+    artifact = Store.at(str(tmp_path)).artifact(graph(build(Job, {"name": "x"}, "x"))[0])
+    row = {"image_id": "1", "label": 0, "class_name": "cat", "split": "train", "image": b"x", "source": "b"}
+    artifact.write_table("images/a.parquet", conform(pa.Table.from_pylist([row]), IMAGES))
+    file = Path(artifact.path, "images", "a.parquet")
+    content = file.read_bytes()
+    file.write_bytes(content[:4] + bytes(60) + content[64:])
+    with pytest.raises(StoreError, match=r"/images cannot be read \(.*\); the artifact is damaged: remove the folder"):
+        reject_duplicates(artifact)

@@ -13,6 +13,7 @@ from tests.stages.report.small_report import synthetic
 from vlcp_ray.images import encode_png
 from vlcp_ray.stages.report.images import count_bytes, preview, preview_side, thumbnail, thumbnails
 from vlcp_ray.store.artifact import Artifact, Step, Store
+from vlcp_ray.store.io import StoreError
 
 
 def png(size: int) -> bytes:
@@ -85,3 +86,13 @@ def test_preview_of_64_pixels_is_lossless_and_of_65_is_not() -> None:
     assert open_image(preview(png(64), 48)["src"]).size == (64, 64)
     wide = preview(encode_png(np.zeros((20, 80, 3), np.uint8)), 40)
     assert open_image(wide["src"]).size == (40, 10)
+
+
+def test_count_bytes_of_a_damaged_file_names_the_repair(artifact: Artifact) -> None:
+    file = Path(artifact.path, "synthetic", "b.parquet")
+    content = file.read_bytes()
+    file.write_bytes(content[:4] + bytes(len(content) // 2) + content[4 + len(content) // 2 :])
+    with pytest.raises(
+        StoreError, match=r"/synthetic cannot be read \(.*\); the artifact is damaged"
+    ):
+        count_bytes(artifact, "synthetic", "train")

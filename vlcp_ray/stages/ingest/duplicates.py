@@ -22,7 +22,9 @@ def reject_duplicates(artifact: Artifact) -> None:
         return
     store = replace(artifact, filesystem=retrying(artifact.filesystem))
     columns = ["image_id", "source"]
-    index = store.open_parts(list(parts.values()), columns).to_table(columns=[*columns, "__filename"])
+    data = store.open_parts(list(parts.values()), columns)
+    with artifact.naming_damage(f"{artifact.path}/images"):
+        index = data.to_table(columns=[*columns, "__filename"])
     counts = pc.value_counts(index["image_id"])
     repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
     if not len(repeated):

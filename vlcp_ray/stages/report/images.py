@@ -87,8 +87,6 @@ def thumbnails(artifact: Artifact, ids: Sequence[str]) -> pa.Table:
 def _batches(artifact: Artifact, folder: str, columns: Sequence[str], wanted: Any) -> Iterator[pa.RecordBatch]:
     store = replace(artifact, filesystem=retrying(artifact.filesystem))
     data = store.open_parts(artifact.parts(folder), columns)
-    # Without read-ahead at most one batch of images is in memory.
-    batches: Iterator[pa.RecordBatch] = data.to_batches(
-        columns=list(columns), filter=wanted, batch_size=_BATCH, batch_readahead=1
-    )
-    return batches
+    with artifact.naming_damage(f"{artifact.path}/{folder}"):
+        # Without read-ahead at most one batch of images is in memory.
+        yield from data.to_batches(columns=list(columns), filter=wanted, batch_size=_BATCH, batch_readahead=1)
