@@ -28,6 +28,7 @@ from vlcp_ray.bench.run import peak
 from vlcp_ray.config import Caption, Encode, Finetune, Generate, Job
 from vlcp_ray.cost.flops import ModelFlops, model_flops
 from vlcp_ray.models import stable_diffusion as diffusion
+from vlcp_ray.models.batches import Batches
 from vlcp_ray.models.llava import load_captioner
 from vlcp_ray.models.pretrained import latent_shape
 from vlcp_ray.scale import FinetunePool
@@ -160,7 +161,9 @@ def generate(model: str, side: int, change: Change, device: str) -> tuple[MakeCa
 
     def make_call(batch: int) -> Call:
         latents = np.random.default_rng(0).normal(size=(batch, *shape)).astype(np.float32)
-        return lambda: diffusion.img2img(pipeline, settings, latents, [_TEXT] * batch, list(range(batch)), batch)
+        return lambda: diffusion.img2img(
+            pipeline, settings, latents, [_TEXT] * batch, list(range(batch)), Batches(batch, "")
+        )
 
     return make_call, image_flops(settings, _flops(model), shape[1])
 

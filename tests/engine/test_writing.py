@@ -10,7 +10,7 @@ from vlcp_ray.config import Job
 from vlcp_ray.engine.context import Context
 from vlcp_ray.engine.writing import TARGET, WriteRows, complete_rows, count_rows
 from vlcp_ray.scale import Scale
-from vlcp_ray.schemas import with_column
+from vlcp_ray.schemas import SYNTHETIC, with_column
 from vlcp_ray.settings import build
 from vlcp_ray.stages.prototype import MEMBERS
 from vlcp_ray.store.artifact import Step, Store
@@ -38,3 +38,14 @@ def test_complete_rows_with_a_row_written_twice_is_refused(tmp_path: Path) -> No
     with pytest.raises(RuntimeError, match="pair: 3 rows were written twice"):
         complete_rows(context, step, write, 4, {"seconds": 1.0})
     assert target.manifest() is None
+
+
+def test_done_rows_of_a_table_without_image_ids_count_rejected_ones(tmp_path: Path) -> None:
+    """SYNTHETIC is written by prototype_id, which is the `source` of a rejected row."""
+    target = artifact(tmp_path, "generate")
+    write = WriteRows({"": target}, "generate", "synthetic", SYNTHETIC, "prototype_id")
+    row = {"image_id": "s", "label": 0, "class_name": "cat", "split": "train", "image": b"x", "text": "a", "seed": 1}
+    rows = [row | {"prototype_id": f"0-{n}", "source": f"0-{n}", "reason": "", "detail": ""} for n in range(3)]
+    rows[1]["reason"] = "not_finite"
+    assert write(pa.Table.from_pylist(rows)).select(["rows", "rejected"]).to_pylist() == [{"rows": 2, "rejected": 1}]
+    assert sorted(write.done(target).to_pylist()) == ["0-0", "0-1", "0-2"]

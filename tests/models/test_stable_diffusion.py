@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from tests.hostile import Payload
 from vlcp_ray.models import stable_diffusion
+from vlcp_ray.models.batches import Batches
 from vlcp_ray.stages.generate import Generate
 
 SETTINGS = Generate(num_inference_steps=4, guidance_scale=3, image_size=32)
@@ -20,6 +21,10 @@ SETTINGS = Generate(num_inference_steps=4, guidance_scale=3, image_size=32)
 @pytest.fixture(scope="module")
 def pipeline(tiny_stable_diffusion: str) -> StableDiffusionImg2ImgPipeline:
     return stable_diffusion.load_pipeline(tiny_stable_diffusion, "cpu")
+
+
+def of(size: int) -> Batches:
+    return Batches(size, "generate.batch_size")
 
 
 def as_floats(pixels: np.ndarray) -> torch.Tensor:
@@ -40,7 +45,7 @@ def test_sample_of_encoded_moments_equals_diffusers(tiny_stable_diffusion: str) 
 
 def test_img2img_of_short_text_equals_diffusers_pipeline(pipeline: StableDiffusionImg2ImgPipeline) -> None:
     latents = np.random.default_rng(0).normal(size=(1, 4, 4, 4)).astype(np.float32)
-    generated = stable_diffusion.img2img(pipeline, SETTINGS, latents, ["a dog"], [3], 1)
+    generated = stable_diffusion.img2img(pipeline, SETTINGS, latents, ["a dog"], [3], of(1)).pixels
     stock = pipeline(
         "a dog",
         image=torch.from_numpy(latents),
@@ -72,7 +77,7 @@ def test_embed_slices_depends_on_end_of_long_text(pipeline: StableDiffusionImg2I
     with torch.no_grad():
         one, other = (stable_diffusion._embed_slices(pipeline, ids, 2) for ids in slices)
     assert not torch.equal(one, other)
-    generated = stable_diffusion.img2img(pipeline, SETTINGS, latents, ["a" * 90, "a" * 90], [1, 1], 2)
+    generated = stable_diffusion.img2img(pipeline, SETTINGS, latents, ["a" * 90, "a" * 90], [1, 1], of(2)).pixels
     assert np.abs(generated[0].astype(int) - generated[1]).max() <= 1
 
 
@@ -81,7 +86,9 @@ def test_decode_divides_by_scaling_factor(pipeline: StableDiffusionImg2ImgPipeli
     with torch.no_grad():
         expected = pipeline.vae.decode(latents / 0.5).sample
     levels = ((expected / 2 + 0.5).clamp(0, 1) * 255).permute(0, 2, 3, 1).numpy()
-    assert np.abs(stable_diffusion.decode(pipeline.vae, latents, 2) - levels).max() <= 0.51  # rounding to a level
+    assert (
+        np.abs(stable_diffusion.decode(pipeline.vae, latents, of(2)).pixels - levels).max() <= 0.51
+    )  # rounding to a level
 
 
 def test_load_noise_schedule_of_v_prediction_is_refused(tmp_path: Path) -> None:
@@ -95,8 +102,8 @@ def test_load_noise_schedule_of_v_prediction_is_refused(tmp_path: Path) -> None:
 def test_img2img_of_row_does_not_depend_on_other_rows(pipeline: StableDiffusionImg2ImgPipeline) -> None:
     latents = np.random.default_rng(0).normal(size=(5, 4, 4, 4)).astype(np.float32)
     texts, seeds = [f"a text of number {i}" for i in range(5)], list(range(5))
-    batched = stable_diffusion.img2img(pipeline, SETTINGS, latents, texts, seeds, 4)
-    single = stable_diffusion.img2img(pipeline, SETTINGS, latents[3:4], texts[3:4], seeds[3:4], 4)
+    batched = stable_diffusion.img2img(pipeline, SETTINGS, latents, texts, seeds, of(4)).pixels
+    single = stable_diffusion.img2img(pipeline, SETTINGS, latents[3:4], texts[3:4], seeds[3:4], of(4)).pixels
     # To the last bit: every batch is padded to the same size.
     np.testing.assert_array_equal(batched[3:4], single)
 
@@ -149,11 +156,6 @@ def test_padded_repeats_the_last_row() -> None:
     assert stable_diffusion.padded(range(3), 3) == [0, 1, 2]
 
 
-def test_batches_group_rows_of_equal_counts() -> None:
-    batches = list(stable_diffusion._batches([2, 1, 1, 2, 1, 3], 2))
-    assert batches == [(1, [1, 2]), (1, [4]), (2, [0, 3]), (3, [5])]
-
-
 def test_slice_ids_start_and_end_once(pipeline: StableDiffusionImg2ImgPipeline) -> None:
     tokenizer = pipeline.tokenizer
     (short, exact, longer) = stable_diffusion._slice_ids(tokenizer, ["ab", "a" * 75, "a" * 76])
@@ -197,8 +199,8 @@ def test_img2img_of_texts_of_all_lengths_is_in_the_order_of_the_rows(pipeline: S
     """Rows are batched by the length of their texts; the results return to their places."""
     latents = np.random.default_rng(0).normal(size=(4, 4, 4, 4)).astype(np.float32)
     texts, seeds = ["a" * 90, "b", "c" * 160, "d"], [5, 6, 7, 8]
-    together = stable_diffusion.img2img(pipeline, SETTINGS, latents, texts, seeds, 2)
+    together = stable_diffusion.img2img(pipeline, SETTINGS, latents, texts, seeds, of(2)).pixels
     for row in range(4):
         one = slice(row, row + 1)
-        alone = stable_diffusion.img2img(pipeline, SETTINGS, latents[one], texts[one], seeds[one], 2)
+        alone = stable_diffusion.img2img(pipeline, SETTINGS, latents[one], texts[one], seeds[one], of(2)).pixels
         np.testing.assert_array_equal(together[one], alone)

@@ -57,10 +57,9 @@ class WriteRows:
     def done(self, artifact: Artifact) -> pa.Array:
         """Read the ids of the rows that an artifact has, good or rejected."""
         ids = artifact.table(self.table, self.schema, [self.id_column])[self.id_column]
-        if self.id_column in REJECTED.names:
-            bad = artifact.table(REJECTED_TABLE, REJECTED, [self.id_column])[self.id_column]
-            ids = pa.chunked_array([*ids.chunks, *bad.chunks], pa.string())
-        return ids.combine_chunks()
+        rejected = self.id_column if self.id_column in REJECTED.names else "source"
+        bad = artifact.table(REJECTED_TABLE, REJECTED, [rejected])[rejected]
+        return pa.chunked_array([*ids.chunks, *bad.chunks], pa.string()).combine_chunks()
 
 
 def peak_columns(block: pa.Table, children: bool = False) -> dict[str, int]:

@@ -21,8 +21,9 @@ class Decode:
     def __init__(self, job: "Job", batch_size: int) -> None:
         """Load the VAE of the base model, for `batch_size` latents at a time."""
         from vlcp_ray.models import stable_diffusion
+        from vlcp_ray.models.batches import Batches
 
-        self.image_size, self.batch_size = job.generate.image_size, batch_size
+        self.image_size, self.batches = job.generate.image_size, Batches(batch_size, "generate.batch_size")
         self.vae = stable_diffusion.load_vae(job.base_model, stable_diffusion.pick_device())
 
     def __call__(self, table: "pa.Table") -> "pa.Table":
@@ -35,8 +36,8 @@ class Decode:
         from vlcp_ray.models import stable_diffusion
 
         latents = torch.from_numpy(schemas.tensors(table["latent"]).astype(np.float32))
-        pixels = stable_diffusion.decode(self.vae, latents, self.batch_size)
-        return from_prototypes(table, "centroid", pixels, self.image_size, [""] * len(table), [0] * len(table))
+        pictures = stable_diffusion.decode(self.vae, latents, self.batches)
+        return from_prototypes(table, "centroid", pictures, self.image_size, [""] * len(table), [0] * len(table))
 
 
 def _settings(job: "Job", base_model: str) -> dict[str, Any]:

@@ -1,11 +1,16 @@
 """Rows of SYNTHETIC: from images that were generated from prototypes, or from real images."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 
 from vlcp_ray import images
-from vlcp_ray.schemas import SYNTHETIC, conform, with_column
+from vlcp_ray.schemas import SYNTHETIC, conform, reject, with_column
+
+if TYPE_CHECKING:
+    from vlcp_ray.models.stable_diffusion import Pictures
 
 
 def as_synthetic(table: pa.Table) -> pa.Table:
@@ -18,14 +23,14 @@ def as_synthetic(table: pa.Table) -> pa.Table:
 
 
 def from_prototypes(
-    table: pa.Table, kind: str, pixels: images.Pixels, size: int, texts: list[str], seeds: list[int]
+    table: pa.Table, kind: str, pictures: "Pictures", size: int, texts: list[str], seeds: list[int]
 ) -> pa.Table:
-    """Add the columns of SYNTHETIC to rows of PROTOTYPES; other columns stay.
+    """Add the columns of SYNTHETIC to rows of PROTOTYPES, and reject images that are not finite; other columns stay.
 
     Args:
         table: PROTOTYPES.
         kind: prefix of the image_ids.
-        pixels: the generated images, (n, height, width, 3) uint8.
+        pictures: the generated images.
         size: height and width to which they are resized, in pixels.
         texts: the text that guided each of them.
         seeds: the seed of each image's noise.
@@ -33,13 +38,15 @@ def from_prototypes(
     columns = {
         "image_id": [f"{kind}-{prototype_id}" for prototype_id in table["prototype_id"].to_pylist()],
         "split": ["train"] * len(table),
-        "image": [images.encode_png(_resize(image, size)) for image in pixels],
+        "image": [images.encode_png(_resize(image, size)) for image in pictures.pixels],
         "text": texts,
         "seed": seeds,
     }
     for name, values in columns.items():
         table = with_column(table, name, pa.array(values, SYNTHETIC.field(name).type))
-    return table
+    detail = "the model's numbers are not finite, also in float32: is it fine-tuned with too high a learning rate?"
+    table = with_column(table, "source", table["prototype_id"])
+    return reject(table, dict.fromkeys(pictures.not_finite, ("not_finite", detail)))
 
 
 def _resize(pixels: images.Pixels, size: int) -> images.Pixels:

@@ -1,9 +1,10 @@
 """Stable Diffusion: load its parts, encode and decode images, embed texts, generate images from latents and texts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import diffusers
 import numpy as np
@@ -19,6 +20,7 @@ from diffusers import (
 )
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from vlcp_ray.models.batches import Batches
 from vlcp_ray.models.pretrained import folder
 from vlcp_ray.stages.generate import Generate
 
@@ -151,17 +153,39 @@ def sample(moments: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     return mean + torch.exp(0.5 * logvar) * noise
 
 
+class Pictures(NamedTuple):
+    """Decoded images, and the numbers of those that are not finite, also in float32, which are black.
+
+    Args:
+        pixels: (n, height, width, 3).
+    """
+
+    pixels: Pixels
+    not_finite: list[int]
+
+
 @torch.no_grad()
-def decode(vae: AutoencoderKL, latents: torch.Tensor, batch_size: int) -> Pixels:
-    """Decode scaled latents (n, c, h, w) to images (n, height, width, 3), `batch_size` at a time."""
-    decoded = []
-    for start in range(0, len(latents), batch_size):
-        rows = range(start, min(start + batch_size, len(latents)))
-        batch = latents[padded(rows, batch_size)]
-        values = vae.decode(batch.to(vae.device, vae.dtype) / vae.config.scaling_factor).sample.float()
-        levels = ((values / 2 + 0.5).clamp(0, 1) * 255).round().byte()
-        decoded.append(levels[: len(rows)].permute(0, 2, 3, 1).cpu().numpy())
-    return np.concatenate(decoded)
+def decode(vae: AutoencoderKL, latents: torch.Tensor, batches: Batches) -> Pictures:
+    """Decode scaled latents (n, c, h, w) to images. Those that are not finite are decoded again in float32."""
+    parts = list(
+        batches.run(len(latents), lambda rows, size: _decode_batch(vae, latents[padded(rows, size)], len(rows)))
+    )
+    pixels = np.concatenate([levels.cpu().numpy() for levels, _ in parts])
+    not_finite = []
+    for row in np.flatnonzero(~np.concatenate([finite.cpu().numpy() for _, finite in parts])).tolist():
+        with in_float32(vae):
+            levels, finite = _decode_batch(vae, latents[row : row + 1], 1)
+        pixels[row] = levels[0].cpu().numpy()
+        not_finite += [] if finite[0] else [row]
+    return Pictures(pixels, not_finite)
+
+
+def _decode_batch(vae: AutoencoderKL, latents: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Decode a batch, and return the first `count` images, (n, height, width, 3) uint8, and whether each is finite."""
+    values = vae.decode(latents.to(vae.device, vae.dtype) / vae.config.scaling_factor).sample[:count].float()
+    finite = torch.isfinite(values).flatten(1).all(dim=1)
+    levels = ((values.nan_to_num(-1, -1, -1) / 2 + 0.5).clamp(0, 1) * 255).round().byte()
+    return levels.permute(0, 2, 3, 1), finite
 
 
 @torch.no_grad()
@@ -171,13 +195,14 @@ def img2img(
     latents: npt.NDArray[np.float32],
     texts: Sequence[str],
     seeds: Sequence[int],
-    batch_size: int,
-) -> Pixels:
+    batches: Batches,
+) -> Pictures:
     """Generate images: add noise to latents up to the strength step, denoise under texts, decode.
 
     Texts are encoded in slices of 77 ids, each alone, and concatenated. The last slice is padded, as captions are in
     fine-tuning. Only texts with the same number of slices are batched together, so an image does not depend on the
-    other images (up to the rounding of a batched matrix product).
+    other images (up to the rounding of a batched matrix product). Where the numbers of an image are not finite, it is
+    generated again in float32.
 
     Args:
         pipeline: from `load_pipeline`.
@@ -185,17 +210,15 @@ def img2img(
         latents: (n, 4, h, w), scaled. The pipeline recognises latents by their 4 channels and does not scale them.
         texts: n texts of any length.
         seeds: n seeds, one for each image's noise.
-        batch_size: images at a time; with guidance the UNet's batch is twice as large.
+        batches: images at a time; with guidance the UNet's batch is twice as large.
 
-    Returns:
-        (n, height, width, 3) uint8, in the order of the latents.
+    Returns the images in the order of the latents.
     """
     prompts = _slice_ids(pipeline.tokenizer, texts)
     negative = _slice_ids(pipeline.tokenizer, [settings.negative_prompt])[0]
-    denoised = torch.empty(latents.shape, dtype=torch.float32)
-    for count, rows in _batches([max(len(prompt), len(negative)) for prompt in prompts], batch_size):
-        batch = padded(rows, batch_size)
-        images = pipeline(
+
+    def denoise(batch: Sequence[int], count: int) -> torch.Tensor:
+        images: torch.Tensor = pipeline(
             image=torch.from_numpy(latents[batch]),
             prompt_embeds=_embed_slices(pipeline, [prompts[row] for row in batch], count),
             negative_prompt_embeds=_embed_slices(pipeline, [negative], count).expand(len(batch), -1, -1),
@@ -206,8 +229,26 @@ def img2img(
             num_inference_steps=settings.num_inference_steps,
             output_type="latent",
         ).images
-        denoised[rows] = images[: len(rows)].to("cpu", torch.float32)
-    return decode(pipeline.vae, denoised, batch_size)
+        return images.to("cpu", torch.float32)
+
+    denoised = torch.empty(latents.shape, dtype=torch.float32)
+    counts = [max(len(prompt), len(negative)) for prompt in prompts]
+    for count in sorted(set(counts)):
+        same = [row for row, other in enumerate(counts) if other == count]
+        for rows, images in batches.run(len(same), partial(_denoise_batch, denoise, same, count)):
+            denoised[rows] = images
+    for row in torch.nonzero(~torch.isfinite(denoised).flatten(1).all(dim=1)).flatten().tolist():
+        with in_float32(pipeline):
+            denoised[row] = denoise([row], counts[row])[0]
+    return decode(pipeline.vae, denoised, batches)
+
+
+def _denoise_batch(
+    denoise: Callable[[Sequence[int], int], torch.Tensor], same: Sequence[int], count: int, rows: range, size: int
+) -> tuple[list[int], torch.Tensor]:
+    """Denoise some of the rows whose texts have the same number of slices; return these rows and their latents."""
+    wanted = list(same[rows.start : rows.stop])
+    return wanted, denoise(padded(wanted, size), count)[: len(wanted)]
 
 
 def tokenize_captions(tokenizer: Any, captions: Sequence[str]) -> torch.Tensor:
@@ -242,14 +283,6 @@ def _embed_slices(pipeline: StableDiffusionImg2ImgPipeline, prompts: list[list[l
             ids[row, number, : len(slice_ids)] = torch.tensor(slice_ids)
     hidden: torch.Tensor = encoder(ids.flatten(0, 1).to(encoder.device))[0]  # (n * count, 77, d)
     return hidden.reshape(len(prompts), -1, hidden.shape[-1])
-
-
-def _batches(counts: Sequence[int], batch_size: int) -> Iterator[tuple[int, list[int]]]:
-    """Group rows with equal counts in batches of at most `batch_size`; yield the count and the rows of each."""
-    for count in sorted(set(counts)):
-        rows = [row for row, other in enumerate(counts) if other == count]
-        for start in range(0, len(rows), batch_size):
-            yield count, rows[start : start + batch_size]
 
 
 def _load_part(kind: Any, base_model: str, name: str, device: str, dtype: torch.dtype) -> Any:

@@ -3,6 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from vlcp_ray import images, schemas
 from vlcp_ray.seeds import seed_for
@@ -79,3 +80,55 @@ def test_img2img_with_other_seed_gives_other_image(synthetic: pa.Table, img2img:
 def test_img2img_with_guidance_scale_1_generates_images(tiny_stable_diffusion: str) -> None:
     settings = SETTINGS.model_copy(update={"guidance_scale": 1.0})
     assert len(Img2Img(settings, tiny_stable_diffusion, 4)(make_prototypes().slice(0, 2))) == 2
+
+
+class Overflowing(torch.nn.Module):
+    """A part of a pipeline whose numbers are too large for half precision; `fits`: images that its memory holds."""
+
+    def __init__(self, part: torch.nn.Module, mends: bool = True, fits: int = 99) -> None:
+        super().__init__()
+        self.part, self.mends, self.fits, self.in_half = part, mends, fits, True
+
+    def __getattr__(self, name: str) -> object:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.part, name)
+
+    def to(self, *_: object, **__: object) -> "Overflowing":
+        self.in_half = not self.in_half
+        return self
+
+    def decode(self, latents: torch.Tensor) -> object:
+        if len(latents) > self.fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        decoded = self.part.decode(latents)
+        if self.in_half or not self.mends:
+            decoded.sample[latents[:, 0, 0, 0] > 0] = torch.nan
+        return decoded
+
+
+@pytest.mark.parametrize("mends", [True, False])
+def test_img2img_of_pictures_that_are_not_finite_is_done_in_float32_or_rejected(
+    synthetic: pa.Table, tiny_stable_diffusion: str, mends: bool
+) -> None:
+    overflowing = Img2Img(SETTINGS, tiny_stable_diffusion, batch_size=4)
+    overflowing.pipeline.vae = Overflowing(overflowing.pipeline.vae, mends)
+    table = overflowing(make_prototypes())
+    bad = [row for row, reason in enumerate(table["reason"].to_pylist()) if reason]
+    if mends:
+        assert bad == []
+        assert np.abs(pixels(table) - pixels(synthetic)).max() <= LEVELS
+        return
+    assert 0 < len(bad) < len(TEXTS)
+    good = [row for row in range(len(TEXTS)) if row not in bad]
+    assert np.abs(pixels(table)[good] - pixels(synthetic)[good]).max() <= LEVELS
+    assert {table["reason"][row].as_py() for row in bad} == {"not_finite"}
+
+
+def test_img2img_without_memory_for_a_batch_halves_it(synthetic: pa.Table, tiny_stable_diffusion: str) -> None:
+    small = Img2Img(SETTINGS, tiny_stable_diffusion, batch_size=4)
+    small.pipeline.vae = Overflowing(small.pipeline.vae, fits=2)
+    small.pipeline.vae.in_half = False
+    assert np.abs(pixels(small(make_prototypes())) - pixels(synthetic)).max() <= LEVELS
+    assert small.batches.size == 2

@@ -92,7 +92,5 @@ def test_count_bytes_of_a_damaged_file_names_the_repair(artifact: Artifact) -> N
     file = Path(artifact.path, "synthetic", "b.parquet")
     content = file.read_bytes()
     file.write_bytes(content[:4] + bytes(len(content) // 2) + content[4 + len(content) // 2 :])
-    with pytest.raises(
-        StoreError, match=r"/synthetic cannot be read \(.*\); the artifact is damaged"
-    ):
+    with pytest.raises(StoreError, match=r"/synthetic cannot be read \(.*\); the artifact is damaged"):
         count_bytes(artifact, "synthetic", "train")

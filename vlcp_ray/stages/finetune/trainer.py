@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vlcp_ray import images, schemas
 from vlcp_ray.models import pretrained, stable_diffusion
+from vlcp_ray.models.batches import Batches
 from vlcp_ray.scale import FinetunePool
 from vlcp_ray.seeds import seed_for
 from vlcp_ray.stages.finetune import Finetune
@@ -301,8 +302,9 @@ class Trainer:
         zeros = np.zeros((len(prompts), *pretrained.latent_shape(self.base_model, self.resolution)), np.float32)
         seeds = [seed_for(self.seed, "validate", prompt) for prompt in prompts]
         with self.ema.applied(), self.autocast:
-            generated = stable_diffusion.img2img(pipeline, sampling, zeros, prompts, seeds, self.batch_per_device)
-        return [images.encode_png(pixels) for pixels in generated]
+            batches = Batches(self.batch_per_device, "finetune.batch_size")
+            generated = stable_diffusion.img2img(pipeline, sampling, zeros, prompts, seeds, batches)
+        return [images.encode_png(pixels) for pixels in generated.pixels]
 
     def export(self, target: str | Path) -> None:
         """Write the whole pipeline with the EMA weights of the UNet as a diffusers folder of safetensors files."""

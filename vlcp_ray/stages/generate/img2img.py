@@ -6,6 +6,7 @@ import pyarrow as pa
 from vlcp_ray import schemas
 from vlcp_ray.methods.synthetic_rows import from_prototypes
 from vlcp_ray.models import stable_diffusion
+from vlcp_ray.models.batches import Batches
 from vlcp_ray.seeds import seed_for
 from vlcp_ray.stages.generate import Generate
 
@@ -24,11 +25,11 @@ class Img2Img:
         """
         self.settings = settings
         self.text = text
-        self.batch_size = batch_size
+        self.batches = Batches(batch_size, "generate.batch_size")
         self.pipeline = stable_diffusion.load_pipeline(model, stable_diffusion.pick_device())
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Generate one image per row.
+        """Generate one image per row; rejects those that are not finite, also in float32 (`not_finite`).
 
         The seed of its noise is a function of the set's seed (column `seed`) and the prototype_id, and replaces the
         column.
@@ -37,5 +38,5 @@ class Img2Img:
         seeds = [seed_for(seed, "generate", prototype_id) for seed, prototype_id in ids]
         texts = table[self.text].to_pylist()
         latents = schemas.tensors(table["latent"]).astype(np.float32)
-        pixels = stable_diffusion.img2img(self.pipeline, self.settings, latents, texts, seeds, self.batch_size)
-        return from_prototypes(table, "synthetic", pixels, self.settings.image_size, texts, seeds)
+        pictures = stable_diffusion.img2img(self.pipeline, self.settings, latents, texts, seeds, self.batches)
+        return from_prototypes(table, "synthetic", pictures, self.settings.image_size, texts, seeds)
