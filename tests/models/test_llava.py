@@ -2,25 +2,33 @@
 
 import copy
 import os
+import subprocess
+import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoImageProcessor
 
 from vlcp_ray.demo import digits
 from vlcp_ray.models.llava import (
     BATCH,
     Captioner,
     GumbelNoise,
+    Square,
     TransformersCaptioner,
     VllmCaptioner,
     _cpu_options,
     _gpu_options,
     load_captioner,
 )
+from vlcp_ray.models.pretrained import folder
 from vlcp_ray.scale import derive
 from vlcp_ray.stages.pair import Caption
 
@@ -146,16 +154,61 @@ def test_caption_of_image_of_any_size_returns_text(engine: Any, rows: Rows, size
     assert text
 
 
-def test_vllm_with_dead_engine_ends_process(vllm: VllmCaptioner, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
-    exit_codes: list[int] = []
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "_exit", exit_codes.append)
-        patch.setattr(vllm.llm.llm_engine, "step", lambda: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            caption(vllm, rows, [0, 1])
+def test_vllm_with_blocks_in_flight_is_never_without_requests(vllm: VllmCaptioner, rows: Rows) -> None:
+    """Ten blocks by two threads, each of which prepares the images of its next block meanwhile."""
+    alone = [vllm.caption(rows[0][:16], rows[1][:16], range(16)) for _ in range(10)]
+    vllm.engine.busy = vllm.engine.idle = 0.0
+    with ThreadPoolExecutor(2) as threads:
+        calls = [threads.submit(vllm.caption, rows[0][:16], rows[1][:16], range(16)) for _ in range(10)]
+        assert [call.result() for call in calls] == alone
     while vllm.llm.llm_engine.has_unfinished_requests():
-        vllm.llm.llm_engine.step()
-    assert exit_codes == [1]
+        time.sleep(0.01)
+    assert vllm.engine.idle < 0.05 * (vllm.engine.idle + vllm.engine.busy)
+
+
+def test_dead_engine_ends_the_process_which_ray_starts_again() -> None:
+    program = """
+from types import SimpleNamespace
+from vlcp_ray.models.llava import EngineThread
+
+engine = SimpleNamespace(add_request=lambda *_: None, has_unfinished_requests=lambda: True, step=lambda: 1 / 0)
+EngineThread(SimpleNamespace(llm_engine=engine, _preprocess_cmpl_one=dict)).submit({}, None).result()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "the captioning engine is dead, ending the process" in done.stderr
+    assert "ZeroDivisionError" in done.stderr
+
+
+@pytest.mark.parametrize(("size", "corner"), [((40, 20), (20, 0)), ((20, 40), (0, 20))])
+def test_square_pads_the_shorter_sides_with_the_mean_colour(size: tuple[int, int], corner: tuple[int, int]) -> None:
+    padded = Square(SETTINGS)(Image.new("RGB", size, "red"))
+    assert padded.size == (40, 40)
+    pixels = np.asarray(padded)
+    mean = AutoImageProcessor.from_pretrained(folder("demo/llava")).image_mean
+    assert pixels[0, 0].tolist() == pixels[39, 39].tolist() == [int(255 * value) for value in mean]
+    assert (pixels == [255, 0, 0]).all(axis=2).sum() == 40 * 20
+    assert pixels[20, 20].tolist() == [255, 0, 0]
+
+
+def test_square_leaves_square_images_and_those_of_crop() -> None:
+    oblong, square = Image.new("RGB", (40, 20)), Image.new("RGB", (20, 20))
+    assert Square(SETTINGS)(square) is square
+    assert Square(SETTINGS.model_copy(update={"image_aspect_ratio": "crop"}))(oblong) is oblong
+
+
+def test_captions_of_padded_images_see_their_sides(engine: Any, rows: Rows) -> None:
+    """A digit at the end of a long strip: the model's own processor cuts it off, after padding it is there."""
+    strip = Image.new("RGB", (96, 32))
+    strip.paste(rows[0][0].resize((32, 32)), (64, 0))
+    blank = Image.new("RGB", (96, 32))
+    answers = {}
+    for is_padded in (True, False):
+        before, engine.square.is_padded = engine.square.is_padded, is_padded
+        answers[is_padded] = [engine.caption([image], rows[1][:1], [0]) for image in (strip, blank)]
+        engine.square.is_padded = before
+    assert answers[False][0] == answers[False][1]
+    assert answers[True][0] != answers[True][1]
 
 
 def test_load_captioner_loads_engine_of_settings() -> None:
@@ -177,8 +230,12 @@ def test_token_limits_are_what_the_model_leaves_up_to_max_tokens(reference: Tran
         reference._token_limits([300, 512])
 
 
-def test_gpu_options_leave_the_vae_its_share_of_a_single_gpu() -> None:
-    assert _gpu_options()["gpu_memory_utilization"] == derive(8, 1).caption.num_gpus == 0.8
+def test_gpu_options_follow_the_share_of_the_gpu() -> None:
+    assert _gpu_options(1.0)["gpu_memory_utilization"] == 0.92
+    assert _gpu_options(0.5)["gpu_memory_utilization"] == 0.46
+    assert _gpu_options(2.0)["gpu_memory_utilization"] == 0.92
+    shared = derive(7, 1)
+    assert _gpu_options(shared.caption.num_gpus)["gpu_memory_utilization"] + shared.encode.num_gpus <= 1
 
 
 def test_cpu_options_keep_prompts_whole() -> None:

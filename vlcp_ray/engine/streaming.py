@@ -34,11 +34,15 @@ class RowWork:
     """A row-wise class, given by its name `module:class`, its constructor's arguments and its pool of actors.
 
     The class is not imported here: its libraries take ten seconds to load, and only the actors need them.
+
+    Args:
+        calls: at the same time, in threads of an actor.
     """
 
     name: str
     arguments: Mapping[str, Any]
     pool: Pool
+    calls: int = 1
 
 
 class RowActor:
@@ -185,7 +189,12 @@ def stream(
             fn_constructor_kwargs={"name": one.name, "arguments": dict(one.arguments)},
             batch_size=one.pool.batch_size,
             batch_format="pyarrow",
-            compute=ActorPoolStrategy(min_size=min(one.pool.required_workers, actors), max_size=actors),
+            compute=ActorPoolStrategy(
+                min_size=min(one.pool.required_workers, actors),
+                max_size=actors,
+                max_concurrent_calls_per_actor=one.calls if one.calls > 1 else None,
+                enable_true_multi_threading=one.calls > 1,
+            ),
             num_cpus=one.pool.num_cpus,
             num_gpus=one.pool.num_gpus or None,
         )

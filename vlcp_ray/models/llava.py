@@ -2,12 +2,19 @@
 
 import logging
 import os
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from itertools import count
+from queue import Empty, SimpleQueue
 from typing import Any, Final, Protocol
 
 import torch
 from PIL import Image
 
+from vlcp_ray.models.batches import Batches
 from vlcp_ray.models.pretrained import folder
 from vlcp_ray.stages import pair
 
@@ -17,6 +24,7 @@ CHAT_TEMPLATE: Final = "USER: <image>\n{prompt} ASSISTANT:"
 #: Batch size in transformers: 7B weights in float16 and the keys and values of 16 x 2,048 tokens fit in 40 GB.
 BATCH: Final = 16
 
+_USABLE: Final = 0.92  # of a GPU's memory, as vLLM's own default
 # At lower levels vLLM logs several lines per image about torch.set_num_threads when the engine is in this process.
 _QUIET: Final = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
 _ON_CPU: Final = {
@@ -35,19 +43,29 @@ class Captioner(Protocol):
         ...
 
 
-def load_captioner(settings: pair.Caption) -> Captioner:
-    """Load the model in the engine of the settings."""
-    return VllmCaptioner(settings) if settings.engine == "vllm" else TransformersCaptioner(settings)
+def load_captioner(settings: pair.Caption, gpus: float = 1.0) -> Captioner:
+    """Load the model in the engine of the settings.
+
+    Args:
+        gpus: the share of a GPU that vLLM may take.
+    """
+    return VllmCaptioner(settings, gpus) if settings.engine == "vllm" else TransformersCaptioner(settings)
 
 
 class VllmCaptioner:
     """Caption with vLLM, which does its own batching: on a GPU in the model's own precision, on a CPU in float32.
 
-    A caption depends on the other images of the batch only through the rounding of batched sums. On a CPU none of the
+    Calls from several threads share the engine, so that it has the images of the next call before it has finished those
+    of the last. A caption depends on the other images only through the rounding of batched sums. On a CPU none of the
     captions of 256 digits changed in another order or in other batches, at temperatures 0 and 0.2.
     """
 
-    def __init__(self, settings: pair.Caption) -> None:
+    def __init__(self, settings: pair.Caption, gpus: float = 1.0) -> None:
+        """Load the model.
+
+        Args:
+            gpus: the share of a GPU that the engine may take.
+        """
         _set_unset(_QUIET)  # read while vLLM is imported
         from vllm import LLM
         from vllm.platforms import current_platform
@@ -63,11 +81,13 @@ class VllmCaptioner:
             mm_processor_cache_gb=0,  # no image is captioned twice
             use_tqdm_on_load=False,
             enable_prefix_caching=False,  # the image is near the start of the prompt: nothing after it is shared
-            **(_cpu_options() if on_cpu else _gpu_options()),
+            **(_cpu_options() if on_cpu else _gpu_options(gpus)),
         )
+        self.square = Square(settings)
+        self.engine = EngineThread(self.llm)
 
     def caption(self, images: Sequence[Image.Image], prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
-        """See `Captioner`. Ends the process when the engine is dead.
+        """See `Captioner`. May be called from several threads. Ends the process when the engine is dead.
 
         Raises:
             ValueError: vLLM rejects a prompt, for example because prompt and image are longer than max_model_len.
@@ -75,34 +95,101 @@ class VllmCaptioner:
         from vllm.exceptions import VLLMClientError
 
         requests = [
-            {"prompt": _chat(prompt), "multi_modal_data": {"image": image}}
+            {"prompt": _chat(prompt), "multi_modal_data": {"image": self.square(image)}}
             for prompt, image in zip(prompts, images, strict=True)
         ]
+        answers = [self.engine.submit(*one) for one in zip(requests, self._sampling(seeds), strict=True)]
         try:
-            outputs = self.llm.generate(requests, self._sampling(seeds), use_tqdm=False)
+            return [answer.result().strip() for answer in answers]
         except VLLMClientError as error:
             raise ValueError(
                 f"caption: vLLM rejected a prompt; raise caption.max_model_len if it is too long: {error}"
             ) from error
-        except Exception as error:
-            self._exit_if_dead(error)
-            raise
-        return [output.outputs[0].text.strip() for output in outputs]
 
     def _sampling(self, seeds: Sequence[int]) -> list[Any]:
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         shared = {"temperature": self.settings.temperature, "max_tokens": self.settings.max_tokens}
-        return [SamplingParams(**shared, seed=seed) for seed in seeds]
+        return [SamplingParams(**shared, seed=seed, output_kind=RequestOutputKind.FINAL_ONLY) for seed in seeds]
 
-    def _exit_if_dead(self, error: Exception) -> None:
-        from vllm.v1.engine.exceptions import EngineDeadError
 
-        # An error before the first step leaves no unfinished request; one during a step does, and later calls fail.
-        if isinstance(error, EngineDeadError) or self.llm.llm_engine.has_unfinished_requests():
-            logging.getLogger(__name__).critical("the captioning engine is dead, ending the process", exc_info=error)
-            # Ray restarts an actor whose process has ended; after an error it would retry on the same dead engine.
-            os._exit(1)
+class EngineThread:
+    """Run vLLM's engine in a thread of its own, which takes requests at any time: `LLM.generate` waits for all of them.
+
+    Args:
+        busy, idle: seconds in which the engine had requests, and in which it waited for some after the first.
+    """
+
+    def __init__(self, llm: Any) -> None:
+        self.llm, self.engine = llm, llm.llm_engine
+        self.busy = self.idle = 0.0
+        self._requests: SimpleQueue[tuple[Any, Any, Future[str]]] = SimpleQueue()
+        self._answers: dict[str, Future[str]] = {}
+        self._count = count()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def submit(self, prompt: Mapping[str, Any], sampling: Any) -> "Future[str]":
+        """Give the engine a request; the result is its answer, or the error of vLLM about the prompt."""
+        answer: Future[str] = Future()
+        self._requests.put((prompt, sampling, answer))
+        return answer
+
+    def _run(self) -> None:
+        while True:
+            start = time.perf_counter()
+            self._add(*self._requests.get())
+            self.idle += time.perf_counter() - start if self.busy else 0.0
+            start = time.perf_counter()
+            try:
+                while self.engine.has_unfinished_requests():
+                    self._add_waiting()
+                    for output in self.engine.step():
+                        self._answers.pop(output.request_id).set_result(output.outputs[0].text)
+            except Exception as error:
+                self._fail(error)
+            self.busy += time.perf_counter() - start
+
+    def _add_waiting(self) -> None:
+        with suppress(Empty):
+            while True:
+                self._add(*self._requests.get_nowait())
+
+    def _add(self, prompt: Mapping[str, Any], sampling: Any, answer: "Future[str]") -> None:
+        name = str(next(self._count))
+        try:
+            self.engine.add_request(name, self.llm._preprocess_cmpl_one(prompt), sampling)
+        except Exception as error:
+            answer.set_exception(error)
+        else:
+            self._answers[name] = answer
+
+    def _fail(self, error: Exception) -> None:
+        """End the process after an error in a step: all later steps would fail as well."""
+        logging.getLogger(__name__).critical("the captioning engine is dead, ending the process", exc_info=error)
+        # Ray restarts an actor whose process has ended; after an error it would retry on the same dead engine.
+        os._exit(1)
+
+
+class Square:
+    """Make images square before the model's own processor, which cuts the sides off that are longer."""
+
+    def __init__(self, settings: pair.Caption) -> None:
+        """Load the colour that the model takes for neutral."""
+        from transformers import AutoImageProcessor
+
+        self.is_padded = settings.image_aspect_ratio == "pad"
+        mean = AutoImageProcessor.from_pretrained(folder(settings.model)).image_mean
+        self.colour = tuple(int(255 * value) for value in mean)
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Pad the shorter sides with the mean colour (LLaVA's `expand2square`), or return the image as it is."""
+        if not self.is_padded or image.width == image.height:
+            return image
+        side = max(image.size)
+        padded = Image.new("RGB", (side, side), self.colour)
+        padded.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+        return padded
 
 
 class TransformersCaptioner:
@@ -123,6 +210,8 @@ class TransformersCaptioner:
         self.processor = AutoProcessor.from_pretrained(model)
         self.processor.tokenizer.padding_side = "left"  # all answers of a batch begin at the same position
         self.model = LlavaForConditionalGeneration.from_pretrained(model, dtype=dtype).to(self.device).eval()
+        self.square = Square(settings)
+        self.batches = Batches(BATCH, "caption.engine = transformers")
 
     def caption(self, images: Sequence[Image.Image], prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
         """See `Captioner`.
@@ -130,11 +219,13 @@ class TransformersCaptioner:
         Raises:
             ValueError: prompt and image are longer than max_model_len.
         """
-        texts: list[str] = []
-        for start in range(0, len(images), BATCH):
-            rows = slice(start, start + BATCH)
-            texts += self._caption_batch(images[rows], prompts[rows], seeds[rows])
-        return texts
+        squares = [self.square(image) for image in images]
+
+        def batch(rows: range, _: int) -> list[str]:
+            part = slice(rows.start, rows.stop)
+            return self._caption_batch(squares[part], prompts[part], seeds[part])
+
+        return [text for texts in self.batches.run(len(images), batch) for text in texts]
 
     @torch.no_grad()
     def _caption_batch(self, images: Sequence[Image.Image], prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
@@ -193,9 +284,9 @@ def _cpu_options() -> dict[str, Any]:
     return {"dtype": "float32", "enforce_eager": True, "enable_chunked_prefill": False}
 
 
-def _gpu_options() -> dict[str, Any]:
-    # On a single GPU the VAE of the same Ray Data plan uses the other fifth, as in the default of scale.py.
-    return {"dtype": "auto", "gpu_memory_utilization": 0.8}
+def _gpu_options(gpus: float) -> dict[str, Any]:
+    """Return the options on a GPU: the rest of its memory is for the VAE of the same plan, and for CUDA's own."""
+    return {"dtype": "auto", "gpu_memory_utilization": round(_USABLE * min(1.0, gpus), 3)}
 
 
 def _set_unset(variables: dict[str, str]) -> None:

@@ -49,7 +49,7 @@ class Recorder:
 def recording(answers: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> tuple[CaptionRows, Recorder]:
     """Make a `CaptionRows` with a captioner that records its calls."""
     recorder = Recorder(answers)
-    monkeypatch.setattr("vlcp_ray.stages.pair.caption.load_captioner", lambda settings: recorder)
+    monkeypatch.setattr("vlcp_ray.stages.pair.caption.load_captioner", lambda settings, gpus: recorder)
     return CaptionRows(SETTINGS), recorder
 
 

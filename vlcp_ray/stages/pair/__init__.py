@@ -32,6 +32,9 @@ class Caption(Settings):
     source: str = Field("", description="a table of saved captions with image_id and caption; empty: run the model")
     engine: Literal["vllm", "transformers"] = Field("vllm", description="the library that runs the model")
     model: str = Field("llava-hf/llava-1.5-7b-hf", description="a LLaVA model: hub id, folder or demo/llava")
+    image_aspect_ratio: Literal["pad", "crop"] = Field(
+        "pad", description="pad: whole images, made square with the mean colour; crop: their middle, as LLaVA in vLLM"
+    )
     prompt: str = Field(PROMPT, description="the question; {class_name} is replaced by the name of the class")
     temperature: float = Field(0.2, ge=0, description="sampling temperature; 0: greedy decoding")
     max_tokens: Positive = Field(1024, description="largest number of tokens of a caption")

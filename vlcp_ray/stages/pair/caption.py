@@ -14,10 +14,14 @@ from vlcp_ray.stages import pair
 class CaptionRows:
     """Row-wise: caption images. The seed of a row is a function of its image_id."""
 
-    def __init__(self, settings: pair.Caption) -> None:
-        """Load the model in the engine of the settings."""
+    def __init__(self, settings: pair.Caption, gpus: float = 1.0) -> None:
+        """Load the model in the engine of the settings.
+
+        Args:
+            gpus: the share of a GPU that vLLM may take.
+        """
         self.settings = settings
-        self.captioner = load_captioner(settings)
+        self.captioner = load_captioner(settings, gpus)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Add `caption`, cleaned as in the released code; "" in rows that are rejected, here or before.

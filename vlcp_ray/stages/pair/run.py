@@ -64,4 +64,7 @@ def _caption_work(settings: Caption, scale: Scale) -> RowWork:
     if settings.source:  # a look-up is far faster than encoding: one worker is enough
         pool = Pool(batch_size=scale.rows_per_block)
         return RowWork("vlcp_ray.stages.pair.saved_captions:LoadSavedCaptions", {"uri": settings.source}, pool)
-    return RowWork("vlcp_ray.stages.pair.caption:CaptionRows", {"settings": settings}, scale.caption)
+    # With two calls at a time vLLM has the images of the next while it finishes the last ones of the first.
+    calls = 2 if settings.engine == "vllm" else 1
+    arguments = {"settings": settings, "gpus": scale.caption.num_gpus}
+    return RowWork("vlcp_ray.stages.pair.caption:CaptionRows", arguments, scale.caption, calls)

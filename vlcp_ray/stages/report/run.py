@@ -98,7 +98,9 @@ def _facts() -> dict[str, str]:
 def _stage_row(context: Context, step: Step) -> StageRow:
     manifest, stage = context.manifest(step), STAGES[step.stage]
     counts = dict(manifest.get("splits", {})) | {name: manifest[name] for name in _DETAILS if name in manifest}
-    pools = [Pool.model_validate(manifest["scale"][name]) for name in stage.pools if name in manifest["scale"]]
+    shared = Pool.model_fields  # the settings of fine-tuning alone are left out
+    recorded = [manifest["scale"][name] for name in stage.pools if name in manifest["scale"]]
+    pools = [Pool(**{name: value for name, value in pool.items() if name in shared}) for pool in recorded]
     return StageRow(
         step.title,
         step.stage,
