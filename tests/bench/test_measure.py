@@ -28,7 +28,9 @@ def test_measure_of_each_work_has_a_rate(work: str, monkeypatch: pytest.MonkeyPa
 def test_make_batch_counts_the_operations_of_the_plan(name: str) -> None:
     images = expected_images(JOB)
     assert images is not None
-    load = next(load for _, load in loads(CostInputs.for_job(JOB, images, 60), graph(JOB)) if load.work.name == name)
+    load = next(
+        load for _, load in loads(CostInputs.for_job(JOB, images, 60, SCALE), graph(JOB)) if load.work.name == name
+    )
     done = works()[name].make_batch(JOB, getattr(SCALE, name))()
     count = load.images or load.units  # the load of captioning counts the images of encoding
     assert done.amount / done.images == pytest.approx(load.amount / count)

@@ -9,6 +9,7 @@ from pyarrow import parquet
 
 from tests.s3 import Proxy
 from tests.stages.finetune.test_trainer import make_pairs
+from vlcp_ray.stages.finetune import rows as rows_module
 from vlcp_ray.stages.finetune.rows import index_rows
 from vlcp_ray.store.artifact import Artifact, Step, Store
 from vlcp_ray.store.io import StoreError
@@ -26,19 +27,31 @@ def write(root: str, table: pa.Table) -> Artifact:
     return artifact
 
 
-def test_rows_of_shuffled_files_are_sorted_and_read_in_any_order(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", [0, 2**29], ids=["ranges", "whole files"])
+def test_rows_of_shuffled_files_are_sorted_and_read_in_any_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    monkeypatch.setattr(rows_module, "_KEPT_BYTES", kept)
     table = make_pairs(40)
     rows = index_rows(write(str(tmp_path), table))
     assert rows.index["image_id"].to_pylist() == table["image_id"].to_pylist()
+    read = rows.reader()
     for positions in (np.arange(40), np.array([29, 0, 4, 3, 23, 24, 0])):
-        assert rows.read(positions).equals(table.take(positions).select(COLUMNS).cast(rows.read(positions).schema))
+        assert read(positions).equals(table.take(positions).select(COLUMNS).cast(read(positions).schema))
 
 
-def test_row_of_s3_is_one_request_of_its_bytes(s3_proxy: Proxy, tmp_path: Path) -> None:
+def test_row_of_s3_is_one_request_of_its_bytes_and_small_sets_are_read_once(
+    s3_proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     table = make_pairs(40)
     rows = index_rows(write(s3_proxy.uri(f"rows{tmp_path}"), table))
+    before, read_rows = s3_proxy.count(), rows.reader()
+    for _ in range(3):
+        assert len(read_rows(np.arange(40))) == 40
+    assert dict(s3_proxy.count() - before) == {"GET": 4}
+    monkeypatch.setattr(rows_module, "_KEPT_BYTES", 0)
     before = s3_proxy.count()
-    read = rows.read(np.array([7, 31, 12]))
+    read = rows.reader()(np.array([7, 31, 12]))
     assert read["image_id"].to_pylist() == ["img-007", "img-031", "img-012"]
     assert read["train_moments"].equals(table.take([7, 31, 12])["train_moments"])
     assert dict(s3_proxy.count() - before) == {"GET": 3}

@@ -1,6 +1,6 @@
 """Read single rows of PAIRS by their position in the order of image_id: their moments are ranges of bytes of files."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
@@ -18,6 +18,7 @@ from vlcp_ray.store.files import File
 from vlcp_ray.store.io import StoreError, retry
 
 _MOMENTS: Final = "train_moments"
+_KEPT_BYTES: Final = 2**29  # of all files, in each rank
 _INDEX: Final = pa.schema(
     [("image_id", pa.string()), ("caption", pa.large_string()), ("file", pa.int32()), ("start", pa.int64())]
 )
@@ -29,35 +30,49 @@ class PairRows:
 
     Args:
         filesystem: of the files.
-        paths: of the files.
+        parts: the files.
         shape: of the moments of a row, (views, 2c, h, w).
         index: for each row image_id, caption, the number of its file, and where its moments start there, in bytes.
     """
 
     filesystem: pafs.FileSystem
-    paths: Sequence[str]
+    parts: Sequence[File]
     shape: tuple[int, ...]
     index: pa.Table
 
-    def read(self, positions: Positions) -> pa.Table:
-        """Read rows: image_id, caption and train_moments, in the order of the positions.
+    def reader(self) -> Callable[[Positions], pa.Table]:
+        """Return a function from positions to their rows: image_id, caption and train_moments, in the same order.
+
+        It reads a range of a file for each row; of a small set it reads whole files, and keeps them.
 
         Raises:
-            StoreError: the store cannot be read.
+            StoreError: raised by the function, where the store cannot be read.
         """
-        rows = self.index.take(pa.array(positions))
-        ranges = list(zip(rows["file"].to_pylist(), rows["start"].to_pylist(), strict=True))
-        if isinstance(self.filesystem, pafs.LocalFileSystem):
-            parts = [self._read(*one) for one in ranges]
-        else:
-            with ThreadPoolExecutor(THREADS) as threads:
-                parts = list(threads.map(lambda one: self._read(*one), ranges))
-        moments = np.frombuffer(b"".join(parts), np.float16).reshape(len(rows), *self.shape)
-        return rows.select(["image_id", "caption"]).append_column(_MOMENTS, tensor_array(moments))
+        size = _row_bytes(self.shape)
+        is_small = sum(part.size for part in self.parts) <= _KEPT_BYTES
+        is_local = isinstance(self.filesystem, pafs.LocalFileSystem)
+        kept: dict[int, bytes] = {}
 
-    def _read(self, number: int, start: int) -> bytes:
-        path, size = self.paths[number], _row_bytes(self.shape)
-        return retry(lambda: files.read_range(self.filesystem, path, start, size), f"read {path}")
+        def read(number: int, start: int) -> bytes:
+            path = self.parts[number].path
+            if not is_small:
+                return retry(lambda: files.read_range(self.filesystem, path, start, size), f"read {path}")
+            if number not in kept:
+                kept[number] = retry(lambda: files.read(self.filesystem, path), f"read {path}")
+            return kept[number][start : start + size]
+
+        def read_rows(positions: Positions) -> pa.Table:
+            rows = self.index.take(pa.array(positions))
+            ranges = (rows["file"].to_pylist(), rows["start"].to_pylist())
+            if is_small or is_local:
+                parts = list(map(read, *ranges))
+            else:
+                with ThreadPoolExecutor(THREADS) as threads:
+                    parts = list(threads.map(read, *ranges))
+            moments = np.frombuffer(b"".join(parts), np.float16).reshape(len(rows), *self.shape)
+            return rows.select(["image_id", "caption"]).append_column(_MOMENTS, tensor_array(moments))
+
+        return read_rows
 
 
 def index_rows(pairs: Artifact) -> PairRows:
@@ -73,7 +88,7 @@ def index_rows(pairs: Artifact) -> PairRows:
     (shape,) = {shape for table, shape in found if len(table)}
     return PairRows(
         pairs.filesystem,
-        [part.path for part in parts],
+        parts,
         shape,
         pa.concat_tables(tables).sort_by("image_id").combine_chunks(),
     )

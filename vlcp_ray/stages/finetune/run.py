@@ -179,7 +179,7 @@ def _run_rank(loop: dict[str, Any]) -> None:
     try:
         with memory_retained():
             rows: PairRows = ray.get(config.rows)
-            train(trainer, config.schedule, rows.read, report, save, 60 * config.pool.checkpoint_minutes)
+            train(trainer, config.schedule, rows.reader(), report, save, 60 * config.pool.checkpoint_minutes)
     except OutOfMemoryError as error:  # while the ranks were adding up their gradients: all start again
         if batch == 1:
             raise ValueError(TOO_LITTLE_MEMORY) from error
