@@ -28,10 +28,42 @@ def test_derive_with_few_cpus_shares_them(cpus: int, gpus: int) -> None:
     assert scale.prototype.num_cpus <= cpus
 
 
-def test_derive_batch_size_follows_from_gpu_memory() -> None:
-    small, large = derive(8, 1, 16), derive(8, 1, 80)
-    assert (small.finetune.batch_size, large.finetune.batch_size) == (4, 20)
-    assert (small.generate.batch_size, large.generate.batch_size) == (8, 40)
+#: GiB of tensors of Stable Diffusion 1.5 at 512 pixels, counted with fake tensors: of a batch, and of an image more.
+ENCODE, DECODE = (0.16, 0.314), (0.16, 0.375)
+PIPELINE, DENOISE = 1.99, 2 * 0.0637  # in half precision; of an image with guidance
+TRAIN = {(False, "gpu", "adamw"): (15.37, 0.94), (True, "gpu", "adamw"): (15.98, 0.14)}
+TRAIN |= {(True, "cpu", "adamw"): (12.78, 0.14), (True, "cpu", "adamw8bit"): (7.98, 0.14)}
+
+
+@pytest.mark.parametrize("gib", [12, 16, 24, 40, 48, 80])
+@pytest.mark.parametrize(("cpus", "gpus"), [(4, 1), (8, 1), (16, 1), (16, 4), (64, 8)])
+def test_derive_for_a_gpu_of_any_size_fits_its_memory(gib: int, cpus: int, gpus: int) -> None:
+    scale, usable = derive(cpus, gpus, gib), 0.93 * gib - 1
+    fixed, image = ENCODE
+    assert fixed + image * scale.encode.batch_size <= scale.encode.num_gpus * 0.93 * gib - 1
+    images = scale.generate.batch_size
+    assert PIPELINE + max(DENOISE * images, DECODE[0] + DECODE[1] * images) <= usable
+    tuned = scale.finetune
+    fixed, image = TRAIN[tuned.gradient_checkpointing, tuned.average_on, tuned.optimizer]
+    assert fixed + image * tuned.batch_size <= usable
+    assert tuned.batch_size >= 4
+
+
+def test_derive_saves_memory_in_fine_tuning_only_where_it_must() -> None:
+    saved = {gib: derive(8, 1, gib).finetune for gib in (12, 16, 24, 80)}
+    assert {gib: (f.gradient_checkpointing, f.average_on, f.optimizer) for gib, f in saved.items()} == {
+        12: (True, "cpu", "adamw8bit"),
+        16: (True, "cpu", "adamw"),
+        24: (False, "gpu", "adamw"),
+        80: (False, "gpu", "adamw"),
+    }
+
+
+@pytest.mark.parametrize(("cpus", "gpus"), [(4, 1), (8, 1), (16, 1), (16, 4), (16, 8), (64, 8), (8, 8)])
+def test_derive_leaves_cpus_for_reads_and_writes(cpus: int, gpus: int) -> None:
+    scale = derive(cpus, gpus)
+    for together in ([scale.caption, scale.encode], [scale.finetune], [scale.generate], [scale.evaluate]):
+        assert sum(pool.num_workers * pool.num_cpus for pool in together) <= cpus - 1
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 16, 96])
