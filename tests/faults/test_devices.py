@@ -1,0 +1,89 @@
+"""Tests of derived scales on machines with logical GPUs: plans move, and seeds are tuned on parts of the devices."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.faults.runs import JOB
+from tests.small_job import write_inputs
+from vlcp_ray.config import load_job
+from vlcp_ray.pipeline import graph
+from vlcp_ray.store.artifact import Store
+from vlcp_ray.store.files import list_files, read
+
+pytestmark = pytest.mark.faults
+PLAN = """
+import sys
+from pathlib import Path
+
+import ray
+
+from tests.engine.member_rows import artifact, members
+from vlcp_ray.engine.streaming import RowWork, read, stream
+from vlcp_ray.engine.writing import WriteRows
+from vlcp_ray.scale import derive
+from vlcp_ray.stages.prototype import MEMBERS
+
+cpus, gpus, root = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+ray.init("local", num_cpus=cpus, num_gpus=gpus, object_store_memory=2**28, include_dashboard=False, log_to_driver=False)
+scale, source, target = derive(cpus, gpus), artifact(root, "source"), artifact(root, "target")
+rows = 400 * gpus
+for part in range(4):
+    source.write_table(f"members/{part}.parquet", members(rows).slice(part * rows // 4, rows // 4))
+work = [
+    RowWork("tests.engine.test_streaming:Square", {}, pool.model_copy(update={"batch_size": 8}), calls)
+    for pool, calls in ((scale.caption, 2), (scale.encode, 1))
+]
+blocks = stream(read(source, "members"), work, WriteRows({"": target}, "square", "members", MEMBERS), 8, rows)
+assert sum(good + bad for good, bad, _ in blocks) == rows
+"""
+TUNE = """
+import json, sys
+
+import ray
+
+from vlcp_ray.config import load_job
+from vlcp_ray.pipeline import run
+from vlcp_ray.scale import FinetunePool, Scale
+from vlcp_ray.store.artifact import Store
+
+root, workers, overrides = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+ray.init("local", num_cpus=6, num_gpus=3, object_store_memory=2**28, include_dashboard=False, log_to_driver=False)
+pool = FinetunePool(num_workers=workers, num_gpus=1, num_cpus=1, gradient_checkpointing=False)
+list(run(load_job("jobs/digits.toml", overrides), Store.at(root), "finetune", Scale(finetune=pool)))
+"""
+
+
+def python(program: str, *arguments: object) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True, timeout=900, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+@pytest.mark.parametrize(("cpus", "gpus"), [(4, 1), (8, 1), (16, 1), (8, 4), (16, 8)])
+def test_plan_of_captioning_and_encoding_moves_on_the_derived_scale(cpus: int, gpus: int, tmp_path: Path) -> None:
+    python(PLAN, cpus, gpus, tmp_path)
+
+
+def test_seeds_that_are_tuned_side_by_side_have_the_weights_of_one_after_the_other(tmp_path: Path) -> None:
+    """Three trainings of one rank on three logical GPUs (gloo), and three one after the other on one."""
+    inputs = write_inputs(tmp_path / "inputs")
+    overrides = ["seeds=[0,1,2]", "finetune.epochs=2", f"ingest.source={inputs}/images"]
+    overrides += [f"caption.source={inputs}/captions.parquet"]
+    weights = {}
+    for name, workers in (("beside", 3), ("after", 1)):
+        python(TUNE, tmp_path / name, workers, json.dumps(overrides))
+        store = Store.at(str(tmp_path / name))
+        steps = [step for step in graph(load_job(JOB, overrides)) if step.stage == "finetune"]
+        models = [store.artifact(step) for step in steps]
+        files = [list_files(store.filesystem, f"{model.path}/model/unet") for model in models]
+        paths = [next(file.path for file in some if file.name.endswith(".safetensors")) for some in files]
+        weights[name] = [read(store.filesystem, path) for path in paths]
+    logs = "".join(path.read_text() for path in (tmp_path / "beside" / "logs").rglob("*.log"))
+    assert "finetune (3 sets)" in logs
+    assert weights["beside"] == weights["after"]
+    assert len(set(weights["after"])) == 3
