@@ -1,4 +1,4 @@
-"""Tests of derived scales on machines with logical GPUs: plans move, and seeds are tuned on parts of the devices."""
+"""Tests of derived scales on machines with logical GPUs, whose plans move, and of seeds that are tuned side by side."""
 
 import json
 import subprocess
@@ -51,8 +51,8 @@ from vlcp_ray.scale import FinetunePool, Scale
 from vlcp_ray.store.artifact import Store
 
 root, workers, overrides = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
-ray.init("local", num_cpus=6, num_gpus=3, object_store_memory=2**28, include_dashboard=False, log_to_driver=False)
-pool = FinetunePool(num_workers=workers, num_gpus=1, num_cpus=1, gradient_checkpointing=False)
+ray.init("local", num_cpus=6, object_store_memory=2**28, include_dashboard=False, log_to_driver=False)
+pool = FinetunePool(num_workers=workers, gradient_checkpointing=False)
 list(run(load_job("jobs/digits.toml", overrides), Store.at(root), "finetune", Scale(finetune=pool)))
 """
 
@@ -70,7 +70,7 @@ def test_plan_of_captioning_and_encoding_moves_on_the_derived_scale(cpus: int, g
 
 
 def test_seeds_that_are_tuned_side_by_side_have_the_weights_of_one_after_the_other(tmp_path: Path) -> None:
-    """Three trainings of one rank on three logical GPUs (gloo), and three one after the other on one."""
+    """Three trainings of one rank at the same time, and one after the other."""
     inputs = write_inputs(tmp_path / "inputs")
     overrides = ["seeds=[0,1,2]", "finetune.epochs=2", f"ingest.source={inputs}/images"]
     overrides += [f"caption.source={inputs}/captions.parquet"]
