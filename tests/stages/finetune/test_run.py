@@ -1,5 +1,6 @@
 """Tests of the arguments of the ranks of fine-tuning, of their metrics, and of seeds that are tuned side by side."""
 
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -23,6 +24,7 @@ from vlcp_ray.stages.finetune import run as run_module
 from vlcp_ray.stages.finetune.batches import Schedule
 from vlcp_ray.stages.finetune.run import (
     RankConfig,
+    _call_at_once,
     _configure_ranks,
     _fit,
     _read_json,
@@ -185,3 +187,31 @@ def test_fit_raises_the_error_of_the_store(context: Context, monkeypatch: pytest
     del failures[0]
     with pytest.raises(ray.train.ControllerError):
         _fit(config_of(context), FinetunePool())
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_call_at_once_yields_every_number_and_runs_so_many_together(at_once: int) -> None:
+    together = threading.Barrier(at_once)
+
+    def call(number: int) -> None:
+        if number < at_once:
+            together.wait(20)  # would fail if fewer ran at the same time
+
+    assert sorted(_call_at_once(call, 5, at_once)) == [0, 1, 2, 3, 4]
+
+
+def test_call_at_once_after_an_error_waits_for_no_other_call_and_starts_none() -> None:
+    started, ends = [], threading.Event()
+
+    def call(number: int) -> None:
+        started.append(number)
+        if number == 1:
+            raise ValueError("seed 1: refused")
+        ends.wait(60)
+
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="seed 1: refused"):
+        list(_call_at_once(call, 5, 2))
+    assert time.monotonic() - start < 30
+    ends.set()
+    assert sorted(started) == [0, 1]

@@ -11,6 +11,7 @@ from pyarrow import fs as pafs
 
 from vlcp_ray.schemas import tensor_array
 from vlcp_ray.sources.parquet_pages import read_header
+from vlcp_ray.sources.shards import ShardError
 from vlcp_ray.stages.finetune.batches import Positions
 from vlcp_ray.store import files
 from vlcp_ray.store.artifact import THREADS, Artifact
@@ -98,7 +99,7 @@ def _index_file(pairs: Artifact, number: int, part: File) -> tuple[pa.Table, tup
     from pyarrow import parquet
 
     def read() -> tuple[pa.Table, tuple[int, ...], int]:
-        with pairs.filesystem.open_input_file(part.path) as source:
+        with pairs.naming_damage(part.path), pairs.filesystem.open_input_file(part.path) as source:
             file = parquet.ParquetFile(source)
             shape = tuple(file.schema_arrow.field(_MOMENTS).type.shape)
             names = file.read(["image_id", "caption"])
@@ -106,7 +107,7 @@ def _index_file(pairs: Artifact, number: int, part: File) -> tuple[pa.Table, tup
 
     try:
         names, shape, start = retry(read, f"read {part.path}")
-    except (pa.ArrowException, ValueError, KeyError, AttributeError) as error:
+    except (ShardError, KeyError, AttributeError) as error:  # a header, or columns, of another writer
         raise StoreError(f"{part.path} cannot be read ({' '.join(str(error).split())}); {pairs.repair}") from error
     starts = pa.array(start + _row_bytes(shape) * np.arange(len(names)))
     table = names.append_column("file", pa.repeat(number, len(names))).append_column("start", starts)
@@ -117,7 +118,7 @@ def _first_value(source: Any, metadata: Any, row_bytes: int) -> int:
     """Return where the moments of the first row start: `Artifact.write_table` writes them as one page of plain values.
 
     Raises:
-        ValueError: they are not written so.
+        ShardError: they are not written so.
     """
     group = metadata.row_group(0)
     columns = [group.column(number) for number in range(group.num_columns)]
@@ -126,7 +127,7 @@ def _first_value(source: Any, metadata: Any, row_bytes: int) -> int:
     page, values = header[3], metadata.num_rows * row_bytes
     is_plain = column.compression == "UNCOMPRESSED" and header[5].get(2, 0) == 0
     if metadata.num_row_groups != 1 or not is_plain or header[5][1] != column.num_values or page < values:
-        raise ValueError("its tensors are not one page of plain values")
+        raise ShardError("its tensors are not one page of plain values")
     return int(column.data_page_offset + size + page - values)
 
 

@@ -4,12 +4,13 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
 import ray
@@ -56,15 +57,51 @@ def run(context: Context, steps: Sequence[Step]) -> None:
         starts[number] = time.monotonic()
         retry(partial(_fit, configs[number], pool), f"write the checkpoints of {configs[number].artifact.path}")
 
-    with _show_progress(context, steps, configs), ThreadPoolExecutor(at_once) as threads:
-        fits = {threads.submit(fit, number): number for number in range(len(steps))}
+    with _show_progress(context, steps, configs):
+        for number in _call_at_once(fit, len(steps), at_once):
+            _complete(context, steps[number], configs[number], n_rows, starts[number])
+
+
+def _call_at_once(call: Callable[[int], None], count: int, at_once: int) -> Iterator[int]:
+    """Call a function with each number below `count`, some at a time, and yield the numbers as their calls end.
+
+    The first error ends it; other calls are not waited for, and end with the process or its connection to Ray. A single
+    call at a time is made in this thread, where Ray ends a training in order after Ctrl-C.
+    """
+    if at_once == 1:
+        for number in range(count):
+            call(number)
+            yield number
+        return
+    waiting: deque[int] = deque(range(count))
+    ended: SimpleQueue[tuple[int, BaseException | None]] = SimpleQueue()
+    for _ in range(at_once):
+        threading.Thread(target=_call_waiting, args=(call, waiting, ended), daemon=True).start()
+    try:
+        for _ in range(count):
+            number, error = ended.get()
+            if error:
+                raise error
+            yield number
+    finally:
+        waiting.clear()
+
+
+def _call_waiting(
+    call: Callable[[int], None], waiting: deque[int], ended: "SimpleQueue[tuple[int, BaseException | None]]"
+) -> None:
+    """Call a function with one number after the other, until none is waiting or a call has failed."""
+    error: BaseException | None = None
+    while error is None:
         try:
-            for done in as_completed(fits):
-                done.result()
-                _complete(context, steps[fits[done]], configs[fits[done]], n_rows, starts[fits[done]])
-        except BaseException:
-            threads.shutdown(wait=False, cancel_futures=True)
-            raise
+            number = waiting.popleft()
+        except IndexError:
+            return
+        try:
+            call(number)
+        except BaseException as raised:
+            error = raised
+        ended.put((number, error))
 
 
 def _complete(context: Context, step: Step, config: "RankConfig", n_rows: int, start: float) -> None:
