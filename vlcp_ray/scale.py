@@ -125,8 +125,9 @@ def load_scale(path: str) -> Scale:
 def derive(cpus: int, gpus: int, gpu_gib: float = 16) -> Scale:
     """Derive the scale for what a machine or cluster has. Without a GPU the CPUs do the work.
 
-    Batches, and what fine-tuning does to save memory, are those of Stable Diffusion 1.5 at 512 pixels; the test of this
-    function counts the memory of its models. Some CPUs are left for the tasks that read and write.
+    Batches, and what fine-tuning does to save memory, are those of Stable Diffusion 1.5 at 512 pixels. A captioner gets
+    what the VAE leaves: LLaVA of 7B parameters needs a GPU of 24 GiB. Some CPUs are left for the tasks that read and
+    write.
 
     Args:
         gpu_gib: memory of the smallest GPU.

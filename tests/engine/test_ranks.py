@@ -1,5 +1,6 @@
 """Tests of the start of ranks: their number and devices, and what Ray Train starts beside them."""
 
+import signal
 import uuid
 from pathlib import Path
 
@@ -49,6 +50,7 @@ def test_training_that_a_rank_refuses_ends_at_once_with_its_error(ray_session: N
         raise ValueError("finetune.batch_size: lower it")
 
     (tmp_path / "attempts").mkdir()
+    before = signal.getsignal(signal.SIGINT)
     trainer = TorchTrainer(
         refuse,
         train_loop_config={"folder": str(tmp_path / "attempts")},
@@ -58,6 +60,7 @@ def test_training_that_a_rank_refuses_ends_at_once_with_its_error(ray_session: N
     with pytest.raises(ValueError, match=r"finetune\.batch_size: lower it"):
         trainer.fit()
     assert len(list((tmp_path / "attempts").iterdir())) == 1
+    assert signal.getsignal(signal.SIGINT) is before  # Ctrl-C works in the stages that follow
 
 
 def test_only_what_another_attempt_cannot_mend_is_a_refusal() -> None:

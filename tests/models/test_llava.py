@@ -166,18 +166,25 @@ def test_vllm_with_blocks_in_flight_is_never_without_requests(vllm: VllmCaptione
     assert vllm.engine.idle < 0.05 * (vllm.engine.idle + vllm.engine.busy)
 
 
-def test_dead_engine_ends_the_process_which_ray_starts_again() -> None:
+@pytest.mark.parametrize("dies_in", ["add_request", "step"])
+def test_dead_engine_ends_the_process_which_ray_starts_again(dies_in: str) -> None:
     program = """
+import sys
 from types import SimpleNamespace
+from vllm.v1.engine.exceptions import EngineDeadError
 from vlcp_ray.models.llava import EngineThread
 
-engine = SimpleNamespace(add_request=lambda *_: None, has_unfinished_requests=lambda: True, step=lambda: 1 / 0)
+def die(*_):
+    raise EngineDeadError
+
+engine = SimpleNamespace(add_request=lambda *_: None, has_unfinished_requests=lambda: True, step=lambda: [])
+setattr(engine, sys.argv[1], die)
 EngineThread(SimpleNamespace(llm_engine=engine, _preprocess_cmpl_one=dict)).submit({}, None).result()
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", program, dies_in], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "the captioning engine is dead, ending the process" in done.stderr
-    assert "ZeroDivisionError" in done.stderr
+    assert "EngineDeadError" in done.stderr
 
 
 @pytest.mark.parametrize(("size", "corner"), [((40, 20), (20, 0)), ((20, 40), (0, 20))])

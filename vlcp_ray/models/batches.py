@@ -47,6 +47,4 @@ class Batches:
                 "it (num_gpus in the scale file), or use a GPU with more memory"
             ) from error
         self.size //= 2
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
         logging.getLogger("vlcp_ray").warning("out of GPU memory: %s is now %d", self.setting, self.size)

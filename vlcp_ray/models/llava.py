@@ -156,16 +156,20 @@ class EngineThread:
                 self._add(*self._requests.get_nowait())
 
     def _add(self, prompt: Mapping[str, Any], sampling: Any, answer: "Future[str]") -> None:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         name = str(next(self._count))
         try:
             self.engine.add_request(name, self.llm._preprocess_cmpl_one(prompt), sampling)
-        except Exception as error:
+        except EngineDeadError as error:
+            self._fail(error)
+        except Exception as error:  # of this prompt
             answer.set_exception(error)
         else:
             self._answers[name] = answer
 
     def _fail(self, error: Exception) -> None:
-        """End the process after an error in a step: all later steps would fail as well."""
+        """End the process where the engine is dead, or a step has failed: all later ones would fail as well."""
         logging.getLogger(__name__).critical("the captioning engine is dead, ending the process", exc_info=error)
         # Ray restarts an actor whose process has ended; after an error it would retry on the same dead engine.
         os._exit(1)

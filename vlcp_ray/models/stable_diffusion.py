@@ -133,7 +133,8 @@ def in_float32(model: Any) -> Iterator[None]:
     dtype = model.dtype
     model.to(torch.float32)
     try:
-        yield
+        with torch.autocast(model.device.type, enabled=False):
+            yield
     finally:
         model.to(dtype)
 

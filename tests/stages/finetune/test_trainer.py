@@ -1,8 +1,9 @@
 """Tests of the training loop of fine-tuning: its recipe, its batches and its checkpoints."""
 
+import itertools
 import math
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,8 @@ import pyarrow as pa
 import pytest
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 
 from tests.hostile import Payload
 from vlcp_ray import images, schemas
@@ -322,3 +325,62 @@ def test_load_of_a_checkpoint_with_a_payload_is_refused_and_runs_nothing(
     with pytest.raises(pickle.UnpicklingError, match=r"(?i)weights.only"):
         trainer.load(tmp_path)
     assert not (tmp_path / "EXECUTED").exists()
+
+
+@pytest.fixture
+def one_rank(tmp_path: Path) -> Iterator[None]:
+    """A process group of this process alone."""
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+def as_ranks_are(unet: torch.nn.Module) -> DistributedDataParallel:
+    """Wrap the UNet as the ranks do."""
+    return DistributedDataParallel(unet, gradient_as_bucket_view=True)
+
+
+def test_gradients_of_ddp_are_those_of_one_device_and_views_of_its_buckets(
+    one_rank: None, build_trainer: BuildTrainer
+) -> None:
+    """Also in micro-batches, from the first step on: a copy of the gradients would have 3.2 GiB at real size."""
+    table, schedule = make_pairs(), Schedule(12, 2, 8, 0)
+    alone, rank = build_trainer(batch=3), build_trainer(batch=3, wrap=as_ranks_are)
+    buckets = {weight.grad.untyped_storage().data_ptr() for weight in rank.unet.parameters()}
+    assert len(buckets) < 8 < len(list(rank.unet.parameters()))
+    for number in range(3):
+        for trainer in (alone, rank):
+            accumulate(trainer, table, schedule.rank_batch(number))
+        torch.testing.assert_close(gradient(rank), gradient(alone), rtol=0, atol=TOLERANCE)
+        assert {weight.grad.untyped_storage().data_ptr() for weight in rank.unet.parameters()} == buckets
+        alone.update()
+        rank.update()
+    torch.testing.assert_close(weights(rank), weights(alone), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("fails_at", "is_halved"), [(0, True), (2, False)])
+def test_memory_that_ends_while_the_ranks_add_up_is_raised_and_else_halves_the_batch(
+    one_rank: None, build_trainer: BuildTrainer, monkeypatch: pytest.MonkeyPatch, fails_at: int, is_halved: bool
+) -> None:
+    """After the forward pass of the last micro-batch DDP has begun to wait for the other ranks."""
+    rank, calls = build_trainer(batch=3, wrap=as_ranks_are), itertools.count()
+    mse_loss = torch.nn.functional.mse_loss
+
+    def fail(*inputs: Any, **options: Any) -> torch.Tensor:
+        if next(calls) == fails_at:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return mse_loss(*inputs, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "mse_loss", fail)
+    if is_halved:
+        accumulate(rank, make_pairs(), Schedule(8, 1, 8, 0).rank_batch(0))
+    else:
+        with pytest.raises(torch.OutOfMemoryError):
+            accumulate(rank, make_pairs(), Schedule(8, 1, 8, 0).rank_batch(0))
+    assert rank.batch_per_device == (1 if is_halved else 3)
+
+
+def test_checkpoint_of_another_optimizer_is_refused_with_the_fix(build_trainer: BuildTrainer, tmp_path: Path) -> None:
+    build_trainer().save(tmp_path, [0.0, 0.0, 0.0])
+    with pytest.raises(ValueError, match=r"finetune.optimizer: the checkpoint is of adamw, not adamw8bit"):
+        build_trainer({"optimizer": "adamw8bit"}).load(tmp_path)

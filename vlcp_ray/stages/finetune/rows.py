@@ -41,6 +41,9 @@ class PairRows:
     shape: tuple[int, ...]
     index: pa.Table
 
+    def __len__(self) -> int:
+        return len(self.index)
+
     def reader(self) -> Callable[[Positions], pa.Table]:
         """Return a function from positions to their rows: image_id, caption and train_moments, in the same order.
 

@@ -1,6 +1,7 @@
 """finetune: Ray Train runs the ranks, which read the same sorted rows, resume from checkpoints and write the model."""
 
 import json
+import shutil
 import tempfile
 import threading
 import time
@@ -30,6 +31,7 @@ from vlcp_ray.stages.finetune.batches import Schedule
 from vlcp_ray.stages.finetune.rows import PairRows, index_rows
 from vlcp_ray.store import written
 from vlcp_ray.store.artifact import Artifact, Step
+from vlcp_ray.store.files import File
 from vlcp_ray.store.io import StoreError, retry
 from vlcp_ray.store.retrying_filesystem import retrying
 
@@ -49,12 +51,15 @@ def run(context: Context, steps: Sequence[Step]) -> None:
     """Turn PAIRS into one diffusers folder for each seed; several seeds at a time where the pool has ranks for them."""
     pairs, n_rows = context.input(steps[0], "pairs"), context.rows(steps[0], "pairs")
     rows = ray.remote(index_rows).remote(pairs)
+    ray.get(ray.remote(len).remote(rows))  # the error of damaged files, before any rank starts
     pool, at_once = divide_pool(context.scale.finetune, context.job.finetune.batch_size, len(steps))
     configs = [_configure_ranks(context, step, rows, pool) for step in steps]
     starts = dict.fromkeys(range(len(steps)), 0.0)
 
     def fit(number: int) -> None:
         starts[number] = time.monotonic()
+        artifact = configs[number].artifact
+        artifact.delete_files([File(f"{artifact.path}/{_BATCH}", 0)])  # of an earlier run, perhaps on other GPUs
         retry(partial(_fit, configs[number], pool), f"write the checkpoints of {configs[number].artifact.path}")
 
     with _show_progress(context, steps, configs):
@@ -65,14 +70,9 @@ def run(context: Context, steps: Sequence[Step]) -> None:
 def _call_at_once(call: Callable[[int], None], count: int, at_once: int) -> Iterator[int]:
     """Call a function with each number below `count`, some at a time, and yield the numbers as their calls end.
 
-    The first error ends it; other calls are not waited for, and end with the process or its connection to Ray. A single
-    call at a time is made in this thread, where Ray ends a training in order after Ctrl-C.
+    The first error ends it, or Ctrl-C; other calls are not waited for, and end with the process or its connection to
+    Ray.
     """
-    if at_once == 1:
-        for number in range(count):
-            call(number)
-            yield number
-        return
     waiting: deque[int] = deque(range(count))
     ended: SimpleQueue[tuple[int, BaseException | None]] = SimpleQueue()
     for _ in range(at_once):
@@ -195,6 +195,9 @@ def _run_rank(loop: dict[str, Any]) -> None:
     config: RankConfig = loop["config"]
     world = ray.train.get_context()
     rank, device = world.get_world_rank(), str(ray.train.torch.get_device())
+    unfinished = Path(tempfile.gettempdir(), f"vlcp-ray-{config.artifact.path.rpartition('/')[2]}")
+    if rank == 0:
+        shutil.rmtree(unfinished, ignore_errors=True)  # checkpoints of an attempt that has ended in their upload
     batch = _batch_per_device(config)
     trainer = Trainer(
         config.settings,
@@ -212,7 +215,7 @@ def _run_rank(loop: dict[str, Any]) -> None:
         with checkpoint.as_directory() as local:
             trainer.load(local)
     report = partial(_write_metrics, config, trainer) if rank == 0 else lambda _: None
-    save = partial(_save_checkpoint, trainer)
+    save = partial(_save_checkpoint, trainer, unfinished)
     try:
         with memory_retained():
             rows: PairRows = ray.get(config.rows)
@@ -236,11 +239,12 @@ def _batch_per_device(config: RankConfig) -> int:
     return min(config.pool.batch_size, int(limit)) if limit else config.pool.batch_size
 
 
-def _save_checkpoint(trainer: "Trainer", totals: Sequence[float]) -> None:
+def _save_checkpoint(trainer: "Trainer", folder: Path, totals: Sequence[float]) -> None:
     """Write a checkpoint to a local folder, whose upload goes on while the next steps are taken."""
     checkpoint = None
     if trainer.rank == 0:
-        local = tempfile.mkdtemp()
+        folder.mkdir(exist_ok=True)
+        local = tempfile.mkdtemp(dir=folder)
         trainer.save(local, totals)
         checkpoint = Checkpoint.from_directory(local)
     ray.train.report(

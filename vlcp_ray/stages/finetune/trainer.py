@@ -1,5 +1,6 @@
 """Fine-tune the UNet on PAIRS, step by step, on one device or as one rank of several."""
 
+import logging
 import math
 import time
 from collections import deque
@@ -31,6 +32,7 @@ from vlcp_ray.stages.generate import Generate
 
 Fetch = Callable[[Positions], pa.Table]
 
+_LOG: Final = logging.getLogger("vlcp_ray")
 #: Steps whose inputs are read and prepared before they are needed.
 _AHEAD: Final = 2
 #: Steps from one question to the next whether a checkpoint is due; it is asked at the end of every epoch, too.
@@ -127,7 +129,7 @@ class Inputs:
 class Trainer:
     """The UNet, its moving average (EMA) and its optimiser; every rank has one and steps with its part of the batch.
 
-    Within an epoch nothing waits for the device: losses and norms are summed there.
+    Within an epoch nothing waits for the device, unless the average is on the CPU: losses and norms are summed there.
     """
 
     def __init__(
@@ -175,11 +177,13 @@ class Trainer:
         self.ema = MovingAverage(
             self.unet, settings.ema_decay, self.device if pool.average_on == "gpu" else torch.device("cpu")
         )
+        self.kind = pool.optimizer
         self.optimizer = make_optimizer(pool.optimizer, self.unet, settings.learning_rate, settings.weight_decay)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.steps_done = self.images_reported = 0
         self.sums = EpochSums(self.device)
-        self._is_first, self._is_adding_up = True, False
+        self._is_adding_up = False
+        self._set_up_buckets()
 
     def prepare(self, table: pa.Table, batch: RankBatch) -> Inputs:
         """Sample and tokenise the PAIRS rows of `batch`; may run in another thread than `step`."""
@@ -226,9 +230,8 @@ class Trainer:
         if self.batch_per_device == 1:
             raise ValueError(TOO_LITTLE_MEMORY) from error
         self.batch_per_device //= 2
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        self._clear_gradients()
+        _LOG.warning("out of GPU memory: finetune.batch_size is now %d", self.batch_per_device)
 
     def _accumulate(self, inputs: Inputs) -> torch.Tensor:
         share = torch.zeros((), device=self.device)
@@ -236,9 +239,12 @@ class Trainer:
         for start in range(0, n, self.batch_per_device):
             stop = start + self.batch_per_device
             is_distributed = isinstance(self.model, DistributedDataParallel)
-            with self.model.no_sync() if is_distributed and stop < n else nullcontext():
-                loss = self._row_losses(inputs, start, stop).sum() * inputs.weight
-                self._is_adding_up = is_distributed and stop >= n
+            is_last = stop >= n
+            with self.model.no_sync() if is_distributed and not is_last else nullcontext():
+                predicted, noise = self._predict_noise(inputs, start, stop)
+                self._is_adding_up = is_distributed and is_last  # DDP waits for this backward pass on all ranks
+                losses = nn.functional.mse_loss(predicted.float(), noise, reduction="none").mean(dim=(1, 2, 3))
+                loss = losses.sum() * inputs.weight
                 torch.autograd.backward(self.scaler.scale(loss))
                 self._is_adding_up = False
             share += loss.detach()
@@ -254,21 +260,39 @@ class Trainer:
         self.sums.add_norm(norm, self.steps_done + 1, must_be_finite=not self.scaler.is_enabled())
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        # DDP's gradients are views into its buckets once it has set these up, after the first step.
-        is_distributed = isinstance(self.model, DistributedDataParallel)
-        self.optimizer.zero_grad(set_to_none=not is_distributed or self._is_first)
-        self._is_first = False
+        self._clear_gradients()
         self.ema.step()
         self.steps_done += 1
 
-    def _row_losses(self, inputs: Inputs, start: int, stop: int) -> torch.Tensor:
-        """Compute the mean squared error of the predicted noise for each row: (n,)."""
+    def _set_up_buckets(self) -> None:
+        """Let DDP set up its buckets, which it does anew in the second step: later the old ones would cost memory."""
+        if not isinstance(self.model, DistributedDataParallel):
+            return
+        shape = pretrained.latent_shape(self.base_model, self.resolution)
+        ids = torch.zeros(1, self.tokenizer.model_max_length, dtype=torch.long, device=self.device)
+        inputs = (
+            torch.zeros(1, *shape, device=self.device),
+            torch.zeros(1, dtype=torch.long, device=self.device),
+            stable_diffusion.embed_tokens(self.text_encoder, ids),
+        )
+        for _ in range(2):
+            self.optimizer.zero_grad(set_to_none=True)
+            with self.autocast:
+                predicted = self.model(*inputs, return_dict=False)[0]
+            torch.autograd.backward(predicted.float().sum() * 0)
+        self._clear_gradients()
+
+    def _clear_gradients(self) -> None:
+        """Set the gradients to zero: with DDP they are views into its buckets and stay so."""
+        self.optimizer.zero_grad(set_to_none=not isinstance(self.model, DistributedDataParallel))
+
+    def _predict_noise(self, inputs: Inputs, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the predicted noise of some rows and their noise, (n, c, h, w) each."""
         latents, noise, timesteps, token_ids = inputs.rows(start, stop, self.device)
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
         hidden = stable_diffusion.embed_tokens(self.text_encoder, token_ids)
         with self.autocast:
-            predicted = self.model(noisy, timesteps, hidden, return_dict=False)[0]
-        return nn.functional.mse_loss(predicted.float(), noise, reduction="none").mean(dim=(1, 2, 3))
+            return self.model(noisy, timesteps, hidden, return_dict=False)[0], noise
 
     def _sample_inputs(self, table: pa.Table, epochs: Positions) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Sample latents (n, c, h, w), noise (n, c, h, w) and timesteps (n,).
@@ -320,16 +344,25 @@ class Trainer:
         weights = dict(self.unet.named_parameters())
         save_file({name: value.detach() for name, value in weights.items()}, Path(target, "unet.safetensors"))
         save_file(dict(zip(weights, self.ema.weights, strict=True)), Path(target, "ema.safetensors"))
-        state = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        state = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "kind": self.kind}
         state |= {"steps_done": self.steps_done, "images_reported": self.images_reported, "totals": list(totals)}
         torch.save(state, Path(target, "optimizer.pt"))
 
     def load(self, source: str | Path) -> None:
-        """Read a checkpoint that `save` has written; the next step is the one after it."""
+        """Read a checkpoint that `save` has written; the next step is the one after it.
+
+        Raises:
+            ValueError: it is of another optimiser.
+        """
         self.unet.load_state_dict(load_file(Path(source, "unet.safetensors")), strict=True)
         averages = load_file(Path(source, "ema.safetensors"), device=str(self.ema.weights[0].device))
         self.ema.weights = [averages[name] for name, _ in self.unet.named_parameters()]
         state = torch.load(Path(source, "optimizer.pt"), map_location="cpu", weights_only=True)
+        if state["kind"] != self.kind:
+            raise ValueError(
+                f"finetune.optimizer: the checkpoint is of {state['kind']}, not {self.kind}; set it to that in the "
+                "scale file, or remove the folder `checkpoints` of the artifact to begin anew"
+            )
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.steps_done = self.ema.steps = state["steps_done"]
