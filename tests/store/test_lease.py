@@ -279,3 +279,25 @@ def test_acquire_lease_whose_file_is_overwritten_writes_it_again(tmp_path: Path)
         while file.read_bytes() == b"no lease" and time.monotonic() < end:
             time.sleep(0.02)
         assert json.loads(file.read_bytes())["makes"] == {ONE.fingerprint: "pair"}
+
+
+def test_run_that_cannot_be_interrupted_and_not_renew_its_lease_ends_before_another_may_start(tmp_path: Path) -> None:
+    program = """
+import shutil, signal, sys, time
+from pathlib import Path
+from vlcp_ray.store import lease
+from vlcp_ray.store.artifact import Step, Store
+
+lease.HEARTBEAT_INTERVAL, lease._STOP_AFTER, lease._EXIT_AFTER = 0.1, 1.0, 2.0
+signal.signal(signal.SIGINT, lambda *_: None)  # as a library that waits and does not listen
+with lease.acquire_lease(Store.at(sys.argv[1]), [Step("pair", 1, {})]):
+    shutil.rmtree(sys.argv[1])
+    Path(sys.argv[1]).write_text("the folder is gone")
+    for _ in range(300):
+        time.sleep(0.1)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "root")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "its lease could not be renewed for 1 s" in done.stdout
