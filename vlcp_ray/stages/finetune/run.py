@@ -51,7 +51,7 @@ def run(context: Context, steps: Sequence[Step]) -> None:
     """Turn PAIRS into one diffusers folder for each seed; several seeds at a time where the pool has ranks for them."""
     pairs, n_rows = context.input(steps[0], "pairs"), context.rows(steps[0], "pairs")
     rows = ray.remote(index_rows).remote(pairs)
-    ray.get(ray.remote(len).remote(rows))  # the error of damaged files, before any rank starts
+    ray.get(ray.remote(_count).remote(rows))  # the error of damaged files, before any rank starts
     pool, at_once = divide_pool(context.scale.finetune, context.job.finetune.batch_size, len(steps))
     configs = [_configure_ranks(context, step, rows, pool) for step in steps]
     starts = dict.fromkeys(range(len(steps)), 0.0)
@@ -65,6 +65,10 @@ def run(context: Context, steps: Sequence[Step]) -> None:
     with _show_progress(context, steps, configs):
         for number in _call_at_once(fit, len(steps), at_once):
             _complete(context, steps[number], configs[number], n_rows, starts[number])
+
+
+def _count(rows: PairRows) -> int:
+    return len(rows)
 
 
 def _call_at_once(call: Callable[[int], None], count: int, at_once: int) -> Iterator[int]:
