@@ -56,7 +56,7 @@ def test_log_resources_lists_each_pool_once(ray_session: None, capsys: pytest.Ca
     assert logged == "caption 1 x 1 CPU, batch 32; encode 1 to 3 x 1 CPU 0.2 GPU, batch 32"
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Restore the limits of plans afterwards."""
     context = DataContext.get_current()
@@ -68,14 +68,14 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     context.set_config("vlcp_ray.resource_limit", before)
 
 
-def test_plan_without_its_devices_ends_after_the_timeout_with_the_fix(ray_session: None, limits: None) -> None:
+def test_plan_without_its_devices_ends_after_the_timeout_with_the_fix(ray_session: None) -> None:
     resources.limit_waits_of_plans("pair", [{"CPU": 1.0, "GPU": 1.0}], "caption 1 x 1 CPU 1 GPU", timeout=2.0)
     rows = ray.data.range(4).map_batches(lambda batch: batch, batch_size=1, num_gpus=1)
     with pytest.raises(ValueError, match=r"pair: the cluster has .* and the stage needs caption 1 x 1 CPU 1 GPU; .*"):
         rows.take_all()
 
 
-def test_plan_with_its_devices_outlives_the_timeout(ray_session: None, limits: None) -> None:
+def test_plan_with_its_devices_outlives_the_timeout(ray_session: None) -> None:
     resources.limit_waits_of_plans("pair", [{"CPU": 1.0}], "caption 1 x 1 CPU", timeout=0.2)
     assert len(ray.data.range(2).map(slow).take_all()) == 2
     assert DataContext.get_current().execution_no_progress_timeout_s > 3600

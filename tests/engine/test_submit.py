@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import tenacity
 from ray._private.runtime_env.packaging import create_package
-from ray.cluster_utils import Cluster
 from ray.job_submission import JobSubmissionClient
 
+from tests.machines import Machines
 from tests.small_job import JOB, overrides, write_inputs
 from tests.test_pipeline import SCHEMAS
 from vlcp_ray.cli import main
@@ -163,7 +163,7 @@ def cluster() -> Iterator[str]:
     head["dashboard_agent_listen_port"] = 0  # any port: another Ray on this machine uses the default one
     before = os.environ["PATH"]  # a job runs `python` from the PATH of its machine
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{before}"
-    machines, folders = Cluster(initialize_head=True, head_node_args=head), list[str]()
+    machines, folders = Machines(initialize_head=True, head_node_args=head), list[str]()
     try:
         for _ in range(2):
             # Machines must not share a folder: the agent of each one deletes and unpacks the files of a job there.

@@ -14,10 +14,9 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from ray.cluster_utils import Cluster
-from ray.util import get_node_ip_address
 
 from tests.faults.runs import Run, assert_equal, children, is_under_way, read_tables, steps, write_scale
+from tests.machines import ADDRESS, Machines
 from vlcp_ray.store.artifact import Store
 
 pytestmark = [pytest.mark.faults, pytest.mark.filterwarnings("default")]
@@ -76,9 +75,9 @@ AUTOSCALER: dict[str, Any] = {
 
 
 @contextmanager
-def machines(count: int) -> Iterator[Cluster]:
+def machines(count: int) -> Iterator[Machines]:
     """Start a head without work, and a number of workers with four cores each."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": STORE})
+    cluster = Machines(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": STORE})
     try:
         for _ in range(count):
             cluster.add_node(num_cpus=4, object_store_memory=STORE)
@@ -166,7 +165,7 @@ def autoscaled(folder: Path) -> Iterator[tuple[str, int]]:
         port = free.getsockname()[1]
     config = folder / "autoscaler.json"
     # By default the machines of the provider join port 6379, which may be another Ray.
-    provider = AUTOSCALER["provider"] | {"gcs_address": f"{get_node_ip_address()}:{port}"}
+    provider = AUTOSCALER["provider"] | {"gcs_address": f"{ADDRESS}:{port}"}
     config.write_text(json.dumps(AUTOSCALER | {"provider": provider}))
     options = ["--head", "--block", f"--port={port}", "--num-cpus=6", f"--object-store-memory={STORE}"]
     options.append("--include-dashboard=False")

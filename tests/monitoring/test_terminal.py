@@ -71,7 +71,8 @@ def run_on_terminal(then: str, number: signal.Signals | None = None, terminal: s
     """Run the script on a terminal, send it a signal once the table is shown, and return its exit code and output."""
     parent, child = pty.openpty()
     environment = os.environ | {"TERM": terminal, "PYTHONPATH": str(ROOT)}
-    code = SCRIPT.replace("{then}", then)
+    # A shell's background jobs ignore Ctrl-C, and so do their children.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n" + SCRIPT.replace("{then}", then)
     run = subprocess.Popen([sys.executable, "-c", code], stdout=child, stderr=subprocess.PIPE, env=environment)
     os.close(child)
     written = b""
