@@ -29,6 +29,7 @@ LAYERS = (
     ("core", CORE),
     ("records", RECORDS),
     ("settings", "config scale"),
+    ("tools", "cost.count_*"),
     ("code", "models.* protocols.* monitoring.* store.* cost cost.* demo.* stages.sample_rows"),
     ("run", "stages.@.run"),
     ("stages", "stages.@.*"),

@@ -16,8 +16,9 @@ from typing import Any, Final
 
 from vlcp_ray import __version__
 from vlcp_ray.config import Job, load_job
+from vlcp_ray.cost.memory import check_memory
 from vlcp_ray.cost.requirements import requirements
-from vlcp_ray.cost.table import cost_lines
+from vlcp_ray.cost.table import cost_lines, this_machine
 from vlcp_ray.engine import JOB_MARK
 from vlcp_ray.exports import FORMATS
 from vlcp_ray.methods.vlcp import METHOD
@@ -130,7 +131,10 @@ def _plan(arguments: argparse.Namespace) -> int:
         print(f"{step.title:<34} {step.fingerprint:<14} {state(step, manifests):<9} {note}".rstrip())
     todo = sum(state(step, manifests) != "done" for step in steps)
     print(f"\n{todo} of {len(steps)} artifacts to make under {store.path}")
-    print(*requirements(job, steps).lines(), *cost_lines(job, store, steps, manifests, scale), sep="\n")
+    used = scale or this_machine()[0]
+    print(*requirements(job, steps, used).lines(), *cost_lines(job, graph, store, steps, manifests, scale), sep="\n")
+    stages = dict.fromkeys(step.stage for step in steps if state(step, manifests) != "done")
+    check_memory(job, list(stages), used)
     return 0
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from vlcp_ray import sources
 from vlcp_ray.config import Job
+from vlcp_ray.cost.memory import check_memory
 from vlcp_ray.engine.context import Context, versions
 from vlcp_ray.methods import METHODS
 from vlcp_ray.models.pretrained import check, content_hash
@@ -122,6 +123,7 @@ def run(
         context = Context(job, scale or derived, store, view, tracker, command, known)
         for stage in stages_left:
             stage.check_scale(job, context.scale)
+        check_memory(job, [stage.name for stage in stages_left], context.scale, derived.memory_of_gpu)
         used = {step.stage for step in steps}
         view.set_stages(
             {stage.name: "waiting" if stage in stages_left else "skipped" for stage in stages if stage.name in used}

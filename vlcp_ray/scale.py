@@ -45,6 +45,7 @@ class Pool(Settings):
 
 
 OptimizerKind = Literal["adamw", "adamw8bit"]
+Precision = Literal["float32", "bf16"]
 
 
 class FinetunePool(Pool):
@@ -60,6 +61,19 @@ class FinetunePool(Pool):
     checkpoint_minutes: float = Field(
         20.0, ge=0, description="minutes from one checkpoint to the next, which are what a lost machine costs"
     )
+
+
+class EvaluatePool(Pool):
+    """The workers that train classifiers. The precision changes scores by less than their spread; SCORES has it."""
+
+    precision: Precision | None = Field(
+        None, description="that classifiers compute in; none: bf16 on GPUs, float32 on CPUs"
+    )
+
+    @property
+    def used_precision(self) -> Precision:
+        """Return the precision of its trials."""
+        return self.precision or ("bf16" if self.num_gpus else "float32")
 
 
 class Prices(Settings):
@@ -84,6 +98,15 @@ class Scale(Settings):
         1800.0, ge=0, description="seconds to wait for devices that the cluster does not have yet"
     )
     gpu: str = Field("", description="kind of GPU, for `plan`: T4, V100, A10G, L4, L40S, A100, H100, H200, B200")
+    memory_of_gpu: float | None = Field(
+        None, gt=0, description="GiB of the smallest GPU; none: that of `gpu`, or of the GPUs that are found"
+    )
+    gpu_link: float = Field(
+        12.0,
+        gt=0,
+        description="GB/s from a GPU to the next in a training, for `plan`: 12 over PCIe 4 (an assumption), 200 or "
+        "more over NVLink, or that of the network between machines",
+    )
     prices: Prices | None = Field(None, description="what the hardware costs")
     ingest: Pool = Pool()
     caption: Pool = Pool()
@@ -91,7 +114,7 @@ class Scale(Settings):
     finetune: FinetunePool = FinetunePool()
     prototype: Pool = Pool()
     generate: Pool = Pool()
-    evaluate: Pool = Pool()
+    evaluate: EvaluatePool = EvaluatePool()
 
     @model_validator(mode="before")
     @classmethod
@@ -102,8 +125,10 @@ class Scale(Settings):
     @model_validator(mode="after")
     def _check(self) -> Self:
         used = any(pool.num_gpus for pool in pools(self).values())
-        if not used and (self.gpu or (self.prices and self.prices.gpu_hour)):
-            raise ValueError("gpu and prices.gpu_hour describe GPUs, and no pool has num_gpus; leave them out")
+        if not used and (self.gpu or self.memory_of_gpu or (self.prices and self.prices.gpu_hour)):
+            raise ValueError(
+                "gpu, memory_of_gpu and prices.gpu_hour describe GPUs, and no pool has num_gpus; leave them out"
+            )
         return self
 
 
@@ -122,7 +147,7 @@ def load_scale(path: str) -> Scale:
     return build(Scale, read_toml(path, "clusters/"), path)
 
 
-def derive(cpus: int, gpus: int, gpu_gib: float = 16) -> Scale:
+def derive(cpus: int, gpus: int, gpu_gib: float | None = None) -> Scale:
     """Derive the scale for what a machine or cluster has. Without a GPU the CPUs do the work.
 
     Batches, and what fine-tuning does to save memory, are those of Stable Diffusion 1.5 at 512 pixels. A captioner gets
@@ -130,17 +155,19 @@ def derive(cpus: int, gpus: int, gpu_gib: float = 16) -> Scale:
     write.
 
     Args:
-        gpu_gib: memory of the smallest GPU.
+        gpu_gib: memory of the smallest GPU; None: unknown, as small as the smallest known kind has.
     """
     if gpus == 0:
         return _on_cpus(cpus)
+    gib = gpu_gib or _SMALLEST_GIB
     shared = gpus == 1  # captioning and encoding stream at the same time: on one GPU they share it
     encoders = max(1, gpus // 4)
-    encoding_share = max(0.15, round(_SHARED_ENCODER_GIB / gpu_gib, 2)) if shared else 1.0
+    encoding_share = min(0.25, max(0.15, round(_SHARED_ENCODER_GIB / gib, 2))) if shared else 1.0
     per_worker = _cpus_per_worker(cpus, gpus + shared)
-    usable = _USABLE * gpu_gib
+    usable = USABLE * gib
     return Scale(
         rows_per_block=256,
+        memory_of_gpu=gpu_gib,
         ingest=Pool(num_workers=cpus),
         caption=Pool(
             num_workers=max(1, gpus - encoders),
@@ -152,7 +179,7 @@ def derive(cpus: int, gpus: int, gpu_gib: float = 16) -> Scale:
             num_workers=encoders,
             num_cpus=per_worker,
             num_gpus=encoding_share,
-            batch_size=_largest_batch(encoding_share * usable - _CONTEXT - 0.16, 0.314, 32),
+            batch_size=_largest_batch(encoding_share * usable - CONTEXT_GIB - 0.16, 0.314, 32),
         ),
         finetune=_finetune_on_gpus(gpus, _cpus_per_worker(cpus, gpus), usable),
         prototype=Pool(num_workers=max(1, cpus // 4), num_cpus=min(4, cpus)),
@@ -160,14 +187,15 @@ def derive(cpus: int, gpus: int, gpu_gib: float = 16) -> Scale:
             num_workers=gpus,
             num_cpus=_cpus_per_worker(cpus, gpus),
             num_gpus=1,
-            batch_size=_largest_batch(usable - _CONTEXT - 2.0, 0.376, 32),
+            batch_size=_largest_batch(usable - CONTEXT_GIB - 2.0, 0.376, 32),
         ),
-        evaluate=Pool(num_workers=gpus * 2, num_cpus=_cpus_per_worker(cpus, 2 * gpus), num_gpus=0.5),
+        evaluate=EvaluatePool(num_workers=gpus * 2, num_cpus=_cpus_per_worker(cpus, 2 * gpus), num_gpus=0.5),
     )
 
 
-_USABLE: Final = 0.93  # of the memory that a GPU is sold with
-_CONTEXT: Final = 1.0  # GiB of CUDA's context, workspaces and what lies between tensors
+#: The part of a GPU's memory that tensors can use, and the GiB of CUDA's context, workspaces and gaps in a process.
+USABLE, CONTEXT_GIB = 0.93, 1.0
+_SMALLEST_GIB: Final = 16.0
 _SHARED_ENCODER_GIB: Final = 4.0  # of a GPU that a captioner uses, too: for batches of eight
 
 
@@ -184,13 +212,13 @@ def _largest_batch(gib: float, per_image: float, most: int) -> int:
 
 def _finetune_on_gpus(gpus: int, cpus_per_worker: float, usable: float) -> FinetunePool:
     """Choose how fine-tuning fits: what costs no time first, then activations, the average, the optimiser."""
-    available = usable - _CONTEXT
+    available = usable - CONTEXT_GIB
     options: tuple[tuple[float, float, dict[str, Any]], ...] = (
         # GiB without images, GiB of an image
-        (15.5, 0.95, {"gradient_checkpointing": False}),
-        (16.1, 0.14, {}),
-        (12.9, 0.14, {"average_on": "cpu"}),
-        (8.1, 0.14, {"average_on": "cpu", "optimizer": "adamw8bit"}),
+        (14.7, 1.18, {"gradient_checkpointing": False}),
+        (16.3, 0.15, {}),
+        (13.1, 0.15, {"average_on": "cpu"}),
+        (8.3, 0.15, {"average_on": "cpu", "optimizer": "adamw8bit"}),
     )
     # Four images at a time keep a GPU busy; with less memory than the last option needs, it is tried all the same.
     fixed, image, saving = next((one for one in options if one[0] + 4 * one[1] <= available), options[-1])
@@ -208,5 +236,5 @@ def _on_cpus(cpus: int) -> Scale:
         finetune=FinetunePool(num_workers=min(2, cpus), num_cpus=1, batch_size=32, gradient_checkpointing=False),
         prototype=Pool(num_workers=cpus),
         generate=Pool(num_workers=cpus, batch_size=32),
-        evaluate=Pool(num_workers=cpus),
+        evaluate=EvaluatePool(num_workers=cpus),
     )

@@ -21,7 +21,7 @@ def test_variants_measures_every_kind_of_work(tmp_path: Path, monkeypatch: pytes
 
 
 def test_sweep_stops_doubling_where_the_gain_is_below_a_tenth(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(variants, "_seconds", lambda call, device: call())
+    monkeypatch.setattr(variants, "seconds_per_call", lambda call, device: call())
 
     def make() -> tuple[Callable[[int], Callable[[], float]], float]:
         return lambda batch: lambda: max(1.0, batch / 4), 1.0  # four images take as long as one

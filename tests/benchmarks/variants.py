@@ -42,12 +42,12 @@ Change = Callable[[Any], None]
 Call = Callable[[], object]
 MakeCall = Callable[[int], Call]  # for a batch size
 
-_SIDE: Final[Mapping[str, int]] = {"real": 512, "tiny": 32}
+SIDE: Final[Mapping[str, int]] = {"real": 512, "tiny": 32}
 _GAIN: Final = 1.1  # the least speed-up for which the batch is doubled again
 _MAX_BATCH: Final[Mapping[str, int]] = {"cuda": 256, "cpu": 8}
 _SECONDS: Final[Mapping[str, float]] = {"cuda": 3.0, "cpu": 0.2}
 _ANSWER_TOKENS: Final[Mapping[str, int]] = {"real": 128, "tiny": 8}
-_TEXT: Final = "a photograph of a tench, a fish with a long green body"
+TEXT: Final = "a photograph of a tench, a fish with a long green body"
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def train(model: str, side: int, change: Change, device: str) -> tuple[MakeCall,
         if change is not bf16:
             change(trainer.unet)
         moments = np.random.default_rng(0).normal(size=(batch, 2, 2 * channels, height, width)).astype(np.float16)
-        columns = {"image_id": [str(n) for n in range(batch)], "caption": [_TEXT] * batch}
+        columns = {"image_id": [str(n) for n in range(batch)], "caption": [TEXT] * batch}
         table = pa.table({**columns, "train_moments": tensor_array(moments)})
         rank_batch = Schedule(batch, 1, batch, 0).rank_batch(0)
         return lambda: trainer.step(trainer.prepare(table, rank_batch)).item()
@@ -162,7 +162,7 @@ def generate(model: str, side: int, change: Change, device: str) -> tuple[MakeCa
     def make_call(batch: int) -> Call:
         latents = np.random.default_rng(0).normal(size=(batch, *shape)).astype(np.float32)
         return lambda: diffusion.img2img(
-            pipeline, settings, latents, [_TEXT] * batch, list(range(batch)), Batches(batch, "")
+            pipeline, settings, latents, [TEXT] * batch, list(range(batch)), Batches(batch, "")
         )
 
     return make_call, image_flops(settings, _flops(model), shape[1])
@@ -189,28 +189,28 @@ def sweep(
     batch, before = 1, 0.0
     while batch <= _MAX_BATCH[device]:
         try:
-            speed = batch / _seconds(make_call(batch), device)
+            speed = batch / seconds_per_call(make_call(batch), device)
         except torch.cuda.OutOfMemoryError:
             yield Measurement(work, variant, batch, None, None, None)
             return
-        yield Measurement(work, variant, batch, speed, speed * flops / peak_flops, _memory(device))
+        yield Measurement(work, variant, batch, speed, speed * flops / peak_flops, peak_memory(device))
         if speed < _GAIN * before:
             return
         batch, before = 2 * batch, speed
-        _free_memory(device)
+        free_memory(device)
 
 
 def variants(size: Size, folder: Path, works: Sequence[str], names: Sequence[str]) -> Iterator[Measurement]:
     """Measure all kinds of work under all changes, one after the other."""
     device = diffusion.pick_device()
-    peak_flops, side = peak("cpu" if device == "cpu" else torch.cuda.get_device_name()), _SIDE[size]
+    peak_flops, side = peak("cpu" if device == "cpu" else torch.cuda.get_device_name()), SIDE[size]
     wanted = [name for name in names or CHANGES if names or device == "cuda" or name not in _COMPILED]
     model = stable_diffusion(size, folder)
     for work, make in {"encode": encode, "train": train, "generate": generate}.items():
         for name in wanted if work in works else ():
             change = CHANGES[name]
             yield from sweep(work, name, partial(make, model, side, change, device), device, peak_flops)
-            _free_memory(device)
+            free_memory(device)
     if "caption" in works:
         captioner = llava(size, folder, device=device)
         make = partial(caption, captioner, _ANSWER_TOKENS[size], device)
@@ -221,28 +221,28 @@ def _flops(model: str) -> ModelFlops:
     return model_flops(Job(name="bench", base_model=model))
 
 
-def _seconds(call: Call, device: str) -> float:
+def seconds_per_call(call: Call, device: str) -> float:
     """Measure the seconds of one call, after one call to warm up."""
     call()
-    _wait(device)
+    wait(device)
     start, calls = time.perf_counter(), 0
     while time.perf_counter() - start < _SECONDS[device] or not calls:
         call()
-        _wait(device)
+        wait(device)
         calls += 1
     return (time.perf_counter() - start) / calls
 
 
-def _wait(device: str) -> None:
+def wait(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
 
 
-def _memory(device: str) -> float:
+def peak_memory(device: str) -> float:
     return torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else peak_gib()
 
 
-def _free_memory(device: str) -> None:
+def free_memory(device: str) -> None:
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()

@@ -4,18 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from vlcp_ray.cost.rates import CPU, Rate, Rates, gpu_kind, load_rates, published, save_rates
+from vlcp_ray.cost.rates import CPU, Rate, Rates, load_rates, published, save_rates
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.stages.stage import Work
 from vlcp_ray.store.artifact import Store
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [("NVIDIA A100-SXM4-80GB", "A100"), ("NVIDIA L4", "L4"), ("NVIDIA L40S", "L40S"), ("Tesla T4", "T4"), ("X", "X")],
-)
-def test_kind_of_a_gpu_name_is_its_short_name(name: str, kind: str) -> None:
-    assert gpu_kind(name) == kind
 
 
 def test_published_rates_of_an_unknown_gpu_are_refused() -> None:
@@ -35,18 +27,20 @@ def test_load_rates_with_an_unknown_field_is_refused(tmp_path: Path) -> None:
 
 def test_published_rates_are_shares_of_the_peak_of_the_device() -> None:
     work = Work("w", "generate", "", on_cpu=(0.5, 4.0), on_gpu=(0.25, 5.0))
-    assert published(CPU).rate(work, None) == (Rate(per_second=0.5 * 60e9, start=4.0), False)
-    assert published("A100").rate(work, None) == (Rate(per_second=0.25 * 312e12, start=5.0), False)
+    assert published(CPU).rate(work, None) == Rate(per_second=0.5 * 60e9, start=4.0, basis="assumed")
+    assert published("A100").rate(work, None) == Rate(per_second=0.25 * 312e12, start=5.0, basis="assumed")
+    assert published("A100").bandwidth == 0.8 * 1555e9
     images = Work("i", "ingest", "", unit="images", images_per_second=100.0)
-    assert published("A100").rate(images, None) == (Rate(per_second=100.0), False)
-    assert published("L40S").source == "published: L40S 362 TFLOPS (NVIDIA), shares as the stages cite"
+    assert published("A100").rate(images, None) == Rate(per_second=100.0, basis="assumed")
+    assert published("L40S").source == "published: L40S 362 TFLOPS (NVIDIA), shares of it as the stages cite or assume"
 
 
 def test_measured_rates_are_those_of_the_same_model_only() -> None:
     work, other = Work("w", "generate", ""), Work("x", "generate", "")
     rates = Rates(device=CPU, source="x", peak=1e9, rates={"w": Rate(per_second=7.0, start=2.0, model=3)})
-    assert rates.rate(work, 3) == (Rate(per_second=7.0, start=2.0, model=3), True)
-    assert rates.rate(work, 4) == rates.rate(other, 3) == rates.rate(other, None) == (Rate(per_second=1e9), False)
+    assert rates.rate(work, 3) == Rate(per_second=7.0, start=2.0, model=3)
+    assumed = Rate(per_second=1e9, basis="assumed")
+    assert rates.rate(work, 4) == rates.rate(other, 3) == rates.rate(other, None) == assumed
 
 
 def test_save_rates_returns_the_path_that_load_rates_reads(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Tests of the table of costs that `plan` prints."""
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,6 @@ import pytest
 
 from tests.cost.test_estimate import AWS, DIGITS, DIGITS_IMAGES, IMAGENET, IMAGENET_IMAGES, measured_rates
 from vlcp_ray.config import Job
-from vlcp_ray.cost import table as cost_table
 from vlcp_ray.cost.estimate import StageCost, estimate, seconds_by_stage
 from vlcp_ray.cost.rates import CPU, Rates, load_rates, published, save_rates
 from vlcp_ray.cost.requirements import expected_images
@@ -19,9 +19,9 @@ from vlcp_ray.settings import build
 from vlcp_ray.stages.ingest import Expect
 from vlcp_ray.store.artifact import Store
 
-INGEST = StageCost("ingest", 1500, 0.0, 9.0, 0.0, 0.5, 0.25, measured=True)
-GENERATE = StageCost("generate", 12, 2e15, 7200.0, 1.5, 0.25, 3.0, measured=False)
-UNKNOWN = StageCost("finetune", 8, math.nan, math.nan, math.nan, math.nan, math.nan, measured=False)
+INGEST = StageCost("ingest", 1500, 0.0, 9.0, 0.0, 0.5, 0.25, "measured")
+GENERATE = StageCost("generate", 12, 2e15, 7200.0, 1.5, 0.25, 3.0, "published")
+UNKNOWN = StageCost("finetune", 8, math.nan, math.nan, math.nan, math.nan, math.nan, "assumed")
 COUNTS = {"rows_in": 12, "rows": 12, "rejected": 0, "seconds": 1.0}
 UNSEEN = build(Job, {"name": "x", "ingest": {"source": "/data/unseen"}}, "x")
 
@@ -33,34 +33,34 @@ def rows_of(*costs: StageCost, **arguments: Any) -> list[list[str]]:
 
 @pytest.fixture
 def machine_with_l4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The files of NVIDIA's driver on a machine with two L4."""
-    for number in range(2):
-        file = tmp_path / "gpus" / f"0000:0{number}:00.0" / "information"
-        file.parent.mkdir(parents=True)
-        file.write_text(f"Model: \t\t NVIDIA L4\nIRQ:   \t\t {30 + number}\n")
-    monkeypatch.setattr(cost_table, "_GPUS", tmp_path / "gpus")
+    """The command of NVIDIA's driver on a machine with two L4."""
+    command = tmp_path / "bin" / "nvidia-smi"
+    command.parent.mkdir()
+    command.write_text("#!/bin/sh\necho 'NVIDIA L4, 23034'\necho 'NVIDIA L4, 23034'\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(command.parent), prepend=os.pathsep)
 
 
 def test_table_adds_up_the_stages_and_marks_assumed_times() -> None:
     prices = Prices(currency="EUR")
     assert rows_of(INGEST, GENERATE, disk={"ingest": 2.0}, measured={"ingest": 8.0}, prices=prices) == [
-        ["stage", "images", "written", "work", "GPU-hours", "time", "measured", "EUR"],
-        ["ingest", "1,500", "2.0", "GiB", "0.00", "9.0", "s", "8.0", "s", "0.25"],
-        ["generate", "12", "2.0", "PFLOP", "1.50", "~2:00:00", "3.00"],
-        ["all", "2.0", "GiB", "2.0", "PFLOP", "1.50", "~2:00:09", "3.25"],
+        ["stage", "images", "written", "work", "GPU-hours", "time", "measured", "EUR", "rates"],
+        ["ingest", "1,500", "2.0", "GiB", "0.00", "9.0", "s", "8.0", "s", "0.25", "measured"],
+        ["generate", "12", "2.0", "PFLOP", "1.50", "~2:00:00", "3.00", "published"],
+        ["all", "2.0", "GiB", "2.0", "PFLOP", "1.50", "~2:00:09", "3.25", "published"],
     ]
 
 
 def test_table_shows_the_measured_sum_only_where_every_stage_was_measured() -> None:
-    assert rows_of(INGEST, GENERATE, measured={"ingest": 8.0, "generate": 90.0})[-1][-1] == "1:38"
-    assert rows_of(INGEST, GENERATE, measured={"ingest": 8.0})[-1][-1] == "~2:00:09"
-    assert rows_of(INGEST)[-1] == ["all", "0.50", "9.0", "s"]
+    assert rows_of(INGEST, GENERATE, measured={"ingest": 8.0, "generate": 90.0})[-1][-2] == "1:38"
+    assert rows_of(INGEST, GENERATE, measured={"ingest": 8.0})[-1][-2] == "~2:00:09"
+    assert rows_of(INGEST)[-1] == ["all", "0.50", "9.0", "s", "measured"]
 
 
 def test_table_of_a_job_without_gpus_has_cpu_hours() -> None:
-    rows = rows_of(INGEST, StageCost("evaluate", 3, 1e12, 60.0, 0.0, 0.25, 0.0, measured=True))
-    assert rows[0] == ["stage", "images", "written", "work", "CPU-hours", "time"]
-    assert [row[-2] for row in rows[1:]] == ["9.0", "0.25", "0.75"]
+    rows = rows_of(INGEST, StageCost("evaluate", 3, 1e12, 60.0, 0.0, 0.25, 0.0, "measured"))
+    assert rows[0] == ["stage", "images", "written", "work", "CPU-hours", "time", "rates"]
+    assert [row[-3] for row in rows[1:]] == ["9.0", "0.25", "0.75"]
 
 
 def test_table_of_an_unknown_stage_has_no_hours_and_no_sum() -> None:
@@ -83,20 +83,20 @@ def test_table_of_an_unknown_stage_has_no_hours_and_no_sum() -> None:
     ],
 )
 def test_table_work_is_in_the_largest_unit_that_fits(flops: float, text: list[str]) -> None:
-    cost = StageCost("x", 1, flops, 60.0, 0.0, 0.5, 0.0, measured=True)
-    assert rows_of(cost)[1] == ["x", "1", *text, "0.50", "1:00"]
+    cost = StageCost("x", 1, flops, 60.0, 0.0, 0.5, 0.0, "measured")
+    assert rows_of(cost)[1] == ["x", "1", *text, "0.50", "1:00", "measured"]
 
 
 def test_cost_lines_use_the_rates_that_bench_saved(tmp_path: Path) -> None:
     store = Store.at(str(tmp_path))
     assert load_rates(store, CPU) is None
-    before = list(cost_lines(DIGITS, store, graph(DIGITS), store.manifests(graph(DIGITS)), derive(2, 0)))
+    before = list(cost_lines(DIGITS, graph, store, graph(DIGITS), store.manifests(graph(DIGITS)), derive(2, 0)))
     assert "~" in before[2]
     save_rates(store, measured_rates())
     assert load_rates(store, CPU) == measured_rates()
-    after = list(cost_lines(DIGITS, store, graph(DIGITS), store.manifests(graph(DIGITS)), derive(2, 0)))
+    after = list(cost_lines(DIGITS, graph, store, graph(DIGITS), store.manifests(graph(DIGITS)), derive(2, 0)))
     assert not any("~" in line for line in after)
-    assert after[-1] == "rates       measured: here"
+    assert "rates       measured: here" in after
 
 
 def test_cost_lines_show_measured_seconds_beside_the_estimate(tmp_path: Path) -> None:
@@ -106,18 +106,18 @@ def test_cost_lines_show_measured_seconds_beside_the_estimate(tmp_path: Path) ->
         facts |= {"rows_in": 1, "rows": 1, "rejected": 0}
         if step.stage in ("ingest", "generate"):
             store.artifact(step).complete(facts)
-    lines = list(cost_lines(DIGITS, store, steps, store.manifests(steps), derive(2, 0)))
+    lines = list(cost_lines(DIGITS, graph, store, steps, store.manifests(steps), derive(2, 0)))
     rows = {line.split()[0]: line.split() for line in lines[1:] if line}
-    assert rows["stage"][-1] == "measured"
-    assert rows["ingest"][-1] == "0:30"
-    assert rows["generate"][-1] == "1:00"  # two sets, each with its share
+    assert rows["stage"][-2:] == ["measured", "rates"]
+    assert rows["ingest"][-2] == "0:30"
+    assert rows["generate"][-2] == "1:00"  # two sets, each with its share
     assert len(rows["pair"]) < len(rows["generate"])
 
 
 def test_cost_lines_of_a_scale_with_unnamed_or_unrated_gpus_name_the_setting(tmp_path: Path) -> None:
     store = Store.at(str(tmp_path))
     for gpu, message in (("", 'name their kind, e.g. gpu = "L4"'), ("GTX 9", "GPU 'GTX 9'; known: T4")):
-        (line,) = cost_lines(IMAGENET, store, graph(IMAGENET), {}, AWS.model_copy(update={"gpu": gpu}))
+        (line,) = cost_lines(IMAGENET, graph, store, graph(IMAGENET), {}, AWS.model_copy(update={"gpu": gpu}))
         assert line.startswith("cost        unknown: gpu: ")
         assert message in line
     with pytest.raises(ValueError, match="no pool has num_gpus"):
@@ -126,7 +126,7 @@ def test_cost_lines_of_a_scale_with_unnamed_or_unrated_gpus_name_the_setting(tmp
 
 def test_cost_lines_leave_out_the_disk_of_an_uncounted_model(tmp_path: Path) -> None:
     job = DIGITS.model_copy(update={"base_model": "some/model"})
-    lines = list(cost_lines(job, Store.at(str(tmp_path)), graph(job), {}, derive(2, 0)))
+    lines = list(cost_lines(job, graph, Store.at(str(tmp_path)), graph(job), {}, derive(2, 0)))
     rows = {line.split()[0]: line for line in lines[2:]}
     assert "iB" in rows["ingest"]
     assert "iB" in rows["all"]
@@ -135,7 +135,7 @@ def test_cost_lines_leave_out_the_disk_of_an_uncounted_model(tmp_path: Path) -> 
 
 def test_cost_lines_without_the_number_of_images_are_none(tmp_path: Path) -> None:
     store = Store.at(str(tmp_path))
-    assert list(cost_lines(UNSEEN, store, graph(UNSEEN), {}, derive(2, 0))) == []
+    assert list(cost_lines(UNSEEN, graph, store, graph(UNSEEN), {}, derive(2, 0))) == []
     assert counted_images(UNSEEN, graph(UNSEEN), store.manifests(graph(UNSEEN))) is None
     assert expected_seconds(UNSEEN, store, graph(UNSEEN), {}, derive(2, 0)) == {}
 
@@ -154,14 +154,14 @@ def test_expected_seconds_are_those_of_the_estimate(tmp_path: Path) -> None:
     on_gpus = seconds_by_stage(estimate(IMAGENET, steps, AWS, IMAGENET_IMAGES, l40s))
     assert expected_seconds(IMAGENET, store, steps, {}, AWS) == on_gpus
     save_rates(store, l40s.model_copy(update={"peak": l40s.peak / 2}))
-    assert expected_seconds(IMAGENET, store, steps, {}, AWS)["finetune"] > 1.9 * on_gpus["finetune"]
+    assert expected_seconds(IMAGENET, store, steps, {}, AWS)["generate"] > 1.9 * on_gpus["generate"]
     save_rates(store, measured_rates())
     assert expected_seconds(DIGITS, store, graph(DIGITS), {}, derive(2, 0)) != on_cpus
 
 
 @pytest.mark.usefixtures("machine_with_l4")
 def test_expected_seconds_on_gpus_without_a_name_are_those_of_this_machine(tmp_path: Path) -> None:
-    assert this_machine() == (derive(count_cores(), 2), "L4")
+    assert this_machine() == (derive(count_cores(), 2, 23034 / 1024), "L4")
     store, steps, scale = Store.at(str(tmp_path)), graph(DIGITS), derive(8, 2)
     expected = seconds_by_stage(estimate(DIGITS, steps, scale, DIGITS_IMAGES, published("L4")))
     assert expected_seconds(DIGITS, store, steps, {}, scale) == expected
@@ -172,7 +172,7 @@ def test_expected_seconds_on_gpus_without_a_name_are_those_of_this_machine(tmp_p
 
 
 def test_this_machine_without_gpus_has_cpus_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cost_table, "_GPUS", tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
     assert this_machine() == (derive(count_cores(), 0), "")
 
 

@@ -76,3 +76,37 @@ def test_token_that_others_read_is_a_hint(
     findings = list(checks.token())
     assert [finding.state for finding in findings] == (["hint"] if found else [])
     assert all(str(found) in finding.found and f"chmod 600 {file}" in finding.fix for finding in findings)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "driver", "fix"),
+    [
+        ("13.0", "580.65.06", ""),
+        ("13.0", "570.124.06", "a torch for CUDA 13.0 needs NVIDIA's driver 580 or newer: install it"),
+        ("12.8", "570.124.06", ""),
+        ("12.8", "470.223.02", "needs NVIDIA's driver 525 or newer"),
+        ("none", "470.223.02", ""),
+    ],
+)
+def test_torch_build_compares_the_driver_with_cuda(
+    cuda: str, driver: str, fix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "version"
+    file.write_text(
+        f"NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {driver}  Release Build\n"
+        "GCC version:  gcc version 12.3.0 (Ubuntu 12.3.0-1ubuntu1)\n"
+    )
+    monkeypatch.setattr(checks, "DRIVER", file)
+    monkeypatch.setattr(checks, "_TORCH", f"print('{cuda};NVIDIA L4')")
+    build, found, gpus = checks.torch_build()
+    assert (found.name, found.found, found.state) == ("NVIDIA driver", driver, "wrong" if fix else "ok")
+    assert fix in found.fix
+    assert (gpus.found, build.state) == ("NVIDIA L4", "ok")
+
+
+def test_torch_build_names_a_gpu_that_torch_does_not_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "DRIVER", tmp_path / "missing")
+    monkeypatch.setattr(checks, "GPU_DEVICE", tmp_path)
+    monkeypatch.setattr(checks, "_TORCH", "print('none')")
+    assert [finding.name for finding in checks.torch_build()] == ["torch build", "GPUs"]
+    assert "EXTRA=gpu" in list(checks.torch_build())[-1].fix

@@ -12,7 +12,7 @@ from ray._private import utils as ray_utils
 from ray.data import ActorPoolStrategy, Dataset
 
 from vlcp_ray.engine import cluster
-from vlcp_ray.engine.cluster import _smallest_gpu, connect
+from vlcp_ray.engine.cluster import connect
 
 ROOT = Path(__file__).parents[2]
 LOCAL = """
@@ -142,10 +142,26 @@ def test_connect_keeps_an_existing_connection(ray_session: None) -> None:
     assert ray.is_initialized()
 
 
-@pytest.mark.parametrize(
-    ("kinds", "gib"),
-    [(["H100", "A100-80G"], 80), (["H100", "L4"], 24), (["H100", "unknown"], 16), ([], 16)],
-    ids=lambda value: str(value),
-)
-def test_smallest_gpu_of_the_cluster_is_that_of_its_kinds(kinds: list[str], gib: int) -> None:
-    assert _smallest_gpu({"CPU": 8.0} | {f"accelerator_type:{kind}": 1.0 for kind in kinds}) == gib
+GPU_CLUSTER = """
+import ray
+from ray.cluster_utils import Cluster
+from vlcp_ray.engine.cluster import connect
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0})
+cluster.add_node(num_cpus=4, num_gpus=1, resources={"accelerator_type:G": 1})
+ray.init(cluster.address)
+with connect() as scale:
+    print(scale.memory_of_gpu, scale.finetune.num_workers, scale.finetune.gradient_checkpointing)
+"""
+
+
+def test_scale_of_a_cluster_has_the_memory_of_its_gpus(tmp_path: Path) -> None:
+    command = tmp_path / "nvidia-smi"
+    command.write_text("#!/bin/sh\necho 'NVIDIA GeForce RTX 3090, 24576'\n")
+    command.chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment["PATH"] = f"{tmp_path}{os.pathsep}{environment['PATH']}"
+    run = subprocess.run(
+        [sys.executable, "-c", GPU_CLUSTER], capture_output=True, text=True, env=environment, timeout=120
+    )
+    assert run.stdout.splitlines()[-1:] == ["24.0 1 False"], run.stderr[-2000:]

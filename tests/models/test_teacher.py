@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 
 from tests.labelled_digits import NAMES, digits
 from vlcp_ray.config import Teach
 from vlcp_ray.models.classifiers import head_of
 from vlcp_ray.models.teacher import features, load_teacher, soft_labels
-from vlcp_ray.protocols.labelled_images import to_device
 from vlcp_ray.protocols.metrics import accuracy, predict
 from vlcp_ray.stages.teach.train import TrainedTeacher, train_teacher
 
@@ -24,8 +24,7 @@ def test_load_teacher_from_its_weights_has_the_same_accuracy(trained: TrainedTea
     network = load_teacher(SETTINGS, trained.state)
     assert not network.training
     assert not any(parameter.requires_grad for parameter in network.parameters())
-    pixels, labels = to_device(VAL, "cpu")
-    assert accuracy(predict(network, pixels), labels) == (trained.top1, trained.top5)
+    assert accuracy(predict(network, VAL.pixels), torch.tensor(VAL.labels)) == (trained.top1, trained.top5)
 
 
 def test_load_teacher_of_another_network_is_refused(trained: TrainedTeacher) -> None:
@@ -43,7 +42,7 @@ def test_features_are_the_inputs_of_the_last_layer(trained: TrainedTeacher) -> N
     assert computed.dtype == np.float32
     head = head_of(network)
     logits = computed @ head.weight.numpy().T + head.bias.numpy()
-    np.testing.assert_array_equal(logits.argmax(1), predict(network, to_device(VAL, "cpu")[0])[:70, 0])
+    np.testing.assert_array_equal(logits.argmax(1), predict(network, VAL.pixels)[:70, 0])
     assert not head._forward_pre_hooks
 
 
@@ -52,4 +51,4 @@ def test_soft_labels_are_probabilities_that_rank_as_the_network_does(trained: Tr
     labels = soft_labels(network, VAL.pixels[:70], "cpu")  # more than a batch
     assert labels.shape == (70, 10)
     np.testing.assert_allclose(labels.sum(1), 1, rtol=1e-5)
-    np.testing.assert_array_equal(labels.argmax(1), predict(network, to_device(VAL, "cpu")[0])[:70, 0])
+    np.testing.assert_array_equal(labels.argmax(1), predict(network, VAL.pixels)[:70, 0])

@@ -99,5 +99,19 @@ def test_view_logs_lines_and_keeps_the_largest_peaks(caplog: pytest.LogCaptureFi
         progress.add(1, peaks=Peaks(3, 7))
     assert "2 rows" in caplog.text
     assert plain.peak_facts() == {"peak_memory": 10**7, "peak_gpu_memory": 7}
+    assert "out of GPU memory" not in caplog.text
     plain.start_stage("finetune", "")
     assert 0 < plain.peak_facts()["peak_memory"] < 10**6  # this process's own
+
+
+def test_view_says_once_that_batches_did_not_fit() -> None:
+    plain, _, stream = view()
+    plain.set_stages({"ingest": "done", "pair": "waiting"})
+    plain.start_stage("pair", "")
+    for halvings in (0, 1, 1, 2, 1):
+        plain.record_peaks(Peaks(1, 1, halvings))
+    first, second = (line for line in stream.getvalue().splitlines() if "out of GPU memory" in line)
+    assert first.split()[0] == "pair"
+    assert "batches of a half now; results may differ in the last bit; a smaller batch_size" in first
+    assert "batches of a 4th now" in second
+    assert plain.peak_facts()["halvings"] == 2

@@ -1,7 +1,13 @@
-"""Tests of labelled images: preparing, checking and copying them."""
+"""Tests of labelled images: preparing, checking, copying and sharing them."""
 
+import errno
 import io
+import os
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,9 +16,18 @@ from PIL import Image
 
 from tests.labelled_digits import NAMES, digits
 from vlcp_ray.images import encode_png
-from vlcp_ray.protocols.labelled_images import LabelledImages, check_split, load_split, prepare, to_device
+from vlcp_ray.protocols import labelled_images
+from vlcp_ray.protocols.labelled_images import (
+    LabelledImages,
+    check_split,
+    delete_shared,
+    load_split,
+    prepare,
+    share_split,
+    to_device,
+)
 from vlcp_ray.schemas import IMAGES, SYNTHETIC, conform
-from vlcp_ray.store.artifact import Step, Store
+from vlcp_ray.store.artifact import Artifact, Step, Store
 
 SOME = digits(0, 20)
 
@@ -68,9 +83,10 @@ def test_to_device_copies_read_only_arrays() -> None:
     np.testing.assert_array_equal(split.labels, SOME.labels)
 
 
-@pytest.mark.parametrize("table", ["images", "synthetic"])
-def test_load_split_reads_one_split_by_image_id(table: str, tmp_path: Path) -> None:
-    artifact = Store.at(str(tmp_path)).artifact(Step("ingest", 1, {}))
+@pytest.fixture
+def artifact(request: pytest.FixtureRequest, tmp_path: Path) -> Artifact:
+    """IMAGES or SYNTHETIC of five images in two files."""
+    table, artifact = getattr(request, "param", "images"), Store.at(str(tmp_path)).artifact(Step("ingest", 1, {}))
     rows = [
         {"image_id": f"i{number}", "label": number, "class_name": "x", "split": split, "source": "", "text": ""}
         | {"image": encode_png(np.full((12, 12, 3), 10 * number, np.uint8)), "prototype_id": "", "seed": 0}
@@ -79,7 +95,98 @@ def test_load_split_reads_one_split_by_image_id(table: str, tmp_path: Path) -> N
     for part in (slice(0, 3), slice(3, 5)):
         written = conform(pa.Table.from_pylist(rows[part]), IMAGES if table == "images" else SYNTHETIC)
         artifact.write_table(f"{table}/{part.start}.parquet", written)
-    train, val = (load_split(artifact, split, 8, 10) for split in ("train", "val"))
+    return artifact
+
+
+@pytest.mark.parametrize("artifact", ["images", "synthetic"], indirect=True)
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("is_file", [False, True])
+def test_load_split_reads_one_split_by_image_id(
+    artifact: Artifact, threads: int, is_file: bool, tmp_path: Path
+) -> None:
+    train, val = (
+        load_split(artifact, split, 8, 10, threads, tmp_path / split if is_file else None) for split in ("train", "val")
+    )
     assert (train.labels.tolist(), val.labels.tolist()) == ([0, 2, 4], [1, 3])
     assert train.pixels.shape == (3, 3, 8, 8)
     assert train.pixels[:, 0, 4, 4].tolist() == [0, 20, 40]
+    assert val.pixels[:, 2, 0, 7].tolist() == [10, 30]
+    assert isinstance(train.pixels, np.memmap) == is_file
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of shared files, in a temporary folder of the test's own."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    return tmp_path / "tmp" / f"vlcp-ray-{os.getuid()}"
+
+
+def test_share_split_decodes_once_and_maps_the_same_file(
+    artifact: Artifact, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, other = share_split(artifact, "val", 8, 10), share_split(artifact, "val", 8, 12)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setattr(labelled_images, "load_split", None)
+    again = share_split(artifact, "val", 8, 10, threads=2)
+    assert isinstance(first.pixels, np.memmap)
+    assert again.pixels.filename == first.pixels.filename != other.pixels.filename
+    loaded = load_split(artifact, "val", 8, 10)
+    for split in (first, again):
+        np.testing.assert_array_equal(split.pixels, loaded.pixels)
+        np.testing.assert_array_equal(split.labels, loaded.labels)
+
+
+def test_share_split_asked_for_at_once_decodes_once(
+    artifact: Artifact, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = list[str]()
+
+    def load(*arguments: Any) -> LabelledImages:
+        calls.append(arguments[1])
+        time.sleep(0.2)
+        return load_split(*arguments)
+
+    monkeypatch.setattr(labelled_images, "load_split", load)
+    with ThreadPoolExecutor(4) as threads:
+        splits = list(threads.map(lambda _: share_split(artifact, "val", 8, 10), range(8)))
+    assert calls == ["val"]
+    assert all(split.labels.tolist() == [1, 3] for split in splits)
+    assert {file.name.rpartition("-")[2] for file in folder.iterdir()} == {"10.npy", "labels.npy", "10.lock"}
+
+
+def test_share_split_deletes_what_was_not_used_for_a_day(artifact: Artifact, folder: Path) -> None:
+    used = share_split(artifact, "val", 8, 10)
+    old = folder / "images-0-val-8-8.npy"
+    old.write_bytes(b"x")
+    os.utime(old, (time.time() - 25 * 3600,) * 2)
+    share_split(artifact, "train", 8, 10)
+    assert not old.exists()
+    assert Path(used.pixels.filename).exists()
+    delete_shared()
+    assert not list(folder.glob("*.npy"))
+    assert used.pixels[0, 0, 0, 0] == 10  # mapped as long as the process needs it
+
+
+def test_share_split_refuses_a_folder_that_others_can_change(artifact: Artifact, folder: Path) -> None:
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(ValueError, match="can be changed by others; delete it"):
+        share_split(artifact, "val", 8, 10)
+    folder.rmdir()
+    folder.symlink_to(folder.parent)
+    with pytest.raises(ValueError, match="can be changed by others; delete it"):
+        share_split(artifact, "val", 8, 10)
+
+
+def test_share_split_on_a_full_disk_names_the_fix_and_leaves_nothing(
+    artifact: Artifact, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(*arguments: Any) -> None:
+        Path(arguments[5]).write_bytes(b"x")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(labelled_images, "load_split", fill)
+    with pytest.raises(ValueError, match=r"evaluate: the disk of .* is full; .* TMPDIR"):
+        share_split(artifact, "val", 8, 10)
+    assert {file.suffix for file in folder.iterdir()} == {".lock"}

@@ -1,5 +1,6 @@
 """Tests of predictions, accuracies and confusion matrices."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,14 +16,15 @@ class FixedRanks(torch.nn.Module):
 
 def test_accuracy_counts_the_first_and_the_first_five_predictions() -> None:
     labels = torch.tensor([6, 6, 5, 2, 1, 0] * 20)
-    predicted = predict(FixedRanks(), torch.zeros(120, 3, 8, 8, dtype=torch.uint8))
+    predicted = predict(FixedRanks(), np.zeros((120, 3, 8, 8), np.uint8))
     assert predicted.tolist() == [[6, 5, 4, 3, 2]] * 120
     assert accuracy(predicted, labels) == (pytest.approx(2 / 6), pytest.approx(4 / 6))
 
 
 def test_predict_runs_in_eval_mode_and_restores_the_mode() -> None:
     network = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Flatten(), torch.nn.Linear(3 * 64, 3))
-    pixels = torch.randint(256, (5, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 3, 8, 8), dtype=np.uint8)
+    pixels.flags.writeable = False  # as it is mapped from a file
     before = {name: value.clone() for name, value in network.state_dict().items()}
     together = predict(network, pixels)
     assert network.training

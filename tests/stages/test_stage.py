@@ -30,7 +30,7 @@ def test_stage_without_functions_has_no_loads_and_no_checks() -> None:
     stage = Stage("stage", version=1, summary="")
     assert list(stage.loads(None, [])) == []
     assert stage.disk(None, []) == 0.0
-    assert stage.memory(None) == {}
+    assert list(stage.memory(None, None, None)) == []
     stage.check(None)
     stage.check_scale(None, None)
 

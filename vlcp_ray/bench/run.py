@@ -14,7 +14,8 @@ import numpy as np
 
 from vlcp_ray.bench.measure import Task
 from vlcp_ray.config import Job
-from vlcp_ray.cost.rates import CPU, Overheads, Rate, Rates, gpu_kind
+from vlcp_ray.cost.gpus import gpu_kind
+from vlcp_ray.cost.rates import CPU, Overheads, Rate, Rates
 from vlcp_ray.scale import Pool, Scale
 from vlcp_ray.stages import STAGES
 from vlcp_ray.stages.stage import Work

@@ -7,7 +7,7 @@ from typing import Final
 
 from vlcp_ray.config import Job
 from vlcp_ray.cost.inputs import CostInputs
-from vlcp_ray.cost.rates import CPU, Rate, Rates, published
+from vlcp_ray.cost.rates import CPU, Basis, Rate, Rates, published
 from vlcp_ray.scale import Pool, Prices, Scale, pools
 from vlcp_ray.stages import STAGES
 from vlcp_ray.stages.ingest import Expect
@@ -15,6 +15,10 @@ from vlcp_ray.stages.stage import Load, Stage
 from vlcp_ray.store.artifact import Step
 
 _HOUR: Final = 3600.0
+
+
+#: From the surest to the least sure.
+BASES: Final[tuple[Basis, ...]] = ("measured", "published", "assumed")
 
 
 @dataclass(frozen=True)
@@ -25,9 +29,9 @@ class StageCost:
         images: images that it reads or generates.
         flops: operations of its models; NaN, as are the seconds, where a model was never counted.
         seconds: from its start to its manifest.
-        gpu_hours, cpu_hours: hours for which its workers hold GPUs, and cores in pools without GPUs.
+        gpu_hours, cpu_hours: hours for which it holds GPUs, busy or not, and cores in pools without GPUs.
         money: in the currency of the scale's prices; 0 without prices.
-        measured: whether all rates were measured with the job's own models.
+        basis: of the least sure of its rates.
     """
 
     stage: str
@@ -37,7 +41,7 @@ class StageCost:
     gpu_hours: float
     cpu_hours: float
     money: float
-    measured: bool
+    basis: Basis
 
     @property
     def is_known(self) -> bool:
@@ -51,16 +55,16 @@ class LoadCost:
     Args:
         start: seconds until its workers have started.
         work: seconds of its work.
-        held: GPU-seconds, or CPU-seconds of a pool without GPUs, for which its workers hold devices.
-        measured: whether its rate was measured with the job's own model.
+        devices: GPUs, or cores of a pool without GPUs, that it holds.
+        basis: where its rate is from.
     """
 
     load: Load
     pool: Pool
     start: float
     work: float
-    held: float
-    measured: bool
+    devices: float
+    basis: Basis
 
 
 def loads(inputs: CostInputs, steps: Sequence[Step]) -> Iterator[tuple[Stage, Load]]:
@@ -90,7 +94,8 @@ def estimate(
     for stage, load in loads(inputs, steps):
         pool: Pool = getattr(scale, load.pool_name)
         rates = gpu if pool.num_gpus and gpu else cpu
-        by_stage.setdefault(stage, []).append(_load_cost(load, pool, rates, load.work.model(job)))
+        cost = _load_cost(load, pool, rates, load.work.model(job), scale.gpu_link * 1e9)
+        by_stage.setdefault(stage, []).append(cost)
     return [_stage_cost(stage, costs, scale) for stage, costs in by_stage.items()]
 
 
@@ -99,23 +104,30 @@ def seconds_by_stage(costs: Sequence[StageCost]) -> dict[str, float]:
     return {cost.stage: cost.seconds for cost in costs if cost.is_known}
 
 
-def _load_cost(load: Load, pool: Pool, rates: Rates, model: int | None) -> LoadCost:
-    rate, measured = rates.rate(load.work, model)
+def _load_cost(load: Load, pool: Pool, rates: Rates, model: int | None, link: float) -> LoadCost:
+    """Estimate one load.
+
+    Args:
+        model: number that identifies the job's model.
+        link: bytes per second from a worker to the next.
+    """
+    rate = rates.rate(load.work, model)
     start = load.starts * (getattr(rates.overheads, load.work.overhead) + rate.start)
-    alone = load.amount / _worker_rate(rate, pool, rates, measured)  # seconds of one worker, or of one whole GPU
-    devices = min(1.0, pool.num_gpus) or pool.num_cpus  # of a worker
-    if load.parallel:
-        work = alone / min(_count_devices(pool), load.units)
-        device_seconds = alone if pool.num_gpus else alone * pool.num_cpus
-        held = device_seconds + min(pool.num_workers, load.units) * start * devices
-    else:
-        work, held = alone, pool.num_workers * devices * (alone + start)
-    return LoadCost(load, pool, start, work, held, measured)
+    worker_rate = _worker_rate(rate, pool, rates)
+    workers = min(_count_devices(pool), load.units)
+    work = load.amount / worker_rate / workers
+    sending = max(0.0, load.traffic.link / link - load.traffic.hidden * work)
+    work += load.largest / worker_rate * (1 - 1 / workers) / 2  # until the last worker has ended: half a piece
+    # A measured rate includes what the optimiser reads and writes.
+    work += sending + (0.0 if rate.basis == "measured" else load.traffic.memory / rates.bandwidth)
+    held = _count_devices(pool) if load.holds_pool else workers
+    per_worker = max(1.0, pool.num_gpus) if pool.num_gpus else pool.num_cpus
+    return LoadCost(load, pool, start, work * (1 + load.paused), held * per_worker, rate.basis)
 
 
-def _worker_rate(rate: Rate, pool: Pool, rates: Rates, measured: bool) -> float:
+def _worker_rate(rate: Rate, pool: Pool, rates: Rates) -> float:
     """Return the rate of a worker: a measured one is that of a worker, an assumed one on a CPU that of a core."""
-    return rate.per_second * (1.0 if measured or rates.device != CPU else max(1.0, pool.num_cpus))
+    return rate.per_second * (1.0 if rate.basis == "measured" or rates.device != CPU else max(1.0, pool.num_cpus))
 
 
 def _count_devices(pool: Pool) -> float:
@@ -126,10 +138,18 @@ def _count_devices(pool: Pool) -> float:
 
 
 def _stage_cost(stage: Stage, costs: Sequence[LoadCost], scale: Scale) -> StageCost:
-    gpu_hours = sum(cost.held for cost in costs if cost.pool.num_gpus) / _HOUR
-    cpu_hours = sum(cost.held for cost in costs if not cost.pool.num_gpus) / _HOUR
-    overlap = len(stage.pools) > 1  # rows stream from pool to pool
-    seconds = _overlapped_seconds(costs, scale) if overlap else sum(cost.start + cost.work for cost in costs)
+    if len(stage.pools) > 1:  # rows stream from pool to pool, and all are held until the last row
+        seconds = _overlapped_seconds(costs, scale)
+        gpu_seconds = _count_gpus(costs) * seconds
+        cpu_seconds = sum(cost.devices for cost in costs if not cost.pool.num_gpus) * seconds
+    else:
+        seconds = sum(cost.start + cost.work for cost in costs)
+        on_gpus, on_cpus = (
+            sum(cost.devices * (cost.start + cost.work) for cost in costs if bool(cost.pool.num_gpus) == has_gpus)
+            for has_gpus in (True, False)
+        )
+        gpu_seconds, cpu_seconds = on_gpus, on_cpus
+    gpu_hours, cpu_hours = gpu_seconds / _HOUR, cpu_seconds / _HOUR
     return StageCost(
         stage.name,
         sum(cost.load.images for cost in costs),
@@ -138,7 +158,7 @@ def _stage_cost(stage: Stage, costs: Sequence[LoadCost], scale: Scale) -> StageC
         gpu_hours,
         cpu_hours,
         _money(stage, gpu_hours, cpu_hours, seconds, scale.prices),
-        all(cost.measured for cost in costs),
+        max((cost.basis for cost in costs), key=BASES.index),
     )
 
 
@@ -149,12 +169,18 @@ def _overlapped_seconds(costs: Sequence[LoadCost], scale: Scale) -> float:
     """
     if any(math.isnan(cost.work) for cost in costs):
         return math.nan
-    gpus = sum(_count_devices(cost.pool) * min(1.0, cost.pool.num_gpus) for cost in costs if cost.pool.num_gpus)
+    gpus = _count_gpus(costs)
     on_gpus = sum(cost.work * _count_devices(cost.pool) for cost in costs if cost.pool.num_gpus)
     cores = max(pool.num_workers * pool.num_cpus for pool in pools(scale).values())
     on_cores = sum(cost.work * cost.pool.num_workers * cost.pool.num_cpus for cost in costs if not cost.pool.num_gpus)
     shared = max(on_gpus / gpus if gpus else 0.0, on_cores / cores)
     return max(cost.start for cost in costs) + max(shared, *(cost.work for cost in costs))
+
+
+def _count_gpus(costs: Sequence[LoadCost]) -> float:
+    """Count the GPUs of the pools of a stage, which may share some."""
+    gpus = sum(cost.pool.num_workers * cost.pool.num_gpus for cost in costs)
+    return max(1.0, gpus) if gpus else 0.0
 
 
 def _money(stage: Stage, gpu_hours: float, cpu_hours: float, seconds: float, prices: Prices | None) -> float:

@@ -2,27 +2,19 @@
 
 import json
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, Literal
 
 from pydantic import Field
 
+from vlcp_ray.cost.gpus import GPUS
 from vlcp_ray.settings import Positive, Settings, build
 from vlcp_ray.stages.stage import Work
 from vlcp_ray.store.artifact import Artifact, Store
 
 CPU: Final = "cpu"
-#: Half-precision operations per second of the matrix units, without sparsity, from NVIDIA's data sheets.
-GPU_PEAK_FLOPS: Final[Mapping[str, float]] = {
-    "T4": 65e12,
-    "V100": 125e12,
-    "A10G": 70e12,
-    "L4": 121e12,
-    "L40S": 362e12,
-    "A100": 312e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "B200": 2250e12,
-}
+
+
+Basis = Literal["measured", "published", "assumed"]
 
 
 class Rate(Settings):
@@ -35,6 +27,7 @@ class Rate(Settings):
     batch: Positive | None = Field(None, description="images per batch")
     gib: float | None = Field(None, description="peak memory of the process")
     peak_share: float | None = None
+    basis: Basis = Field("measured", description="where it is from: a measurement here or elsewhere, or an assumption")
 
 
 class Overheads(Settings):
@@ -55,12 +48,13 @@ class Rates(Settings):
     measured: str = Field("", description="the day; empty for published rates")
     versions: Mapping[str, str] = Field(default_factory=dict)
     peak: float = Field(gt=0, description="operations per second of a large matrix product, on one core or one GPU")
+    bandwidth: float = Field(10e9, gt=0, description="bytes per second that a worker reads and writes in its memory")
     answer_tokens: float = Field(120.0, gt=0, description="tokens of a caption")
     overheads: Overheads = Overheads()
     rates: Mapping[str, Rate] = Field(default_factory=dict)
 
-    def rate(self, work: Work, model: int | None) -> tuple[Rate, bool]:
-        """Return the rate of one kind of work, and whether it was measured with this model; otherwise it is assumed.
+    def rate(self, work: Work, model: int | None) -> Rate:
+        """Return the rate of one kind of work: measured with this model, else published or assumed.
 
         The assumed shares of a core's peak were chosen by hand so that the estimate of jobs/digits.toml equals the
         total of one run on two cores of an AMD EPYC. That estimate is therefore a fit and confirms nothing. For other
@@ -68,13 +62,15 @@ class Rates(Settings):
         to earlier artifacts are 40 % and 29 % below the measured minutes.
         """
         if (measured := self.rates.get(work.name)) and measured.model == model:
-            return measured, True
+            return measured
         if work.unit == "images":
-            return Rate(per_second=work.images_per_second), False
+            return Rate(per_second=work.images_per_second, basis="assumed")
         share, start = work.on_cpu if self.device == CPU else work.on_gpu
-        return Rate(per_second=share * self.peak, start=start), False
+        basis: Basis = "published" if work.is_published and self.device != CPU else "assumed"
+        return Rate(per_second=share * self.peak, start=start, basis=basis)
 
 
+_BANDWIDTH_SHARE: Final = 0.8  # of a GPU's bandwidth, which an optimiser reaches: an assumption
 _CORE_PEAK: Final = 60e9  # operations per second of a core with AVX2 in single precision, an assumption
 
 
@@ -93,18 +89,12 @@ def published(device: str) -> Rates:
             source="assumed: 60 GFLOP/s per core, shares of it fitted to one run of jobs/digits.toml",
             peak=_CORE_PEAK,
         )
-    if device not in GPU_PEAK_FLOPS:
-        raise ValueError(
-            f"no rate is known for the GPU {device!r}; known: {', '.join(GPU_PEAK_FLOPS)}; or measure: vlcp-ray bench"
-        )
-    source = f"published: {device} {GPU_PEAK_FLOPS[device] / 1e12:,.0f} TFLOPS (NVIDIA), shares as the stages cite"
-    return Rates(device=device, source=source, peak=GPU_PEAK_FLOPS[device])
-
-
-def gpu_kind(name: str) -> str:
-    """Return the short name of a GPU, A100 for `NVIDIA A100-SXM4-80GB`; an unknown name is returned as it is."""
-    words = name.replace("-", " ").split()
-    return next((kind for kind in GPU_PEAK_FLOPS if kind in words), name)
+    if device not in GPUS:
+        known = ", ".join(GPUS)
+        raise ValueError(f"no rate is known for the GPU {device!r}; known: {known}; or measure: vlcp-ray bench")
+    gpu = GPUS[device]
+    source = f"published: {device} {gpu.flops / 1e12:,.0f} TFLOPS (NVIDIA), shares of it as the stages cite or assume"
+    return Rates(device=device, source=source, peak=gpu.flops, bandwidth=_BANDWIDTH_SHARE * gpu.bandwidth)
 
 
 def load_rates(store: Store, device: str) -> Rates | None:

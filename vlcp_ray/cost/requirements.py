@@ -6,11 +6,14 @@ from dataclasses import dataclass
 
 from vlcp_ray.config import Job
 from vlcp_ray.cost.inputs import CostInputs
+from vlcp_ray.cost.memory import memory_needs
 from vlcp_ray.demo import digits
+from vlcp_ray.scale import CONTEXT_GIB, Scale
 from vlcp_ray.sources import LAYOUTS
 from vlcp_ray.stages import STAGES
 from vlcp_ray.stages.generate import count_images
 from vlcp_ray.stages.ingest import Expect
+from vlcp_ray.stages.stage import Memory
 from vlcp_ray.store.artifact import Step
 
 _DIGITS_BYTES = 900  # mean size of an embedded image
@@ -25,14 +28,14 @@ class Requirements:
         sets: number of distilled sets.
         distilled: number of images in them.
         disk: GiB at the root, by what is written.
-        memory: GiB of GPU memory without activations, by use (see `Stage.memory`); None: unknown.
+        memory: what the models need of a GPU (see `Stage.memory`).
     """
 
     images: Expect | None
     sets: int
     distilled: int
     disk: Mapping[str, float]
-    memory: Mapping[str, float | None]
+    memory: Sequence[Memory]
 
     def lines(self) -> Iterator[str]:
         """Yield a line for each requirement."""
@@ -44,12 +47,12 @@ class Requirements:
             yield f"distilled   {self.distilled:,} images in {self.sets} sets"
             parts = ", ".join(f"{name} {format_gib(gib)}" for name, gib in self.disk.items())
             yield f"disk        {format_gib(sum(self.disk.values()))} at the root: {parts}"
-        memory = (f"{name} {'unknown' if gib is None else format_gib(gib)}" for name, gib in self.memory.items())
-        if self.memory:
-            yield f"GPU memory  {', '.join(memory)}, plus the activations of a batch"
+        memory = [f"{need.use} {'unknown' if math.isnan(need.gib) else format_gib(need.gib)}" for need in self.memory]
+        if memory:
+            yield f"GPU memory  {', '.join(memory)}; {format_gib(CONTEXT_GIB)} more for CUDA"
 
 
-def requirements(job: Job, steps: Sequence[Step]) -> Requirements:
+def requirements(job: Job, steps: Sequence[Step], scale: Scale) -> Requirements:
     """Add up the requirements of the steps of a job's graph."""
     images = expected_images(job)
     by_stage = {name: [step for step in steps if step.stage == name] for name in STAGES}
@@ -57,7 +60,7 @@ def requirements(job: Job, steps: Sequence[Step]) -> Requirements:
     sets = set_steps(steps)
     disk: dict[str, float] = {}
     if images:
-        inputs = CostInputs.for_job(job, images)
+        inputs = CostInputs.for_job(job, images, scale=scale)
         for stage, own in used.items():
             gib = stage.disk(inputs, own)
             if stage.output and not math.isnan(gib):
@@ -67,7 +70,7 @@ def requirements(job: Job, steps: Sequence[Step]) -> Requirements:
         len(sets),
         count_images(CostInputs.for_job(job, images), sets) if images else 0,
         disk,
-        {name: gib for stage in used for name, gib in stage.memory(job).items()},
+        memory_needs(job, [stage.name for stage in used], scale),
     )
 
 

@@ -1,29 +1,34 @@
 """Format the estimated cost of a job: a line for each stage, with measured times and the source of the rates."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from vlcp_ray.config import Job
-from vlcp_ray.cost.estimate import StageCost, estimate, seconds_by_stage
+from vlcp_ray.cost.estimate import BASES, StageCost, estimate, seconds_by_stage
+from vlcp_ray.cost.gpus import GPUS, gpu_kind, query_gpus
 from vlcp_ray.cost.inputs import CostInputs
-from vlcp_ray.cost.rates import CPU, GPU_PEAK_FLOPS, Rates, gpu_kind, load_rates, published
+from vlcp_ray.cost.rates import CPU, Rates, load_rates, published
 from vlcp_ray.cost.requirements import expected_images, format_gib
+from vlcp_ray.cost.savings import best_savings
 from vlcp_ray.scale import Prices, Scale, count_cores, derive, pools
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.stages import STAGES, ingest
 from vlcp_ray.stages.ingest import Expect
 from vlcp_ray.store.artifact import Manifest, Manifests, Step, Store
 
-_GPUS = Path("/proc/driver/nvidia/gpus")  # the driver's folder for each GPU; importing torch takes seconds
-
 
 def cost_lines(
-    job: Job, store: Store, steps: Sequence[Step], manifests: Manifests, scale: Scale | None
+    job: Job,
+    graph: Callable[[Job], Sequence[Step]],
+    store: Store,
+    steps: Sequence[Step],
+    manifests: Manifests,
+    scale: Scale | None,
 ) -> Iterator[str]:
     """Yield the lines on the cost of a job; none if the number of its images is unknown.
 
     Args:
+        graph: `pipeline.graph`.
         manifests: of the steps, as `Store.manifests` returns them.
         scale: the hardware, by default this machine.
     """
@@ -39,12 +44,17 @@ def cost_lines(
         return
     costs = estimate(job, steps, scale, images, gpu, cpu)
     yield ""
-    yield from table(costs, _disk(job, steps, images), _measured_seconds(steps, manifests), scale.prices)
+    yield from table(costs, _disk(job, steps, images, scale), _measured_seconds(steps, manifests), scale.prices)
     sources = {
         rates.source for rates in (gpu, cpu if any(not p.num_gpus for p in pools(scale).values()) else None) if rates
     }
     yield from (f"rates       {source}" for source in sorted(sources))
-    if not all(cost.measured for cost in costs):
+    savings = best_savings(job, graph, scale, images, gpu, cpu)
+    unit = "GPU-hours" if gpu else "CPU-hours"
+    for number, saving in enumerate(savings):
+        longer = "" if saving.seconds >= 0 else f", in {format_clock(-saving.seconds)} more"
+        yield f"{'to save' if not number else '':<12}{saving.hours:,.2f} {unit}{longer}: {saving.text}"
+    if any(cost.basis != "measured" for cost in costs):
         yield "            ~ not measured with these models on this hardware; to measure: vlcp-ray bench JOB"
 
 
@@ -55,7 +65,7 @@ def expected_seconds(
     images, kind = counted_images(job, steps, manifests), scale.gpu or this_machine()[1]
     used = any(pool.num_gpus for pool in pools(scale).values())
     gpu = load_rates(store, kind) if used and kind else None
-    if images is None or (used and gpu is None and kind not in GPU_PEAK_FLOPS):
+    if images is None or (used and gpu is None and kind not in GPUS):
         return {}
     gpu = gpu or (published(kind) if used else None)
     return seconds_by_stage(estimate(job, steps, scale, images, gpu, load_rates(store, CPU)))
@@ -63,9 +73,9 @@ def expected_seconds(
 
 def this_machine() -> tuple[Scale, str]:
     """Return the scale that `run` derives for this machine, and the kind of its GPUs."""
-    files = sorted(_GPUS.glob("*/information"))
-    names = [line.partition(":")[2].strip() for file in files for line in file.read_text().splitlines()[:1]]
-    return derive(count_cores(), len(files)), gpu_kind(names[0]) if names else ""
+    gpus = query_gpus()
+    gib = min((gib for _, gib in gpus), default=None)
+    return derive(count_cores(), len(gpus), gib), gpu_kind(gpus[0][0]) if gpus else ""
 
 
 def counted_images(job: Job, steps: Sequence[Step], manifests: Manifests) -> Expect | None:
@@ -102,9 +112,9 @@ def _measured_seconds(steps: Sequence[Step], manifests: Manifests) -> dict[str, 
     }
 
 
-def _disk(job: Job, steps: Sequence[Step], images: Expect) -> dict[str, float]:
+def _disk(job: Job, steps: Sequence[Step], images: Expect, scale: Scale) -> dict[str, float]:
     """Estimate the GiB that each stage writes, where they are known."""
-    inputs = CostInputs.for_job(job, images)
+    inputs = CostInputs.for_job(job, images, scale=scale)
     by_stage = {stage: [step for step in steps if step.stage == stage.name] for stage in STAGES.values()}
     gib = {stage.name: stage.disk(inputs, own) for stage, own in by_stage.items() if own}
     return {name: value for name, value in gib.items() if not math.isnan(value)}
@@ -123,10 +133,10 @@ def table(
     """
     has_gpus = any(cost.gpu_hours for cost in costs)
     hours = "GPU-hours" if has_gpus else "CPU-hours"
-    money = prices.currency if prices else ""
     measured_column = f"{'measured':>10}" if measured else ""
     header = f"{'stage':<11}{'images':>12}{'written':>11}{'work':>13}{hours:>11}{'time':>10}"
-    yield f"{header}{measured_column}{money:>10}".rstrip()
+    money_column = f"{prices.currency:>10}" if prices else ""
+    yield f"{header}{measured_column}{money_column}  rates"
     for cost in costs:
         used = cost.gpu_hours if has_gpus else cost.cpu_hours
         yield _line(cost.stage, f"{cost.images:,}", disk.get(cost.stage), cost.flops, used, cost, measured, prices)
@@ -145,7 +155,7 @@ def _total(costs: Sequence[StageCost]) -> StageCost:
         sum(cost.gpu_hours for cost in costs),
         sum(cost.cpu_hours for cost in costs),
         sum(cost.money for cost in costs),
-        all(cost.measured for cost in costs),
+        max((cost.basis for cost in costs), key=BASES.index),
     )
 
 
@@ -159,14 +169,19 @@ def _line(
     measured: Mapping[str, float],
     prices: Prices | None,
 ) -> str:
-    mark = "" if cost.measured or not cost.is_known else "~"
+    mark = "" if cost.basis == "measured" or not cost.is_known else "~"
     time = mark + format_clock(cost.seconds) if cost.is_known else "unknown"
     measured_time = format_clock(measured[cost.stage]) if cost.stage in measured else ""
     money = f"{cost.money:,.2f}" if prices and cost.is_known else ""
     hours_text = f"{hours:,.2f}" if cost.is_known else ""
     measured_column = f"{measured_time:>10}" if measured else ""
     columns = f"{name:<11}{images:>12}{_format_disk(gib):>11}{_format_flops(flops):>13}{hours_text:>11}{time:>10}"
-    return f"{columns}{measured_column}{money:>10}".rstrip()
+    basis = cost.basis if cost.is_known else ""
+    return (
+        f"{columns}{measured_column}{money:>10}  {basis}".rstrip()
+        if prices
+        else f"{columns}{measured_column}  {basis}".rstrip()
+    )
 
 
 def format_clock(seconds: float) -> str:

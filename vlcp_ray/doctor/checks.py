@@ -18,6 +18,11 @@ from vlcp_ray.store.uris import redact
 SETUP: Final = "run `make setup`"
 GIB: Final = 2**30
 SHM: Final = "/dev/shm"  # noqa: S108 - where Ray puts its object store
+DRIVER: Final = Path("/proc/driver/nvidia/version")
+GPU_DEVICE: Final = Path("/dev/nvidia0")
+#: The oldest driver for each major version of CUDA (NVIDIA, CUDA compatibility).
+_DRIVERS: Final = {11: 450, 12: 525, 13: 580}
+_VERSION: Final = re.compile(r"\b\d{3,}\.\d[\d.]*")
 # The classes that the stages load: the packages themselves import lazily, which would hide an error.
 IMPORTS: Final = {
     "torchvision": "import torchvision.transforms.v2",
@@ -135,10 +140,22 @@ def torch_build() -> Iterator[Finding]:
         return
     cuda, *gpus = output.strip().rpartition("\n")[2].split(";")
     yield Finding("torch build", "CPU" if cuda == "none" else f"CUDA {cuda}")
+    if driver := driver_version():
+        needed = _DRIVERS.get(int(cuda.partition(".")[0]), 0) if cuda != "none" else 0
+        is_old = int(driver.partition(".")[0]) < needed
+        fix = f"a torch for CUDA {cuda} needs NVIDIA's driver {needed} or newer: install it" if is_old else ""
+        yield Finding("NVIDIA driver", driver, fix)
     fix = ""
-    if not gpus and Path("/dev/nvidia0").exists():
+    if not gpus and GPU_DEVICE.exists():
         fix = "the driver finds a GPU but torch does not: run `make clean setup EXTRA=gpu`"
     yield Finding("GPUs", ", ".join(gpus) or "none", fix, hint=True)
+
+
+def driver_version() -> str:
+    """Return the version of NVIDIA's driver in the kernel, such as 580.65.06; empty where there is none."""
+    text = DRIVER.read_text(encoding="utf-8", errors="replace") if DRIVER.is_file() else ""
+    found = _VERSION.search(text)
+    return found[0] if found else ""
 
 
 def imports() -> Iterator[Finding]:

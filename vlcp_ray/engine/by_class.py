@@ -59,7 +59,7 @@ def each_class(
         )
         for row in stream_groups(wanted, "label", len(labels), partial(_process_group, work), pool):
             written.load(row["written"])
-            yield Peaks(row["memory"], row["gpu_memory"])
+            yield Peaks(*(row[name] for name in Peaks._fields))
 
 
 def stream_groups(

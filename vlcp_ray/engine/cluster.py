@@ -17,7 +17,9 @@ import ray
 from ray._private import ray_constants
 from ray._private import utils as ray_utils
 from ray._private import worker as ray_worker
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from vlcp_ray.cost.gpus import query_gpus
 from vlcp_ray.engine import JOB_MARK
 from vlcp_ray.engine.join import join
 from vlcp_ray.monitoring.progress import LOG, log_line
@@ -29,20 +31,6 @@ from vlcp_ray.store.uris import redact
 #: writers, which mostly wait, need slots of their own. Each slot in use is a process that takes seconds to start.
 _SLOTS_FOR_READERS: Final = 3
 
-#: GiB of memory by the names of `ray.util.accelerators`; the smaller size where a name has two.
-_GPU_GIB: Final = {
-    "T4": 16,
-    "V100": 16,
-    "A10G": 24,
-    "L4": 24,
-    "A100": 40,
-    "A100-40G": 40,
-    "A100-80G": 80,
-    "L40S": 48,
-    "H100": 80,
-    "H200": 141,
-    "B200": 180,
-}
 #: The value of RAY_ADDRESS, and of `ray.init`, that starts a Ray.
 _LOCAL: Final = "local"
 #: Where Ray keeps its objects on Linux, and the size from which it does.
@@ -228,13 +216,30 @@ def _derive_scale() -> Scale:
     resources = ray.cluster_resources()
     local = len(ray.nodes()) == 1
     cpus = max(1, int(resources.get("CPU", 0)))  # a head without work has none until a worker joins
-    return derive(min(cpus, count_cores()) if local else cpus, int(resources.get("GPU", 0)), _smallest_gpu(resources))
+    gpus = int(resources.get("GPU", 0))
+    return derive(min(cpus, count_cores()) if local else cpus, gpus, _smallest_gpu() if gpus else None)
 
 
-def _smallest_gpu(resources: Mapping[str, float]) -> int:
-    """GiB of memory of the smallest GPU; a GPU of unknown kind counts as the smallest known one."""
-    kinds = [name.removeprefix(_ACCELERATOR) for name in resources if name.startswith(_ACCELERATOR)]
-    return min((_GPU_GIB.get(kind, min(_GPU_GIB.values())) for kind in kinds), default=min(_GPU_GIB.values()))
+def _smallest_gpu() -> float | None:
+    """Return the GiB of memory of the cluster's smallest GPU, asking one machine of each kind; None where none knows.
+
+    Ray's own names for kinds leave out the size, and are no names at all for GeForce cards.
+    """
+    machines: dict[frozenset[str], str] = {}
+    for node in ray.nodes():
+        if node["Alive"] and node["Resources"].get("GPU"):
+            kind = frozenset(name for name in node["Resources"] if name.startswith(_ACCELERATOR))
+            machines.setdefault(kind, node["NodeID"])
+    here = ray.get_runtime_context().get_node_id()
+    query = ray.remote(query_gpus)
+    answers = [
+        query_gpus()
+        if machine == here
+        else query.options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(machine, soft=True)).remote()
+        for machine in machines.values()
+    ]
+    found = [one for answer in answers for one in (answer if isinstance(answer, list) else ray.get(answer))]
+    return min((gib for _, gib in found), default=None)
 
 
 def _silence_loggers() -> None:

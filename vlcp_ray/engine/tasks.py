@@ -1,10 +1,12 @@
 """Run functions on Ray workers: one call, or many with a limited number in flight."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import wraps
 from typing import Any, Final
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vlcp_ray.scale import Pool
 from vlcp_ray.store import written
@@ -34,6 +36,15 @@ def run_all(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> l
         return []
     remote = ray.remote(_with_written(function))
     return [result(reference) for reference in [remote.remote(*arguments) for arguments in calls]]
+
+
+def run_on_machines(function: Callable[[], None]) -> None:
+    """Call a function once on every machine of the cluster; those that are lost meanwhile are left out."""
+    remote = ray.remote(num_cpus=0, max_retries=0)(function)
+    places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in ray.nodes() if node["Alive"]]
+    for reference in [remote.options(scheduling_strategy=place).remote() for place in places]:
+        with suppress(ray.exceptions.RayError):
+            ray.get(reference)
 
 
 def result(reference: ray.ObjectRef) -> Any:

@@ -18,7 +18,7 @@ REJECTED_TABLE: Final = "rejected"
 #: The column with the fingerprint of a row's artifact, where one plan writes several.
 TARGET: Final = "target"
 #: The columns with the peak memory of the workers of a plan, passed on from each to the next.
-PEAK_COLUMNS: Final = ("peak_memory", "peak_gpu_memory")
+PEAK_COLUMNS: Final = ("peak_memory", "peak_gpu_memory", "halvings")
 
 
 @dataclass

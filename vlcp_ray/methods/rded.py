@@ -276,12 +276,17 @@ def _cross_entropy(teacher: "nn.Module", batch: Pixels, label: int, device: str)
     import torch
     from torch.nn.functional import cross_entropy
 
+    from vlcp_ray.models.batches import Batches
     from vlcp_ray.protocols.augment import normalise
 
+    def score(rows: range, _: int) -> torch.Tensor:
+        logits = teacher(normalise(torch.tensor(batch[rows.start : rows.stop], device=device)))
+        target = torch.full((len(logits),), label, device=device)
+        return cross_entropy(logits.float(), target, reduction="none").cpu()
+
     with torch.inference_mode():
-        logits = teacher(normalise(torch.tensor(batch, device=device)))
-        target = torch.full((len(batch),), label, device=device)
-        scores: npt.NDArray[np.float32] = cross_entropy(logits.float(), target, reduction="none").cpu().numpy()
+        parts = list(Batches(_BATCH, "teach.input_size").run(len(batch), score))
+    scores: npt.NDArray[np.float32] = torch.cat(parts).numpy()
     return scores
 
 

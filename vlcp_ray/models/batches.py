@@ -1,10 +1,11 @@
 """Run a model over many rows in batches, which are halved where the device has too little memory."""
 
-import logging
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
+
+from vlcp_ray.monitoring.memory import count_halving
 
 T = TypeVar("T")
 
@@ -13,7 +14,7 @@ class Batches:
     """The rows that a model takes at once.
 
     Every batch is padded to the same size, so that the result of a row is the same to the last bit, whichever other
-    rows are in its batch. A halved size is another one: results may then differ in the last bit, which is logged.
+    rows are in its batch. A halved size is another one: results may then differ in the last bit, which is said.
 
     Args:
         size: rows at once.
@@ -47,4 +48,4 @@ class Batches:
                 "it (num_gpus in the scale file), or use a GPU with more memory"
             ) from error
         self.size //= 2
-        logging.getLogger("vlcp_ray").warning("out of GPU memory: %s is now %d", self.setting, self.size)
+        count_halving()

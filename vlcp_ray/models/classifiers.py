@@ -42,6 +42,23 @@ def build_classifier(
         return network
 
 
+class InBfloat16(nn.Module):
+    """Compute a network in bfloat16, with channels last, and return its logits in float32; its weights stay float32.
+
+    Twice to three times as fast on the matrix units of GPUs since Ampere.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute logits (n, classes) of images (n, 3, s, s) float32."""
+        with torch.autocast(images.device.type, torch.bfloat16):
+            logits: Tensor = self.network(images.contiguous(memory_format=torch.channels_last))
+        return logits.float()
+
+
 def head_of(network: nn.Module) -> nn.Linear:
     """Return the last linear layer of a network of `build_classifier`; its input is the penultimate features."""
     return [module for module in network.modules() if isinstance(module, nn.Linear)][-1]

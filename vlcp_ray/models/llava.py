@@ -203,7 +203,7 @@ class TransformersCaptioner:
     """
 
     def __init__(self, settings: pair.Caption) -> None:
-        from transformers import AutoProcessor, LlavaForConditionalGeneration
+        from transformers import AutoProcessor, BitsAndBytesConfig, LlavaForConditionalGeneration
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()
@@ -213,7 +213,13 @@ class TransformersCaptioner:
         model = folder(settings.model)
         self.processor = AutoProcessor.from_pretrained(model)
         self.processor.tokenizer.padding_side = "left"  # all answers of a batch begin at the same position
-        self.model = LlavaForConditionalGeneration.from_pretrained(model, dtype=dtype).to(self.device).eval()
+        if settings.precision == "8bit":
+            # bitsandbytes converts weights while they are loaded, on the device, and multiplies in half precision.
+            options: dict[str, Any] = {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+            options |= {"device_map": {"": self.device}, "dtype": torch.float16 if self.device == "cuda" else dtype}
+            self.model = LlavaForConditionalGeneration.from_pretrained(model, **options).eval()
+        else:
+            self.model = LlavaForConditionalGeneration.from_pretrained(model, dtype=dtype).to(self.device).eval()
         self.square = Square(settings)
         self.batches = Batches(BATCH, "caption.engine = transformers")
 

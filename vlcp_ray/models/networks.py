@@ -19,12 +19,14 @@ class Network:
             which take any image size.
         flops_per_pixel: operations of a forward pass of the other networks per pixel of the image, for one class, as
             counted by `python -m vlcp_ray.cost.count_flops`; NaN where not counted.
+        published: torchvision's name of its weights for ImageNet-1K, if there are some.
     """
 
     name: str
     build: str
     poolings: int = 0
     flops_per_pixel: float = math.nan
+    published: str = ""
 
     def forward_flops(self, size: int, width: int, classes: int) -> float:
         """Count the operations of a forward pass over an image of size x size pixels, `width` as in a ConvNet."""
@@ -44,7 +46,12 @@ NETWORKS: Final[Mapping[str, Network]] = {
         Network("ConvNet-5", "vlcp_ray.models.classifiers:conv_net", poolings=5),
         Network("ConvNet-6", "vlcp_ray.models.classifiers:conv_net", poolings=6),
         Network("ResNetAP-10", "vlcp_ray.models.classifiers:resnet_ap_10", flops_per_pixel=72576.02040816327),
-        Network("ResNet-18", "vlcp_ray.models.classifiers:resnet_18", flops_per_pixel=72288.02040816327),
+        Network(
+            "ResNet-18",
+            "vlcp_ray.models.classifiers:resnet_18",
+            flops_per_pixel=72288.02040816327,
+            published="ResNet18_Weights.IMAGENET1K_V1",
+        ),
         Network(
             "ResNet-18-modified", "vlcp_ray.models.classifiers:resnet_18_modified", flops_per_pixel=1084800.0204081633
         ),

@@ -1,13 +1,14 @@
 """The teacher: load it, and compute its soft labels and its features of images."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from vlcp_ray.models.batches import Batches
 from vlcp_ray.models.classifiers import build_classifier, head_of
 from vlcp_ray.models.networks import NETWORKS
 from vlcp_ray.protocols.augment import normalise
@@ -61,8 +62,8 @@ def features(network: nn.Module, pixels: npt.NDArray[np.uint8], device: str) -> 
     batches: list[Tensor] = []
     hook = head_of(network).register_forward_pre_hook(lambda module, inputs: batches.append(inputs[0].float().cpu()))
     try:
-        for start in range(0, len(pixels), BATCH):
-            network(normalise(torch.tensor(pixels[start : start + BATCH], device=device)))
+        for _ in _outputs(network, pixels, device):
+            pass
     finally:
         hook.remove()
     return torch.cat(batches).numpy()
@@ -79,8 +80,17 @@ def soft_labels(network: nn.Module, pixels: npt.NDArray[np.uint8], device: str) 
         device: torch device.
     """
     network = network.to(device).eval()
-    batches = (torch.tensor(pixels[start : start + BATCH], device=device) for start in range(0, len(pixels), BATCH))
-    return torch.cat([network(normalise(batch)).float().softmax(1).cpu() for batch in batches]).numpy()
+    return torch.cat([logits.float().softmax(1).cpu() for logits in _outputs(network, pixels, device)]).numpy()
+
+
+def _outputs(network: nn.Module, pixels: npt.NDArray[np.uint8], device: str) -> Iterator[Tensor]:
+    """Yield the outputs of one batch of images after the other."""
+
+    def call(rows: range, _: int) -> Tensor:
+        outputs: Tensor = network(normalise(torch.tensor(pixels[rows.start : rows.stop], device=device)))
+        return outputs
+
+    return Batches(BATCH, "teach.input_size").run(len(pixels), call)
 
 
 def _input_size_for(settings: Teach, inputs: int) -> int:

@@ -9,28 +9,38 @@ from typing import Any, NamedTuple
 
 
 class Peaks(NamedTuple):
-    """Peak resident memory of a process, and peak memory of its tensors on a GPU, both in MiB."""
+    """Peak resident memory of a process, and peak memory of its tensors on a GPU, both in MiB.
+
+    Args:
+        halvings: how often a batch was halved because it did not fit into the memory of the GPU.
+    """
 
     memory: int = 0
     gpu_memory: int = 0
+    halvings: int = 0
 
     def maximum(self, other: "Peaks") -> "Peaks":
         """Return the larger of each value."""
-        return Peaks(max(self.memory, other.memory), max(self.gpu_memory, other.gpu_memory))
+        return Peaks(*map(max, self, other))
 
 
-_current_work = [""]
+_current_work, _halvings = [""], [0]
 
 
 def reset_peaks(work: str) -> None:
     """Reset the peaks if this process starts another kind of work; Ray reuses workers across stages."""
     if _current_work[0] == work:
         return
-    _current_work[0] = work
+    _current_work[0], _halvings[0] = work, 0
     with suppress(OSError):  # not Linux, or not permitted: the peak is then that of the whole process
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM (man 5 proc)
     if cuda := _cuda():
         cuda.reset_peak_memory_stats()
+
+
+def count_halving() -> None:
+    """Count that a batch was halved."""
+    _halvings[0] += 1
 
 
 def measure_peaks(children: bool = False) -> Peaks:
@@ -40,7 +50,8 @@ def measure_peaks(children: bool = False) -> Peaks:
         children: include child processes, for libraries that start some (vLLM).
     """
     pids = ["self", *(_children() if children else ())]
-    return Peaks(max(map(_peak_resident, pids)), cuda.max_memory_allocated() >> 20 if (cuda := _cuda()) else 0)
+    on_gpu = cuda.max_memory_allocated() >> 20 if (cuda := _cuda()) else 0
+    return Peaks(max(map(_peak_resident, pids)), on_gpu, _halvings[0])
 
 
 @contextmanager

@@ -126,7 +126,14 @@ class View:
         self.log_line(progress.title, f"{line}{' (stopped)' if stopped else ''}")
 
     def record_peaks(self, peaks: Peaks) -> None:
-        """Record the peak memory of a process that worked on the stage."""
+        """Record the peak memory of a process that worked on the stage, and say if its batches did not fit."""
+        if peaks.halvings > self.peaks.halvings:
+            parts = 2**peaks.halvings
+            self.log_line(
+                next((name for name, state in self.stages.items() if state == "running"), "memory"),
+                f"out of GPU memory: a worker takes batches of a {'half' if parts == 2 else f'{parts}th'} now; results "
+                "may differ in the last bit; a smaller batch_size in the scale file spares the attempts",
+            )
         self.peaks = self.peaks.maximum(peaks)
 
     def snapshot(self) -> ProgressSnapshot | None:
@@ -137,7 +144,8 @@ class View:
     def peak_facts(self) -> dict[str, int]:
         """Peak memory, in MiB, of the largest process of this stage, and of a GPU if one was used."""
         peaks = self.peaks.maximum(measure_peaks())
-        return {"peak_memory": peaks.memory, **({"peak_gpu_memory": peaks.gpu_memory} if peaks.gpu_memory else {})}
+        on_gpu = {"peak_gpu_memory": peaks.gpu_memory, "halvings": peaks.halvings}
+        return {"peak_memory": peaks.memory, **{name: value for name, value in on_gpu.items() if value}}
 
 
 class Progress:

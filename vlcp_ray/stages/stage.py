@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from vlcp_ray.config import Job
     from vlcp_ray.cost.inputs import CostInputs
+    from vlcp_ray.cost.memory import ModelMemory
     from vlcp_ray.engine.context import Context
     from vlcp_ray.scale import Pool, Scale
     from vlcp_ray.store.artifact import Step
@@ -37,8 +38,9 @@ class Work:
         name: used by `bench --only` and by the rates under the root.
         pool: the pool of the scale whose workers do the work.
         batch: `module:function` that takes (job, pool) and returns a `Batch`.
-        on_cpu, on_gpu: for a device that was not measured: the assumed share of its peak, and the assumed seconds from
-            the start of a process to its first batch.
+        on_cpu, on_gpu: for a device that was not measured: the share of its peak, and the assumed seconds from the
+            start of a process to its first batch.
+        is_published: whether the share of a GPU is from a published measurement; otherwise it is assumed.
         unit: what a rate counts.
         images_per_second: assumed for a core that was not measured, where the unit is images.
         overhead: the kind of Ray start-up time that comes before the first row.
@@ -53,6 +55,7 @@ class Work:
     batch: str
     on_cpu: tuple[float, float] = (1.0, 0.0)
     on_gpu: tuple[float, float] = (1.0, 0.0)
+    is_published: bool = False
     unit: Literal["operations", "images"] = "operations"
     images_per_second: float = 0.0
     overhead: Literal["plan", "train", "task"] = "plan"
@@ -66,6 +69,21 @@ class Work:
         return batch
 
 
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that each worker moves, one worker beside the other, in addition to its operations.
+
+    Args:
+        memory: read from the memory of its device and written to it.
+        link: sent to the next worker.
+        hidden: the part of the seconds of its operations in which it can send.
+    """
+
+    memory: float = 0.0
+    link: float = 0.0
+    hidden: float = 0.0
+
+
 @dataclass(frozen=True, eq=False)
 class Load:
     """How much of one kind of work a job gives to a stage.
@@ -73,23 +91,52 @@ class Load:
     Args:
         images: images that are read or generated, 0 where another load of the stage has counted them already.
         amount: operations, or images where the work's unit is images; NaN where the model was never counted.
-        units: pieces that can be processed in parallel.
+        units: pieces that can be processed in parallel, by as many workers; 1: one worker does everything.
+        largest: the amount of the largest piece, at whose end other workers have nothing to do.
         starts: how many times, one after the other, its workers start; 0 where another load has started them.
-        parallel: whether all workers share the units; otherwise one worker does everything while the others wait.
+        holds_pool: whether all workers of the pool are held until it ends, busy or not.
         pool: the pool whose workers do it, where that is not the pool of the work.
+        traffic: bytes that are moved in addition.
+        paused: seconds in which the workers wait, as for checkpoints, for each second of work.
     """
 
     work: Work
     images: int
     amount: float
-    units: int
+    units: float
+    largest: float = 0.0
     starts: int = 1
-    parallel: bool = True
+    holds_pool: bool = False
     pool: str = ""
+    traffic: Traffic = Traffic()
+    paused: float = 0.0
 
     @property
     def pool_name(self) -> str:
         return self.pool or self.work.pool
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The GPU memory that one use of models needs, in GiB; NaN for a model that was never counted.
+
+    Args:
+        use: its name in the output of `plan`.
+        setting: the setting that an error names.
+        pool: the pool of the scale whose workers hold the models.
+        gib: with the images that the pool's batch has.
+        least: with one image at a time.
+        fix: what helps where it does not fit.
+        is_limited: whether its library takes no more than the worker's share of the GPU.
+    """
+
+    use: str
+    setting: str
+    pool: str
+    gib: float
+    least: float
+    fix: str
+    is_limited: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +157,7 @@ class Stage:
         works: its kinds of work.
         loads: the work that a job gives it.
         disk: GiB that it writes.
-        memory: GiB of GPU memory without activations, by use (fine-tuning: also gradients, AdamW, EMA); None: unknown.
+        memory: what its models need of a GPU.
         check: refuse a job whose inputs cannot work, before anything starts.
         check_scale: refuse a job that its workers cannot do, before anything starts.
     """
@@ -128,7 +175,7 @@ class Stage:
     works: tuple[Work, ...] = ()
     loads: Callable[["CostInputs", Sequence["Step"]], Iterator[Load]] = lambda inputs, steps: iter(())
     disk: Callable[["CostInputs", Sequence["Step"]], float] = lambda inputs, steps: 0.0
-    memory: Callable[["Job"], Mapping[str, float | None]] = lambda job: {}
+    memory: Callable[["Job", "ModelMemory", "Scale"], Iterator[Memory]] = lambda job, models, scale: iter(())
     check: Callable[["Job"], None] = lambda job: None
     check_scale: Callable[["Job", "Scale"], None] = lambda job, scale: None
 

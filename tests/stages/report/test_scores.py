@@ -24,7 +24,14 @@ def trials(method: str, ipc: int, values: Sequence[float], network: str = "ConvN
     return [
         {"trial_id": f"{method}-{ipc}-{network}-{i}", "protocol": "minimax", "network": network, "method": method}
         | {"ipc": ipc, "seed": 0, "repeat": i, "top1_last": value, "top1_best": value, "top5_last": 1.0}
-        | {"epochs": 3, "seconds": 1.5, "curve": [0.1, value], "per_class": [value, value], "confusion": [2, 0, 1, 1]}
+        | {
+            "epochs": 3,
+            "precision": "float32",
+            "seconds": 1.5,
+            "curve": [0.1, value],
+            "per_class": [value, value],
+            "confusion": [2, 0, 1, 1],
+        }
         for i, value in enumerate(values)
     ]
 

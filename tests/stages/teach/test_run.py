@@ -1,21 +1,25 @@
 """Tests of training the teacher on IMAGES, and of reading a checkpoint for the job's classes."""
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load
+from torchvision.models import ResNet18_Weights
 
-from vlcp_ray.config import Teach
+from vlcp_ray.config import Teach, load_job
 from vlcp_ray.demo import digits
 from vlcp_ray.protocols.labelled_images import load_split
 from vlcp_ray.schemas import IMAGES, conform
 from vlcp_ray.sources.classes import expand, load_glossary
-from vlcp_ray.stages.teach import WEIGHTS
+from vlcp_ray.stages.teach import STAGE, WEIGHTS, hashed_settings
 from vlcp_ray.stages.teach.run import _read_checkpoint, _train_or_load, _train_or_load_on_all_cores
 from vlcp_ray.stages.teach.train import train_teacher
 from vlcp_ray.store.artifact import Artifact, Step, Store
+
+JOBS = Path(__file__).parents[3] / "jobs"
 
 
 def test_read_checkpoint_of_imagenet_selects_the_outputs_of_the_classes(tmp_path: Path) -> None:
@@ -24,7 +28,7 @@ def test_read_checkpoint_of_imagenet_selects_the_outputs_of_the_classes(tmp_path
     path = tmp_path / "resnet.pth"
     torch.save({"fc.weight": torch.arange(1000.0)[:, None], "fc.bias": torch.arange(1000.0)}, path)
     assert len(names) == 1000
-    state = _read_checkpoint(str(path), [names[217], names[0], names[701]])
+    state = _read_checkpoint(Teach(checkpoint=str(path)), [names[217], names[0], names[701]])
     assert state["fc.weight"].tolist() == [[217.0], [0.0], [701.0]]
     assert state["fc.bias"].tolist() == [217.0, 0.0, 701.0]
 
@@ -33,7 +37,51 @@ def test_read_checkpoint_of_other_classes_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "resnet.pth"
     torch.save({"fc.weight": torch.zeros(1000, 1)}, path)
     with pytest.raises(ValueError, match="has 1000 outputs and no class list, for 2 classes"):
-        _read_checkpoint(str(path), ["zero", "one"])
+        _read_checkpoint(Teach(checkpoint=str(path)), ["zero", "one"])
+
+
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of torchvision's weights of ResNet-18 in torch's cache."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    return tmp_path / "hub" / "checkpoints" / Path(ResNet18_Weights.IMAGENET1K_V1.url).name
+
+
+def test_read_checkpoint_of_torchvision_is_that_of_its_network(published: Path) -> None:
+    known = load_glossary("")
+    names = [known.names[key] for key in sorted(expand(["imagenet1k"], known))]
+    torch.save({"fc.weight": torch.arange(1000.0)[:, None], "fc.bias": torch.arange(1000.0)}, published)
+    state = _read_checkpoint(Teach(checkpoint="torchvision"), [names[5], names[3]])
+    assert state["fc.weight"].tolist() == [[5.0], [3.0]]
+    assert len(_read_checkpoint(Teach(checkpoint="torchvision"), names)["fc.bias"]) == 1000
+
+
+class Attack:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("attacked"),))
+
+
+def test_read_checkpoint_of_torchvision_runs_no_code_and_names_a_failed_download(
+    published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(published.parent)
+    torch.save({"fc.weight": torch.zeros(1000, 1), "attack": Attack()}, published)
+    with pytest.raises(ValueError, match=r"teach.checkpoint: torchvision's weights ResNet18_.* cannot be loaded \("):
+        _read_checkpoint(Teach(checkpoint="torchvision"), ["x"])
+    assert not Path("attacked").exists()
+    published.unlink()
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
+    with pytest.raises(ValueError, match=r"cannot be loaded \(.*refused.*\); put the file where the workers reach it"):
+        _read_checkpoint(Teach(checkpoint="torchvision"), ["x"])
+
+
+def test_checkpoint_of_torchvision_is_refused_for_a_network_without_one() -> None:
+    with pytest.raises(ValueError, match="publishes no weights of ConvNet-3, only of ResNet-18; choose one of these"):
+        Teach(network="ConvNet-3", checkpoint="torchvision")
+    job = load_job(JOBS / "imagenet1k.toml", ["teach.checkpoint=torchvision"])
+    assert hashed_settings(job)["checkpoint"] == "ResNet18_Weights.IMAGENET1K_V1"
+    STAGE.check(job)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from vlcp_ray.models.networks import NETWORKS
 from vlcp_ray.monitoring.allocator import memory_retained
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.protocols.labelled_images import LabelledImages
-from vlcp_ray.scale import Pool
+from vlcp_ray.scale import EvaluatePool
 from vlcp_ray.stages.evaluate import Trial
 from vlcp_ray.stages.evaluate.trial import run_trial
 from vlcp_ray.stages.stage import TRAINING_PASSES, Batch, BatchDone
@@ -20,7 +20,7 @@ _IMAGES: Final = 64
 _CLASSES: Final = 10
 
 
-def evaluate(job: Job, pool: Pool) -> Batch:
+def evaluate(job: Job, pool: EvaluatePool) -> Batch:
     """Return a function that trains on 64 images of noise for four epochs, with hard labels."""
     size, network = job.evaluate.input_size, job.evaluate.networks[0]
     random = np.random.default_rng(0)
@@ -38,7 +38,7 @@ def evaluate(job: Job, pool: Pool) -> Batch:
 
     def batch() -> BatchDone:
         with memory_retained():
-            run_trial(train, val, class_names, settings, trial, device)
+            run_trial(train, val, class_names, settings, trial, device, precision=pool.used_precision)
         return BatchDone(_IMAGES * _EPOCHS, each * (TRAINING_PASSES * _IMAGES * _EPOCHS + _IMAGES))
 
     return batch

@@ -11,13 +11,14 @@ import ray
 from safetensors.torch import load
 
 from vlcp_ray.engine.context import Context
-from vlcp_ray.engine.tasks import in_flight, task
+from vlcp_ray.engine.tasks import in_flight, run_on_machines, task
 from vlcp_ray.models.teacher import load_teacher
 from vlcp_ray.monitoring.allocator import memory_retained
 from vlcp_ray.monitoring.memory import Peaks, measure_peaks, reset_peaks
 from vlcp_ray.monitoring.tensorboard import Record
 from vlcp_ray.protocols import PROTOCOLS
-from vlcp_ray.protocols.labelled_images import LabelledImages, load_split
+from vlcp_ray.protocols.labelled_images import LabelledImages, delete_shared, load_split, share_split
+from vlcp_ray.scale import Precision, count_cores
 from vlcp_ray.schemas import conform
 from vlcp_ray.stages.evaluate import SCORES, STAGE, Evaluate, Trial, list_trials
 from vlcp_ray.stages.evaluate.trial import run_trial
@@ -44,6 +45,7 @@ def run(context: Context, steps: Sequence[Step]) -> None:
         for trial_id, top1, peaks in in_flight(_calls(context, left), context.scale.evaluate.num_workers):
             progress.add(1, f"{trial_id} {top1:.1%}", peaks=peaks)
             _log_curve(context, step_of[trial_id], trial_id)
+    run_on_machines(delete_shared)
     seconds = (time.monotonic() - start) / len(steps)
     for step in steps:
         rows = len(_recorded_trials(context.artifact(step)))
@@ -60,33 +62,33 @@ def _calls(context: Context, trials: Sequence[tuple[Step, Trial]]) -> Iterator[C
         if previous not in ("", step.fingerprint):
             inputs.drop_train_splits()  # the trials of a set follow each other, so the set before is not needed again
         previous, images = step.fingerprint, step.inputs["images"]
-        train = inputs.split(step.inputs.get("set", images), "train", trial.protocol)
-        val = inputs.split(images, "val", trial.protocol)
+        train = inputs.train(step.inputs.get("set", images))
+        size = settings.input_size
+        val = partial(share_split, context.artifact(images), "val", size, PROTOCOLS[trial.protocol].resize(size))
         class_names = context.manifest(images)["class_names"]
         teacher = inputs.teacher(step) if PROTOCOLS[trial.protocol].needs_teacher else None
-        yield partial(remote, train, val, class_names, settings, trial, context.artifact(step), device, teacher)
+        artifact, precision = context.artifact(step), pool.used_precision
+        yield partial(remote, train, val, class_names, settings, trial, artifact, device, teacher, precision)
 
 
 @dataclass
 class SharedInputs:
-    """The images of every set, decoded once, and the teacher: all trials share them through Ray's object store."""
+    """The images of the sets, decoded once, and the teacher: all trials share them through Ray's object store."""
 
     context: Context
     references: dict[str, ray.ObjectRef] = field(default_factory=dict)
 
-    def split(self, step: Step, split: str, protocol: str) -> ray.ObjectRef:
-        """Load one split of IMAGES or SYNTHETIC on a worker; val is resized as the protocol requires."""
-        size = self.context.job.evaluate.input_size
-        resize = PROTOCOLS[protocol].resize(size) if split == "val" else size
-        key = f"{step.fingerprint} {split} {resize}"
+    def train(self, step: Step) -> ray.ObjectRef:
+        """Load the train split of IMAGES, or SYNTHETIC, on a worker."""
+        size, key = self.context.job.evaluate.input_size, f"{step.fingerprint} train"
         if key not in self.references:
-            remote = ray.remote(load_split).remote
-            self.references[key] = remote(self.context.artifact(step), split, size, resize)
+            remote = ray.remote(_load_train).remote
+            self.references[key] = remote(self.context.artifact(step), size)
         return self.references[key]
 
     def drop_train_splits(self) -> None:
         """Release all train splits; Ray keeps those of running trials until the trials end."""
-        self.references = {key: value for key, value in self.references.items() if " train " not in key}
+        self.references = {key: value for key, value in self.references.items() if not key.endswith(" train")}
 
     def teacher(self, step: Step) -> ray.ObjectRef:
         """Load the settings and the weights of the teacher of a set's trials."""
@@ -97,15 +99,20 @@ class SharedInputs:
         return self.references[key]
 
 
+def _load_train(artifact: Artifact, size: int) -> LabelledImages:
+    return load_split(artifact, "train", size, size, count_cores())
+
+
 def _trial(
     train: LabelledImages,
-    val: LabelledImages,
+    val: Callable[..., LabelledImages],
     class_names: Sequence[str],
     settings: Evaluate,
     trial: Trial,
     artifact: Artifact,
     device: str,
     teacher: tuple[Teach, bytes] | None,
+    precision: Precision,
 ) -> tuple[str, float, Peaks]:
     """Run a trial on a worker and write its row of SCORES; return its id, its last top-1 and the peaks of memory.
 
@@ -114,7 +121,8 @@ def _trial(
     reset_peaks(STAGE.name)
     network = load_teacher(teacher[0], load(teacher[1])) if teacher else None
     with memory_retained():
-        row: dict[str, Any] = run_trial(train, val, class_names, settings, trial, device, network)
+        tested = val(threads=count_cores())
+        row: dict[str, Any] = run_trial(train, tested, class_names, settings, trial, device, network, precision)
     artifact.write_table(f"scores/{trial.trial_id}.parquet", conform(pa.Table.from_pylist([row]), SCORES))
     return trial.trial_id, row["top1_last"], measure_peaks()
 

@@ -8,10 +8,11 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from vlcp_ray.models.classifiers import build_classifier
+from vlcp_ray.models.classifiers import InBfloat16, build_classifier
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.protocols.labelled_images import LabelledImages, Split, check_split, to_device
 from vlcp_ray.protocols.metrics import accuracy, confusion_matrix, predict
+from vlcp_ray.scale import Precision
 from vlcp_ray.seeds import seed_for
 from vlcp_ray.stages.evaluate import Evaluate, Trial
 
@@ -27,6 +28,7 @@ def run_trial(
     trial: Trial,
     device: str,
     teacher: nn.Module | None = None,
+    precision: Precision = "float32",
 ) -> dict[str, Any]:
     """Train a classifier on `train`, test it on `val` as the protocol prescribes, and return a row of SCORES.
 
@@ -42,11 +44,31 @@ def run_trial(
         device: torch device.
         teacher: for a protocol with soft labels: it has an output for every class name, in their order, and is moved to
             the device.
+        precision: of the network and the teacher.
 
     Raises:
         ValueError: a set is empty, has images of another size, or labels without a class name; or the protocol needs a
-            teacher and there is none, or one with another number of outputs.
+            teacher and there is none, or one with another number of outputs; or the GPU has too little memory.
     """
+    try:
+        return _run_trial(train, val, class_names, settings, trial, device, teacher, precision)
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"evaluate: a training of {trial.network} does not fit into its share of the GPU's memory; give the pool "
+            "evaluate a larger one (num_gpus in the scale file), or lower evaluate.batch_size and rded_batch_size"
+        ) from error
+
+
+def _run_trial(
+    train: LabelledImages,
+    val: LabelledImages,
+    class_names: Sequence[str],
+    settings: Evaluate,
+    trial: Trial,
+    device: str,
+    teacher: nn.Module | None,
+    precision: Precision,
+) -> dict[str, Any]:
     started, classes = time.perf_counter(), len(class_names)
     for split, name in ((train, "train"), (val, "val")):
         check_split(split, f"evaluate: the {name} set", settings.input_size, class_names)
@@ -59,7 +81,10 @@ def run_trial(
         seed=_seed(trial, "weights"),
         norm=protocol.norm,
     ).to(device)
-    on_train, on_val = to_device(train, device), to_device(val, device)
+    on_train = to_device(train, device)
+    checked = _check_teacher(teacher, trial.protocol, on_train, classes, device) if protocol.needs_teacher else None
+    if precision == "bf16":
+        network, checked = InBfloat16(network), checked and InBfloat16(checked)
     epochs = protocol.epochs(settings, trial.ipc, classes)
     trained_epochs = protocol.train(
         network,
@@ -69,11 +94,11 @@ def run_trial(
         seed=_seed(trial, "steps"),
         ipc=trial.ipc,
         num_classes=classes,
-        teacher=_check_teacher(teacher, trial.protocol, on_train, classes, device) if protocol.needs_teacher else None,
+        teacher=checked,
     )
     should_validate = partial(protocol.should_validate, epochs=epochs, validations=settings.validations)
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-        results = _train_and_validate(network, trained_epochs, on_val, classes, should_validate)
+        results = _train_and_validate(network, trained_epochs, val, device, classes, should_validate)
     return {
         "trial_id": trial.trial_id,
         "protocol": trial.protocol,
@@ -83,21 +108,28 @@ def run_trial(
         "seed": trial.seed,
         "repeat": trial.repeat,
         "epochs": epochs,
+        "precision": precision,
         "seconds": time.perf_counter() - started,
         **results,
     }
 
 
 def _train_and_validate(
-    network: nn.Module, trained_epochs: Iterator[int], val: Split, classes: int, should_validate: Callable[[int], bool]
+    network: nn.Module,
+    trained_epochs: Iterator[int],
+    val: LabelledImages,
+    device: str,
+    classes: int,
+    should_validate: Callable[[int], bool],
 ) -> dict[str, Any]:
     """Train to the end, validate after the epochs that `should_validate` selects, and return columns of SCORES."""
-    accuracies, predicted = [], val[1][:, None]
+    labels = torch.tensor(val.labels, device=device)
+    accuracies, predicted = [], labels[:, None]
     for epoch in trained_epochs:
         if should_validate(epoch):
-            predicted = predict(network, val[0])
-            accuracies.append(accuracy(predicted, val[1]))
-    counts = confusion_matrix(predicted[:, 0], val[1], classes)
+            predicted = predict(network, val.pixels, device)
+            accuracies.append(accuracy(predicted, labels))
+    counts = confusion_matrix(predicted[:, 0], labels, classes)
     return {
         "top1_last": accuracies[-1][0],
         "top1_best": max(top1 for top1, _ in accuracies),

@@ -1,7 +1,7 @@
 """finetune: PAIRS -> Stable Diffusion with its UNet fine-tuned on them, as a diffusers folder."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import Field
@@ -9,12 +9,13 @@ from pydantic import Field
 from vlcp_ray.models import pretrained
 from vlcp_ray.settings import ConfigError, Fraction, Positive, Settings
 from vlcp_ray.stages.generate import DENOISE
-from vlcp_ray.stages.stage import TRAINING_PASSES, Load, Stage, Work
+from vlcp_ray.stages.stage import TRAINING_PASSES, Load, Memory, Stage, Traffic, Work
 
 if TYPE_CHECKING:
     from vlcp_ray.config import Job
     from vlcp_ray.cost.flops import ModelFlops
     from vlcp_ray.cost.inputs import CostInputs
+    from vlcp_ray.cost.memory import ModelMemory
     from vlcp_ray.scale import FinetunePool, Scale
     from vlcp_ray.store.artifact import Step
 
@@ -23,7 +24,12 @@ MODEL: Final = "model"
 _MIN_IMAGES: Final = 4  # of a step, on each rank
 _ADDING_UP: Final = 0.1  # of a step, for each further rank: an assumption
 _FULL: Final = 4  # bytes of a number in full precision
-_COPIES: Final = 5  # numbers per parameter: weight, gradient, two moments of Adam, moving average
+_CHECKPOINT_BYTES: Final = 4 * _FULL  # of a parameter: weight, moving average, two moments
+#: Bytes that a step reads and writes for a parameter: AdamW 28, norm and clipping 12, moving average 12, gradient set
+#: to zero 4, weight read and written in half precision 6.
+_STEP_BYTES: Final = 62
+_BACKWARD: Final = 0.6  # part of a training step's operations in which gradients become known, and are sent
+_DISK: Final = 1e9  # bytes per second of the local disk to which a checkpoint is written: an assumption
 
 
 class Finetune(Settings):
@@ -101,25 +107,52 @@ def training_flops(job: "Job", flops: "ModelFlops", gradient_checkpointing: bool
 
 
 def _loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]:
-    settings, seeds = inputs.job.finetune, len(steps)
+    settings, seeds, scale = inputs.job.finetune, len(steps), inputs.scale.finetune
     trained = settings.epochs * inputs.images.train * seeds
-    flops = trained * training_flops(inputs.job, inputs.models, inputs.scale.finetune.gradient_checkpointing)
-    yield Load(TRAIN, trained, flops, units=settings.batch_size, starts=seeds)
+    flops = trained * training_flops(inputs.job, inputs.models, scale.gradient_checkpointing)
+    pool, at_once = divide_pool(scale, settings.batch_size, seeds)
+    rounds, ranks = math.ceil(seeds / at_once), pool.num_workers
+    rows = math.ceil(settings.batch_size / ranks)  # of a step, on the slowest rank
+    steps_taken = rounds * settings.epochs * math.ceil(inputs.images.train / settings.batch_size)
+    size = pretrained.count_parameters(inputs.job.base_model, "unet") or math.nan
+    yield Load(
+        TRAIN,
+        trained,
+        flops,
+        units=seeds * settings.batch_size / (rounds * rows),
+        starts=rounds,
+        holds_pool=True,
+        traffic=Traffic(
+            memory=steps_taken * _STEP_BYTES * size,
+            link=steps_taken * 2 * (ranks - 1) / ranks * _FULL * size,  # a ring adds up the gradients
+            hidden=_BACKWARD * min(1.0, pool.batch_size / rows),  # of the last forward and backward pass
+        ),
+        paused=_CHECKPOINT_BYTES * size / _DISK / (60 * max(1.0, scale.checkpoint_minutes)),
+    )
     side = inputs.latent_side(inputs.job.encode.train_resolution)
     validations = settings.epochs // settings.validation_epochs * seeds
     generated = min(settings.validation_classes, inputs.images.classes) * validations
     flops = generated * (2 * settings.validation_steps * inputs.models.denoise(side) + inputs.models.decode(side))
-    yield Load(DENOISE, 0, flops, units=1, starts=0, parallel=False, pool=TRAIN.pool)
+    yield Load(DENOISE, 0, flops, units=at_once, starts=0, holds_pool=True, pool=TRAIN.pool)
 
 
 def _disk(inputs: "CostInputs", steps: Sequence["Step"]) -> float:
-    parameters = pretrained.count_pipeline_parameters(inputs.job.base_model)
-    return float("nan") if parameters is None else len(steps) * parameters * _FULL / 2**30
+    """The models, and the checkpoints of the seeds that are trained at the same time: two each while one is written."""
+    parameters = pretrained.count_pipeline_parameters(inputs.job.base_model) or math.nan
+    unet = pretrained.count_parameters(inputs.job.base_model, "unet") or math.nan
+    _, at_once = divide_pool(inputs.scale.finetune, inputs.job.finetune.batch_size, len(steps))
+    return (len(steps) * parameters * _FULL + 2 * at_once * _CHECKPOINT_BYTES * unet) / 2**30
 
 
-def _memory(job: "Job") -> Mapping[str, float | None]:
-    parameters = pretrained.count_parameters(job.base_model, "unet")
-    return {"fine-tune": None if parameters is None else parameters * _COPIES * _FULL / 2**30}
+def _memory(job: "Job", models: "ModelMemory", scale: "Scale") -> Iterator[Memory]:
+    side, pool = pretrained.expected_latent_shape(job.base_model, job.encode.train_resolution)[1], scale.finetune
+    gib, least = (models.train(pool, images, side) for images in (pool.batch_size, 1))
+    smallest = pool.model_copy(update={"gradient_checkpointing": True, "average_on": "cpu", "optimizer": "adamw8bit"})
+    fix = (
+        'in the section [finetune] of the scale file set gradient_checkpointing = true, average_on = "cpu" and '
+        f'optimizer = "adamw8bit" ({models.train(smallest, 1, side):.1f} GiB), or use larger GPUs'
+    )
+    yield Memory("fine-tune", "base_model", STAGE.name, gib, least, fix)
 
 
 def _check_scale(job: "Job", scale: "Scale") -> None:

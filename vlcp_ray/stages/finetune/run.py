@@ -203,31 +203,31 @@ def _run_rank(loop: dict[str, Any]) -> None:
     if rank == 0:
         shutil.rmtree(unfinished, ignore_errors=True)  # checkpoints of an attempt that has ended in their upload
     batch = _batch_per_device(config)
-    trainer = Trainer(
-        config.settings,
-        config.base_model,
-        config.seed,
-        config.resolution,
-        config.pool.model_copy(update={"batch_size": batch}),
-        device,
-        rank,
-        world.get_world_size(),
-        # The gradients are DDP's buckets, not a copy of them.
-        partial(ray.train.torch.prepare_model, parallel_strategy_kwargs={"gradient_as_bucket_view": True}),
-    )
-    if checkpoint := ray.train.get_checkpoint():
-        with checkpoint.as_directory() as local:
-            trainer.load(local)
-    report = partial(_write_metrics, config, trainer) if rank == 0 else lambda _: None
-    save = partial(_save_checkpoint, trainer, unfinished)
     try:
+        trainer = Trainer(
+            config.settings,
+            config.base_model,
+            config.seed,
+            config.resolution,
+            config.pool.model_copy(update={"batch_size": batch}),
+            device,
+            rank,
+            world.get_world_size(),
+            # The gradients are DDP's buckets, not a copy of them.
+            partial(ray.train.torch.prepare_model, parallel_strategy_kwargs={"gradient_as_bucket_view": True}),
+        )
+        if checkpoint := ray.train.get_checkpoint():
+            with checkpoint.as_directory() as local:
+                trainer.load(local)
+        report = partial(_write_metrics, config, trainer) if rank == 0 else lambda _: None
+        save = partial(_save_checkpoint, trainer, unfinished)
         with memory_retained():
             rows: PairRows = ray.get(config.rows)
             train(trainer, config.schedule, rows.reader(), report, save, 60 * config.pool.checkpoint_minutes)
     except OutOfMemoryError as error:  # while the ranks were adding up their gradients: all start again
         if batch == 1:
             raise ValueError(TOO_LITTLE_MEMORY) from error
-        config.artifact.write_bytes(_BATCH, str(min(batch, trainer.batch_per_device) // 2 or 1).encode())
+        config.artifact.write_bytes(_BATCH, str(batch // 2).encode())
         raise
     if rank == 0:
         with tempfile.TemporaryDirectory() as local:

@@ -1,6 +1,5 @@
 """Fine-tune the UNet on PAIRS, step by step, on one device or as one rank of several."""
 
-import logging
 import math
 import time
 from collections import deque
@@ -23,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vlcp_ray import images, schemas
 from vlcp_ray.models import pretrained, stable_diffusion
 from vlcp_ray.models.batches import Batches
+from vlcp_ray.monitoring.memory import count_halving
 from vlcp_ray.scale import FinetunePool
 from vlcp_ray.seeds import seed_for
 from vlcp_ray.stages.finetune import Finetune
@@ -32,7 +32,6 @@ from vlcp_ray.stages.generate import Generate
 
 Fetch = Callable[[Positions], pa.Table]
 
-_LOG: Final = logging.getLogger("vlcp_ray")
 #: Steps whose inputs are read and prepared before they are needed.
 _AHEAD: Final = 2
 #: Steps from one question to the next whether a checkpoint is due; it is asked at the end of every epoch, too.
@@ -231,7 +230,7 @@ class Trainer:
             raise ValueError(TOO_LITTLE_MEMORY) from error
         self.batch_per_device //= 2
         self._clear_gradients()
-        _LOG.warning("out of GPU memory: finetune.batch_size is now %d", self.batch_per_device)
+        count_halving()
 
     def _accumulate(self, inputs: Inputs) -> torch.Tensor:
         share = torch.zeros((), device=self.device)

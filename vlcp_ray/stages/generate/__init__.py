@@ -1,7 +1,7 @@
 """generate: PROTOTYPES + model -> SYNTHETIC, one image per prototype."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Final, Self
 
 from pydantic import Field, model_validator
@@ -9,16 +9,17 @@ from pydantic import Field, model_validator
 from vlcp_ray.models import pretrained
 from vlcp_ray.schemas import SYNTHETIC
 from vlcp_ray.settings import Positive, Settings
-from vlcp_ray.stages.stage import Load, Stage, Work
+from vlcp_ray.stages.stage import Load, Memory, Stage, Work
 
 if TYPE_CHECKING:
     from vlcp_ray.config import Job
     from vlcp_ray.cost.flops import ModelFlops
     from vlcp_ray.cost.inputs import CostInputs
+    from vlcp_ray.cost.memory import ModelMemory
+    from vlcp_ray.scale import Scale
     from vlcp_ray.store.artifact import Step
 
 _PNG: Final = 0.7  # size of a small photograph as PNG, as a share of its raw bytes
-_HALF: Final = 2  # bytes of a number in half precision
 
 
 class Generate(Settings):
@@ -49,6 +50,7 @@ DENOISE: Final = Work(
     # 31.2 steps/s of Stable Diffusion 1.5 with guidance (2 x 0.80 TFLOP each) in diffusers with SDPA on an A100 of 312
     # TFLOPS: github.com/strint/stable-diffusion-benchmarks.
     on_gpu=(0.16, 40.0),
+    is_published=True,
     retains_memory=True,
     model=lambda job: pretrained.count_parameters(job.base_model, "unet"),
 )
@@ -88,18 +90,23 @@ def disk(inputs: "CostInputs", steps: Sequence["Step"]) -> float:
 
 
 def _loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]:
-    flops, side = 0.0, inputs.latent_side(inputs.job.encode.resolution)
+    flops, largest, side = 0.0, 0.0, inputs.latent_side(inputs.job.encode.resolution)
     for step in steps:
         settings = Generate(**{name: step.settings[name] for name in Generate.model_fields})
         slices = inputs.text_slices(step.settings["text"])
-        flops += count_images(inputs, [step]) * image_flops(settings, inputs.models, side, slices)
-    count = count_images(inputs, steps)
-    yield Load(DENOISE, count, flops, units=count, starts=len(group_by_model(steps)))
+        each = image_flops(settings, inputs.models, side, slices)
+        flops += count_images(inputs, [step]) * each
+        largest = max(largest, inputs.scale.generate.batch_size * each)
+    count, models = count_images(inputs, steps), len(group_by_model(steps))
+    yield Load(DENOISE, count, flops, units=count, largest=models * min(largest, flops / models), starts=models)
 
 
-def _memory(job: "Job") -> Mapping[str, float | None]:
-    parameters = pretrained.count_pipeline_parameters(job.base_model)
-    return {"generate": None if parameters is None else parameters * _HALF / 2**30}
+def _memory(job: "Job", models: "ModelMemory", scale: "Scale") -> Iterator[Memory]:
+    side = pretrained.expected_latent_shape(job.base_model, job.encode.resolution)[1]
+    guided = job.generate.guidance_scale > 1
+    gib, least = (models.generate(images, side, guided) for images in (scale.generate.batch_size, 1))
+    fix = "give the pool whole GPUs, or use larger ones or a smaller base_model"
+    yield Memory("generate", "base_model", "generate", gib, least, fix)
 
 
 STAGE: Final = Stage(

@@ -1,6 +1,6 @@
 """pair: caption and encode IMAGES(train) to PAIRS in one streaming plan."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 import pyarrow as pa
@@ -10,12 +10,14 @@ from vlcp_ray.models import pretrained
 from vlcp_ray.schemas import column, identity_columns
 from vlcp_ray.settings import Positive, Settings, Size
 from vlcp_ray.sources import LAYOUTS
-from vlcp_ray.stages.stage import Load, Stage, Work
+from vlcp_ray.stages.stage import Load, Memory, Stage, Work
 
 if TYPE_CHECKING:
     from vlcp_ray.config import Job
     from vlcp_ray.cost.flops import ModelFlops
     from vlcp_ray.cost.inputs import CostInputs
+    from vlcp_ray.cost.memory import ModelMemory
+    from vlcp_ray.scale import Scale
     from vlcp_ray.store.artifact import Step
 
 PROMPT: Final = (
@@ -24,6 +26,7 @@ PROMPT: Final = (
 )
 _CAPTION_BYTES: Final = 600  # assumed, of a usual caption
 _FLOAT16_BYTES: Final = 2
+_VLLM_GIB: Final = 1.5  # for a first batch and CUDA graphs of a model of 7B parameters, an assumption
 
 
 class Caption(Settings):
@@ -36,6 +39,10 @@ class Caption(Settings):
         "pad", description="pad: whole images, made square with the mean colour; crop: their middle, as LLaVA in vLLM"
     )
     prompt: str = Field(PROMPT, description="the question; {class_name} is replaced by the name of the class")
+    precision: Literal["auto", "8bit"] = Field(
+        "auto",
+        description="auto: half precision on a GPU; 8bit: half of its memory, by bitsandbytes with engine transformers",
+    )
     temperature: float = Field(0.2, ge=0, description="sampling temperature; 0: greedy decoding")
     max_tokens: Positive = Field(1024, description="largest number of tokens of a caption")
     max_model_len: Positive = Field(2048, description="largest number of tokens of image, prompt and caption together")
@@ -45,6 +52,8 @@ class Caption(Settings):
     def _check(self) -> Self:
         if "{class_name}" not in self.prompt:
             raise ValueError("prompt must contain {class_name}, which is replaced by the name of the class")
+        if self.precision == "8bit" and self.engine != "transformers":
+            raise ValueError('precision = "8bit" needs engine = "transformers"; set it too')
         if self.max_tokens >= self.max_model_len:
             raise ValueError("max_tokens must be smaller than max_model_len, which also counts image and prompt")
         return self
@@ -93,6 +102,7 @@ CAPTION: Final = Work(
     # 1,366 tokens/s of an 8B Llama (16 GFLOP each) in vLLM on an A40 of 150 TFLOPS: databasemart.com, vLLM A40
     # benchmark, 50 requests at once. Loading 7B weights and warming up an engine is assumed to take two minutes.
     on_gpu=(0.15, 120.0),
+    is_published=True,
     retains_memory=True,
     model=lambda job: pretrained.count_parameters(job.caption.model, ""),
     wanted=lambda job: not job.caption.source,
@@ -139,9 +149,8 @@ def encode_flops(job: "Job", flops: "ModelFlops") -> float:
 def _loads(inputs: "CostInputs", _: Sequence["Step"]) -> Iterator[Load]:
     count, job = inputs.images.train, inputs.job
     if not job.caption.source:
-        yield Load(
-            CAPTION, count, count * inputs.models.caption(job.caption.prompt, inputs.caption_tokens), units=count
-        )
+        each, block = inputs.models.caption(job.caption.prompt, inputs.caption_tokens), inputs.scale.rows_per_block
+        yield Load(CAPTION, count, count * each, units=count, largest=min(block, count) * each)
     yield Load(ENCODE, count if job.caption.source else 0, count * encode_flops(job, inputs.models), units=count)
 
 
@@ -155,11 +164,26 @@ def _disk(inputs: "CostInputs", _: Sequence["Step"]) -> float:
     return inputs.images.train * row / 2**30
 
 
-def _memory(job: "Job") -> Mapping[str, float | None]:
-    if job.caption.source:
-        return {}
-    parameters = pretrained.count_parameters(job.caption.model, "")
-    return {"caption": None if parameters is None else parameters * _FLOAT16_BYTES / 2**30}
+def _memory(job: "Job", models: "ModelMemory", scale: "Scale") -> Iterator[Memory]:
+    settings = job.caption
+    if not settings.source:
+        is_vllm, least = settings.engine == "vllm", models.caption(settings.precision == "8bit", settings.max_model_len)
+        least += _VLLM_GIB if is_vllm else 0.0
+        fix = "give captions in a table (caption.source)"
+        if settings.precision != "8bit":
+            eight_bit = models.caption(True, settings.max_model_len)
+            fix += (
+                f", hold the model in 8 bits (caption.engine=transformers, caption.precision=8bit: {eight_bit:.1f} GiB)"
+            )
+        fix += ", name a smaller captioner (caption.model), or use larger GPUs"
+        yield Memory("caption", "caption.model", "caption", least, least, fix, is_limited=is_vllm)
+    side = max(
+        pretrained.expected_latent_shape(job.base_model, resolution)[1]
+        for resolution in (job.encode.resolution, job.encode.train_resolution)
+    )
+    gib, least = (models.encode(images, side) for images in (scale.encode.batch_size, 1))
+    fix = "give the pool a larger share of a GPU (num_gpus in the scale file), or use larger GPUs"
+    yield Memory("encode", "encode.resolution", "encode", gib, least, fix)
 
 
 def _check(job: "Job") -> None:

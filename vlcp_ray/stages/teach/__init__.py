@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vlcp_ray.models.networks import NETWORKS
 from vlcp_ray.settings import ConfigError, OneOf, Positive, Settings
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: The file of the artifact with the teacher's weights.
 WEIGHTS: Final = "teacher.safetensors"
+#: The checkpoint that stands for the weights that torchvision publishes for ImageNet-1K.
+TORCHVISION: Final = "torchvision"
 
 
 class Teach(Settings):
@@ -42,7 +44,21 @@ class Teach(Settings):
     flip: bool = Field(
         True, description="mirror half of the images; false where that changes the class, as with digits"
     )
-    checkpoint: str = Field("", description="a .pth state dict to load in place of training; empty: train")
+    checkpoint: str = Field(
+        "",
+        description="a .pth state dict to load in place of training, or torchvision: its weights for ImageNet-1K; "
+        "empty: train",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.checkpoint == TORCHVISION and not NETWORKS[self.network].published:
+            known = ", ".join(name for name, network in NETWORKS.items() if network.published)
+            raise ValueError(
+                f"checkpoint: torchvision publishes no weights of {self.network}, only of {known}; choose one of "
+                "these, name a .pth file, or leave it out to train a teacher"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -74,8 +90,9 @@ def hashed_settings(job: "Job") -> dict[str, Any]:
     """Return the settings that determine the teacher: those of its training, or the hash of its checkpoint."""
     if not job.teach.checkpoint:
         return job.teach.model_dump() | {"recipe": asdict(RECIPE)}
-    network = job.teach.model_dump(include={"network", "width", "input_size"})
-    return network | {"checkpoint": content_hash(job.teach.checkpoint)}
+    network, checkpoint = job.teach.model_dump(include={"network", "width", "input_size"}), job.teach.checkpoint
+    is_published = checkpoint == TORCHVISION
+    return network | {"checkpoint": NETWORKS[job.teach.network].published if is_published else content_hash(checkpoint)}
 
 
 def _loads(inputs: "CostInputs", _: Sequence["Step"]) -> Iterator[Load]:
@@ -83,12 +100,12 @@ def _loads(inputs: "CostInputs", _: Sequence["Step"]) -> Iterator[Load]:
     each = inputs.models.classify(settings.network, settings.input_size, settings.width, images.classes)
     training_passes = 0 if settings.checkpoint else TRAINING_PASSES * settings.epochs * images.train
     validation_passes = images.val * (1 if settings.checkpoint else min(settings.validations, settings.epochs))
-    yield Load(evaluate.CLASSIFY, images.train, each * (training_passes + validation_passes), units=1, parallel=False)
+    yield Load(evaluate.CLASSIFY, images.train, each * (training_passes + validation_passes), units=1)
 
 
 def _check(job: "Job") -> None:
     checkpoint = job.teach.checkpoint
-    if checkpoint and "://" not in checkpoint and not Path(checkpoint).is_file():
+    if checkpoint and checkpoint != TORCHVISION and "://" not in checkpoint and not Path(checkpoint).is_file():
         raise ConfigError(
             f"teach.checkpoint: there is no file {checkpoint!r}; name a .pth file, or leave it out to train a teacher"
         )

@@ -9,6 +9,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from vlcp_ray.models.networks import NETWORKS
 from vlcp_ray.models.teacher import head_names
 
 _NESTED: Final = ("model", "state_dict")
@@ -16,6 +17,28 @@ _CLASS_LISTS: Final = ("class_names", "classes")
 _PREFIX: Final = "module."
 
 State = dict[str, Tensor]
+
+
+def load_published(network: str, class_names: Sequence[str], outputs: Sequence[str]) -> State:
+    """Load the weights that torchvision publishes for a network, and order its outputs by class.
+
+    They are downloaded once on each machine, into torch's cache, and compared with the hash in their name.
+
+    Raises:
+        ValueError: they cannot be downloaded or read, or the classes are not among those of ImageNet-1K.
+    """
+    from torchvision.models import get_weight
+
+    name = NETWORKS[network].published
+    try:
+        content = get_weight(name).get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"teach.checkpoint: torchvision's weights {name} cannot be loaded ({reason}); put the file where the "
+            "workers reach it, and name it"
+        ) from error
+    return order_outputs(content, class_names, outputs)
 
 
 def load_checkpoint(data: bytes, class_names: Sequence[str], outputs: Sequence[str] = ()) -> State:
@@ -36,7 +59,11 @@ def load_checkpoint(data: bytes, class_names: Sequence[str], outputs: Sequence[s
     Raises:
         ValueError: the bytes are not such a file, or the classes of the outputs do not include those of the job.
     """
-    content = _read(data)
+    return order_outputs(_read(data), class_names, outputs)
+
+
+def order_outputs(content: Mapping[Any, Any], class_names: Sequence[str], outputs: Sequence[str]) -> State:
+    """Return the state dict in a file's content, its outputs in the order of the classes (see `load_checkpoint`)."""
     listed = next((content[name] for name in _CLASS_LISTS if isinstance(content.get(name), list | tuple)), ())
     nested = next((content[name] for name in _NESTED if isinstance(content.get(name), Mapping)), content)
     state = {str(name).removeprefix(_PREFIX): value for name, value in nested.items() if isinstance(value, Tensor)}

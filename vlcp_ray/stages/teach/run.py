@@ -12,7 +12,7 @@ from vlcp_ray.monitoring.progress import log_line
 from vlcp_ray.scale import count_cores
 from vlcp_ray.sources.classes import expand, load_glossary
 from vlcp_ray.stages.ingest import check_classes, check_val
-from vlcp_ray.stages.teach import STAGE, WEIGHTS, Teach
+from vlcp_ray.stages.teach import STAGE, TORCHVISION, WEIGHTS, Teach
 from vlcp_ray.store.artifact import Artifact, Step
 from vlcp_ray.store.files import read
 from vlcp_ray.store.io import open_uri, retry
@@ -57,36 +57,46 @@ def _train_or_load(
     images: Artifact, artifact: Artifact, settings: Teach, class_names: Sequence[str], device: str
 ) -> dict[str, Any]:
     """Write the weights and return the metrics on val: top1, top5 and the curve."""
+    import torch
     from safetensors.torch import save
 
     from vlcp_ray.models.teacher import load_teacher
-    from vlcp_ray.protocols.labelled_images import load_split, to_device
+    from vlcp_ray.protocols.labelled_images import load_split
     from vlcp_ray.protocols.metrics import accuracy, predict
     from vlcp_ray.stages.teach.train import train_teacher
 
-    size = settings.input_size
-    val = load_split(images, "val", size, size)
+    size, threads = settings.input_size, count_cores()
+    val = load_split(images, "val", size, size, threads)
     if settings.checkpoint:
-        state = _read_checkpoint(settings.checkpoint, class_names)
-        pixels, labels = to_device(val, device)
-        top1, top5 = accuracy(predict(load_teacher(settings, state).to(device), pixels), labels)
+        state = _read_checkpoint(settings, class_names)
+        predicted = predict(load_teacher(settings, state).to(device), val.pixels, device)
+        top1, top5 = accuracy(predicted, torch.tensor(val.labels, device=device))
         metrics: dict[str, Any] = {"top1": top1, "top5": top5, "curve": [top1]}
     else:
-        trained = train_teacher(load_split(images, "train", size, size), val, class_names, settings, 0, device)
+        train = load_split(images, "train", size, size, threads)
+        try:
+            trained = train_teacher(train, val, class_names, settings, 0, device)
+        except torch.OutOfMemoryError as error:
+            raise ValueError(
+                "teach.batch_size: the training does not fit into the memory of the GPU; lower it, or give the pool "
+                "evaluate a larger share of a GPU (num_gpus in the scale file)"
+            ) from error
         state, metrics = trained.state, {"top1": trained.top1, "top5": trained.top5, "curve": list(trained.curve)}
     artifact.write_bytes(WEIGHTS, save({name: value.contiguous() for name, value in state.items()}))
     return metrics
 
 
-def _read_checkpoint(uri: str, class_names: Sequence[str]) -> dict[str, Any]:
-    """Read the weights of a file, with the outputs of the job's classes.
+def _read_checkpoint(settings: Teach, class_names: Sequence[str]) -> dict[str, Any]:
+    """Read the weights of a file, or torchvision's, with the outputs of the job's classes.
 
     If these are part of ImageNet-1K, a network of all its 1,000 classes can be read, too.
     """
-    from vlcp_ray.stages.teach.checkpoint import load_checkpoint
+    from vlcp_ray.stages.teach.checkpoint import load_checkpoint, load_published
 
+    known, uri = load_glossary(""), settings.checkpoint
+    imagenet = [known.names[key] for key in sorted(expand(["imagenet1k"], known))]  # the order of published networks
+    if uri == TORCHVISION:
+        return load_published(settings.network, class_names, imagenet)
     filesystem, path = open_uri(uri, "teach.checkpoint")
     content = retry(lambda: read(filesystem, path), f"read {uri}")
-    known = load_glossary("")
-    imagenet = [known.names[key] for key in sorted(expand(["imagenet1k"], known))]  # the order of published networks
     return load_checkpoint(content, class_names, imagenet if set(class_names) < set(imagenet) else ())

@@ -58,7 +58,7 @@ def train_teacher(
         device
     )
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images, on_val = to_device(train, device), to_device(val, device)
+    images, val_labels = to_device(train, device), torch.tensor(val.labels, device=device)
     generator = torch.Generator().manual_seed(seed_for(seed, "teach", "steps"))
     steps = settings.epochs * training.steps_per_epoch(len(images[1]), settings.batch_size, RECIPE.min_batch)
     optimizer = torch.optim.SGD(  # `training.train` sets the learning rate at every step
@@ -78,7 +78,7 @@ def train_teacher(
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         for epoch in trained:
             if should_validate(epoch, settings.epochs, settings.validations):
-                accuracies.append(accuracy(predict(network, on_val[0]), on_val[1]))
+                accuracies.append(accuracy(predict(network, val.pixels, device), val_labels))
     state = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
     return TrainedTeacher(state, tuple(class_names), *accuracies[-1], tuple(top1 for top1, _ in accuracies))
 

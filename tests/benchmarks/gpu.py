@@ -1,0 +1,418 @@
+"""What only a GPU can show, in ten minutes: `python -m tests.benchmarks.gpu --folder FOLDER [--json FILE]`.
+
+Every stage's own class does its work with random weights of the paper's sizes, in the batches that are derived for the
+GPU and in others. The table has images/s, TFLOP/s, the share of the peak of a large matrix product, the peak of the
+memory beside its forecast, and what else was looked at: numbers that are not finite, a resumed training, a second run.
+It needs torch, diffusers, transformers, pyarrow, pydantic and obstore, neither Ray nor vLLM. Without a GPU the models
+are tiny, so that the same code is tested.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.benchmarks.variants import SIDE, TEXT, free_memory, peak_memory, seconds_per_call, wait
+from vlcp_ray import images, schemas
+from vlcp_ray.bench.random_models import Size, llava, stable_diffusion
+from vlcp_ray.bench.run import peak
+from vlcp_ray.config import Caption, Encode, Evaluate, Finetune, Generate, Job, Teach
+from vlcp_ray.cost.flops import model_flops
+from vlcp_ray.cost.memory import ModelMemory
+from vlcp_ray.models.llava import load_captioner
+from vlcp_ray.models.pretrained import latent_shape
+from vlcp_ray.models.stable_diffusion import pick_device
+from vlcp_ray.models.teacher import build_teacher
+from vlcp_ray.protocols import PROTOCOLS
+from vlcp_ray.protocols.labelled_images import LabelledImages
+from vlcp_ray.scale import FinetunePool
+from vlcp_ray.schemas import tensor_array
+from vlcp_ray.stages.evaluate import Trial
+from vlcp_ray.stages.evaluate.trial import run_trial
+from vlcp_ray.stages.finetune import training_flops
+from vlcp_ray.stages.finetune.batches import Schedule
+from vlcp_ray.stages.finetune.trainer import Trainer
+from vlcp_ray.stages.generate import image_flops
+from vlcp_ray.stages.generate.img2img import Img2Img
+from vlcp_ray.stages.pair import encode_flops
+from vlcp_ray.stages.pair.encode import EncodeRows
+from vlcp_ray.stages.stage import TRAINING_PASSES
+
+_GIB: Final = 2**30
+_CLASSES: Final = 10
+_LENGTH: Final = 1024  # tokens of image, prompt and caption together, at most
+_ANSWER_TOKENS: Final[Mapping[str, int]] = {"real": 64, "tiny": 8}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; a figure is None where it does not apply."""
+
+    stage: str
+    setting: str
+    images_per_second: float | None = None
+    tflops: float | None = None
+    peak_share: float | None = None
+    gib: float | None = None
+    forecast_gib: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the checks run.
+
+    Args:
+        device: cuda or cpu.
+        size: of the models.
+        folder: with the models' weights.
+        peak: operations per second of a large matrix product.
+    """
+
+    device: str
+    size: Size
+    folder: Path
+    peak: float
+
+    @property
+    def model(self) -> str:
+        return stable_diffusion(self.size, self.folder)
+
+    @property
+    def side(self) -> int:
+        return SIDE[self.size]
+
+    def job(self, **settings: Any) -> Job:
+        encode = Encode(resolution=self.side, train_resolution=self.side)
+        return Job(name="gpu", base_model=self.model, encode=encode, **settings)
+
+    def batches(self, *real: int) -> tuple[int, ...]:
+        """Return batch sizes: on a CPU the first one, of two images."""
+        return real if self.size == "real" else (2,)
+
+    def row(self, stage: str, setting: str, count: int, flops: float, call: Callable[[], object], **more: Any) -> Row:
+        """Measure a call that processes `count` images of `flops` operations each."""
+        free_memory(self.device)
+        speed = count / seconds_per_call(call, self.device)
+        return Row(
+            stage,
+            setting,
+            images_per_second=speed,
+            tflops=speed * flops / 1e12,
+            peak_share=speed * flops / self.peak,
+            gib=peak_memory(self.device),
+            **more,
+        )
+
+
+def check_encode(machine: Machine) -> Iterator[Row]:
+    """Encode photographs with mirrored views, in both precisions."""
+    job, memory = machine.job(), ModelMemory.for_job(machine.job())
+    random, side = np.random.default_rng(0), machine.side
+    photos = [
+        images.encode_png(random.integers(0, 256, (side * 3 // 4, side, 3)).astype(np.uint8))
+        for _ in range(2 * machine.batches(32)[0])
+    ]
+    table = pa.table({"image_id": [str(number) for number in range(len(photos))], "image": photos})
+    latents = np.zeros(0)
+    for batch in machine.batches(32, 8):
+        encode = EncodeRows(job.encode, machine.model, batch, threads=os.cpu_count() or 1)
+        flops = encode_flops(job, model_flops(job))
+        row = machine.row("encode", f"batch {batch}", len(photos), flops, partial(encode, table))
+        result = encode(table)
+        latents = schemas.tensors(result["latent"]).astype(np.float32)
+        rejected = sum(bool(reason) for reason in schemas.reasons(result))
+        busy = f", GPU busy {_busy_share(partial(encode, table)):.0%}" if machine.device == "cuda" else ""
+        forecast = memory.encode(batch, latent_shape(machine.model, side)[1])
+        yield replace(row, forecast_gib=forecast, note=f"{rejected} not finite{busy}")
+    encode.vae.to(torch.float32)
+    exact = schemas.tensors(encode(table)["latent"]).astype(np.float32)
+    yield Row("encode", "against float32", note=f"largest difference of a latent {np.abs(exact - latents).max():.1e}")
+
+
+def check_finetune(machine: Machine) -> Iterator[Row]:
+    """Take training steps in all ways that save memory, and go on after a checkpoint."""
+    if machine.device == "cuda":
+        settings = [("fp16", 4, False), ("fp16", 8, False), ("fp16", 8, True), ("bf16", 4, False), ("bf16", 20, True)]
+    else:
+        settings = [("no", 2, False), ("no", 2, True)]
+    for precision, batch, recompute in settings:
+        pool = FinetunePool(batch_size=batch, gradient_checkpointing=recompute)
+        yield _train(machine, precision, pool)
+    yield _train(machine, settings[0][0], FinetunePool(batch_size=settings[0][1], average_on="cpu"))
+    yield _train(machine, settings[0][0], FinetunePool(batch_size=settings[0][1], optimizer="adamw8bit"))
+    yield _resume(machine, settings[0][0], settings[0][1])
+    yield _train_distributed(machine, settings[0][0], settings[0][1])
+    if machine.device == "cuda":
+        yield _train_in_little_memory(machine)
+
+
+def _trainer(machine: Machine, precision: str, pool: FinetunePool, **options: Any) -> tuple[Trainer, Callable[[], Any]]:
+    """Return a trainer, and a function that takes one step on as many images as the pool's batch has."""
+    channels, height, width = latent_shape(machine.model, machine.side)
+    settings = Finetune(mixed_precision=precision, batch_size=pool.batch_size)
+    trainer = Trainer(settings, machine.model, 0, machine.side, pool, machine.device, **options)
+    moments = np.random.default_rng(0).normal(size=(pool.batch_size, 2, 2 * channels, height, width))
+    columns = {"image_id": [str(number) for number in range(pool.batch_size)], "caption": [TEXT] * pool.batch_size}
+    table = pa.table({**columns, "train_moments": tensor_array(moments.astype(np.float16))})
+    batch = Schedule(pool.batch_size, 1, pool.batch_size, 0).rank_batch(0)
+    return trainer, lambda: trainer.step(trainer.prepare(table, batch))
+
+
+def _train(machine: Machine, precision: str, pool: FinetunePool, name: str = "", **options: Any) -> Row:
+    trainer, step = _trainer(machine, precision, pool, **options)
+    job = machine.job()
+    flops = training_flops(job, model_flops(job), pool.gradient_checkpointing)
+    saving = [
+        *(["recomputed"] if pool.gradient_checkpointing else []),
+        *(["average on the CPU"] if pool.average_on == "cpu" else []),
+    ]
+    saving += ["8-bit AdamW"] if pool.optimizer == "adamw8bit" else []
+    setting = name or ", ".join([precision, f"batch {pool.batch_size}", *saving])
+    row = machine.row("finetune", setting, pool.batch_size, flops, step)
+    forecast = ModelMemory.for_job(job).train(pool, pool.batch_size, latent_shape(machine.model, machine.side)[1])
+    halved = "" if trainer.batch_per_device == pool.batch_size else f", halved to {trainer.batch_per_device}"
+    scale = f", loss scale {trainer.scaler.get_scale():.0f}" if trainer.scaler.is_enabled() else ""
+    return replace(row, forecast_gib=forecast, note=f"{trainer.steps_done} steps{scale}{halved}")
+
+
+def _resume(machine: Machine, precision: str, batch: int) -> Row:
+    """Compare the time of a step before and after a checkpoint is loaded."""
+    pool = FinetunePool(batch_size=batch, gradient_checkpointing=False)
+    trainer, step = _trainer(machine, precision, pool)
+    before = seconds_per_call(step, machine.device)
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        trainer.save(folder, trainer.sums.total())
+        saved = time.perf_counter() - start
+        size = sum(file.stat().st_size for file in Path(folder).iterdir()) / _GIB
+        trainer.load(folder)
+    after = seconds_per_call(step, machine.device)
+    counters = {str(state["step"].device) for state in trainer.optimizer.state.values()}
+    note = (
+        f"a step {1000 * before:.0f} ms, after loading {1000 * after:.0f} ms; step counters on {', '.join(counters)}; "
+    )
+    return Row("finetune", "resumed", note=f"{note}checkpoint {size:.2f} GiB written in {saved:.1f} s")
+
+
+def _train_distributed(machine: Machine, precision: str, batch: int) -> Row:
+    """Train as one rank of a distributed training: its gradients are views into DDP's buckets."""
+    with tempfile.TemporaryDirectory() as folder:
+        backend = "nccl" if machine.device == "cuda" else "gloo"
+        distributed.init_process_group(backend, init_method=f"file://{folder}/ranks", rank=0, world_size=1)
+        try:
+            wrap = partial(DistributedDataParallel, gradient_as_bucket_view=True)
+            pool = FinetunePool(batch_size=batch, gradient_checkpointing=False)
+            return _train(machine, precision, pool, f"{precision}, batch {batch}, one rank of DDP", wrap=wrap)
+        finally:
+            distributed.destroy_process_group()
+
+
+def _train_in_little_memory(machine: Machine) -> Row:
+    """Train in the memory of a card of 24 GB, with a batch that does not fit: it is halved."""
+    total = torch.cuda.get_device_properties(0).total_memory / _GIB
+    torch.cuda.set_per_process_memory_fraction(min(1.0, 22 / total))
+    try:
+        return _train(
+            machine, "fp16", FinetunePool(batch_size=16, gradient_checkpointing=False), "fp16, 22 GiB, batch 16"
+        )
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def check_generate(machine: Machine) -> Iterator[Row]:
+    """Generate images with guidance, in several batches; compare those of a batch of one."""
+    job, side = machine.job(), latent_shape(machine.model, machine.side)[1]
+    settings = (
+        Generate(image_size=machine.side)
+        if machine.size == "real"
+        else Generate(image_size=machine.side, num_inference_steps=4)
+    )
+    count = machine.batches(32)[0]
+    shape = latent_shape(machine.model, machine.side)
+    latents = np.random.default_rng(0).normal(size=(count, *shape)).astype(np.float32)
+    columns = {"prototype_id": [f"{number:04d}" for number in range(count)], "label": [0] * count, "seed": [0] * count}
+    columns |= {"class_name": ["tench"] * count, "text": [TEXT] * count}
+    table = pa.table({**columns, "latent": tensor_array(latents)})
+    flops = image_flops(settings, model_flops(job), side)
+    for batch in machine.batches(32, 8):
+        img2img = Img2Img(settings, machine.model, batch)
+        row = machine.row("generate", f"batch {batch}", count, flops, partial(img2img, table))
+        pixels = _decoded(img2img(table))
+        black = sum(not image.any() for image in pixels)
+        forecast = ModelMemory.for_job(job).generate(batch, side, guided=True)
+        yield replace(row, forecast_gib=forecast, note=f"{black} black, {count - len(pixels)} not finite")
+    alone = _decoded(Img2Img(settings, machine.model, 1)(table.slice(0, 1)))
+    difference = int(np.abs(alone[0].astype(int) - pixels[0].astype(int)).max())
+    yield Row("generate", "batch 1 against more", note=f"largest difference of a pixel {difference} of 255")
+
+
+def _decoded(synthetic: pa.Table) -> list[images.Pixels]:
+    """Decode the images of SYNTHETIC; rejected rows have none."""
+    return [np.asarray(images.decode(content)) for content in synthetic["image"].to_pylist() if content]
+
+
+def check_evaluate(machine: Machine) -> Iterator[Row]:
+    """Train classifiers under both protocols in float32 and bf16, twice with the same seed, and two at a time."""
+    size, count, epochs = (224, 100, 20) if machine.size == "real" else (16, 10, 1)
+    random = np.random.default_rng(0)
+    labels = np.arange(count) % _CLASSES
+    train, val = (
+        LabelledImages(random.integers(0, 256, (count, 3, size, size)).astype(np.uint8), labels) for _ in range(2)
+    )
+    names = [str(number) for number in range(_CLASSES)]
+    networks = (
+        {"minimax": "ResNetAP-10", "rded": "ResNet-18"}
+        if machine.size == "real"
+        else dict.fromkeys(PROTOCOLS, "ConvNet-3")
+    )
+    for protocol, network in networks.items():
+        settings = Evaluate(protocols=(protocol,), networks=(network,), input_size=size, epochs=epochs, validations=1)
+        teacher = build_teacher(Teach(network=network, input_size=size), _CLASSES, size, seed=1)
+        trial = Trial("random", protocol, network, count // _CLASSES, 0, 0)
+        flops = model_flops(machine.job()).classify(network, size, settings.width, _CLASSES)
+        each = flops * (TRAINING_PASSES + PROTOCOLS[protocol].needs_teacher)
+        for precision in ("float32", "bf16"):
+            call = partial(run_trial, train, val, names, settings, trial, machine.device, teacher.eval(), precision)
+            row = machine.row("evaluate", f"{protocol}, {network}, {precision}", epochs * count, each, call)
+            first, again = call(), call()
+            same = all(first[name] == again[name] for name in first if name != "seconds")
+            yield replace(row, note=f"top-1 {first['top1_last']:.0%}, {'the same' if same else 'DIFFERENT'} again")
+
+
+def check_caption(machine: Machine) -> Iterator[Row]:
+    """Caption in transformers, in half precision and in 8 bits."""
+    captioner = llava(machine.size, machine.folder, device=machine.device)
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (375, 500, 3)).astype(np.uint8))
+    count, tokens = machine.batches(16)[0], _ANSWER_TOKENS[machine.size]
+    for precision in ("auto", "8bit"):
+        settings = Caption(
+            engine="transformers", model=captioner, precision=precision, max_tokens=tokens, max_model_len=_LENGTH
+        )
+        job, loaded = Job(name="gpu", caption=settings), load_captioner(settings)
+        flops = model_flops(job).caption(settings.prompt, tokens)
+        call = partial(loaded.caption, [photo] * count, [settings.prompt] * count, list(range(count)))
+        row = machine.row("caption", f"transformers, {precision}, batch {count}", count, flops, call)
+        yield replace(row, forecast_gib=ModelMemory.for_job(job).caption(precision == "8bit", _LENGTH * count))
+        del loaded
+
+
+CHECKS: Final[Mapping[str, Callable[[Machine], Iterator[Row]]]] = {
+    "encode": check_encode,
+    "finetune": check_finetune,
+    "generate": check_generate,
+    "evaluate": check_evaluate,
+    "caption": check_caption,
+}
+
+
+def run(size: Size, folder: Path, names: Sequence[str]) -> Iterator[Row]:
+    """Run the checks one after the other; one that fails is a row with its error."""
+    device = pick_device()
+    name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    machine = Machine(device, size, folder, peak(name))
+    yield Row(
+        "machine",
+        name,
+        tflops=machine.peak / 1e12,
+        note=f"torch {torch.__version__}, CUDA {torch.version.cuda}{_driver()}",
+    )
+    for check in names:
+        start = time.perf_counter()
+        try:
+            yield from CHECKS[check](machine)
+        except Exception as error:  # the others can still show something
+            yield Row(check, "FAILED", note=" ".join(f"{type(error).__name__}: {error}".split())[:300])
+        free_memory(device)
+        wait(device)
+        yield Row(check, "all", note=f"{time.perf_counter() - start:.0f} s")
+
+
+def table(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield the lines of the table."""
+    yield f"{'stage':<9} {'setting':<34} {'images/s':>9} {'TFLOP/s':>8} {'of peak':>8} {'GiB':>6} {'forecast':>9}  note"
+    for row in rows:
+        figures = [
+            "" if value is None else text.format(value)
+            for value, text in (
+                (row.images_per_second, "{:,.1f}"),
+                (row.tflops, "{:,.1f}"),
+                (row.peak_share, "{:.1%}"),
+                (row.gib, "{:.1f}"),
+                (row.forecast_gib, "{:.1f}"),
+            )
+        ]
+        columns = " ".join(f"{text:>{width}}" for text, width in zip(figures, (9, 8, 8, 6, 9), strict=True))
+        yield f"{row.stage:<9} {row.setting:<34} {columns}  {row.note}".rstrip()
+
+
+def _busy_share(call: Callable[[], object]) -> float:
+    """Return the part of a call's seconds in which the GPU computed."""
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    start = time.perf_counter()
+    with torch.profiler.profile(activities=activities) as profile:
+        call()
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    return float(sum(event.self_device_time_total for event in profile.key_averages()) / 1e6 / seconds)
+
+
+def _driver() -> str:
+    from vlcp_ray.doctor.checks import driver_version
+
+    return f", driver {version}" if (version := driver_version()) else ""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line above, and return its exit code: 1 if a check failed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--size", choices=("real", "tiny"), default="real" if torch.cuda.is_available() else "tiny")
+    parser.add_argument("--folder", type=Path, required=True, help="where random weights are written, and found again")
+    parser.add_argument("--only", choices=tuple(CHECKS), action="append", help="one check, or several")
+    parser.add_argument("--json", type=Path, help="a file for the rows")
+    parser.add_argument("--together", type=int, default=0, help="run the checks in this many processes at a time")
+    arguments = parser.parse_args(argv)
+    if arguments.together:
+        return _run_together(arguments)
+    size: Size = "real" if arguments.size == "real" else "tiny"
+    rows: list[Row] = []
+    for row in run(size, arguments.folder, arguments.only or list(CHECKS)):
+        print(*list(table([row]))[1:], flush=True) if rows else print(*table([row]), sep="\n", flush=True)
+        rows.append(row)
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    return int(any(row.setting == "FAILED" for row in rows))
+
+
+def _run_together(arguments: argparse.Namespace) -> int:
+    """Run the same checks in several processes at a time, as trials that share a GPU do."""
+    command = [
+        sys.executable,
+        "-m",
+        "tests.benchmarks.gpu",
+        "--size",
+        arguments.size,
+        "--folder",
+        str(arguments.folder),
+    ]
+    command += [part for name in arguments.only or () for part in ("--only", name)]
+    return max(process.wait() for process in [subprocess.Popen(command) for _ in range(arguments.together)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""Tests of the GPU memory of models: counted ones, what they add up to, and jobs that do not fit."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vlcp_ray.config import Job, load_job
+from vlcp_ray.cost.memory import ModelMemory, check_memory, memory_needs
+from vlcp_ray.scale import FinetunePool, Pool, Scale, derive, load_scale
+from vlcp_ray.settings import ConfigError
+from vlcp_ray.stages import STAGES
+
+ROOT = Path(__file__).parents[2]
+JOB = load_job(ROOT / "jobs" / "imagenette.toml")
+MODELS = ModelMemory.for_job(JOB)
+EIGHT_BIT = ["caption.engine=transformers", "caption.precision=8bit"]
+PAIR, FINETUNE, GENERATE = (STAGES[name].name for name in ("pair", "finetune", "generate"))
+
+
+def job_with(*overrides: str) -> Job:
+    return load_job(ROOT / "jobs" / "imagenette.toml", list(overrides))
+
+
+def scale_with(gib: float | None, **pools: Any) -> Scale:
+    return Scale(memory_of_gpu=gib, **pools)
+
+
+def test_memory_of_inference_is_weights_and_each_image() -> None:
+    assert MODELS.encode(0, 64) == pytest.approx(83_653_863 * 2 / 2**30)
+    assert MODELS.encode(32, 64) == pytest.approx(10.2, abs=0.05)  # GiB at 512 pixels
+    assert MODELS.encode(8, 64) - MODELS.encode(4, 64) == pytest.approx(4 * (MODELS.encode(4, 32) - 0.156), abs=0.01)
+    assert MODELS.generate(0, 64, True) == pytest.approx((859_520_964 + 83_653_863 + 123_060_480) * 2 / 2**30)
+    assert MODELS.generate(8, 64, True) - MODELS.generate(0, 64, True) == pytest.approx(8 * 0.375, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("settings", "images", "gib"),
+    [
+        ({}, 4, 16.8),
+        ({"gradient_checkpointing": False}, 4, 19.3),
+        ({"gradient_checkpointing": False}, 8, 24.0),
+        ({"average_on": "cpu"}, 4, 16.8 - 3.2),
+        ({"average_on": "cpu", "optimizer": "adamw8bit"}, 4, 16.8 - 3.2 - 4.8),
+    ],
+)
+def test_memory_of_training_is_that_of_its_way_to_save(settings: dict[str, Any], images: int, gib: float) -> None:
+    assert MODELS.train(FinetunePool(**settings), images, 64) == pytest.approx(gib, abs=0.1)
+
+
+def test_memory_of_training_is_at_most_17_gib_with_four_images_at_512_pixels() -> None:
+    assert MODELS.train(FinetunePool(), 4, 64) < 17
+
+
+def test_memory_of_a_captioner_halves_in_eight_bits() -> None:
+    assert MODELS.caption(False, 0) == pytest.approx(7_063_427_072 * 2 / 2**30)
+    assert MODELS.caption(True, 0) == pytest.approx(0.52 * MODELS.caption(False, 0), rel=0.01)
+    assert MODELS.caption(True, 2048) - MODELS.caption(True, 0) == pytest.approx(1.0)  # 0.5 MiB a token
+
+
+def test_memory_of_an_uncounted_model_is_unknown_and_refused_by_no_check() -> None:
+    job = JOB.model_copy(update={"base_model": "some/model"})
+    scale = derive(8, 1, 24)
+    needs = {need.use: need for need in memory_needs(job, list(STAGES), scale)}
+    assert all(math.isnan(needs[use].gib) for use in ("encode", "fine-tune", "generate"))
+    check_memory(job, list(STAGES), scale)
+
+
+def test_memory_needs_are_those_of_pools_with_gpus() -> None:
+    assert memory_needs(JOB, list(STAGES), derive(8, 0)) == []
+    mixed = scale_with(24, encode=Pool(num_gpus=1))
+    assert [need.use for need in memory_needs(JOB, list(STAGES), mixed)] == ["encode"]
+    assert [need.use for need in memory_needs(JOB, [GENERATE], derive(8, 1, 24))] == ["generate"]
+    captions = job_with(f"caption.source={ROOT / 'README.md'}")
+    assert [need.use for need in memory_needs(captions, [PAIR], derive(8, 1, 24))] == ["encode"]
+
+
+@pytest.mark.parametrize("gib", [22.5, 24, 40, 48, 80])
+@pytest.mark.parametrize("gpus", [1, 4, 8])
+def test_check_memory_takes_the_papers_job_on_gpus_from_24_gb(gib: float, gpus: int) -> None:
+    check_memory(JOB, list(STAGES), derive(16, gpus, gib))
+
+
+@pytest.mark.parametrize("gib", [11.9, 12, 15, 16])
+@pytest.mark.parametrize("gpus", [1, 4])
+def test_check_memory_of_smaller_gpus_names_what_helps_and_it_does(gib: float, gpus: int) -> None:
+    scale = derive(16, gpus, gib)
+    with pytest.raises(ConfigError, match=r"^caption.model needs 15.7 GiB of GPU memory, and has .* of .*%") as error:
+        check_memory(JOB, list(STAGES), scale)
+    for help in (
+        "caption.source",
+        "caption.engine=transformers",
+        "caption.precision=8bit: 7.8 GiB",
+        "smaller captioner",
+    ):
+        assert help in str(error.value)
+    check_memory(job_with(*EIGHT_BIT), list(STAGES), scale)
+
+
+def test_check_memory_of_a_training_names_the_settings_and_they_help() -> None:
+    large, small = FinetunePool(num_gpus=1), FinetunePool(num_gpus=1, average_on="cpu", optimizer="adamw8bit")
+    with pytest.raises(
+        ConfigError, match=r"has 13.9 of 100% of a GPU of 16 GiB; in the section \[finetune\] .*average"
+    ):
+        check_memory(JOB, [FINETUNE], scale_with(16, finetune=large))
+    check_memory(JOB, [FINETUNE], scale_with(16, finetune=small))
+    check_memory(JOB, [GENERATE], scale_with(16, finetune=large, generate=Pool(num_gpus=1)))  # not a stage that is left
+
+
+def test_check_memory_counts_what_shares_a_gpu() -> None:
+    job = job_with(*EIGHT_BIT)
+
+    def check(caption: float, encode: float, gib: float) -> None:
+        check_memory(job, [PAIR], scale_with(gib, caption=Pool(num_gpus=caption), encode=Pool(num_gpus=encode)))
+
+    check(0.5, 0.5, 12)  # the captioner takes what the encoder leaves
+    with pytest.raises(ConfigError, match=r"caption.model needs 7.8 GiB"):
+        check(0.5, 0.5, 10)
+    check(0.85, 0.15, 12)
+    with pytest.raises(ConfigError, match=r"encode.resolution needs 0.5 GiB .*num_gpus in the scale file"):
+        check_memory(job, [PAIR], scale_with(1.4, encode=Pool(num_gpus=1)))
+
+
+def test_check_memory_without_a_known_size_refuses_nothing() -> None:
+    pools = {"caption": Pool(num_gpus=0.1)}
+    check_memory(JOB, list(STAGES), scale_with(None, **pools))
+    for scale in (Scale(gpu="L4", **pools), scale_with(24, **pools), Scale(gpu="L4", memory_of_gpu=1.0, **pools)):
+        with pytest.raises(ConfigError, match=r"caption.model needs"):
+            check_memory(JOB, list(STAGES), scale)
+    with pytest.raises(ConfigError, match=r"of a GPU of 20 GiB"):
+        check_memory(JOB, list(STAGES), scale_with(None, **pools), 20)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "clusters").rglob("*.toml")), ids=lambda path: path.stem)
+def test_check_memory_takes_the_shipped_jobs_on_every_shipped_scale(path: Path) -> None:
+    for name in ("imagenet1k", "imagenette"):
+        check_memory(load_job(ROOT / "jobs" / f"{name}.toml"), list(STAGES), load_scale(str(path)))

@@ -1,0 +1,206 @@
+"""Count the memory of models: `python -m vlcp_ray.cost.count_memory > vlcp_ray/cost/memory.json`, two minutes.
+
+The models are built and run with torch's fake tensors, which have a size and no values, and the storages that are alive
+are added up. Normalisations compute in float32, as under CUDA's autocast. (torch's own `MemTracker` does the same, but
+needs many minutes where activations are recomputed.)
+"""
+
+import json
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from vlcp_ray.cost.count_flops import PAPER, build, config_of
+from vlcp_ray.cost.flops import TEXT_TOKENS
+from vlcp_ray.stages.finetune.optimizer import MovingAverage, make_optimizer
+
+#: The ways to train, and whether they recompute activations in the backward pass.
+TRAINS: Final[Mapping[str, bool]] = {"recomputed": True, "kept": False}
+_BATCHES: Final = (4, 8)
+_HALF: Final = 2  # bytes of a number in half precision
+_STATE_BYTES: Final = 16  # of a parameter that is trained: weight, two moments, moving average, in float32
+
+
+class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Add up the bytes of all live storages.
+
+    Args:
+        live, peak: bytes now, and the most so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = self.peak = 0
+        self._seen = WeakIdKeyDictionary()
+
+    def add(self, values: Any) -> None:
+        """Count tensors that exist already."""
+        for value in tree_leaves(values):
+            if isinstance(value, torch.Tensor) and (storage := value.untyped_storage()) not in self._seen:
+                size = storage.nbytes()
+                self._seen[storage] = size
+                self.live += size
+                self.peak = max(self.peak, self.live)
+                weakref.finalize(storage, self._free, size)
+
+    def _free(self, size: int) -> None:
+        self.live -= size
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.add(result)
+        return result
+
+
+def counts() -> dict[str, list[dict[str, Any]]]:
+    """Count the paper's models, then the demo's."""
+    demo = {part: config_of("demo/stable_diffusion", part) for part in ("unet", "vae")}
+    models = ((PAPER, 64), (demo, 8))
+    return {
+        "unet": [count_unet(settings["unet"], side) for settings, side in models],
+        "vae": [count_vae(settings["vae"], side) for settings, side in models],
+        "llava": [count_llava(settings) for settings in (PAPER["llava"], config_of("demo/llava", ""))],
+    }
+
+
+def count_unet(settings: Mapping[str, Any], side: int, trains: Mapping[str, bool] = TRAINS) -> dict[str, Any]:
+    """Count the bytes of a UNet besides its weights, which grow with the area of the latent.
+
+    Args:
+        settings: the content of its config.json.
+        side: of the latents.
+        trains: the ways to train that are counted, and whether they recompute activations.
+
+    Returns `denoise`, bytes of a row and latent pixel in half precision, and for each way to train with fused AdamW the
+    bytes of a step, and those of an image and latent pixel.
+    """
+    with FakeTensorMode():
+        half = _build_half("unet", settings)
+        denoise = _per_row(half, lambda rows: _call_unet(half, settings, rows, side)) / side**2
+        model = build("unet", settings, "cpu").train()
+        count: dict[str, Any] = {"parameters": _count_parameters(model), "denoise": denoise}
+        for name, recompute in trains.items():
+            fixed, image = _line([train_peak(model, settings, rows, side, recompute) for rows in _BATCHES])
+            count[name] = [fixed, image / side**2]
+    return count
+
+
+def count_vae(settings: Mapping[str, Any], side: int) -> dict[str, Any]:
+    """Count the bytes of an image and latent pixel in half precision, besides the weights, encoded and decoded."""
+    with FakeTensorMode():
+        model = _build_half("vae", settings)
+        scale = 2 ** (len(model.config.block_out_channels) - 1)
+
+        def pixels(rows: int) -> torch.Tensor:
+            return torch.empty(rows, 3, scale * side, scale * side, dtype=torch.half)
+
+        def latents(rows: int) -> torch.Tensor:
+            return torch.empty(rows, model.config.latent_channels, side, side, dtype=torch.half)
+
+        return {
+            "parameters": _count_parameters(model),
+            "encode": _per_row(model, lambda rows: model.encode(pixels(rows))) / side**2,
+            "decode": _per_row(model, lambda rows: model.decode(latents(rows)).sample.float()) / side**2,
+        }
+
+
+def count_llava(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Count the weights of a LLaVA that 8 bits can hold, and the bytes of the keys and values of a token."""
+    model = build("llava", settings)
+    language = model.config.text_config
+    values = language.num_hidden_layers * language.num_key_value_heads * language.head_dim
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    return {
+        "parameters": _count_parameters(model),
+        "linear": sum(module.weight.numel() for name, module in linear.items() if name != "lm_head"),
+        "token": 2 * _HALF * values,
+    }
+
+
+def train_peak(model: Any, settings: Mapping[str, Any], rows: int, side: int, recompute: bool) -> int:
+    """Return the most bytes of a training step on `rows` images, besides weights, moments and moving average.
+
+    It is the second step, in which the moments exist already.
+    """
+    (model.enable_gradient_checkpointing if recompute else model.disable_gradient_checkpointing)()
+    _compute_norms_in_float32(model)
+    for parameter in model.parameters():
+        parameter.grad = None
+    optimizer = make_optimizer("adamw", model, 1e-5, 0.01)
+    average = MovingAverage(model, 0.9999, torch.device("cpu"))
+    with PeakMemory() as memory:
+        memory.add([list(model.parameters()), average.weights])
+        for _ in range(2):
+            memory.peak = memory.live
+            with torch.autocast("cpu", torch.bfloat16):
+                predicted = _call_unet(model, settings, rows, side)
+            torch.autograd.backward(predicted.float().pow(2).mean())
+            del predicted
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            average.step()
+            optimizer.zero_grad(set_to_none=True)
+    return int(memory.peak - _STATE_BYTES * _count_parameters(model))
+
+
+def _call_unet(model: Any, settings: Mapping[str, Any], rows: int, side: int) -> torch.Tensor:
+    dtype = next(model.parameters()).dtype
+    noisy = torch.empty(rows, settings["in_channels"], side, side, dtype=dtype)
+    text = torch.empty(rows, TEXT_TOKENS, settings["cross_attention_dim"], dtype=dtype)
+    result: torch.Tensor = model(noisy, torch.zeros(rows, dtype=torch.long), text, return_dict=False)[0]
+    return result
+
+
+def _build_half(part: str, settings: Mapping[str, Any]) -> Any:
+    torch.set_default_dtype(torch.half)
+    try:
+        return build(part, settings, "cpu").eval().requires_grad_(False)
+    finally:
+        torch.set_default_dtype(torch.float)
+
+
+def _count_parameters(model: Any) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _per_row(model: Any, call: Callable[[int], Any]) -> float:
+    """Return the bytes that each row adds to the peak."""
+    peaks = []
+    for rows in _BATCHES:
+        with torch.no_grad(), PeakMemory() as memory:
+            memory.add(list(model.parameters()))
+            call(rows)
+        peaks.append(memory.peak)
+    return _line(peaks)[1]
+
+
+def _line(peaks: Sequence[int]) -> tuple[float, float]:
+    """Return the line through the peaks of the two batches: its value at no row, and its slope."""
+    slope = (peaks[1] - peaks[0]) / (_BATCHES[1] - _BATCHES[0])
+    return peaks[0] - slope * _BATCHES[0], slope
+
+
+def _compute_norms_in_float32(model: Any) -> None:
+    """Let normalisations compute in float32, and return it, as CUDA's autocast has it."""
+    for module in model.modules():
+        if isinstance(module, nn.GroupNorm | nn.LayerNorm):
+            object.__setattr__(module, "forward", _in_float32(type(module).forward, module))
+
+
+def _in_float32(forward: Callable[[Any, torch.Tensor], torch.Tensor], module: Any) -> Callable[..., torch.Tensor]:
+    def call(values: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return forward(module, values.float())
+
+    return call
+
+
+if __name__ == "__main__":
+    print(json.dumps(counts(), indent=1))

@@ -1,0 +1,121 @@
+"""Estimate the GPU memory of a job's models, and refuse a job whose models do not fit, before anything starts.
+
+The coefficients in memory.json were counted by `count_memory.py`. A model is recognised by its number of parameters.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from vlcp_ray.config import Job
+from vlcp_ray.cost.gpus import GPUS
+from vlcp_ray.models.pretrained import count_parameters
+from vlcp_ray.scale import CONTEXT_GIB, USABLE, FinetunePool, Pool, Scale
+from vlcp_ray.settings import ConfigError
+from vlcp_ray.stages import STAGES
+from vlcp_ray.stages.stage import Memory
+
+GIB: Final = 2**30
+_HALF, _FULL = 2, 4  # bytes of a number
+_PARTS: Final = ("unet", "vae", "text_encoder")
+#: vLLM's share of the memory that an engine may take, as `models.llava` gives it.
+VLLM_SHARE: Final = 0.92
+
+
+@dataclass(frozen=True)
+class ModelMemory:
+    """GiB that the models of a job need; NaN for a model that was never counted.
+
+    Args:
+        parameters: by part: unet, vae, text_encoder, llava; None where they are unknown.
+    """
+
+    parameters: Mapping[str, int | None]
+
+    @classmethod
+    def for_job(cls, job: Job) -> "ModelMemory":
+        """Look up the models of a job."""
+        parts = {part: count_parameters(job.base_model, part) for part in _PARTS}
+        return cls(parts | {"llava": count_parameters(job.caption.model, "")})
+
+    def encode(self, images: int, side: int) -> float:
+        """GiB of the VAE when it encodes images to latents of side x side."""
+        return float(self._weights("vae") + images * side**2 * self._count("vae", "encode") / GIB)
+
+    def generate(self, images: int, side: int, guided: bool) -> float:
+        """GiB of the pipeline when it generates images from latents of side x side."""
+        denoise = (1 + guided) * self._count("unet", "denoise")
+        image = max(denoise, self._count("vae", "decode"))
+        return float(sum(map(self._weights, _PARTS)) + images * side**2 * image / GIB)
+
+    def train(self, pool: FinetunePool, images: int, side: int) -> float:
+        """GiB of a rank that takes training steps on images with latents of side x side."""
+        fixed, image = self._count("unet", "recomputed" if pool.gradient_checkpointing else "kept")
+        moments = 2 * _FULL if pool.optimizer == "adamw" else 2
+        state = self._size("unet") * (_FULL + moments + (_FULL if pool.average_on == "gpu" else 0))
+        return float(self._weights("text_encoder") + (state + fixed + images * side**2 * image) / GIB)
+
+    def caption(self, eight_bit: bool, tokens: int) -> float:
+        """GiB of the captioner and of the keys and values of one image with `tokens` tokens in all."""
+        linear, half = self._count("llava", "linear"), self._size("llava")
+        weights = linear + _HALF * (half - linear) if eight_bit else _HALF * half
+        return float(weights + tokens * self._count("llava", "token")) / GIB
+
+    def _size(self, part: str) -> float:
+        size = self.parameters[part]
+        return math.nan if size is None else size
+
+    def _weights(self, part: str) -> float:
+        return _HALF * self._size(part) / GIB
+
+    def _count(self, part: str, name: str) -> Any:
+        found = (count[name] for count in _counts()[part] if count["parameters"] == self.parameters[part])
+        return next(found, (math.nan, math.nan) if part == "unet" and name != "denoise" else math.nan)
+
+
+def memory_needs(job: Job, stages: Sequence[str], scale: Scale) -> list[Memory]:
+    """List what the models of these stages need on a GPU, in the order of the stages."""
+    models = ModelMemory.for_job(job)
+    needs = [need for name in STAGES if name in stages for need in STAGES[name].memory(job, models, scale)]
+    return [need for need in needs if _pool(scale, need).num_gpus]
+
+
+def check_memory(job: Job, stages: Sequence[str], scale: Scale, gib: float | None = None) -> None:
+    """Refuse a job whose models do not fit, even with one image at a time.
+
+    Args:
+        stages: their names.
+        gib: memory of the smallest GPU, where the scale says neither it nor a known kind; None: nothing is refused.
+
+    Raises:
+        ConfigError: names the setting, what it needs and what helps.
+    """
+    size = scale.memory_of_gpu or (GPUS[scale.gpu].gib if scale.gpu in GPUS else gib)
+    if size is None:
+        return
+    for name in stages:
+        needs = memory_needs(job, [name], scale)
+        shared = sum(need.least + CONTEXT_GIB for need in needs if _pool(scale, need).num_gpus < 1)
+        for need in needs:
+            share = min(1.0, _pool(scale, need).num_gpus)
+            available = VLLM_SHARE * share * size if need.is_limited else USABLE * share * size - CONTEXT_GIB
+            if need.least > available and (need.is_limited or share == 1 or shared > USABLE * size):
+                raise ConfigError(
+                    f"{need.setting} needs {need.least:.1f} GiB of GPU memory, and has {max(0.0, available):.1f} of "
+                    f"{share:.0%} of a GPU of {size:.0f} GiB; {need.fix}"
+                )
+
+
+def _pool(scale: Scale, need: Memory) -> Pool:
+    pool: Pool = getattr(scale, need.pool)
+    return pool
+
+
+@cache
+def _counts() -> dict[str, Any]:
+    counts: dict[str, Any] = json.loads(Path(__file__).with_name("memory.json").read_text(encoding="utf-8"))
+    return counts
