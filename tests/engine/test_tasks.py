@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from vlcp_ray.engine.tasks import in_flight, task
+from vlcp_ray.engine.tasks import in_flight, run_on_machines, task
 from vlcp_ray.scale import Pool
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.filterwarnings("default")]
@@ -64,3 +64,19 @@ def test_task_whose_worker_dies_is_retried(tmp_path: Path) -> None:
     (pid,) = in_flight([partial(call.remote, str(tmp_path / "died"))], limit=1)
     assert (tmp_path / "died").exists()
     assert pid != os.getpid()
+
+
+def test_run_on_machines_calls_a_function_once_on_each(tmp_path: Path) -> None:
+    def mark() -> None:
+        (tmp_path / str(os.getpid())).touch()
+
+    run_on_machines(mark)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def fail() -> None:
+    os._exit(1)
+
+
+def test_run_on_machines_leaves_out_those_that_are_lost() -> None:
+    run_on_machines(fail)

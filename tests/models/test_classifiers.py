@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from vlcp_ray.models.classifiers import AveragePool2, build_classifier, head_of
+from vlcp_ray.models.classifiers import AveragePool2, InBfloat16, build_classifier, head_of
 
 
 def parameters(network: nn.Module) -> int:
@@ -127,3 +127,19 @@ def test_resnet_ap_10_stem_keeps_the_size_before_it_pools() -> None:
     assert network[:5](torch.zeros(1, 3, 64, 64)).shape == (1, 64, 16, 16)
     shapes = [block.path[0](torch.zeros(1, block.path[0].in_channels, 8, 8)).shape for block in network[5:9]]
     assert shapes == [(1, width, 8, 8) for width in (64, 128, 256, 512)]
+
+
+@pytest.mark.parametrize("name", ["ConvNet-3", "ResNet-18-modified"])
+def test_in_bfloat16_rounds_the_logits_and_keeps_weights_and_gradients_in_float32(name: str) -> None:
+    exact = build_classifier(name, num_classes=10, input_size=32, width=16, seed=0, norm="batch")
+    network = InBfloat16(build_classifier(name, num_classes=10, input_size=32, width=16, seed=0, norm="batch"))
+    images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    expected, logits = exact(images), network(images)
+    assert logits.dtype == torch.float32
+    difference = float((logits - expected).detach().abs().max())
+    assert 0 < difference < 0.1 * float(expected.detach().abs().max())
+    logits.sum().backward()
+    assert {p.dtype for p in network.parameters()} == {p.grad.dtype for p in network.parameters() if p.grad is not None}
+    assert all(p.dtype == torch.float32 and p.grad is not None for p in network.parameters())
+    network.eval()
+    assert not network.network.training

@@ -112,6 +112,28 @@ def test_run_trial_again_gives_the_same_row(trial: Trial, teacher: torch.nn.Modu
     assert {**other, "trial_id": first["trial_id"], "repeat": 1} != first
 
 
+@pytest.mark.parametrize("trial", [TRIAL, SOFT])
+def test_run_trial_in_bf16_learns_the_same_and_says_so(trial: Trial, teacher: torch.nn.Module) -> None:
+    settings = SETTINGS.model_copy(update={"epochs": 20})
+    half, again = (
+        run_trial(TRAIN, VAL, NAMES, settings, trial, "cpu", teacher, precision) for precision in ("bf16", "bf16")
+    )
+    exact = run(trial, settings, teacher)
+    assert (half["precision"], exact["precision"]) == ("bf16", "float32")
+    assert half["top1_last"] == pytest.approx(float(exact["top1_last"]), abs=0.1)  # type: ignore[arg-type]
+    assert half["curve"] == again["curve"]
+    assert half["curve"] != exact["curve"]
+
+
+def test_run_trial_without_memory_names_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("vlcp_ray.stages.evaluate.trial.to_device", fail)
+    with pytest.raises(ValueError, match=r"evaluate: a training of ConvNet-3 does not fit .*num_gpus .*batch_size"):
+        run()
+
+
 def test_run_trial_leaves_global_random_state_alone(teacher: torch.nn.Module) -> None:
     before = torch.get_rng_state()
     for trial in (TRIAL, SOFT):
