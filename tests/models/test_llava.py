@@ -109,6 +109,19 @@ def test_caption_does_not_depend_on_other_images(engine: Any, rows: Rows, temper
     assert caption(captioner, rows, [5]) == {5: captions[5]}
 
 
+@pytest.mark.filterwarnings("ignore")  # bitsandbytes says that it casts the inputs
+def test_caption_in_8_bits_holds_linear_layers_in_one_byte_and_captions_nearly_the_same(
+    reference: TransformersCaptioner, rows: Rows
+) -> None:
+    half = TransformersCaptioner(SETTINGS.model_copy(update={"engine": "transformers", "precision": "8bit"}))
+    kinds = {name: weight.dtype for name, weight in half.model.named_parameters() if weight.ndim == 2}
+    assert {kinds[name] for name in kinds if "proj" in name} == {torch.int8}
+    assert half.model.lm_head.weight.dtype == torch.float32
+    captions = caption(half, rows, range(16))
+    assert all("digit" in text for text in captions.values())
+    assert count_different(captions, caption(reference, rows, range(16))) < 8
+
+
 def test_caption_at_temperature_1_depends_on_seed(engine: Any, rows: Rows) -> None:
     captioner = with_settings(engine, temperature=1.0)
     first = caption(captioner, rows, range(BATCH))

@@ -16,6 +16,7 @@ from vlcp_ray.stages.pair import Caption, hashed_settings, pairs_schema
     [
         ({"prompt": "Describe it."}, r"prompt must contain \{class_name\}"),
         ({"max_tokens": 2048}, "max_tokens must be smaller than max_model_len"),
+        ({"precision": "8bit"}, 'precision = "8bit" needs engine = "transformers"; set it too'),
     ],
 )
 def test_caption_settings_that_cannot_work_are_refused(settings: dict[str, Any], message: str) -> None:
