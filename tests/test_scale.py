@@ -33,12 +33,12 @@ def test_derive_with_few_cpus_shares_them(cpus: int, gpus: int) -> None:
     assert scale.prototype.num_cpus <= cpus
 
 
-@pytest.mark.parametrize("gib", [12, 16, 24, 40, 48, 80])
+@pytest.mark.parametrize("gib", [12, 15, 16, 22.5, 24, 39.6, 45, 48, 79.6])
 @pytest.mark.parametrize(("cpus", "gpus"), [(4, 1), (8, 1), (16, 1), (16, 4), (64, 8)])
-def test_derive_for_a_gpu_of_any_size_fits_its_memory(gib: int, cpus: int, gpus: int) -> None:
+def test_derive_for_a_gpu_of_any_size_fits_its_memory(gib: float, cpus: int, gpus: int) -> None:
     scale = derive(cpus, gpus, gib)
     for need in memory_needs(IMAGENETTE, list(STAGES), scale):
-        available = getattr(scale, need.pool).num_gpus * 0.93 * gib - 1
+        available = getattr(scale, need.pool).num_gpus * 0.98 * gib - 1
         assert need.gib <= available or need.use == "caption"
         assert not math.isnan(need.gib)
     assert scale.finetune.batch_size >= 4
@@ -46,12 +46,14 @@ def test_derive_for_a_gpu_of_any_size_fits_its_memory(gib: int, cpus: int, gpus:
 
 
 def test_derive_saves_memory_in_fine_tuning_only_where_it_must() -> None:
-    saved = {gib: derive(8, 1, gib).finetune for gib in (12, 16, 24, 80)}
+    saved = {gib: derive(8, 1, gib).finetune for gib in (12, 15, 16, 22.5, 24, 39.6)}
     assert {gib: (f.gradient_checkpointing, f.average_on, f.optimizer) for gib, f in saved.items()} == {
         12: (True, "cpu", "adamw8bit"),
+        15: (True, "cpu", "adamw8bit"),
         16: (True, "cpu", "adamw"),
-        24: (False, "gpu", "adamw"),
-        80: (False, "gpu", "adamw"),
+        22.5: (True, "gpu", "adamw"),
+        24: (True, "gpu", "adamw"),
+        39.6: (False, "gpu", "adamw"),
     }
 
 

@@ -45,7 +45,6 @@ class Pool(Settings):
 
 
 OptimizerKind = Literal["adamw", "adamw8bit"]
-Precision = Literal["float32", "bf16"]
 
 
 class FinetunePool(Pool):
@@ -61,19 +60,6 @@ class FinetunePool(Pool):
     checkpoint_minutes: float = Field(
         20.0, ge=0, description="minutes from one checkpoint to the next, which are what a lost machine costs"
     )
-
-
-class EvaluatePool(Pool):
-    """The workers that train classifiers. The precision changes scores by less than their spread; SCORES has it."""
-
-    precision: Precision | None = Field(
-        None, description="that classifiers compute in; none: bf16 on GPUs, float32 on CPUs"
-    )
-
-    @property
-    def used_precision(self) -> Precision:
-        """Return the precision of its trials."""
-        return self.precision or ("bf16" if self.num_gpus else "float32")
 
 
 class Prices(Settings):
@@ -97,9 +83,13 @@ class Scale(Settings):
     resource_timeout: float = Field(
         1800.0, ge=0, description="seconds to wait for devices that the cluster does not have yet"
     )
-    gpu: str = Field("", description="kind of GPU, for `plan`: T4, V100, A10G, L4, L40S, A100, H100, H200, B200")
+    gpu: str = Field(
+        "",
+        description="kind of GPU, for `plan`: T4, V100, A10G, L4, L40S, A100, H100, H200, B200, RTX 3090, RTX 4090, "
+        "RTX 5090, RTX A6000",
+    )
     memory_of_gpu: float | None = Field(
-        None, gt=0, description="GiB of the smallest GPU; none: that of `gpu`, or of the GPUs that are found"
+        None, gt=0, description="GiB of the smallest GPU, as nvidia-smi has it; none: that of `gpu`, or of those found"
     )
     gpu_link: float = Field(
         12.0,
@@ -114,7 +104,7 @@ class Scale(Settings):
     finetune: FinetunePool = FinetunePool()
     prototype: Pool = Pool()
     generate: Pool = Pool()
-    evaluate: EvaluatePool = EvaluatePool()
+    evaluate: Pool = Pool()
 
     @model_validator(mode="before")
     @classmethod
@@ -189,13 +179,14 @@ def derive(cpus: int, gpus: int, gpu_gib: float | None = None) -> Scale:
             num_gpus=1,
             batch_size=_largest_batch(usable - CONTEXT_GIB - 2.0, 0.376, 32),
         ),
-        evaluate=EvaluatePool(num_workers=gpus * 2, num_cpus=_cpus_per_worker(cpus, 2 * gpus), num_gpus=0.5),
+        evaluate=Pool(num_workers=gpus * 2, num_cpus=_cpus_per_worker(cpus, 2 * gpus), num_gpus=0.5),
     )
 
 
-#: The part of a GPU's memory that tensors can use, and the GiB of CUDA's context, workspaces and gaps in a process.
-USABLE, CONTEXT_GIB = 0.93, 1.0
-_SMALLEST_GIB: Final = 16.0
+#: The part of the memory that the driver shows which processes can use, and the GiB of CUDA's context, workspaces and
+#: gaps in each of them.
+USABLE, CONTEXT_GIB = 0.98, 1.0
+_SMALLEST_GIB: Final = 15.0
 _SHARED_ENCODER_GIB: Final = 4.0  # of a GPU that a captioner uses, too: for batches of eight
 
 
@@ -215,10 +206,10 @@ def _finetune_on_gpus(gpus: int, cpus_per_worker: float, usable: float) -> Finet
     available = usable - CONTEXT_GIB
     options: tuple[tuple[float, float, dict[str, Any]], ...] = (
         # GiB without images, GiB of an image
-        (14.7, 1.18, {"gradient_checkpointing": False}),
-        (16.3, 0.15, {}),
-        (13.1, 0.15, {"average_on": "cpu"}),
-        (8.3, 0.15, {"average_on": "cpu", "optimizer": "adamw8bit"}),
+        (17.9, 1.18, {"gradient_checkpointing": False}),
+        (16.5, 0.27, {}),
+        (13.3, 0.27, {"average_on": "cpu"}),
+        (8.5, 0.27, {"average_on": "cpu", "optimizer": "adamw8bit"}),
     )
     # Four images at a time keep a GPU busy; with less memory than the last option needs, it is tried all the same.
     fixed, image, saving = next((one for one in options if one[0] + 4 * one[1] <= available), options[-1])
@@ -236,5 +227,5 @@ def _on_cpus(cpus: int) -> Scale:
         finetune=FinetunePool(num_workers=min(2, cpus), num_cpus=1, batch_size=32, gradient_checkpointing=False),
         prototype=Pool(num_workers=cpus),
         generate=Pool(num_workers=cpus, batch_size=32),
-        evaluate=EvaluatePool(num_workers=cpus),
+        evaluate=Pool(num_workers=cpus),
     )

@@ -54,6 +54,8 @@ from vlcp_ray.stages.pair.encode import EncodeRows
 from vlcp_ray.stages.stage import TRAINING_PASSES
 
 _GIB: Final = 2**30
+FAILED: Final = "FAILED"
+_ACCUMULATED: Final = 2  # batches of a step
 _CLASSES: Final = 10
 _LENGTH: Final = 1024  # tokens of image, prompt and caption together, at most
 _ANSWER_TOKENS: Final[Mapping[str, int]] = {"real": 64, "tiny": 8}
@@ -163,14 +165,15 @@ def check_finetune(machine: Machine) -> Iterator[Row]:
 
 
 def _trainer(machine: Machine, precision: str, pool: FinetunePool, **options: Any) -> tuple[Trainer, Callable[[], Any]]:
-    """Return a trainer, and a function that takes one step on as many images as the pool's batch has."""
+    """Return a trainer, and a function that takes one step, which adds up the gradients of two batches."""
     channels, height, width = latent_shape(machine.model, machine.side)
-    settings = Finetune(mixed_precision=precision, batch_size=pool.batch_size)
+    count = _ACCUMULATED * pool.batch_size
+    settings = Finetune(mixed_precision=precision, batch_size=count)
     trainer = Trainer(settings, machine.model, 0, machine.side, pool, machine.device, **options)
-    moments = np.random.default_rng(0).normal(size=(pool.batch_size, 2, 2 * channels, height, width))
-    columns = {"image_id": [str(number) for number in range(pool.batch_size)], "caption": [TEXT] * pool.batch_size}
-    table = pa.table({**columns, "train_moments": tensor_array(moments.astype(np.float16))})
-    batch = Schedule(pool.batch_size, 1, pool.batch_size, 0).rank_batch(0)
+    moments = np.random.default_rng(0).normal(size=(count, 2, 2 * channels, height, width)).astype(np.float16)
+    columns = {"image_id": [str(number) for number in range(count)], "caption": [TEXT] * count}
+    table = pa.table({**columns, "train_moments": tensor_array(moments)})
+    batch = Schedule(count, 1, count, 0).rank_batch(0)
     return trainer, lambda: trainer.step(trainer.prepare(table, batch))
 
 
@@ -184,8 +187,9 @@ def _train(machine: Machine, precision: str, pool: FinetunePool, name: str = "",
     ]
     saving += ["8-bit AdamW"] if pool.optimizer == "adamw8bit" else []
     setting = name or ", ".join([precision, f"batch {pool.batch_size}", *saving])
-    row = machine.row("finetune", setting, pool.batch_size, flops, step)
-    forecast = ModelMemory.for_job(job).train(pool, pool.batch_size, latent_shape(machine.model, machine.side)[1])
+    row = machine.row("finetune", setting, _ACCUMULATED * pool.batch_size, flops, step)
+    side = latent_shape(machine.model, machine.side)[1]
+    forecast = ModelMemory.for_job(job).train(pool, trainer.batch_per_device, side, precision)
     halved = "" if trainer.batch_per_device == pool.batch_size else f", halved to {trainer.batch_per_device}"
     scale = f", loss scale {trainer.scaler.get_scale():.0f}" if trainer.scaler.is_enabled() else ""
     return replace(row, forecast_gib=forecast, note=f"{trainer.steps_done} steps{scale}{halved}")
@@ -268,7 +272,7 @@ def _decoded(synthetic: pa.Table) -> list[images.Pixels]:
 
 
 def check_evaluate(machine: Machine) -> Iterator[Row]:
-    """Train classifiers under both protocols in float32 and bf16, twice with the same seed, and two at a time."""
+    """Train classifiers under both protocols in float32 and bf16, twice with the same seed."""
     size, count, epochs = (224, 100, 20) if machine.size == "real" else (16, 10, 1)
     random = np.random.default_rng(0)
     labels = np.arange(count) % _CLASSES
@@ -282,13 +286,14 @@ def check_evaluate(machine: Machine) -> Iterator[Row]:
         else dict.fromkeys(PROTOCOLS, "ConvNet-3")
     )
     for protocol, network in networks.items():
-        settings = Evaluate(protocols=(protocol,), networks=(network,), input_size=size, epochs=epochs, validations=1)
+        fields: dict[str, Any] = {"input_size": size, "epochs": epochs, "validations": 1}
         teacher = build_teacher(Teach(network=network, input_size=size), _CLASSES, size, seed=1)
         trial = Trial("random", protocol, network, count // _CLASSES, 0, 0)
-        flops = model_flops(machine.job()).classify(network, size, settings.width, _CLASSES)
+        flops = model_flops(machine.job()).classify(network, size, Evaluate().width, _CLASSES)
         each = flops * (TRAINING_PASSES + PROTOCOLS[protocol].needs_teacher)
         for precision in ("float32", "bf16"):
-            call = partial(run_trial, train, val, names, settings, trial, machine.device, teacher.eval(), precision)
+            settings = Evaluate(protocols=(protocol,), networks=(network,), precision=precision, **fields)
+            call = partial(run_trial, train, val, names, settings, trial, machine.device, teacher.eval())
             row = machine.row("evaluate", f"{protocol}, {network}, {precision}", epochs * count, each, call)
             first, again = call(), call()
             same = all(first[name] == again[name] for name in first if name != "seconds")
@@ -298,18 +303,27 @@ def check_evaluate(machine: Machine) -> Iterator[Row]:
 def check_caption(machine: Machine) -> Iterator[Row]:
     """Caption in transformers, in half precision and in 8 bits."""
     captioner = llava(machine.size, machine.folder, device=machine.device)
-    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (375, 500, 3)).astype(np.uint8))
-    count, tokens = machine.batches(16)[0], _ANSWER_TOKENS[machine.size]
     for precision in ("auto", "8bit"):
-        settings = Caption(
-            engine="transformers", model=captioner, precision=precision, max_tokens=tokens, max_model_len=_LENGTH
-        )
-        job, loaded = Job(name="gpu", caption=settings), load_captioner(settings)
-        flops = model_flops(job).caption(settings.prompt, tokens)
-        call = partial(loaded.caption, [photo] * count, [settings.prompt] * count, list(range(count)))
-        row = machine.row("caption", f"transformers, {precision}, batch {count}", count, flops, call)
-        yield replace(row, forecast_gib=ModelMemory.for_job(job).caption(precision == "8bit", _LENGTH * count))
-        del loaded
+        try:
+            yield _caption(machine, captioner, precision)
+        except (torch.OutOfMemoryError, ValueError) as error:  # 8 bits may fit where half precision does not
+            yield Row("caption", FAILED, note=f"{precision}: {' '.join(str(error).split())[:200]}")
+        free_memory(machine.device)
+
+
+def _caption(machine: Machine, captioner: str, precision: str) -> Row:
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (375, 500, 3)).astype(np.uint8))
+    tokens = _ANSWER_TOKENS[machine.size]
+    count = machine.batches(16)[0] if precision == "auto" else 2  # in 8 bits one image after the other
+    settings = Caption(
+        engine="transformers", model=captioner, precision=precision, max_tokens=tokens, max_model_len=_LENGTH
+    )
+    job, loaded = Job(name="gpu", caption=settings), load_captioner(settings)
+    flops = model_flops(job).caption(settings.prompt, tokens)
+    call = partial(loaded.caption, [photo] * count, [settings.prompt] * count, list(range(count)))
+    row = machine.row("caption", f"transformers, {precision}, {count} images", count, flops, call)
+    forecast = ModelMemory.for_job(job).caption(precision == "8bit", _LENGTH * (count if precision == "auto" else 1))
+    return replace(row, forecast_gib=forecast)
 
 
 CHECKS: Final[Mapping[str, Callable[[Machine], Iterator[Row]]]] = {
@@ -337,7 +351,7 @@ def run(size: Size, folder: Path, names: Sequence[str]) -> Iterator[Row]:
         try:
             yield from CHECKS[check](machine)
         except Exception as error:  # the others can still show something
-            yield Row(check, "FAILED", note=" ".join(f"{type(error).__name__}: {error}".split())[:300])
+            yield Row(check, FAILED, note=" ".join(f"{type(error).__name__}: {error}".split())[:300])
         free_memory(device)
         wait(device)
         yield Row(check, "all", note=f"{time.perf_counter() - start:.0f} s")
@@ -396,7 +410,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows.append(row)
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
-    return int(any(row.setting == "FAILED" for row in rows))
+    return int(any(row.setting == FAILED for row in rows))
 
 
 def _run_together(arguments: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ the CPU, which rounds as a GPU does; it shows the scores, not the speed.
 
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -15,8 +15,7 @@ from vlcp_ray.config import Evaluate, Teach
 from vlcp_ray.models.stable_diffusion import pick_device
 from vlcp_ray.models.teacher import load_teacher
 from vlcp_ray.protocols import PROTOCOLS
-from vlcp_ray.scale import Precision
-from vlcp_ray.stages.evaluate import Trial
+from vlcp_ray.stages.evaluate import Precision, Trial
 from vlcp_ray.stages.evaluate.trial import run_trial
 from vlcp_ray.stages.teach.train import train_teacher
 
@@ -29,13 +28,14 @@ _SIZE: Final = 16  # pixels
 
 def scores(protocol: str, precision: Precision, repeats: int, epochs: int) -> list[float]:
     """Train on 100 digits and return top-1 on 500 others, a fraction of 1, for each repeat."""
-    settings = Evaluate(protocols=(protocol,), networks=(_NETWORK,), input_size=_SIZE, epochs=epochs, flip=False)
+    fields: dict[str, Any] = {"input_size": _SIZE, "epochs": epochs, "flip": False, "precision": precision}
+    settings = Evaluate(protocols=(protocol,), networks=(_NETWORK,), **fields)
     teach = Teach(network=_NETWORK, width=32, input_size=_SIZE, epochs=10, flip=False)
     state = train_teacher(digits(100, 1297), _TESTED, NAMES, teach, 0, "cpu").state
     found = []
     for repeat in range(repeats):
         trial, teacher = Trial("random", protocol, _NETWORK, 10, 0, repeat), load_teacher(teach, state)
-        row = run_trial(_TRAINED, _TESTED, NAMES, settings, trial, pick_device(), teacher, precision)
+        row = run_trial(_TRAINED, _TESTED, NAMES, settings, trial, pick_device(), teacher)
         found.append(float(row["top1_last"]))
     return found
 

@@ -182,9 +182,9 @@ def test_estimate_uses_measured_rates_for_the_same_models_only() -> None:
 
 
 WORK = Work("w", "generate", "", on_cpu=(0.5, 4.0), on_gpu=(0.25, 5.0))
-CORE = Rates(device=CPU, source="x", peak=1e9, bandwidth=20e9, overheads=Overheads(plan=3.0, train=10.0, task=1.0))
+CORE = Rates(device=CPU, source="x", peak=1e9, overheads=Overheads(plan=3.0, train=10.0, task=1.0))
 GPU = CORE.model_copy(update={"device": "L4"})
-MEASURED = CORE.model_copy(update={"rates": {"w": Rate(per_second=2e9, start=1.0, model=7)}})
+MEASURED = CORE.model_copy(update={"rates": {"w": Rate(per_second=2e9, start=1.0, model=7, images=4)}})
 
 
 @pytest.mark.parametrize(
@@ -201,8 +201,8 @@ MEASURED = CORE.model_copy(update={"rates": {"w": Rate(per_second=2e9, start=1.0
         ({"units": 9, "largest": 1e9}, {"num_workers": 1, "num_cpus": 2}, CORE, 7, 6, 2),
         # A second for each ten of work.
         ({"units": 2, "paused": 0.1}, {"num_workers": 3, "num_cpus": 2}, CORE, 7, 3.3, 2 * 2),
-        # 40e9 bytes of memory at 20e9 per second, and 5e9 over a link of 1e9, of which a third of the work hides some.
-        ({"units": 2, "traffic": Traffic(memory=40e9)}, {"num_workers": 3, "num_cpus": 2}, CORE, 7, 3 + 2, 4),
+        # 20e9 bytes of memory at 10e9 per second, and 5e9 over a link of 1e9, of which a third of the work hides some.
+        ({"units": 2, "traffic": Traffic(memory=20e9)}, {"num_workers": 3, "num_cpus": 2}, CORE, 7, 3 + 2, 4),
         (
             {"units": 2, "traffic": Traffic(link=5e9, hidden=1 / 3)},
             {"num_workers": 3, "num_cpus": 2},
@@ -212,9 +212,10 @@ MEASURED = CORE.model_copy(update={"rates": {"w": Rate(per_second=2e9, start=1.0
             4,
         ),
         ({"units": 2, "traffic": Traffic(link=5e9, hidden=3)}, {"num_workers": 3, "num_cpus": 2}, CORE, 7, 3, 4),
-        # A measured rate is that of a worker, and includes what it reads and writes.
+        # A measured rate is that of a worker, and includes what it reads and writes in a step of four images.
         ({"units": 9}, {"num_workers": 3, "num_cpus": 2}, MEASURED, 4, 3 / 3, 3 * 2),
-        ({"units": 9, "traffic": Traffic(memory=40e9)}, {"num_workers": 3, "num_cpus": 2}, MEASURED, 4, 3 / 3, 3 * 2),
+        ({"units": 9, "traffic": Traffic(20e9, 4)}, {"num_workers": 3, "num_cpus": 2}, MEASURED, 4, 1, 3 * 2),
+        ({"units": 9, "traffic": Traffic(20e9, 1)}, {"num_workers": 3, "num_cpus": 2}, MEASURED, 4, 1 + 1.5, 3 * 2),
         # 0.25e9 per second of a GPU, which several workers share; one that has a part of a GPU holds all of it.
         ({"units": 9}, {"num_workers": 4, "num_gpus": 0.5, "num_cpus": 2}, GPU, 8, 24 / 2, 2),
         ({"units": 9}, {"num_workers": 1, "num_gpus": 0.5, "num_cpus": 2}, GPU, 8, 24, 1),

@@ -38,19 +38,22 @@ def test_memory_of_inference_is_weights_and_each_image() -> None:
 @pytest.mark.parametrize(
     ("settings", "images", "gib"),
     [
-        ({}, 4, 16.8),
-        ({"gradient_checkpointing": False}, 4, 19.3),
-        ({"gradient_checkpointing": False}, 8, 24.0),
-        ({"average_on": "cpu"}, 4, 16.8 - 3.2),
-        ({"average_on": "cpu", "optimizer": "adamw8bit"}, 4, 16.8 - 3.2 - 4.8),
+        ({}, 2, 17.0),
+        ({}, 4, 17.5),
+        ({"gradient_checkpointing": False}, 4, 22.5),
+        ({"gradient_checkpointing": False}, 8, 27.2),
+        ({"average_on": "cpu"}, 4, 17.5 - 3.2),
+        ({"average_on": "cpu", "optimizer": "adamw8bit"}, 4, 17.5 - 3.2 - 4.8),
     ],
 )
 def test_memory_of_training_is_that_of_its_way_to_save(settings: dict[str, Any], images: int, gib: float) -> None:
     assert MODELS.train(FinetunePool(**settings), images, 64) == pytest.approx(gib, abs=0.1)
 
 
-def test_memory_of_training_is_at_most_17_gib_with_four_images_at_512_pixels() -> None:
-    assert MODELS.train(FinetunePool(), 4, 64) < 17
+def test_memory_of_training_in_float32_doubles_that_of_the_images() -> None:
+    half, full = (MODELS.train(FinetunePool(), 8, 64, precision) for precision in ("bf16", "no"))
+    image = MODELS.train(FinetunePool(), 9, 64) - MODELS.train(FinetunePool(), 8, 64)
+    assert full - half == pytest.approx(8 * image + 0.23, abs=0.01)
 
 
 def test_memory_of_a_captioner_halves_in_eight_bits() -> None:
@@ -82,7 +85,7 @@ def test_check_memory_takes_the_papers_job_on_gpus_from_24_gb(gib: float, gpus: 
     check_memory(JOB, list(STAGES), derive(16, gpus, gib))
 
 
-@pytest.mark.parametrize("gib", [11.9, 12, 15, 16])
+@pytest.mark.parametrize("gib", [12, 15, 16])
 @pytest.mark.parametrize("gpus", [1, 4])
 def test_check_memory_of_smaller_gpus_names_what_helps_and_it_does(gib: float, gpus: int) -> None:
     scale = derive(16, gpus, gib)
@@ -101,7 +104,7 @@ def test_check_memory_of_smaller_gpus_names_what_helps_and_it_does(gib: float, g
 def test_check_memory_of_a_training_names_the_settings_and_they_help() -> None:
     large, small = FinetunePool(num_gpus=1), FinetunePool(num_gpus=1, average_on="cpu", optimizer="adamw8bit")
     with pytest.raises(
-        ConfigError, match=r"has 13.9 of 100% of a GPU of 16 GiB; in the section \[finetune\] .*average"
+        ConfigError, match=r"has 14.7 of 100% of a GPU of 16 GiB; in the section \[finetune\] .*average"
     ):
         check_memory(JOB, [FINETUNE], scale_with(16, finetune=large))
     check_memory(JOB, [FINETUNE], scale_with(16, finetune=small))

@@ -30,6 +30,8 @@ def test_published_rates_are_shares_of_the_peak_of_the_device() -> None:
     assert published(CPU).rate(work, None) == Rate(per_second=0.5 * 60e9, start=4.0, basis="assumed")
     assert published("A100").rate(work, None) == Rate(per_second=0.25 * 312e12, start=5.0, basis="assumed")
     assert published("A100").bandwidth == 0.8 * 1555e9
+    assert published(CPU).bandwidth == 10e9
+    assert Rates(device="GTX 9", source="x", peak=1.0).bandwidth == 0.8 * 500e9
     images = Work("i", "ingest", "", unit="images", images_per_second=100.0)
     assert published("A100").rate(images, None) == Rate(per_second=100.0, basis="assumed")
     assert published("L40S").source == "published: L40S 362 TFLOPS (NVIDIA), shares of it as the stages cite or assume"

@@ -67,10 +67,10 @@ def test_task_whose_worker_dies_is_retried(tmp_path: Path) -> None:
 
 
 def test_run_on_machines_calls_a_function_once_on_each(tmp_path: Path) -> None:
-    def mark() -> None:
-        (tmp_path / str(os.getpid())).touch()
+    def mark(folder: Path) -> None:
+        (folder / str(os.getpid())).touch()
 
-    run_on_machines(mark)
+    run_on_machines(mark, tmp_path)
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -78,5 +78,11 @@ def fail() -> None:
     os._exit(1)
 
 
-def test_run_on_machines_leaves_out_those_that_are_lost() -> None:
+def refuse() -> None:
+    raise ValueError("a reason")
+
+
+def test_run_on_machines_leaves_out_those_that_are_lost_but_no_error() -> None:
     run_on_machines(fail)
+    with pytest.raises(ValueError, match="a reason"):
+        run_on_machines(refuse)

@@ -22,13 +22,22 @@ from pathlib import Path
 import ray
 
 from tests.engine.member_rows import artifact, members
+from tests.machines import Machines
 from vlcp_ray.engine.streaming import RowWork, read, stream
 from vlcp_ray.engine.writing import WriteRows
 from vlcp_ray.scale import derive
 from vlcp_ray.stages.prototype import MEMBERS
 
-cpus, gpus, root = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-ray.init("local", num_cpus=cpus, num_gpus=gpus, object_store_memory=2**28, include_dashboard=False, log_to_driver=False)
+cpus, gpus, count, root = *map(int, sys.argv[1:4]), Path(sys.argv[4])
+machine = {"num_cpus": cpus, "num_gpus": gpus, "object_store_memory": 2**28}
+if count > 1:
+    cluster = Machines(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 2**28})
+    for _ in range(count):
+        cluster.add_node(**machine)
+    ray.init(cluster.address, log_to_driver=False)
+else:
+    ray.init("local", include_dashboard=False, log_to_driver=False, **machine)
+cpus, gpus = count * cpus, count * gpus
 scale, source, target = derive(cpus, gpus), artifact(root, "source"), artifact(root, "target")
 rows = 400 * gpus
 for part in range(4):
@@ -64,9 +73,13 @@ def python(program: str, *arguments: object) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
-@pytest.mark.parametrize(("cpus", "gpus"), [(4, 1), (8, 1), (16, 1), (8, 4), (16, 8)])
-def test_plan_of_captioning_and_encoding_moves_on_the_derived_scale(cpus: int, gpus: int, tmp_path: Path) -> None:
-    python(PLAN, cpus, gpus, tmp_path)
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "machines"), [(4, 1, 1), (8, 1, 1), (16, 1, 1), (8, 4, 1), (16, 8, 1), (4, 1, 2), (8, 4, 2)]
+)
+def test_plan_of_captioning_and_encoding_moves_on_the_derived_scale(
+    cpus: int, gpus: int, machines: int, tmp_path: Path
+) -> None:
+    python(PLAN, cpus, gpus, machines, tmp_path)
 
 
 def test_seeds_that_are_tuned_side_by_side_have_the_weights_of_one_after_the_other(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from vlcp_ray.images import encode_png
 from vlcp_ray.protocols import labelled_images
 from vlcp_ray.protocols.labelled_images import (
     LabelledImages,
+    SharedSplit,
     check_split,
     delete_shared,
     load_split,
@@ -122,15 +123,21 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "tmp" / f"vlcp-ray-{os.getuid()}"
 
 
+def shared(artifact: Artifact, split: str = "val", resize: int = 10, key: str = "a") -> SharedSplit:
+    return SharedSplit(artifact, key, split, 8, resize)
+
+
 def test_share_split_decodes_once_and_maps_the_same_file(
     artifact: Artifact, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, other = share_split(artifact, "val", 8, 10), share_split(artifact, "val", 8, 12)
+    first = share_split(shared(artifact))
+    others = share_split(shared(artifact, resize=12)), share_split(shared(artifact, key="b"))
     assert folder.stat().st_mode & 0o777 == 0o700
     monkeypatch.setattr(labelled_images, "load_split", None)
-    again = share_split(artifact, "val", 8, 10, threads=2)
+    again = share_split(shared(artifact), threads=2)
     assert isinstance(first.pixels, np.memmap)
-    assert again.pixels.filename == first.pixels.filename != other.pixels.filename
+    assert len({split.pixels.filename for split in (first, again, *others)}) == 3  # type: ignore[attr-defined]
+    monkeypatch.undo()
     loaded = load_split(artifact, "val", 8, 10)
     for split in (first, again):
         np.testing.assert_array_equal(split.pixels, loaded.pixels)
@@ -149,44 +156,64 @@ def test_share_split_asked_for_at_once_decodes_once(
 
     monkeypatch.setattr(labelled_images, "load_split", load)
     with ThreadPoolExecutor(4) as threads:
-        splits = list(threads.map(lambda _: share_split(artifact, "val", 8, 10), range(8)))
+        splits = list(threads.map(lambda _: share_split(shared(artifact)), range(8)))
     assert calls == ["val"]
     assert all(split.labels.tolist() == [1, 3] for split in splits)
-    assert {file.name.rpartition("-")[2] for file in folder.iterdir()} == {"10.npy", "labels.npy", "10.lock"}
+    assert {file.name for file in folder.iterdir()} == {f"a-val-8-10.{end}" for end in ("pixels", "npy", "lock")}
 
 
-def test_share_split_deletes_what_was_not_used_for_a_day(artifact: Artifact, folder: Path) -> None:
-    used = share_split(artifact, "val", 8, 10)
-    old = folder / "images-0-val-8-8.npy"
-    old.write_bytes(b"x")
-    os.utime(old, (time.time() - 25 * 3600,) * 2)
-    share_split(artifact, "train", 8, 10)
-    assert not old.exists()
-    assert Path(used.pixels.filename).exists()
-    delete_shared()
-    assert not list(folder.glob("*.npy"))
-    assert used.pixels[0, 0, 0, 0] == 10  # mapped as long as the process needs it
+def test_delete_shared_deletes_only_its_own_splits(artifact: Artifact, folder: Path) -> None:
+    mine, other = share_split(shared(artifact)), share_split(shared(artifact, key="b"))
+    delete_shared([shared(artifact), shared(artifact, "train")])
+    assert {file.name for file in folder.iterdir() if file.suffix != ".lock"} == {"b-val-8-10.pixels", "b-val-8-10.npy"}
+    for split in (mine, other):
+        assert split.pixels[0, 0, 0, 0] == 10  # mapped as long as a process needs it
+
+
+def test_share_split_deletes_what_was_not_asked_for_in_a_day(artifact: Artifact, folder: Path) -> None:
+    share_split(shared(artifact))
+    for name in ("old.pixels", "old.npy", "old.unfinished"):
+        (folder / name).write_bytes(b"x")
+        os.utime(folder / name, (time.time() - 25 * 3600,) * 2)
+    for name in ("a-val-8-10.pixels", "a-val-8-10.npy"):
+        os.utime(folder / name, (time.time() - 25 * 3600,) * 2)
+    share_split(shared(artifact))  # asked for again
+    share_split(shared(artifact, "train"))
+    assert {file.name.partition("-8")[0] for file in folder.iterdir()} == {"a-val", "a-train"}
 
 
 def test_share_split_refuses_a_folder_that_others_can_change(artifact: Artifact, folder: Path) -> None:
     folder.mkdir()
     folder.chmod(0o777)
     with pytest.raises(ValueError, match="can be changed by others; delete it"):
-        share_split(artifact, "val", 8, 10)
+        share_split(shared(artifact))
     folder.rmdir()
     folder.symlink_to(folder.parent)
     with pytest.raises(ValueError, match="can be changed by others; delete it"):
-        share_split(artifact, "val", 8, 10)
+        share_split(shared(artifact))
 
 
 def test_share_split_on_a_full_disk_names_the_fix_and_leaves_nothing(
     artifact: Artifact, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fill(*arguments: Any) -> None:
-        Path(arguments[5]).write_bytes(b"x")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(labelled_images, "load_split", fill)
+    monkeypatch.setattr(os, "posix_fallocate", fill)
     with pytest.raises(ValueError, match=r"evaluate: the disk of .* is full; .* TMPDIR"):
-        share_split(artifact, "val", 8, 10)
+        share_split(shared(artifact))
     assert {file.suffix for file in folder.iterdir()} == {".lock"}
+
+
+@pytest.mark.parametrize("small", [0, 2**26])
+def test_load_split_of_large_and_small_sets_is_the_same(
+    artifact: Artifact, small: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    expected = load_split(artifact, "train", 8, 10)
+    monkeypatch.setattr(labelled_images, "_SMALL", small)
+    monkeypatch.setattr(labelled_images, "_ROWS", 2)
+    for threads, file in ((1, None), (3, tmp_path / "file")):
+        found = load_split(artifact, "train", 8, 10, threads, file)
+        np.testing.assert_array_equal(found.pixels, expected.pixels)
+        assert found.labels.tolist() == expected.labels.tolist() == [0, 2, 4]
+    assert load_split(artifact, "test", 8, 10).pixels.shape == (0, 3, 8, 8)

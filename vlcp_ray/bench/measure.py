@@ -43,6 +43,7 @@ def measure(task: Task) -> dict[str, float]:
         per_second: operations (or images) per second of the batches after it; 0 where the operations of the model were
             never counted.
         images: images per second.
+        call: images of one batch.
         gib: peak memory of the process.
         tokens: tokens per caption, 0 for other work.
     """
@@ -62,6 +63,7 @@ def measure(task: Task) -> dict[str, float]:
         "start": max(0.0, ready - task.started - seconds / batches),
         "per_second": 0.0 if math.isnan(amount) else amount / seconds,
         "images": images / seconds,
+        "call": images // batches,
         "gib": peak_gib(),
         "tokens": tokens,
     }

@@ -75,6 +75,7 @@ def measured(
             model=work.model(job),
             images_per_second=float(combine([result["images"] for result in results])),
             batch=pool.batch_size,
+            images=results[0]["call"] or None,
             gib=max(result["gib"] for result in results),
             peak_share=None if work.unit == "images" else per_second / available,
         )

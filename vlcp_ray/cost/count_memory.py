@@ -125,9 +125,10 @@ def count_llava(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def train_peak(model: Any, settings: Mapping[str, Any], rows: int, side: int, recompute: bool) -> int:
-    """Return the most bytes of a training step on `rows` images, besides weights, moments and moving average.
+    """Return the most bytes of a training step, besides weights, moments and moving average.
 
-    It is the second step, in which the moments exist already.
+    The step adds up the gradients of two batches of `rows` images, and is the second one, in which the moments exist
+    already.
     """
     (model.enable_gradient_checkpointing if recompute else model.disable_gradient_checkpointing)()
     _compute_norms_in_float32(model)
@@ -139,10 +140,11 @@ def train_peak(model: Any, settings: Mapping[str, Any], rows: int, side: int, re
         memory.add([list(model.parameters()), average.weights])
         for _ in range(2):
             memory.peak = memory.live
-            with torch.autocast("cpu", torch.bfloat16):
-                predicted = _call_unet(model, settings, rows, side)
-            torch.autograd.backward(predicted.float().pow(2).mean())
-            del predicted
+            for _ in range(2):
+                with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+                    predicted = _call_unet(model, settings, rows, side)
+                torch.autograd.backward(predicted.float().pow(2).mean())
+                del predicted
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             average.step()

@@ -118,8 +118,9 @@ def _load_cost(load: Load, pool: Pool, rates: Rates, model: int | None, link: fl
     work = load.amount / worker_rate / workers
     sending = max(0.0, load.traffic.link / link - load.traffic.hidden * work)
     work += load.largest / worker_rate * (1 - 1 / workers) / 2  # until the last worker has ended: half a piece
-    # A measured rate includes what the optimiser reads and writes.
-    work += sending + (0.0 if rate.basis == "measured" else load.traffic.memory / rates.bandwidth)
+    # A measured rate includes what the optimiser reads and writes, for as many images as a measured step had.
+    included = load.traffic.images / rate.images if rate.basis == "measured" and rate.images else 0.0
+    work += sending + (1 - included) * load.traffic.memory / rates.bandwidth
     held = _count_devices(pool) if load.holds_pool else workers
     per_worker = max(1.0, pool.num_gpus) if pool.num_gpus else pool.num_cpus
     return LoadCost(load, pool, start, work * (1 + load.paused), held * per_worker, rate.basis)

@@ -17,7 +17,7 @@ class Gpu:
 
     Args:
         flops: operations per second of its matrix units in half precision, without sparsity, added up in float32.
-        gib: its memory; the smaller size where a kind has two.
+        gib: its memory as the driver shows it; the smaller size where a kind has two.
         bandwidth: bytes per second of its memory.
     """
 
@@ -28,21 +28,20 @@ class Gpu:
 
 #: By the short name that a scale file gives as `gpu`.
 GPUS: Final[Mapping[str, Gpu]] = {
-    "T4": Gpu(65e12, 16, 320e9),
-    "V100": Gpu(125e12, 16, 900e9),
-    "A10G": Gpu(70e12, 24, 600e9),
-    "L4": Gpu(121e12, 24, 300e9),
-    "L40S": Gpu(362e12, 48, 864e9),
-    "A100": Gpu(312e12, 40, 1555e9),
-    "H100": Gpu(989e12, 80, 3350e9),
-    "H200": Gpu(989e12, 141, 4800e9),
-    "B200": Gpu(2250e12, 180, 8000e9),
+    "T4": Gpu(65e12, 15.0, 320e9),
+    "V100": Gpu(125e12, 15.8, 900e9),
+    "A10G": Gpu(70e12, 22.5, 600e9),
+    "L4": Gpu(121e12, 22.5, 300e9),
+    "L40S": Gpu(362e12, 45.0, 864e9),
+    "A100": Gpu(312e12, 39.6, 1555e9),
+    "H100": Gpu(989e12, 79.6, 3350e9),
+    "H200": Gpu(989e12, 140.4, 4800e9),
+    "B200": Gpu(2250e12, 179.0, 8000e9),
     "RTX 3090": Gpu(71e12, 24, 936e9),
     "RTX 4090": Gpu(165e12, 24, 1008e9),
-    "RTX 5090": Gpu(209e12, 32, 1792e9),
+    "RTX 5090": Gpu(209e12, 31.8, 1792e9),
     "RTX A6000": Gpu(155e12, 48, 768e9),
 }
-SMALLEST_GIB: Final = min(gpu.gib for gpu in GPUS.values())
 
 
 def gpu_kind(name: str) -> str:

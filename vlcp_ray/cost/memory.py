@@ -52,12 +52,13 @@ class ModelMemory:
         image = max(denoise, self._count("vae", "decode"))
         return float(sum(map(self._weights, _PARTS)) + images * side**2 * image / GIB)
 
-    def train(self, pool: FinetunePool, images: int, side: int) -> float:
-        """GiB of a rank that takes training steps on images with latents of side x side."""
+    def train(self, pool: FinetunePool, images: int, side: int, precision: str = "fp16") -> float:
+        """GiB of a rank that takes training steps on images with latents of side x side; in float32 these double."""
         fixed, image = self._count("unet", "recomputed" if pool.gradient_checkpointing else "kept")
         moments = 2 * _FULL if pool.optimizer == "adamw" else 2
         state = self._size("unet") * (_FULL + moments + (_FULL if pool.average_on == "gpu" else 0))
-        return float(self._weights("text_encoder") + (state + fixed + images * side**2 * image) / GIB)
+        factor = 2 if precision == "no" else 1
+        return float(factor * self._weights("text_encoder") + (state + fixed + factor * images * side**2 * image) / GIB)
 
     def caption(self, eight_bit: bool, tokens: int) -> float:
         """GiB of the captioner and of the keys and values of one image with `tokens` tokens in all."""

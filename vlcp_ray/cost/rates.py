@@ -25,6 +25,7 @@ class Rate(Settings):
     model: int | None = Field(None, description="number that identifies the measured model (see `Work.model`)")
     images_per_second: float | None = None
     batch: Positive | None = Field(None, description="images per batch")
+    images: Positive | None = Field(None, description="images of a measured call, as of a step of fine-tuning")
     gib: float | None = Field(None, description="peak memory of the process")
     peak_share: float | None = None
     basis: Basis = Field("measured", description="where it is from: a measurement here or elsewhere, or an assumption")
@@ -48,10 +49,16 @@ class Rates(Settings):
     measured: str = Field("", description="the day; empty for published rates")
     versions: Mapping[str, str] = Field(default_factory=dict)
     peak: float = Field(gt=0, description="operations per second of a large matrix product, on one core or one GPU")
-    bandwidth: float = Field(10e9, gt=0, description="bytes per second that a worker reads and writes in its memory")
     answer_tokens: float = Field(120.0, gt=0, description="tokens of a caption")
     overheads: Overheads = Overheads()
     rates: Mapping[str, Rate] = Field(default_factory=dict)
+
+    @property
+    def bandwidth(self) -> float:
+        """Return the bytes per second that a worker reads and writes in its memory, of which no rate is measured."""
+        if self.device == CPU:
+            return _CORE_BANDWIDTH
+        return _BANDWIDTH_SHARE * (GPUS[self.device].bandwidth if self.device in GPUS else _GPU_BANDWIDTH)
 
     def rate(self, work: Work, model: int | None) -> Rate:
         """Return the rate of one kind of work: measured with this model, else published or assumed.
@@ -70,7 +77,8 @@ class Rates(Settings):
         return Rate(per_second=share * self.peak, start=start, basis=basis)
 
 
-_BANDWIDTH_SHARE: Final = 0.8  # of a GPU's bandwidth, which an optimiser reaches: an assumption
+# Assumptions: the part of a GPU's bandwidth that an optimiser reaches, the bandwidth of an unknown GPU, and of a core.
+_BANDWIDTH_SHARE, _GPU_BANDWIDTH, _CORE_BANDWIDTH = 0.8, 500e9, 10e9
 _CORE_PEAK: Final = 60e9  # operations per second of a core with AVX2 in single precision, an assumption
 
 
@@ -94,7 +102,7 @@ def published(device: str) -> Rates:
         raise ValueError(f"no rate is known for the GPU {device!r}; known: {known}; or measure: vlcp-ray bench")
     gpu = GPUS[device]
     source = f"published: {device} {gpu.flops / 1e12:,.0f} TFLOPS (NVIDIA), shares of it as the stages cite or assume"
-    return Rates(device=device, source=source, peak=gpu.flops, bandwidth=_BANDWIDTH_SHARE * gpu.bandwidth)
+    return Rates(device=device, source=source, peak=gpu.flops)
 
 
 def load_rates(store: Store, device: str) -> Rates | None:

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,7 +36,7 @@ _LOCAL: Final = "local"
 #: Where Ray keeps its objects on Linux, and the size from which it does.
 SHM: Final = Path("/dev/shm")  # noqa: S108
 _MIN_SHM: Final = 2**30
-_ACCELERATOR: Final = "accelerator_type:"
+_ANSWER: Final = 60.0  # seconds in which a machine answers
 
 #: Errors of a mounted store that is busy, full or out of reach; those of object stores are in Ray Data's own list.
 _TRANSIENT: Final = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET)
@@ -221,24 +221,23 @@ def _derive_scale() -> Scale:
 
 
 def _smallest_gpu() -> float | None:
-    """Return the GiB of memory of the cluster's smallest GPU, asking one machine of each kind; None where none knows.
+    """Return the GiB of memory of the cluster's smallest GPU, asking every machine; None where none knows.
 
-    Ray's own names for kinds leave out the size, and are no names at all for GeForce cards.
+    Ray's own names for kinds leave out the size.
     """
-    machines: dict[frozenset[str], str] = {}
-    for node in ray.nodes():
-        if node["Alive"] and node["Resources"].get("GPU"):
-            kind = frozenset(name for name in node["Resources"] if name.startswith(_ACCELERATOR))
-            machines.setdefault(kind, node["NodeID"])
+    machines = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
     here = ray.get_runtime_context().get_node_id()
     query = ray.remote(query_gpus)
     answers = [
         query_gpus()
         if machine == here
-        else query.options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(machine, soft=True)).remote()
-        for machine in machines.values()
+        else query.options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(machine, soft=False)).remote()
+        for machine in machines
     ]
-    found = [one for answer in answers for one in (answer if isinstance(answer, list) else ray.get(answer))]
+    found = list[tuple[str, float]]()
+    for answer in answers:
+        with suppress(ray.exceptions.RayError):  # a machine that is lost meanwhile
+            found += answer if isinstance(answer, list) else ray.get(answer, timeout=_ANSWER)
     return min((gib for _, gib in found), default=None)
 
 

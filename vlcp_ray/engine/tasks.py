@@ -13,6 +13,13 @@ from vlcp_ray.store import written
 
 #: Retries of a task whose worker or machine dies: more than the 7 losses of a week with one lost machine a day.
 _RETRIES: Final = 20
+_ANSWER: Final = 60.0  # seconds in which a machine answers
+_LOST: Final = (
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.TaskUnschedulableError,
+)
 
 
 def task(function: Callable[..., Any], pool: Pool) -> Any:
@@ -38,12 +45,14 @@ def run_all(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> l
     return [result(reference) for reference in [remote.remote(*arguments) for arguments in calls]]
 
 
-def run_on_machines(function: Callable[[], None]) -> None:
-    """Call a function once on every machine of the cluster; those that are lost meanwhile are left out."""
+def run_on_machines(function: Callable[..., None], *arguments: Any) -> None:
+    """Call a function once on every machine of the cluster; those that are lost, or do not answer, are left out."""
     remote = ray.remote(num_cpus=0, max_retries=0)(function)
     places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in ray.nodes() if node["Alive"]]
-    for reference in [remote.options(scheduling_strategy=place).remote() for place in places]:
-        with suppress(ray.exceptions.RayError):
+    calls = [remote.options(scheduling_strategy=place).remote(*arguments) for place in places]
+    ended, _ = ray.wait(calls, num_returns=len(calls), timeout=_ANSWER)
+    for reference in ended:
+        with suppress(*_LOST):
             ray.get(reference)
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from vlcp_ray.config import Job
     from vlcp_ray.cost.inputs import CostInputs
+    from vlcp_ray.models.batches import Batches
     from vlcp_ray.store.artifact import Step
 
 Score: TypeAlias = Callable[[Pixels], npt.NDArray[np.floating[Any]]]
@@ -253,7 +254,10 @@ def select_images(
         job: settings of the patches and of the image size.
         device: torch device of the teacher.
     """
+    from vlcp_ray.models.batches import Batches
+
     label, image_ids = rows["label"][0].as_py(), rows["image_id"].to_pylist()
+    batches = Batches(_BATCH, "teach.input_size")
     sets: dict[Run, pa.Table] = {}
     for seed in sorted({seed for seed, _ in runs}):
         pool = pool_ids(image_ids, seed)
@@ -261,7 +265,7 @@ def select_images(
         tiled = rded(
             [np.asarray(decode(data)) for data in rows["image"].take(indices).to_pylist()],
             pool,
-            lambda batch: _cross_entropy(teacher, batch, label, device),
+            lambda batch: _cross_entropy(teacher, batch, label, device, batches),
             ipcs=[ipc for s, ipc in runs if s == seed],
             factor=job.evaluate.factor,
             size=job.generate.image_size,
@@ -271,12 +275,13 @@ def select_images(
     return sets
 
 
-def _cross_entropy(teacher: "nn.Module", batch: Pixels, label: int, device: str) -> npt.NDArray[np.float32]:
+def _cross_entropy(
+    teacher: "nn.Module", batch: Pixels, label: int, device: str, batches: "Batches"
+) -> npt.NDArray[np.float32]:
     """Compute the teacher's cross entropy against the class: (n, 3, s, s) uint8 -> (n,) float32."""
     import torch
     from torch.nn.functional import cross_entropy
 
-    from vlcp_ray.models.batches import Batches
     from vlcp_ray.protocols.augment import normalise
 
     def score(rows: range, _: int) -> torch.Tensor:
@@ -285,7 +290,7 @@ def _cross_entropy(teacher: "nn.Module", batch: Pixels, label: int, device: str)
         return cross_entropy(logits.float(), target, reduction="none").cpu()
 
     with torch.inference_mode():
-        parts = list(Batches(_BATCH, "teach.input_size").run(len(batch), score))
+        parts = list(batches.run(len(batch), score))
     scores: npt.NDArray[np.float32] = torch.cat(parts).numpy()
     return scores
 

@@ -221,7 +221,8 @@ class TransformersCaptioner:
         else:
             self.model = LlavaForConditionalGeneration.from_pretrained(model, dtype=dtype).to(self.device).eval()
         self.square = Square(settings)
-        self.batches = Batches(BATCH, "caption.engine = transformers")
+        # In 8 bits a column that is large in one row is multiplied in half precision for all rows of a batch.
+        self.batches = Batches(1 if settings.precision == "8bit" else BATCH, "caption.engine = transformers")
 
     def caption(self, images: Sequence[Image.Image], prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
         """See `Captioner`.

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,8 @@ from vlcp_ray.models.networks import NETWORKS
 from vlcp_ray.protocols.augment import normalise
 from vlcp_ray.protocols.metrics import BATCH
 from vlcp_ray.stages.teach import Teach
+
+_BATCHES: Final = Batches(BATCH, "teach.input_size")  # as small as an earlier call of this process needed
 
 
 def build_teacher(settings: Teach, num_classes: int, input_size: int, seed: int) -> nn.Module:
@@ -59,14 +62,12 @@ def features(network: nn.Module, pixels: npt.NDArray[np.uint8], device: str) -> 
         device: torch device.
     """
     network = network.to(device).eval()
-    batches: list[Tensor] = []
-    hook = head_of(network).register_forward_pre_hook(lambda module, inputs: batches.append(inputs[0].float().cpu()))
+    inputs: list[Tensor] = []
+    hook = head_of(network).register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
     try:
-        for _ in _outputs(network, pixels, device):
-            pass
+        return torch.cat([inputs[-1].float().cpu() for _ in _outputs(network, pixels, device)]).numpy()
     finally:
         hook.remove()
-    return torch.cat(batches).numpy()
 
 
 @torch.inference_mode()
@@ -90,7 +91,7 @@ def _outputs(network: nn.Module, pixels: npt.NDArray[np.uint8], device: str) -> 
         outputs: Tensor = network(normalise(torch.tensor(pixels[rows.start : rows.stop], device=device)))
         return outputs
 
-    return Batches(BATCH, "teach.input_size").run(len(pixels), call)
+    return _BATCHES.run(len(pixels), call)
 
 
 def _input_size_for(settings: Teach, inputs: int) -> int:

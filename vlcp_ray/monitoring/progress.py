@@ -127,12 +127,11 @@ class View:
 
     def record_peaks(self, peaks: Peaks) -> None:
         """Record the peak memory of a process that worked on the stage, and say if its batches did not fit."""
-        if peaks.halvings > self.peaks.halvings:
-            parts = 2**peaks.halvings
+        if peaks.halvings and not self.peaks.halvings:
             self.log_line(
                 next((name for name, state in self.stages.items() if state == "running"), "memory"),
-                f"out of GPU memory: a worker takes batches of a {'half' if parts == 2 else f'{parts}th'} now; results "
-                "may differ in the last bit; a smaller batch_size in the scale file spares the attempts",
+                "out of GPU memory: batches were halved, and results may differ in the last bit; where the scale file "
+                "has their batch_size, a smaller one spares the attempts",
             )
         self.peaks = self.peaks.maximum(peaks)
 

@@ -1,6 +1,7 @@
 """Labelled images in memory: load, check, and copy them to a device."""
 
 import errno
+import math
 import os
 import stat
 import tempfile
@@ -10,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,10 @@ from vlcp_ray.store.artifact import Artifact
 from vlcp_ray.store.files import File
 
 _UNUSED: Final = 24 * 3600.0  # seconds after which a file that nobody has asked for is deleted
+_SUFFIXES: Final = (".pixels", ".npy", ".unfinished")
+_SMALL: Final = 2**26  # bytes of files that are read at once
+_ROWS: Final = 64  # images that a thread decodes at a time
+_NO_IMAGES: Final = pa.table({"image_id": pa.array([], pa.string()), "label": [], "image": []})
 Split = tuple[Tensor, Tensor]  # pixels (n, 3, s, s) uint8 and labels (n,) int64, on the device
 
 
@@ -61,73 +66,114 @@ def load_split(
     Args:
         threads: that read files and decode their images.
         file: write the pixels to this new file, and return them mapped from it.
+
+    Raises:
+        OSError: the disk of `file` is full.
     """
     parts = artifact.parts("images") or artifact.parts("synthetic")
-    columns, wanted = ["image_id", "label", "image"], pc.field("split") == split
+    wanted = pc.field("split") == split
 
-    def load(part: File) -> tuple[pa.ChunkedArray, LabelledImages]:
-        rows = artifact.read_parts([part], columns, wanted, [*columns, "split"])
-        return rows["image_id"], prepare(rows, size, resize)
+    def read(some: Sequence[File], columns: Sequence[str]) -> pa.Table:
+        return artifact.read_parts(some, columns, wanted, [*columns, "split"]) if some else _NO_IMAGES
+
+    # A small set is read at once. Of a large one the ids are read first, so that each image is decoded to its place.
+    is_small = sum(part.size for part in parts) <= _SMALL
+    table = read(parts, _NO_IMAGES.column_names if is_small else ["image_id"])
+    ids = table["image_id"].combine_chunks().sort()
+    pixels = _allocate((len(ids), 3, size, size), file)
+    labels = np.empty(len(ids), np.int64)
+
+    def place(rows: pa.Table) -> None:
+        places, images = pc.index_in(rows["image_id"], ids).to_numpy(), prepare(rows, size, resize)
+        pixels[places], labels[places] = images.pixels, images.labels
 
     with ThreadPoolExecutor(threads) as pool:
-        loaded = list(pool.map(load, parts))
-    ids = pa.chunked_array([chunk for column, _ in loaded for chunk in column.chunks], pa.string())
-    order = pc.sort_indices(ids).to_numpy()
-    places = np.empty(len(ids), np.int64)  # of each image in the order of their ids
-    places[order] = np.arange(len(ids))
-    shape = (len(ids), 3, size, size)
-    pixels: npt.NDArray[np.uint8] = np.empty(shape, np.uint8) if file is None else _create(file, shape)
-    labels, start = np.empty(len(ids), np.int64), 0
-    for _, part in loaded:
-        rows = places[start : start + len(part.labels)]
-        pixels[rows], labels[rows] = part.pixels, part.labels
-        start += len(part.labels)
+        if is_small:
+            list(pool.map(place, (table.slice(start, _ROWS) for start in range(0, len(table), _ROWS))))
+        else:
+            list(pool.map(lambda part: place(read([part], _NO_IMAGES.column_names)), parts))
     return LabelledImages(pixels, labels)
 
 
-def _create(file: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    return np.lib.format.open_memmap(file, "w+", np.uint8, shape)  # type: ignore[no-untyped-call, no-any-return]
+def _allocate(shape: tuple[int, ...], file: Path | None) -> npt.NDArray[np.uint8]:
+    """Allocate pixels in memory, or in a file with all its room on the disk: a map of a full disk ends the process."""
+    size = math.prod(shape)
+    if file is None or not size:
+        return np.empty(shape, np.uint8)
+    with file.open("wb") as stream:
+        os.posix_fallocate(stream.fileno(), 0, size) if hasattr(os, "posix_fallocate") else stream.truncate(size)
+    return np.memmap(file, np.uint8, "r+", shape=shape)
 
 
-def share_split(artifact: Artifact, split: str, size: int, resize: int, threads: int = 1) -> LabelledImages:
-    """Load one split once on this machine: all its processes map the same file, and keep nothing else of it.
+class SharedSplit(NamedTuple):
+    """One split of an artifact, which the processes of a machine share.
 
-    Files that no process has asked for in a day are deleted; `delete_shared` deletes those that are left.
+    Args:
+        key: of the content: other images have another one.
+        size, resize: see `prepare`.
+    """
+
+    artifact: Artifact
+    key: str
+    split: str
+    size: int
+    resize: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.key}-{self.split}-{self.size}-{self.resize}"
+
+
+def share_split(shared: SharedSplit, threads: int = 1) -> LabelledImages:
+    """Load a split once on this machine: all its processes map the same file, and keep nothing else of it.
+
+    `delete_shared` deletes the file. What other runs have left is deleted after a day.
 
     Raises:
         ValueError: the temporary folder is another user's, or its disk is full.
     """
     folder = _shared_folder()
-    name = f"{artifact.path.rpartition('/')[2]}-{split}-{size}-{resize}"
-    pixels, labels = folder / f"{name}.npy", folder / f"{name}-labels.npy"
-    with FileLock(folder / f"{name}.lock"):
+    pixels, labels = folder / f"{shared.name}.pixels", folder / f"{shared.name}.npy"
+    with FileLock(folder / f"{shared.name}.lock"):
         if not (pixels.exists() and labels.exists()):
-            _delete_unused(folder)
-            unfinished = folder / f"{name}.unfinished"
+            _delete_old(folder)
+            unfinished = folder / f"{shared.name}.unfinished"
             try:
-                np.save(labels, load_split(artifact, split, size, resize, threads, unfinished).labels)
+                np.save(labels, load_split(*_without_key(shared), threads, unfinished).labels)
             except OSError as error:
                 unfinished.unlink(missing_ok=True)
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
                 raise ValueError(
-                    f"evaluate: the disk of {folder} is full; decoded images need 3 x {size} x {size} bytes each: let "
-                    "TMPDIR name a folder with room for them on every machine"
+                    f"evaluate: the disk of {folder} is full; decoded images need 3 x {shared.size} x {shared.size} "
+                    "bytes each: let TMPDIR name a folder with room for them on every machine"
                 ) from error
             unfinished.rename(pixels)
-        pixels.touch()
-    return LabelledImages(np.load(pixels, mmap_mode="r"), np.load(labels))
+        for file in (pixels, labels):
+            file.touch()
+        loaded = np.load(labels)
+        shape = (len(loaded), 3, shared.size, shared.size)
+        return LabelledImages(np.memmap(pixels, np.uint8, "r", shape=shape), loaded)
 
 
-def delete_shared() -> None:
-    """Delete the files of `share_split` on this machine; processes that have mapped one keep it until they end."""
-    _delete_unused(_shared_folder(), 0.0)
+def _without_key(shared: SharedSplit) -> tuple[Artifact, str, int, int]:
+    return shared.artifact, shared.split, shared.size, shared.resize
 
 
-def _delete_unused(folder: Path, seconds: float = _UNUSED) -> None:
-    for file in folder.glob("*.npy"):
+def delete_shared(splits: Sequence[SharedSplit]) -> None:
+    """Delete the files of some splits on this machine; a process that has mapped one keeps it until it ends."""
+    folder = _shared_folder()
+    for shared in splits:
+        with FileLock(folder / f"{shared.name}.lock"):
+            for suffix in _SUFFIXES:
+                (folder / f"{shared.name}{suffix}").unlink(missing_ok=True)
+
+
+def _delete_old(folder: Path) -> None:
+    """Delete files that no process has asked for in a day."""
+    for file in folder.iterdir():
         with suppress(FileNotFoundError):  # another process deletes them, too
-            if time.time() - file.stat().st_mtime >= seconds:
+            if file.suffix in _SUFFIXES and time.time() - file.stat().st_mtime >= _UNUSED:
                 file.unlink()
 
 

@@ -7,34 +7,48 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from vlcp_ray.models.batches import Batches
 from vlcp_ray.protocols.augment import normalise
 
 #: Images at a time on a CPU: fits into a core's share of the cache (297 images of 32 px take 180 ms, in 128 240 ms).
 BATCH: Final = 64
-#: Images at a time on a GPU, which smaller batches would not fill.
-GPU_BATCH: Final = 256
+#: Images at a time on a GPU: a ConvNet of width 128 needs 8 GiB for them at 224 pixels, and two trials share a GPU.
+GPU_BATCH: Final = 128
 
 _RANKS: Final = 5
 
 
 @torch.inference_mode()
-def predict(network: nn.Module, pixels: npt.NDArray[np.uint8], device: str = "cpu") -> Tensor:
+def predict(
+    network: nn.Module, pixels: npt.NDArray[np.uint8], device: str = "cpu", batches: Batches | None = None
+) -> Tensor:
     """Predict the five most likely labels of every image: (n, 3, s, s) uint8 -> (n, 5) int64, the most likely first.
 
     With fewer than five classes there are that many columns. The network is in eval mode during the prediction, and
     returns to its mode afterwards. Only one batch of the images is on the device, where the result stays.
+
+    Args:
+        batches: from `batches_for`; those of an earlier call are as small as that call needed.
     """
     was_training = network.training
     network.eval()
-    size = BATCH if device == "cpu" else GPU_BATCH
-    batches = (_to_device(pixels[start : start + size], device) for start in range(0, len(pixels), size))
-    logits = torch.cat([network(normalise(batch)) for batch in batches])
+
+    def call(rows: range, _: int) -> Tensor:
+        logits: Tensor = network(normalise(_to_device(pixels[rows.start : rows.stop], device)))
+        return logits
+
+    logits = torch.cat(list((batches or batches_for(device)).run(len(pixels), call)))
     network.train(was_training)
     return logits.topk(min(_RANKS, logits.shape[1])).indices
 
 
+def batches_for(device: str) -> Batches:
+    """Return the batches of `predict` on a device."""
+    return Batches(BATCH if device == "cpu" else GPU_BATCH, "evaluate.input_size")
+
+
 def _to_device(pixels: npt.NDArray[np.uint8], device: str) -> Tensor:
-    """Copy pixels to a device, which is not waited for: the next batch is copied while it computes."""
+    """Copy pixels to a device, which is not waited for: the host prepares the next batch while it computes."""
     batch = torch.tensor(pixels)
     return batch if device == "cpu" else batch.pin_memory().to(device, non_blocking=True)
 

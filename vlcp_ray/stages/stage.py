@@ -74,12 +74,14 @@ class Traffic:
     """Bytes that each worker moves, one worker beside the other, in addition to its operations.
 
     Args:
-        memory: read from the memory of its device and written to it.
+        memory: read from the memory of its device and written to it, once for each step.
+        images: of a step on a worker.
         link: sent to the next worker.
         hidden: the part of the seconds of its operations in which it can send.
     """
 
     memory: float = 0.0
+    images: int = 1
     link: float = 0.0
     hidden: float = 0.0
 

@@ -26,7 +26,6 @@ def trials(method: str, ipc: int, values: Sequence[float], network: str = "ConvN
         | {"ipc": ipc, "seed": 0, "repeat": i, "top1_last": value, "top1_best": value, "top5_last": 1.0}
         | {
             "epochs": 3,
-            "precision": "float32",
             "seconds": 1.5,
             "curve": [0.1, value],
             "per_class": [value, value],

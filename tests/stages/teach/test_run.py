@@ -54,7 +54,9 @@ def test_read_checkpoint_of_torchvision_is_that_of_its_network(published: Path) 
     torch.save({"fc.weight": torch.arange(1000.0)[:, None], "fc.bias": torch.arange(1000.0)}, published)
     state = _read_checkpoint(Teach(checkpoint="torchvision"), [names[5], names[3]])
     assert state["fc.weight"].tolist() == [[5.0], [3.0]]
-    assert len(_read_checkpoint(Teach(checkpoint="torchvision"), names)["fc.bias"]) == 1000
+    assert _read_checkpoint(Teach(checkpoint="torchvision"), names[::-1])["fc.bias"].tolist() == list(range(1000))[::-1]
+    with pytest.raises(ValueError, match=r"it does not have \['another'\]"):
+        _read_checkpoint(Teach(checkpoint="torchvision"), [*names[1:], "another"])
 
 
 class Attack:

@@ -1,5 +1,7 @@
 """evaluate: run the trials of all sets in one queue, and record each of them on its own."""
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +19,8 @@ from vlcp_ray.monitoring.allocator import memory_retained
 from vlcp_ray.monitoring.memory import Peaks, measure_peaks, reset_peaks
 from vlcp_ray.monitoring.tensorboard import Record
 from vlcp_ray.protocols import PROTOCOLS
-from vlcp_ray.protocols.labelled_images import LabelledImages, delete_shared, load_split, share_split
-from vlcp_ray.scale import Precision, count_cores
+from vlcp_ray.protocols.labelled_images import LabelledImages, SharedSplit, delete_shared, load_split, share_split
+from vlcp_ray.scale import count_cores
 from vlcp_ray.schemas import conform
 from vlcp_ray.stages.evaluate import SCORES, STAGE, Evaluate, Trial, list_trials
 from vlcp_ray.stages.evaluate.trial import run_trial
@@ -41,20 +43,25 @@ def run(context: Context, steps: Sequence[Step]) -> None:
             _log_curve(context, step, trial.trial_id)
         else:
             left.append((step, trial))
-    with context.progress(steps, len(trials), "trials", len(trials) - len(left)) as progress:
-        for trial_id, top1, peaks in in_flight(_calls(context, left), context.scale.evaluate.num_workers):
-            progress.add(1, f"{trial_id} {top1:.1%}", peaks=peaks)
-            _log_curve(context, step_of[trial_id], trial_id)
-    run_on_machines(delete_shared)
+    inputs = SharedInputs(context)
+    try:
+        with context.progress(steps, len(trials), "trials", len(trials) - len(left)) as progress:
+            for trial_id, top1, peaks in in_flight(_calls(context, left, inputs), context.scale.evaluate.num_workers):
+                progress.add(1, f"{trial_id} {top1:.1%}", peaks=peaks)
+                _log_curve(context, step_of[trial_id], trial_id)
+    finally:
+        run_on_machines(delete_shared, list(inputs.splits))
     seconds = (time.monotonic() - start) / len(steps)
     for step in steps:
         rows = len(_recorded_trials(context.artifact(step)))
         context.complete(step, rows_in=len(list_trials(step, settings)), rows=rows, seconds=seconds)
 
 
-def _calls(context: Context, trials: Sequence[tuple[Step, Trial]]) -> Iterator[Callable[[], ray.ObjectRef]]:
+def _calls(
+    context: Context, trials: Sequence[tuple[Step, Trial]], inputs: "SharedInputs"
+) -> Iterator[Callable[[], ray.ObjectRef]]:
     """Yield a function for each trial that starts it on a worker."""
-    settings, pool, inputs = context.job.evaluate, context.scale.evaluate, SharedInputs(context)
+    settings, pool = context.job.evaluate, context.scale.evaluate
     device = "cuda" if pool.num_gpus else "cpu"
     remote = task(_trial, pool).remote
     previous = ""
@@ -63,19 +70,18 @@ def _calls(context: Context, trials: Sequence[tuple[Step, Trial]]) -> Iterator[C
             inputs.drop_train_splits()  # the trials of a set follow each other, so the set before is not needed again
         previous, images = step.fingerprint, step.inputs["images"]
         train = inputs.train(step.inputs.get("set", images))
-        size = settings.input_size
-        val = partial(share_split, context.artifact(images), "val", size, PROTOCOLS[trial.protocol].resize(size))
+        val = inputs.val(images, trial.protocol)
         class_names = context.manifest(images)["class_names"]
         teacher = inputs.teacher(step) if PROTOCOLS[trial.protocol].needs_teacher else None
-        artifact, precision = context.artifact(step), pool.used_precision
-        yield partial(remote, train, val, class_names, settings, trial, artifact, device, teacher, precision)
+        yield partial(remote, train, val, class_names, settings, trial, context.artifact(step), device, teacher)
 
 
 @dataclass
 class SharedInputs:
-    """The images of the sets, decoded once, and the teacher: all trials share them through Ray's object store."""
+    """What trials share: the images of sets and the teacher through Ray's object store, val through files."""
 
     context: Context
+    splits: set[SharedSplit] = field(default_factory=set)
     references: dict[str, ray.ObjectRef] = field(default_factory=dict)
 
     def train(self, step: Step) -> ray.ObjectRef:
@@ -85,6 +91,15 @@ class SharedInputs:
             remote = ray.remote(_load_train).remote
             self.references[key] = remote(self.context.artifact(step), size)
         return self.references[key]
+
+    def val(self, step: Step, protocol: str) -> SharedSplit:
+        """Name the val split of IMAGES, resized as the protocol requires; a worker decodes it where no other has."""
+        size = self.context.job.evaluate.input_size
+        content = json.dumps(self.context.manifest(step), sort_keys=True)
+        key = f"{step.fingerprint}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+        split = SharedSplit(self.context.artifact(step), key, "val", size, PROTOCOLS[protocol].resize(size))
+        self.splits.add(split)
+        return split
 
     def drop_train_splits(self) -> None:
         """Release all train splits; Ray keeps those of running trials until the trials end."""
@@ -105,14 +120,13 @@ def _load_train(artifact: Artifact, size: int) -> LabelledImages:
 
 def _trial(
     train: LabelledImages,
-    val: Callable[..., LabelledImages],
+    val: SharedSplit,
     class_names: Sequence[str],
     settings: Evaluate,
     trial: Trial,
     artifact: Artifact,
     device: str,
     teacher: tuple[Teach, bytes] | None,
-    precision: Precision,
 ) -> tuple[str, float, Peaks]:
     """Run a trial on a worker and write its row of SCORES; return its id, its last top-1 and the peaks of memory.
 
@@ -121,8 +135,8 @@ def _trial(
     reset_peaks(STAGE.name)
     network = load_teacher(teacher[0], load(teacher[1])) if teacher else None
     with memory_retained():
-        tested = val(threads=count_cores())
-        row: dict[str, Any] = run_trial(train, tested, class_names, settings, trial, device, network, precision)
+        tested = share_split(val, count_cores())
+        row: dict[str, Any] = run_trial(train, tested, class_names, settings, trial, device, network)
     artifact.write_table(f"scores/{trial.trial_id}.parquet", conform(pa.Table.from_pylist([row]), SCORES))
     return trial.trial_id, row["top1_last"], measure_peaks()
 

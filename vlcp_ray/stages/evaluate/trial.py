@@ -11,8 +11,7 @@ from torch import nn
 from vlcp_ray.models.classifiers import InBfloat16, build_classifier
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.protocols.labelled_images import LabelledImages, Split, check_split, to_device
-from vlcp_ray.protocols.metrics import accuracy, confusion_matrix, predict
-from vlcp_ray.scale import Precision
+from vlcp_ray.protocols.metrics import accuracy, batches_for, confusion_matrix, predict
 from vlcp_ray.seeds import seed_for
 from vlcp_ray.stages.evaluate import Evaluate, Trial
 
@@ -28,7 +27,6 @@ def run_trial(
     trial: Trial,
     device: str,
     teacher: nn.Module | None = None,
-    precision: Precision = "float32",
 ) -> dict[str, Any]:
     """Train a classifier on `train`, test it on `val` as the protocol prescribes, and return a row of SCORES.
 
@@ -44,14 +42,12 @@ def run_trial(
         device: torch device.
         teacher: for a protocol with soft labels: it has an output for every class name, in their order, and is moved to
             the device.
-        precision: of the network and the teacher.
-
     Raises:
         ValueError: a set is empty, has images of another size, or labels without a class name; or the protocol needs a
             teacher and there is none, or one with another number of outputs; or the GPU has too little memory.
     """
     try:
-        return _run_trial(train, val, class_names, settings, trial, device, teacher, precision)
+        return _run_trial(train, val, class_names, settings, trial, device, teacher)
     except torch.OutOfMemoryError as error:
         raise ValueError(
             f"evaluate: a training of {trial.network} does not fit into its share of the GPU's memory; give the pool "
@@ -67,7 +63,6 @@ def _run_trial(
     trial: Trial,
     device: str,
     teacher: nn.Module | None,
-    precision: Precision,
 ) -> dict[str, Any]:
     started, classes = time.perf_counter(), len(class_names)
     for split, name in ((train, "train"), (val, "val")):
@@ -83,7 +78,8 @@ def _run_trial(
     ).to(device)
     on_train = to_device(train, device)
     checked = _check_teacher(teacher, trial.protocol, on_train, classes, device) if protocol.needs_teacher else None
-    if precision == "bf16":
+    if settings.precision == "bf16":
+        _check_bfloat16(device)
         network, checked = InBfloat16(network), checked and InBfloat16(checked)
     epochs = protocol.epochs(settings, trial.ipc, classes)
     trained_epochs = protocol.train(
@@ -108,7 +104,6 @@ def _run_trial(
         "seed": trial.seed,
         "repeat": trial.repeat,
         "epochs": epochs,
-        "precision": precision,
         "seconds": time.perf_counter() - started,
         **results,
     }
@@ -124,10 +119,10 @@ def _train_and_validate(
 ) -> dict[str, Any]:
     """Train to the end, validate after the epochs that `should_validate` selects, and return columns of SCORES."""
     labels = torch.tensor(val.labels, device=device)
-    accuracies, predicted = [], labels[:, None]
+    accuracies, predicted, batches = [], labels[:, None], batches_for(device)
     for epoch in trained_epochs:
         if should_validate(epoch):
-            predicted = predict(network, val.pixels, device)
+            predicted = predict(network, val.pixels, device, batches)
             accuracies.append(accuracy(predicted, labels))
     counts = confusion_matrix(predicted[:, 0], labels, classes)
     return {
@@ -154,6 +149,12 @@ def _check_teacher(teacher: nn.Module | None, protocol: str, train: Split, num_c
             "names; use the weights of a teacher of these classes"
         )
     return teacher
+
+
+def _check_bfloat16(device: str) -> None:
+    """Refuse a GPU that only emulates bfloat16, many times slower than float32."""
+    if torch.device(device).type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ValueError(f"evaluate.precision: {torch.cuda.get_device_name()} has no bf16; set it to float32")
 
 
 def _seed(trial: Trial, purpose: str) -> int:

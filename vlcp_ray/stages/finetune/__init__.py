@@ -124,6 +124,7 @@ def _loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]:
         holds_pool=True,
         traffic=Traffic(
             memory=steps_taken * _STEP_BYTES * size,
+            images=rows,
             link=steps_taken * 2 * (ranks - 1) / ranks * _FULL * size,  # a ring adds up the gradients
             hidden=_BACKWARD * min(1.0, pool.batch_size / rows),  # of the last forward and backward pass
         ),
@@ -146,11 +147,12 @@ def _disk(inputs: "CostInputs", steps: Sequence["Step"]) -> float:
 
 def _memory(job: "Job", models: "ModelMemory", scale: "Scale") -> Iterator[Memory]:
     side, pool = pretrained.expected_latent_shape(job.base_model, job.encode.train_resolution)[1], scale.finetune
-    gib, least = (models.train(pool, images, side) for images in (pool.batch_size, 1))
+    precision = job.finetune.mixed_precision
+    gib, least = (models.train(pool, images, side, precision) for images in (pool.batch_size, 1))
     smallest = pool.model_copy(update={"gradient_checkpointing": True, "average_on": "cpu", "optimizer": "adamw8bit"})
     fix = (
         'in the section [finetune] of the scale file set gradient_checkpointing = true, average_on = "cpu" and '
-        f'optimizer = "adamw8bit" ({models.train(smallest, 1, side):.1f} GiB), or use larger GPUs'
+        f'optimizer = "adamw8bit" ({models.train(smallest, 1, side, precision):.1f} GiB), or use larger GPUs'
     )
     yield Memory("fine-tune", "base_model", STAGE.name, gib, least, fix)
 

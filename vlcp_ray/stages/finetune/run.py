@@ -202,7 +202,7 @@ def _run_rank(loop: dict[str, Any]) -> None:
     unfinished = Path(tempfile.gettempdir(), f"vlcp-ray-{config.artifact.path.rpartition('/')[2]}")
     if rank == 0:
         shutil.rmtree(unfinished, ignore_errors=True)  # checkpoints of an attempt that has ended in their upload
-    batch = _batch_per_device(config)
+    batch, trainer = _batch_per_device(config), None
     try:
         trainer = Trainer(
             config.settings,
@@ -227,7 +227,8 @@ def _run_rank(loop: dict[str, Any]) -> None:
     except OutOfMemoryError as error:  # while the ranks were adding up their gradients: all start again
         if batch == 1:
             raise ValueError(TOO_LITTLE_MEMORY) from error
-        config.artifact.write_bytes(_BATCH, str(batch // 2).encode())
+        reached = trainer.batch_per_device if trainer else batch  # on this rank, which may have halved it already
+        config.artifact.write_bytes(_BATCH, str(max(1, reached // 2)).encode())
         raise
     if rank == 0:
         with tempfile.TemporaryDirectory() as local:

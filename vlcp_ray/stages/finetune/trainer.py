@@ -165,7 +165,8 @@ class Trainer:
         if self.dtype == torch.float16 and self.device.type == "cpu":
             raise ValueError("finetune.mixed_precision: fp16 needs a GPU; set it to no")
         mixed = self.dtype != torch.float32
-        self.autocast = torch.autocast(self.device.type, self.dtype) if mixed else nullcontext()
+        # Without a cache: each weight is used once, and the cache would hold all weights in half precision.
+        self.autocast = torch.autocast(self.device.type, self.dtype, cache_enabled=False) if mixed else nullcontext()
         self.scheduler = stable_diffusion.load_noise_schedule(base_model)
         self.scaling_factor = pretrained.scaling_factor(base_model)
         self.tokenizer, self.text_encoder = stable_diffusion.load_text(base_model, device, self.dtype)

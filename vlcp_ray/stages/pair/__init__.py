@@ -26,6 +26,7 @@ PROMPT: Final = (
 )
 _CAPTION_BYTES: Final = 600  # assumed, of a usual caption
 _FLOAT16_BYTES: Final = 2
+_TRANSFORMERS_BATCH: Final = 16  # images at a time, as `models.llava` has it
 _VLLM_GIB: Final = 1.5  # for a first batch and CUDA graphs of a model of 7B parameters, an assumption
 
 
@@ -41,7 +42,8 @@ class Caption(Settings):
     prompt: str = Field(PROMPT, description="the question; {class_name} is replaced by the name of the class")
     precision: Literal["auto", "8bit"] = Field(
         "auto",
-        description="auto: half precision on a GPU; 8bit: half of its memory, by bitsandbytes with engine transformers",
+        description="auto: half precision on a GPU; 8bit: half of its memory, by bitsandbytes with engine "
+        "transformers, one image at a time",
     )
     temperature: float = Field(0.2, ge=0, description="sampling temperature; 0: greedy decoding")
     max_tokens: Positive = Field(1024, description="largest number of tokens of a caption")
@@ -167,16 +169,17 @@ def _disk(inputs: "CostInputs", _: Sequence["Step"]) -> float:
 def _memory(job: "Job", models: "ModelMemory", scale: "Scale") -> Iterator[Memory]:
     settings = job.caption
     if not settings.source:
-        is_vllm, least = settings.engine == "vllm", models.caption(settings.precision == "8bit", settings.max_model_len)
-        least += _VLLM_GIB if is_vllm else 0.0
+        is_vllm, is_8bit = settings.engine == "vllm", settings.precision == "8bit"
+        least, gib = (models.caption(is_8bit, count * settings.max_model_len) for count in (1, _TRANSFORMERS_BATCH))
+        least, gib = (least + _VLLM_GIB,) * 2 if is_vllm else (least, least if is_8bit else gib)
         fix = "give captions in a table (caption.source)"
-        if settings.precision != "8bit":
+        if not is_8bit:
             eight_bit = models.caption(True, settings.max_model_len)
             fix += (
                 f", hold the model in 8 bits (caption.engine=transformers, caption.precision=8bit: {eight_bit:.1f} GiB)"
             )
         fix += ", name a smaller captioner (caption.model), or use larger GPUs"
-        yield Memory("caption", "caption.model", "caption", least, least, fix, is_limited=is_vllm)
+        yield Memory("caption", "caption.model", "caption", gib, least, fix, is_limited=is_vllm)
     side = max(
         pretrained.expected_latent_shape(job.base_model, resolution)[1]
         for resolution in (job.encode.resolution, job.encode.train_resolution)

@@ -38,7 +38,7 @@ def load_published(network: str, class_names: Sequence[str], outputs: Sequence[s
             f"teach.checkpoint: torchvision's weights {name} cannot be loaded ({reason}); put the file where the "
             "workers reach it, and name it"
         ) from error
-    return order_outputs(content, class_names, outputs)
+    return order_outputs(content, class_names, outputs, by_name=True)
 
 
 def load_checkpoint(data: bytes, class_names: Sequence[str], outputs: Sequence[str] = ()) -> State:
@@ -62,8 +62,14 @@ def load_checkpoint(data: bytes, class_names: Sequence[str], outputs: Sequence[s
     return order_outputs(_read(data), class_names, outputs)
 
 
-def order_outputs(content: Mapping[Any, Any], class_names: Sequence[str], outputs: Sequence[str]) -> State:
-    """Return the state dict in a file's content, its outputs in the order of the classes (see `load_checkpoint`)."""
+def order_outputs(
+    content: Mapping[Any, Any], class_names: Sequence[str], outputs: Sequence[str], *, by_name: bool = False
+) -> State:
+    """Return the state dict in a file's content, its outputs in the order of the classes (see `load_checkpoint`).
+
+    Args:
+        by_name: select them by the names of `outputs`, also where there are as many as classes.
+    """
     listed = next((content[name] for name in _CLASS_LISTS if isinstance(content.get(name), list | tuple)), ())
     nested = next((content[name] for name in _NESTED if isinstance(content.get(name), Mapping)), content)
     state = {str(name).removeprefix(_PREFIX): value for name, value in nested.items() if isinstance(value, Tensor)}
@@ -71,7 +77,7 @@ def order_outputs(content: Mapping[Any, Any], class_names: Sequence[str], output
     if not head:
         raise ValueError("teach.checkpoint: the file has no weights of a linear layer; give a classifier's state dict")
     count = len(state[head[0]])
-    rows = _output_rows(tuple(listed or (outputs if count != len(class_names) else ())), count, class_names)
+    rows = _output_rows(tuple(listed or (outputs if by_name or count != len(class_names) else ())), count, class_names)
     bias = head[0].removesuffix("weight") + "bias"
     return state | {name: state[name][rows] for name in (head[0], bias) if name in state}
 

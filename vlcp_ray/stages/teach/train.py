@@ -12,7 +12,7 @@ from vlcp_ray.models.teacher import build_teacher
 from vlcp_ray.protocols import training
 from vlcp_ray.protocols.augment import augment_without_jitter, random_shift
 from vlcp_ray.protocols.labelled_images import LabelledImages, check_split, to_device
-from vlcp_ray.protocols.metrics import accuracy, predict
+from vlcp_ray.protocols.metrics import accuracy, batches_for, predict
 from vlcp_ray.protocols.protocol import should_validate
 from vlcp_ray.seeds import seed_for
 from vlcp_ray.stages.teach import RECIPE, Teach
@@ -74,11 +74,11 @@ def train_teacher(
         generator=generator,
         min_batch=RECIPE.min_batch,
     )
-    accuracies = []
+    accuracies, batches = [], batches_for(device)
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         for epoch in trained:
             if should_validate(epoch, settings.epochs, settings.validations):
-                accuracies.append(accuracy(predict(network, val.pixels, device), val_labels))
+                accuracies.append(accuracy(predict(network, val.pixels, device, batches), val_labels))
     state = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
     return TrainedTeacher(state, tuple(class_names), *accuracies[-1], tuple(top1 for top1, _ in accuracies))
 
