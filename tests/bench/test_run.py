@@ -15,7 +15,10 @@ SCALE = derive(2, 0).model_copy(update={"generate": Pool(batch_size=2), "encode"
 
 def test_wanted_is_the_work_of_the_jobs_stages() -> None:
     stages = {step.stage for step in graph(JOB)}
-    assert wanted(JOB, stages) == list(works().values())
+    names = [work.name for work in wanted(JOB, stages)]
+    assert names == [name for name in works() if name != "evaluate-bf16"]
+    half = JOB.model_copy(update={"evaluate": JOB.evaluate.model_copy(update={"precision": "bf16"})})
+    assert [work.name for work in wanted(half, stages)] == list(works())
     saved = JOB.model_copy(update={"caption": JOB.caption.model_copy(update={"source": "table"})})
     assert "caption" not in [work.name for work in wanted(saved, stages)]
 
