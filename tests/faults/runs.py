@@ -87,13 +87,20 @@ Root = Path | S3Root
 class Run:
     """The driver of a job in a process of its own, with its output in a file."""
 
-    def __init__(self, root: Root, scale: Path, *more: str, address: str | None = None) -> None:
+    def __init__(
+        self,
+        root: Root,
+        scale: Path,
+        *more: str,
+        address: str | None = None,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         local = root if isinstance(root, Path) else root.folder / root.name
         self.root, self.log = root, local.with_suffix(f".{time.monotonic_ns()}.log")
         environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
         sets = [part for override in overrides(root) for part in ("--set", override)]
         command = [sys.executable, "-m", "vlcp_ray.cli", "run", str(JOB), f"--root={root}", f"--scale={scale}"]
-        environment |= {"RAY_ADDRESS": address} if address else {}
+        environment |= ({"RAY_ADDRESS": address} if address else {}) | dict(variables or {})
         environment |= root.proxy.environment() if isinstance(root, S3Root) else {}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(

@@ -36,6 +36,9 @@ min_workers = 1
 num_gpus = 1
 """
 
+#: The environment of a cluster that asks for no token: this process may have that of a local Ray.
+WITHOUT_TOKEN = {"RAY_AUTH_MODE": "disabled"}
+
 #: The configuration of Ray's autoscaler, with a provider that starts raylets on this machine. Every key is required.
 AUTOSCALER: dict[str, Any] = {
     "cluster_name": "faults",
@@ -146,7 +149,7 @@ def test_run_with_an_autoscaler_adds_and_removes_gpu_machines(folder: Path, undi
     scale.write_text(f"resource_timeout = 300\n{ON_GPUS}\n[finetune]\nnum_workers = 2\n")
     with autoscaled(folder) as (address, head):
         assert count_gpu_machines(head) == 0
-        run = Run(folder / "autoscaled", scale, "--to", "generate", address=address)
+        run = Run(folder / "autoscaled", scale, "--to", "generate", address=address, variables=WITHOUT_TOKEN)
         run.wait_until(lambda: count_gpu_machines(head) > 0)
         assert run.exit_code() == 0, run.output()
         end = time.monotonic() + 120
@@ -172,8 +175,7 @@ def autoscaled(folder: Path) -> Iterator[tuple[str, int]]:
     with (folder / "autoscaler.log").open("w") as log:
         head = subprocess.Popen(
             [sys.executable, "-m", "ray.scripts.scripts", "start", *options, f"--autoscaling-config={config}"],
-            env=os.environ
-            | {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1", "RAY_AUTH_MODE": "disabled"},
+            env=os.environ | {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"} | WITHOUT_TOKEN,
             stdout=log,
             stderr=subprocess.STDOUT,
         )
