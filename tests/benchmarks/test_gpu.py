@@ -32,6 +32,15 @@ sys.meta_path = [Finder(finder) for finder in sys.meta_path]
 """
 
 
+#: Measures for no longer than one call.
+QUICK = """
+from tests.benchmarks import variants
+from vlcp_ray.bench import run
+
+variants._SECONDS, run._PEAK_SECONDS = {"cpu": 0.0}, 0.0
+"""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of random weights, which the tests share."""
@@ -61,7 +70,7 @@ def test_check_runs_with_tiny_models(check: str, folder: Path, monkeypatch: pyte
 def test_checks_run_without_ray_and_vllm(folder: Path, tmp_path: Path) -> None:
     stable_diffusion("tiny", folder)
     command = ["--size", "tiny", "--folder", str(folder), "--only", "generate", "--json", str(tmp_path / "rows.json")]
-    code = f"{ABSENT}\nfrom tests.benchmarks.gpu import main\nsys.exit(main({command!r}))"
+    code = f"{ABSENT}\n{QUICK}\nfrom tests.benchmarks.gpu import main\nsys.exit(main({command!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     rows = json.loads((tmp_path / "rows.json").read_text())

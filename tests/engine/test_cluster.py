@@ -147,7 +147,7 @@ import ray
 from ray.cluster_utils import Cluster
 from vlcp_ray.engine.cluster import connect
 
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0})
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0, "include_dashboard": False})
 cluster.add_node(num_cpus=4, num_gpus=1, resources={"accelerator_type:G": 1})
 ray.init(cluster.address)
 with connect() as scale:

@@ -51,17 +51,23 @@ assert sum(good + bad for good, bad, _ in blocks) == rows
 """
 TUNE = """
 import json, sys
+from functools import partial
 
 import ray
+from ray.train.torch import TorchConfig
 
 from vlcp_ray.config import load_job
 from vlcp_ray.pipeline import run
 from vlcp_ray.scale import FinetunePool, Scale
+from vlcp_ray.stages.finetune import run as finetune
 from vlcp_ray.store.artifact import Store
 
-root, workers, overrides = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
-ray.init("local", num_cpus=6, object_store_memory=2**28, include_dashboard=False, log_to_driver=False)
-pool = FinetunePool(num_workers=workers, gradient_checkpointing=False)
+root, workers, gpus, overrides = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
+devices = {"num_cpus": 6, "num_gpus": gpus, "object_store_memory": 2**28}
+ray.init("local", include_dashboard=False, log_to_driver=False, **devices)
+if gpus:  # logical ones: the ranks talk through gloo
+    finetune.TorchTrainer = partial(finetune.TorchTrainer, torch_config=TorchConfig(backend="gloo"))
+pool = FinetunePool(num_workers=workers, num_gpus=bool(gpus), gradient_checkpointing=False)
 list(run(load_job("jobs/digits.toml", overrides), Store.at(root), "finetune", Scale(finetune=pool)))
 """
 
@@ -83,20 +89,21 @@ def test_plan_of_captioning_and_encoding_moves_on_the_derived_scale(
 
 
 def test_seeds_that_are_tuned_side_by_side_have_the_weights_of_one_after_the_other(tmp_path: Path) -> None:
-    """Three trainings of one rank at the same time, and one after the other."""
+    """Three trainings of one rank at the same time, on CPUs and on logical GPUs, and one after the other."""
     inputs = write_inputs(tmp_path / "inputs")
     overrides = ["seeds=[0,1,2]", "finetune.epochs=2", f"ingest.source={inputs}/images"]
     overrides += [f"caption.source={inputs}/captions.parquet"]
     weights = {}
-    for name, workers in (("beside", 3), ("after", 1)):
-        python(TUNE, tmp_path / name, workers, json.dumps(overrides))
+    for name, workers, gpus in (("beside", 3, 0), ("on GPUs", 3, 3), ("after", 1, 0)):
+        python(TUNE, tmp_path / name, workers, gpus, json.dumps(overrides))
         store = Store.at(str(tmp_path / name))
         steps = [step for step in graph(load_job(JOB, overrides)) if step.stage == "finetune"]
         models = [store.artifact(step) for step in steps]
         files = [list_files(store.filesystem, f"{model.path}/model/unet") for model in models]
         paths = [next(file.path for file in some if file.name.endswith(".safetensors")) for some in files]
         weights[name] = [read(store.filesystem, path) for path in paths]
-    logs = "".join(path.read_text() for path in (tmp_path / "beside" / "logs").rglob("*.log"))
-    assert "finetune (3 sets)" in logs
-    assert weights["beside"] == weights["after"]
+    for name in ("beside", "on GPUs"):
+        logs = "".join(path.read_text() for path in (tmp_path / name / "logs").rglob("*.log"))
+        assert "finetune (3 sets)" in logs
+        assert weights[name] == weights["after"]
     assert len(set(weights["after"])) == 3
