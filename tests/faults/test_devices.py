@@ -62,10 +62,18 @@ from vlcp_ray.scale import FinetunePool, Scale
 from vlcp_ray.stages.finetune import run as finetune
 from vlcp_ray.store.artifact import Store
 
+def compute_on_cpus():
+    import torch
+    from ray.air._internal import torch_utils
+
+    torch_utils.get_devices = lambda: [torch.device("cpu")]
+
 root, workers, gpus, overrides = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
-devices = {"num_cpus": 6, "num_gpus": gpus, "object_store_memory": 2**28}
-ray.init("local", include_dashboard=False, log_to_driver=False, **devices)
-if gpus:  # logical ones: the ranks talk through gloo
+options = {"num_cpus": 6, "num_gpus": gpus, "object_store_memory": 2**28, "log_to_driver": False}
+if gpus:  # logical ones: the ranks compute on CPUs, and talk through gloo
+    options["runtime_env"] = {"worker_process_setup_hook": compute_on_cpus}
+ray.init("local", include_dashboard=False, **options)
+if gpus:
     finetune.TorchTrainer = partial(finetune.TorchTrainer, torch_config=TorchConfig(backend="gloo"))
 pool = FinetunePool(num_workers=workers, num_gpus=bool(gpus), gradient_checkpointing=False)
 list(run(load_job("jobs/digits.toml", overrides), Store.at(root), "finetune", Scale(finetune=pool)))

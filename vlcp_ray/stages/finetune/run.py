@@ -191,7 +191,7 @@ def _fit(config: RankConfig, pool: FinetunePool) -> None:
 def _run_rank(loop: dict[str, Any]) -> None:
     """Run one rank: resume from the last checkpoint, take its share of every step, write the model."""
     # Imported by the ranks only: diffusers takes ten seconds to load.
-    from torch import OutOfMemoryError
+    from torch import OutOfMemoryError, cuda
 
     from vlcp_ray.stages.finetune.trainer import TOO_LITTLE_MEMORY, Trainer, train
 
@@ -199,6 +199,8 @@ def _run_rank(loop: dict[str, Any]) -> None:
     config: RankConfig = loop["config"]
     world = ray.train.get_context()
     rank, device = world.get_world_rank(), str(ray.train.torch.get_device())
+    if device.startswith("cuda") and not cuda.is_available():
+        raise ValueError("finetune: Ray has given a rank a GPU that torch does not find: see `vlcp-ray doctor` there")
     unfinished = Path(tempfile.gettempdir(), f"vlcp-ray-{config.artifact.path.rpartition('/')[2]}")
     if rank == 0:
         shutil.rmtree(unfinished, ignore_errors=True)  # checkpoints of an attempt that has ended in their upload
