@@ -37,7 +37,7 @@ QUICK = """
 from tests.benchmarks import variants
 from vlcp_ray.bench import run
 
-variants._SECONDS, run._PEAK_SECONDS = {"cpu": 0.0}, 0.0
+variants._SECONDS, run._PEAK_SECONDS = {"cpu": 0.0}, 0.1
 """
 
 

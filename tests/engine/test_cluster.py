@@ -142,26 +142,23 @@ def test_connect_keeps_an_existing_connection(ray_session: None) -> None:
     assert ray.is_initialized()
 
 
-GPU_CLUSTER = """
+GPU_MACHINE = """
 import ray
-from ray.cluster_utils import Cluster
 from vlcp_ray.engine.cluster import connect
 
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0, "include_dashboard": False})
-cluster.add_node(num_cpus=4, num_gpus=1, resources={"accelerator_type:G": 1})
-ray.init(cluster.address)
+ray.init("local", num_cpus=4, num_gpus=1, include_dashboard=False)
 with connect() as scale:
     print(scale.memory_of_gpu, scale.finetune.num_workers, scale.finetune.gradient_checkpointing)
 """
 
 
-def test_scale_of_a_cluster_has_the_memory_of_its_gpus(tmp_path: Path) -> None:
+def test_scale_of_a_machine_has_the_memory_of_its_gpus(tmp_path: Path) -> None:
     command = tmp_path / "nvidia-smi"
-    command.write_text("#!/bin/sh\necho 'NVIDIA GeForce RTX 3090, 24576'\n")
+    command.write_text("#!/bin/sh\necho 'NVIDIA RTX A6000, 49140'\n")
     command.chmod(0o755)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment["PATH"] = f"{tmp_path}{os.pathsep}{environment['PATH']}"
     run = subprocess.run(
-        [sys.executable, "-c", GPU_CLUSTER], capture_output=True, text=True, env=environment, timeout=120
+        [sys.executable, "-c", GPU_MACHINE], capture_output=True, text=True, env=environment, timeout=120
     )
-    assert run.stdout.splitlines()[-1:] == ["24.0 1 False"], run.stderr[-2000:]
+    assert run.stdout.splitlines()[-1:] == ["47.98828125 1 False"], run.stderr[-2000:]

@@ -117,9 +117,9 @@ def test_caption_in_8_bits_holds_linear_layers_in_one_byte_and_captions_nearly_t
     kinds = {name: weight.dtype for name, weight in half.model.named_parameters() if weight.ndim == 2}
     assert {kinds[name] for name in kinds if "proj" in name} == {torch.int8}
     assert half.model.lm_head.weight.dtype == torch.float32
-    captions = caption(half, rows, range(16))
+    captions = caption(half, rows, range(6))
     assert all("digit" in text for text in captions.values())
-    assert count_different(captions, caption(reference, rows, range(16))) < 8
+    assert count_different(captions, caption(reference, rows, range(6))) < 4
 
 
 def test_caption_at_temperature_1_depends_on_seed(engine: Any, rows: Rows) -> None:

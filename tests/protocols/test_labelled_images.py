@@ -159,23 +159,26 @@ def test_share_split_asked_for_at_once_decodes_once(
         splits = list(threads.map(lambda _: share_split(shared(artifact)), range(8)))
     assert calls == ["val"]
     assert all(split.labels.tolist() == [1, 3] for split in splits)
-    assert {file.name for file in folder.iterdir()} == {f"a-val-8-10.{end}" for end in ("pixels", "npy", "lock")}
+    assert {file.name for file in folder.iterdir()} == {f"a-val-8-10.{end}" for end in ("pixels", "labels", "lock")}
 
 
 def test_delete_shared_deletes_only_its_own_splits(artifact: Artifact, folder: Path) -> None:
     mine, other = share_split(shared(artifact)), share_split(shared(artifact, key="b"))
     delete_shared([shared(artifact), shared(artifact, "train")])
-    assert {file.name for file in folder.iterdir() if file.suffix != ".lock"} == {"b-val-8-10.pixels", "b-val-8-10.npy"}
+    assert {file.name for file in folder.iterdir() if file.suffix != ".lock"} == {
+        "b-val-8-10.pixels",
+        "b-val-8-10.labels",
+    }
     for split in (mine, other):
         assert split.pixels[0, 0, 0, 0] == 10  # mapped as long as a process needs it
 
 
 def test_share_split_deletes_what_was_not_asked_for_in_a_day(artifact: Artifact, folder: Path) -> None:
     share_split(shared(artifact))
-    for name in ("old.pixels", "old.npy", "old.unfinished"):
+    for name in ("old.pixels", "old.labels", "old.unfinished"):
         (folder / name).write_bytes(b"x")
         os.utime(folder / name, (time.time() - 25 * 3600,) * 2)
-    for name in ("a-val-8-10.pixels", "a-val-8-10.npy"):
+    for name in ("a-val-8-10.pixels", "a-val-8-10.labels"):
         os.utime(folder / name, (time.time() - 25 * 3600,) * 2)
     share_split(shared(artifact))  # asked for again
     share_split(shared(artifact, "train"))

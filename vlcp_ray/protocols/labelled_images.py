@@ -26,7 +26,7 @@ from vlcp_ray.store.artifact import Artifact
 from vlcp_ray.store.files import File
 
 _UNUSED: Final = 24 * 3600.0  # seconds after which a file that nobody has asked for is deleted
-_SUFFIXES: Final = (".pixels", ".npy", ".unfinished")
+_SUFFIXES: Final = (".pixels", ".labels", ".unfinished")
 _SMALL: Final = 2**26  # bytes of files that are read at once
 _ROWS: Final = 64  # images that a thread decodes at a time
 _NO_IMAGES: Final = pa.table({"image_id": pa.array([], pa.string()), "label": [], "image": []})
@@ -133,13 +133,13 @@ def share_split(shared: SharedSplit, threads: int = 1) -> LabelledImages:
         ValueError: the temporary folder is another user's, or its disk is full.
     """
     folder = _shared_folder()
-    pixels, labels = folder / f"{shared.name}.pixels", folder / f"{shared.name}.npy"
+    pixels, labels = folder / f"{shared.name}.pixels", folder / f"{shared.name}.labels"
     with FileLock(folder / f"{shared.name}.lock"):
         if not (pixels.exists() and labels.exists()):
             _delete_old(folder)
             unfinished = folder / f"{shared.name}.unfinished"
             try:
-                np.save(labels, load_split(*_without_key(shared), threads, unfinished).labels)
+                load_split(*_without_key(shared), threads, unfinished).labels.tofile(labels)
             except OSError as error:
                 unfinished.unlink(missing_ok=True)
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -151,7 +151,7 @@ def share_split(shared: SharedSplit, threads: int = 1) -> LabelledImages:
             unfinished.rename(pixels)
         for file in (pixels, labels):
             file.touch()
-        loaded = np.load(labels)
+        loaded = np.fromfile(labels, np.int64)
         shape = (len(loaded), 3, shared.size, shared.size)
         return LabelledImages(np.memmap(pixels, np.uint8, "r", shape=shape), loaded)
 

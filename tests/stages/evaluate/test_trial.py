@@ -114,7 +114,7 @@ def test_run_trial_again_gives_the_same_row(trial: Trial, teacher: torch.nn.Modu
 
 @pytest.mark.parametrize("trial", [TRIAL, SOFT])
 def test_run_trial_in_bf16_learns_the_same(trial: Trial, teacher: torch.nn.Module) -> None:
-    settings = SETTINGS.model_copy(update={"epochs": 20})
+    settings = SETTINGS.model_copy(update={"epochs": 8})
     half, again = (run(trial, settings.model_copy(update={"precision": "bf16"}), teacher) for _ in range(2))
     exact = run(trial, settings, teacher)
     assert half["top1_last"] == pytest.approx(float(exact["top1_last"]), abs=0.1)  # type: ignore[arg-type]

@@ -50,7 +50,7 @@ def run(context: Context, steps: Sequence[Step]) -> None:
                 progress.add(1, f"{trial_id} {top1:.1%}", peaks=peaks)
                 _log_curve(context, step_of[trial_id], trial_id)
     finally:
-        run_on_machines(delete_shared, list(inputs.splits))
+        run_on_machines(delete_shared, list(inputs.splits.values()))
     seconds = (time.monotonic() - start) / len(steps)
     for step in steps:
         rows = len(_recorded_trials(context.artifact(step)))
@@ -81,7 +81,7 @@ class SharedInputs:
     """What trials share: the images of sets and the teacher through Ray's object store, val through files."""
 
     context: Context
-    splits: set[SharedSplit] = field(default_factory=set)
+    splits: dict[str, SharedSplit] = field(default_factory=dict)  # by name
     references: dict[str, ray.ObjectRef] = field(default_factory=dict)
 
     def train(self, step: Step) -> ray.ObjectRef:
@@ -98,8 +98,7 @@ class SharedInputs:
         content = json.dumps(self.context.manifest(step), sort_keys=True)
         key = f"{step.fingerprint}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
         split = SharedSplit(self.context.artifact(step), key, "val", size, PROTOCOLS[protocol].resize(size))
-        self.splits.add(split)
-        return split
+        return self.splits.setdefault(split.name, split)
 
     def drop_train_splits(self) -> None:
         """Release all train splits; Ray keeps those of running trials until the trials end."""
