@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
+import torch
+from torch import nn
 
 from tests.labelled_digits import NAMES, digits
 from vlcp_ray.config import Evaluate, Teach
@@ -26,15 +28,19 @@ _NETWORK: Final = "ConvNet-3"
 _SIZE: Final = 16  # pixels
 
 
-def scores(protocol: str, precision: Precision, repeats: int, epochs: int) -> list[float]:
+def train() -> nn.Module:
+    """Train the teacher on the digits that are in neither set."""
+    settings = Teach(network=_NETWORK, width=32, input_size=_SIZE, epochs=10, flip=False)
+    return load_teacher(settings, train_teacher(digits(100, 1297), _TESTED, NAMES, settings, 0, "cpu").state)
+
+
+def scores(protocol: str, precision: Precision, repeats: int, epochs: int, teacher: nn.Module) -> list[float]:
     """Train on 100 digits and return top-1 on 500 others, a fraction of 1, for each repeat."""
-    fields: dict[str, Any] = {"input_size": _SIZE, "epochs": epochs, "flip": False, "precision": precision}
+    fields: dict[str, Any] = {"input_size": _SIZE, "epochs": epochs, "width": 32, "flip": False, "precision": precision}
     settings = Evaluate(protocols=(protocol,), networks=(_NETWORK,), **fields)
-    teach = Teach(network=_NETWORK, width=32, input_size=_SIZE, epochs=10, flip=False)
-    state = train_teacher(digits(100, 1297), _TESTED, NAMES, teach, 0, "cpu").state
     found = []
     for repeat in range(repeats):
-        trial, teacher = Trial("random", protocol, _NETWORK, 10, 0, repeat), load_teacher(teach, state)
+        trial = Trial("random", protocol, _NETWORK, 10, 0, repeat)
         row = run_trial(_TRAINED, _TESTED, NAMES, settings, trial, pick_device(), teacher)
         found.append(float(row["top1_last"]))
     return found
@@ -42,9 +48,11 @@ def scores(protocol: str, precision: Precision, repeats: int, epochs: int) -> li
 
 def lines(repeats: int = _REPEATS, epochs: int = _EPOCHS) -> Sequence[str]:
     """Return a line for each protocol: both means and spreads, and the mean difference of the pairs with its error."""
+    torch.set_num_threads(1)  # several would wait for each other in such small steps
+    teacher = train()
     table = [f"{'protocol':<10} {'float32, %':>14} {'bf16, %':>14} {'bf16 - float32':>16}"]
     for protocol in PROTOCOLS:
-        exact, half = (100 * np.array(scores(protocol, one, repeats, epochs)) for one in ("float32", "bf16"))
+        exact, half = (100 * np.array(scores(protocol, one, repeats, epochs, teacher)) for one in ("float32", "bf16"))
         difference = half - exact
         error = difference.std(ddof=1) / np.sqrt(repeats)
         texts = [f"{values.mean():.1f} ± {values.std(ddof=1):.1f}" for values in (exact, half)]

@@ -71,7 +71,14 @@ def test_requirements_of_the_demo_are_known_and_small() -> None:
     assert (needed.images.train, needed.images.val, needed.distilled) == (1297, 500, 180)
     assert 0 < sum(needed.disk.values()) < 0.1
     assert all(need.least <= need.gib < 0.1 for need in needed.memory if need.use != "caption")
-    assert not requirements_of(load_job(JOBS / "digits.toml"), derive(8, 0)).memory
+
+
+def test_requirements_without_a_gpu_have_the_memory_of_one_of_24_gib() -> None:
+    job = make_job(ingest=IMAGENET)
+    without, on_one = requirements_of(job, derive(8, 0)), requirements_of(job, derive(8, 1, 24))
+    assert without.memory == on_one.memory
+    assert without.gpu_gib == on_one.gpu_gib == 24
+    assert list(without.lines())[-1].endswith("1.0 GiB more for CUDA on a GPU of 24 GiB")
 
 
 def test_requirements_without_generated_sets_need_no_model() -> None:

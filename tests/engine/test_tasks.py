@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from vlcp_ray.engine.tasks import in_flight, run_on_machines, task
+from vlcp_ray.engine.tasks import call_on_machines, in_flight, task
 from vlcp_ray.scale import Pool
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.filterwarnings("default")]
@@ -66,12 +66,13 @@ def test_task_whose_worker_dies_is_retried(tmp_path: Path) -> None:
     assert pid != os.getpid()
 
 
-def test_run_on_machines_calls_a_function_once_on_each(tmp_path: Path) -> None:
-    def mark(folder: Path) -> None:
+def test_call_on_machines_calls_a_function_once_on_each(tmp_path: Path) -> None:
+    def mark(folder: Path) -> str:
         (folder / str(os.getpid())).touch()
+        return str(os.getpid())
 
-    run_on_machines(mark, tmp_path)
-    assert len(list(tmp_path.iterdir())) == 1
+    ((_, name),) = call_on_machines(mark, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def fail() -> None:
@@ -82,7 +83,7 @@ def refuse() -> None:
     raise ValueError("a reason")
 
 
-def test_run_on_machines_leaves_out_those_that_are_lost_but_no_error() -> None:
-    run_on_machines(fail)
+def test_call_on_machines_leaves_out_those_that_are_lost_but_no_error() -> None:
+    assert call_on_machines(fail) == []
     with pytest.raises(ValueError, match="a reason"):
-        run_on_machines(refuse)
+        call_on_machines(refuse)

@@ -18,7 +18,6 @@ from transformers import AutoImageProcessor
 
 from vlcp_ray.demo import digits
 from vlcp_ray.models.llava import (
-    BATCH,
     Captioner,
     GumbelNoise,
     Square,
@@ -30,6 +29,7 @@ from vlcp_ray.models.llava import (
 )
 from vlcp_ray.models.pretrained import folder
 from vlcp_ray.scale import derive
+from vlcp_ray.stages.pair import TRANSFORMERS_BATCH as BATCH
 from vlcp_ray.stages.pair import Caption
 
 SETTINGS = Caption(model="demo/llava", temperature=0, max_tokens=48, max_model_len=512)

@@ -17,13 +17,12 @@ from vlcp_ray.models.pretrained import count_parameters
 from vlcp_ray.scale import CONTEXT_GIB, USABLE, FinetunePool, Pool, Scale
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.stages import STAGES
+from vlcp_ray.stages.pair import VLLM_SHARE
 from vlcp_ray.stages.stage import Memory
 
 GIB: Final = 2**30
 _HALF, _FULL = 2, 4  # bytes of a number
 _PARTS: Final = ("unet", "vae", "text_encoder")
-#: vLLM's share of the memory that an engine may take, as `models.llava` gives it.
-VLLM_SHARE: Final = 0.92
 
 
 @dataclass(frozen=True)
@@ -98,8 +97,9 @@ def check_memory(job: Job, stages: Sequence[str], scale: Scale, gib: float | Non
     size = scale.memory_of_gpu or (GPUS[scale.gpu].gib if scale.gpu in GPUS else gib)
     if size is None:
         return
+    models = ModelMemory.for_job(job)
     for name in stages:
-        needs = memory_needs(job, [name], scale)
+        needs = [need for need in STAGES[name].memory(job, models, scale) if _pool(scale, need).num_gpus]
         shared = sum(need.least + CONTEXT_GIB for need in needs if _pool(scale, need).num_gpus < 1)
         for need in needs:
             share = min(1.0, _pool(scale, need).num_gpus)

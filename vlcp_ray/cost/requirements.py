@@ -8,7 +8,7 @@ from vlcp_ray.config import Job
 from vlcp_ray.cost.inputs import CostInputs
 from vlcp_ray.cost.memory import memory_needs
 from vlcp_ray.demo import digits
-from vlcp_ray.scale import CONTEXT_GIB, Scale
+from vlcp_ray.scale import CONTEXT_GIB, Scale, count_cores, derive, pools
 from vlcp_ray.sources import LAYOUTS
 from vlcp_ray.stages import STAGES
 from vlcp_ray.stages.generate import count_images
@@ -17,6 +17,7 @@ from vlcp_ray.stages.stage import Memory
 from vlcp_ray.store.artifact import Step
 
 _DIGITS_BYTES = 900  # mean size of an embedded image
+_USUAL_GIB = 24.0  # of a GPU
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Requirements:
         distilled: number of images in them.
         disk: GiB at the root, by what is written.
         memory: what the models need of a GPU (see `Stage.memory`).
+        gpu_gib: the memory of that GPU, where it is known.
     """
 
     images: Expect | None
@@ -36,6 +38,7 @@ class Requirements:
     distilled: int
     disk: Mapping[str, float]
     memory: Sequence[Memory]
+    gpu_gib: float | None = None
 
     def lines(self) -> Iterator[str]:
         """Yield a line for each requirement."""
@@ -49,11 +52,17 @@ class Requirements:
             yield f"disk        {format_gib(sum(self.disk.values()))} at the root: {parts}"
         memory = [f"{need.use} {'unknown' if math.isnan(need.gib) else format_gib(need.gib)}" for need in self.memory]
         if memory:
-            yield f"GPU memory  {', '.join(memory)}; {format_gib(CONTEXT_GIB)} more for CUDA"
+            size = f" on a GPU of {self.gpu_gib:.0f} GiB" if self.gpu_gib else ""
+            yield f"GPU memory  {', '.join(memory)}; {format_gib(CONTEXT_GIB)} more for CUDA{size}"
 
 
 def requirements(job: Job, steps: Sequence[Step], scale: Scale) -> Requirements:
-    """Add up the requirements of the steps of a job's graph."""
+    """Add up the requirements of the steps of a job's graph.
+
+    Args:
+        scale: pools of workers; where none has a GPU, the memory is that of a scale for one GPU of 24 GiB.
+    """
+    on_gpus = scale if any(pool.num_gpus for pool in pools(scale).values()) else derive(count_cores(), 1, _USUAL_GIB)
     images = expected_images(job)
     by_stage = {name: [step for step in steps if step.stage == name] for name in STAGES}
     used = {STAGES[name]: own for name, own in by_stage.items() if own}
@@ -70,7 +79,8 @@ def requirements(job: Job, steps: Sequence[Step], scale: Scale) -> Requirements:
         len(sets),
         count_images(CostInputs.for_job(job, images), sets) if images else 0,
         disk,
-        memory_needs(job, [stage.name for stage in used], scale),
+        memory_needs(job, [stage.name for stage in used], on_gpus),
+        on_gpus.memory_of_gpu,
     )
 
 

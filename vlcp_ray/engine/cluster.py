@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,11 +17,11 @@ import ray
 from ray._private import ray_constants
 from ray._private import utils as ray_utils
 from ray._private import worker as ray_worker
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vlcp_ray.cost.gpus import query_gpus
 from vlcp_ray.engine import JOB_MARK
 from vlcp_ray.engine.join import join
+from vlcp_ray.engine.tasks import call_on_machines
 from vlcp_ray.monitoring.progress import LOG, log_line
 from vlcp_ray.scale import Scale, count_cores, derive
 from vlcp_ray.settings import ConfigError
@@ -36,7 +36,6 @@ _LOCAL: Final = "local"
 #: Where Ray keeps its objects on Linux, and the size from which it does.
 SHM: Final = Path("/dev/shm")  # noqa: S108
 _MIN_SHM: Final = 2**30
-_ANSWER: Final = 60.0  # seconds in which a machine answers
 
 #: Errors of a mounted store that is busy, full or out of reach; those of object stores are in Ray Data's own list.
 _TRANSIENT: Final = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET)
@@ -217,28 +216,16 @@ def _derive_scale() -> Scale:
     local = len(ray.nodes()) == 1
     cpus = max(1, int(resources.get("CPU", 0)))  # a head without work has none until a worker joins
     gpus = int(resources.get("GPU", 0))
-    return derive(min(cpus, count_cores()) if local else cpus, gpus, _smallest_gpu() if gpus else None)
+    return derive(min(cpus, count_cores()) if local else cpus, gpus, _smallest_gpu(local) if gpus else None)
 
 
-def _smallest_gpu() -> float | None:
-    """Return the GiB of memory of the cluster's smallest GPU, asking every machine; None where none knows.
+def _smallest_gpu(local: bool) -> float | None:
+    """Return the GiB of memory of the smallest GPU, from the drivers of all machines; None where none knows.
 
     Ray's own names for kinds leave out the size.
     """
-    machines = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
-    here = ray.get_runtime_context().get_node_id()
-    query = ray.remote(query_gpus)
-    answers = [
-        query_gpus()
-        if machine == here
-        else query.options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(machine, soft=False)).remote()
-        for machine in machines
-    ]
-    found = list[tuple[str, float]]()
-    for answer in answers:
-        with suppress(ray.exceptions.RayError):  # a machine that is lost meanwhile
-            found += answer if isinstance(answer, list) else ray.get(answer, timeout=_ANSWER)
-    return min((gib for _, gib in found), default=None)
+    answers = [query_gpus()] if local else [gpus for _, gpus in call_on_machines(query_gpus)]
+    return min((gib for gpus in answers for _, gib in gpus), default=None)
 
 
 def _silence_loggers() -> None:

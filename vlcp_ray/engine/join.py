@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 
 import grpc
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vlcp_ray import __version__
+from vlcp_ray.engine.tasks import call_on_machines
 from vlcp_ray.settings import ConfigError
 
 #: What to do where a cluster refuses a client without its token.
@@ -24,7 +24,6 @@ _FIX: Final = "start one (ray start --head), name another, or unset RAY_ADDRESS 
 _AUTO: Final = "auto"
 _CONNECT_TIMEOUT: Final = 10.0  # seconds, for the port to open
 _ANSWER_TIMEOUT: Final = 20.0  # seconds, for Ray to answer at the port
-_WORKER_TIMEOUT: Final = 60.0  # seconds, for a worker to start on each machine
 
 
 def join(address: str, options: Mapping[str, Any], *, check_environment: bool) -> None:
@@ -122,25 +121,13 @@ def check_workers() -> None:
     Raises:
         ConfigError: one does not: Ray was started there in another environment.
     """
-    machines = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
-    found = {_on(node).remote(): machine for node, machine in machines.items()}
-    ready, _ = ray.wait(list(found), num_returns=len(found), timeout=_WORKER_TIMEOUT)
-    for reference in ready:
-        try:
-            python, version = ray.get(reference)
-        except ray.exceptions.RayError:  # a machine that has left; the work itself waits for others
-            continue
+    for machine, (python, version) in call_on_machines(_find_package()):
         if version != __version__:
             has = f"have vlcp_ray {version}, not {__version__}," if version else "cannot import vlcp_ray"
             raise ConfigError(
-                f"the workers on {found[reference]} {has} (Ray runs {python} there): activate this project's "
-                "environment before `ray start` on every machine, or send the job with vlcp-ray submit"
+                f"the workers on {machine} {has} (Ray runs {python} there): activate this project's environment before "
+                "`ray start` on every machine, or send the job with vlcp-ray submit"
             )
-
-
-def _on(node: str) -> Any:
-    here = NodeAffinitySchedulingStrategy(node, soft=False)
-    return ray.remote(_find_package()).options(num_cpus=0, scheduling_strategy=here)
 
 
 def _find_package() -> Callable[[], tuple[str, str]]:

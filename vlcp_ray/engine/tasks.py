@@ -1,7 +1,6 @@
 """Run functions on Ray workers: one call, or many with a limited number in flight."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from functools import wraps
 from typing import Any, Final
 
@@ -14,12 +13,6 @@ from vlcp_ray.store import written
 #: Retries of a task whose worker or machine dies: more than the 7 losses of a week with one lost machine a day.
 _RETRIES: Final = 20
 _ANSWER: Final = 60.0  # seconds in which a machine answers
-_LOST: Final = (
-    ray.exceptions.WorkerCrashedError,
-    ray.exceptions.NodeDiedError,
-    ray.exceptions.OutOfMemoryError,
-    ray.exceptions.TaskUnschedulableError,
-)
 
 
 def task(function: Callable[..., Any], pool: Pool) -> Any:
@@ -45,15 +38,30 @@ def run_all(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> l
     return [result(reference) for reference in [remote.remote(*arguments) for arguments in calls]]
 
 
-def run_on_machines(function: Callable[..., None], *arguments: Any) -> None:
-    """Call a function once on every machine of the cluster; those that are lost, or do not answer, are left out."""
+def call_on_machines(function: Callable[..., Any], *arguments: Any) -> list[tuple[str, Any]]:
+    """Call a function once on every machine of the cluster, and return address and result of each.
+
+    Machines that are lost meanwhile, or do not answer, are left out.
+
+    Raises:
+        Exception: that of the function.
+    """
     remote = ray.remote(num_cpus=0, max_retries=0)(function)
-    places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in ray.nodes() if node["Alive"]]
-    calls = [remote.options(scheduling_strategy=place).remote(*arguments) for place in places]
-    ended, _ = ray.wait(calls, num_returns=len(calls), timeout=_ANSWER)
+    calls = {}
+    for node in ray.nodes():
+        if node["Alive"]:
+            here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            calls[remote.options(scheduling_strategy=here).remote(*arguments)] = node["NodeManagerAddress"]
+    ended, _ = ray.wait(list(calls), num_returns=len(calls), timeout=_ANSWER)
+    results = []
     for reference in ended:
-        with suppress(*_LOST):
-            ray.get(reference)
+        try:
+            results.append((calls[reference], ray.get(reference)))
+        except ray.exceptions.RayTaskError:
+            raise
+        except ray.exceptions.RayError:
+            continue
+    return results
 
 
 def result(reference: ray.ObjectRef) -> Any:

@@ -1,6 +1,7 @@
-"""Run a model over many rows in batches, which are halved where the device has too little memory."""
+"""What to do where a device has too little memory: halve batches, or say which setting to change."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -8,6 +9,15 @@ import torch
 from vlcp_ray.monitoring.memory import count_halving
 
 T = TypeVar("T")
+
+
+@contextmanager
+def naming_memory_fix(sentence: str) -> Iterator[None]:
+    """Replace the error of a device without memory by a ValueError with this sentence."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ValueError(sentence) from error
 
 
 class Batches:

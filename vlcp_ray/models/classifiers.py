@@ -43,10 +43,7 @@ def build_classifier(
 
 
 class InBfloat16(nn.Module):
-    """Compute a network in bfloat16, with channels last, and return its logits in float32; its weights stay float32.
-
-    Twice to three times as fast on the matrix units of GPUs since Ampere.
-    """
+    """Compute a network in bfloat16, with channels last, and return its logits in float32; its weights stay float32."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

@@ -21,10 +21,6 @@ from vlcp_ray.stages import pair
 #: LLaVA-1.5's chat template.
 CHAT_TEMPLATE: Final = "USER: <image>\n{prompt} ASSISTANT:"
 
-#: Batch size in transformers: 7B weights in float16 and the keys and values of 16 x 2,048 tokens fit in 40 GB.
-BATCH: Final = 16
-
-_USABLE: Final = 0.92  # of a GPU's memory, as vLLM's own default
 # At lower levels vLLM logs several lines per image about torch.set_num_threads when the engine is in this process.
 _QUIET: Final = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
 _ON_CPU: Final = {
@@ -222,7 +218,9 @@ class TransformersCaptioner:
             self.model = LlavaForConditionalGeneration.from_pretrained(model, dtype=dtype).to(self.device).eval()
         self.square = Square(settings)
         # In 8 bits a column that is large in one row is multiplied in half precision for all rows of a batch.
-        self.batches = Batches(1 if settings.precision == "8bit" else BATCH, "caption.engine = transformers")
+        self.batches = Batches(
+            1 if settings.precision == "8bit" else pair.TRANSFORMERS_BATCH, "caption.engine = transformers"
+        )
 
     def caption(self, images: Sequence[Image.Image], prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
         """See `Captioner`.
@@ -297,7 +295,7 @@ def _cpu_options() -> dict[str, Any]:
 
 def _gpu_options(gpus: float) -> dict[str, Any]:
     """Return the options on a GPU: the rest of its memory is for the VAE of the same plan, and for CUDA's own."""
-    return {"dtype": "auto", "gpu_memory_utilization": round(_USABLE * min(1.0, gpus), 3)}
+    return {"dtype": "auto", "gpu_memory_utilization": round(pair.VLLM_SHARE * min(1.0, gpus), 3)}
 
 
 def _set_unset(variables: dict[str, str]) -> None:

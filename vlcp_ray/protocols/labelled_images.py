@@ -22,6 +22,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from vlcp_ray import images
+from vlcp_ray.schemas import SYNTHETIC
 from vlcp_ray.store.artifact import Artifact
 from vlcp_ray.store.files import File
 
@@ -29,7 +30,7 @@ _UNUSED: Final = 24 * 3600.0  # seconds after which a file that nobody has asked
 _SUFFIXES: Final = (".pixels", ".labels", ".unfinished")
 _SMALL: Final = 2**26  # bytes of files that are read at once
 _ROWS: Final = 64  # images that a thread decodes at a time
-_NO_IMAGES: Final = pa.table({"image_id": pa.array([], pa.string()), "label": [], "image": []})
+_COLUMNS: Final = ("image_id", "label", "image")
 Split = tuple[Tensor, Tensor]  # pixels (n, 3, s, s) uint8 and labels (n,) int64, on the device
 
 
@@ -74,11 +75,11 @@ def load_split(
     wanted = pc.field("split") == split
 
     def read(some: Sequence[File], columns: Sequence[str]) -> pa.Table:
-        return artifact.read_parts(some, columns, wanted, [*columns, "split"]) if some else _NO_IMAGES
+        return artifact.read_parts(some, columns, wanted, [*columns, "split"])
 
     # A small set is read at once. Of a large one the ids are read first, so that each image is decoded to its place.
     is_small = sum(part.size for part in parts) <= _SMALL
-    table = read(parts, _NO_IMAGES.column_names if is_small else ["image_id"])
+    table = read(parts, _COLUMNS if is_small else ["image_id"]) if parts else SYNTHETIC.empty_table()
     ids = table["image_id"].combine_chunks().sort()
     pixels = _allocate((len(ids), 3, size, size), file)
     labels = np.empty(len(ids), np.int64)
@@ -91,7 +92,7 @@ def load_split(
         if is_small:
             list(pool.map(place, (table.slice(start, _ROWS) for start in range(0, len(table), _ROWS))))
         else:
-            list(pool.map(lambda part: place(read([part], _NO_IMAGES.column_names)), parts))
+            list(pool.map(lambda part: place(read([part], _COLUMNS)), parts))
     return LabelledImages(pixels, labels)
 
 
@@ -139,7 +140,8 @@ def share_split(shared: SharedSplit, threads: int = 1) -> LabelledImages:
             _delete_old(folder)
             unfinished = folder / f"{shared.name}.unfinished"
             try:
-                load_split(*_without_key(shared), threads, unfinished).labels.tofile(labels)
+                split = load_split(shared.artifact, shared.split, shared.size, shared.resize, threads, unfinished)
+                split.labels.tofile(labels)
             except OSError as error:
                 unfinished.unlink(missing_ok=True)
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -154,10 +156,6 @@ def share_split(shared: SharedSplit, threads: int = 1) -> LabelledImages:
         loaded = np.fromfile(labels, np.int64)
         shape = (len(loaded), 3, shared.size, shared.size)
         return LabelledImages(np.memmap(pixels, np.uint8, "r", shape=shape), loaded)
-
-
-def _without_key(shared: SharedSplit) -> tuple[Artifact, str, int, int]:
-    return shared.artifact, shared.split, shared.size, shared.resize
 
 
 def delete_shared(splits: Sequence[SharedSplit]) -> None:

@@ -42,7 +42,7 @@ class Evaluate(Settings):
     batch_size: Positive = Field(64, description="minimax only: images per training step")
     learning_rate: float = Field(0.01, gt=0, description="minimax only: learning rate of the first epoch")
     precision: Precision = Field(
-        "float32", description="bf16: two to three times as fast on GPUs since Ampere; scores differ by less than a std"
+        "float32", description="that classifiers compute in; bf16 uses the matrix units of GPUs since Ampere"
     )
     flip: bool = Field(
         True, description="mirror half of the images; false where that changes the class, as with digits"

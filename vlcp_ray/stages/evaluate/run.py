@@ -13,7 +13,7 @@ import ray
 from safetensors.torch import load
 
 from vlcp_ray.engine.context import Context
-from vlcp_ray.engine.tasks import in_flight, run_on_machines, task
+from vlcp_ray.engine.tasks import call_on_machines, in_flight, task
 from vlcp_ray.models.teacher import load_teacher
 from vlcp_ray.monitoring.allocator import memory_retained
 from vlcp_ray.monitoring.memory import Peaks, measure_peaks, reset_peaks
@@ -44,13 +44,11 @@ def run(context: Context, steps: Sequence[Step]) -> None:
         else:
             left.append((step, trial))
     inputs = SharedInputs(context)
-    try:
-        with context.progress(steps, len(trials), "trials", len(trials) - len(left)) as progress:
-            for trial_id, top1, peaks in in_flight(_calls(context, left, inputs), context.scale.evaluate.num_workers):
-                progress.add(1, f"{trial_id} {top1:.1%}", peaks=peaks)
-                _log_curve(context, step_of[trial_id], trial_id)
-    finally:
-        run_on_machines(delete_shared, list(inputs.splits.values()))
+    with context.progress(steps, len(trials), "trials", len(trials) - len(left)) as progress:
+        for trial_id, top1, peaks in in_flight(_calls(context, left, inputs), context.scale.evaluate.num_workers):
+            progress.add(1, f"{trial_id} {top1:.1%}", peaks=peaks)
+            _log_curve(context, step_of[trial_id], trial_id)
+    call_on_machines(delete_shared, list(inputs.splits.values()))  # after an interruption the next run uses them
     seconds = (time.monotonic() - start) / len(steps)
     for step in steps:
         rows = len(_recorded_trials(context.artifact(step)))

@@ -8,6 +8,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+from vlcp_ray.models.batches import naming_memory_fix
 from vlcp_ray.models.classifiers import InBfloat16, build_classifier
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.protocols.labelled_images import LabelledImages, Split, check_split, to_device
@@ -17,6 +18,10 @@ from vlcp_ray.stages.evaluate import Evaluate, Trial
 
 #: With more classes than this the confusion matrix is not kept: for 1,000 it has a million entries.
 _MAX_CONFUSION_CLASSES: Final = 100
+_TOO_LITTLE_MEMORY: Final = (
+    "evaluate: a training of {} does not fit into its share of the GPU's memory; give the pool evaluate a larger one "
+    "(num_gpus in the scale file), or lower evaluate.batch_size and rded_batch_size"
+)
 
 
 def run_trial(
@@ -42,32 +47,15 @@ def run_trial(
         device: torch device.
         teacher: for a protocol with soft labels: it has an output for every class name, in their order, and is moved to
             the device.
+
     Raises:
         ValueError: a set is empty, has images of another size, or labels without a class name; or the protocol needs a
             teacher and there is none, or one with another number of outputs; or the GPU has too little memory.
     """
-    try:
-        return _run_trial(train, val, class_names, settings, trial, device, teacher)
-    except torch.OutOfMemoryError as error:
-        raise ValueError(
-            f"evaluate: a training of {trial.network} does not fit into its share of the GPU's memory; give the pool "
-            "evaluate a larger one (num_gpus in the scale file), or lower evaluate.batch_size and rded_batch_size"
-        ) from error
-
-
-def _run_trial(
-    train: LabelledImages,
-    val: LabelledImages,
-    class_names: Sequence[str],
-    settings: Evaluate,
-    trial: Trial,
-    device: str,
-    teacher: nn.Module | None,
-) -> dict[str, Any]:
     started, classes = time.perf_counter(), len(class_names)
     for split, name in ((train, "train"), (val, "val")):
         check_split(split, f"evaluate: the {name} set", settings.input_size, class_names)
-    protocol = PROTOCOLS[trial.protocol]
+    protocol, epochs = PROTOCOLS[trial.protocol], PROTOCOLS[trial.protocol].epochs(settings, trial.ipc, classes)
     network = build_classifier(
         trial.network,
         num_classes=classes,
@@ -75,25 +63,27 @@ def _run_trial(
         width=settings.width,
         seed=_seed(trial, "weights"),
         norm=protocol.norm,
-    ).to(device)
-    on_train = to_device(train, device)
-    checked = _check_teacher(teacher, trial.protocol, on_train, classes, device) if protocol.needs_teacher else None
-    if settings.precision == "bf16":
-        _check_bfloat16(device)
-        network, checked = InBfloat16(network), checked and InBfloat16(checked)
-    epochs = protocol.epochs(settings, trial.ipc, classes)
-    trained_epochs = protocol.train(
-        network,
-        on_train,
-        settings,
-        epochs=epochs,
-        seed=_seed(trial, "steps"),
-        ipc=trial.ipc,
-        num_classes=classes,
-        teacher=checked,
     )
-    should_validate = partial(protocol.should_validate, epochs=epochs, validations=settings.validations)
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+    with (
+        naming_memory_fix(_TOO_LITTLE_MEMORY.format(trial.network)),
+        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
+    ):
+        network, on_train = network.to(device), to_device(train, device)
+        checked = _check_teacher(teacher, trial.protocol, on_train, classes, device) if protocol.needs_teacher else None
+        if settings.precision == "bf16":
+            _check_bfloat16(device)
+            network, checked = InBfloat16(network), checked and InBfloat16(checked)
+        trained_epochs = protocol.train(
+            network,
+            on_train,
+            settings,
+            epochs=epochs,
+            seed=_seed(trial, "steps"),
+            ipc=trial.ipc,
+            num_classes=classes,
+            teacher=checked,
+        )
+        should_validate = partial(protocol.should_validate, epochs=epochs, validations=settings.validations)
         results = _train_and_validate(network, trained_epochs, val, device, classes, should_validate)
     return {
         "trial_id": trial.trial_id,

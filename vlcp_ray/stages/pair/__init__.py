@@ -26,7 +26,10 @@ PROMPT: Final = (
 )
 _CAPTION_BYTES: Final = 600  # assumed, of a usual caption
 _FLOAT16_BYTES: Final = 2
-_TRANSFORMERS_BATCH: Final = 16  # images at a time, as `models.llava` has it
+#: The part of a GPU's memory, or of a share of it, that vLLM takes: its own default.
+VLLM_SHARE: Final = 0.92
+#: Images at a time in transformers: 7B weights in float16 and the keys and values of 16 x 2,048 tokens fit in 40 GB.
+TRANSFORMERS_BATCH: Final = 16
 _VLLM_GIB: Final = 1.5  # for a first batch and CUDA graphs of a model of 7B parameters, an assumption
 
 
@@ -170,8 +173,11 @@ def _memory(job: "Job", models: "ModelMemory", scale: "Scale") -> Iterator[Memor
     settings = job.caption
     if not settings.source:
         is_vllm, is_8bit = settings.engine == "vllm", settings.precision == "8bit"
-        least, gib = (models.caption(is_8bit, count * settings.max_model_len) for count in (1, _TRANSFORMERS_BATCH))
-        least, gib = (least + _VLLM_GIB,) * 2 if is_vllm else (least, least if is_8bit else gib)
+        count = 1 if is_vllm or is_8bit else TRANSFORMERS_BATCH
+        gib, least = (
+            models.caption(is_8bit, images * settings.max_model_len) + (_VLLM_GIB if is_vllm else 0.0)
+            for images in (count, 1)
+        )
         fix = "give captions in a table (caption.source)"
         if not is_8bit:
             eight_bit = models.caption(True, settings.max_model_len)

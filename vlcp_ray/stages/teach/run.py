@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from vlcp_ray.engine.context import Context
 from vlcp_ray.engine.tasks import result, task
@@ -16,6 +16,11 @@ from vlcp_ray.stages.teach import STAGE, TORCHVISION, WEIGHTS, Teach
 from vlcp_ray.store.artifact import Artifact, Step
 from vlcp_ray.store.files import read
 from vlcp_ray.store.io import open_uri, retry
+
+_TOO_LITTLE_MEMORY: Final = (
+    "teach.batch_size: the training does not fit into the memory of the GPU; lower it, or give the pool evaluate a "
+    "larger share of a GPU (num_gpus in the scale file)"
+)
 
 
 def run(context: Context, steps: Sequence[Step]) -> None:
@@ -60,6 +65,7 @@ def _train_or_load(
     import torch
     from safetensors.torch import save
 
+    from vlcp_ray.models.batches import naming_memory_fix
     from vlcp_ray.models.teacher import load_teacher
     from vlcp_ray.protocols.labelled_images import load_split
     from vlcp_ray.protocols.metrics import accuracy, predict
@@ -74,13 +80,8 @@ def _train_or_load(
         metrics: dict[str, Any] = {"top1": top1, "top5": top5, "curve": [top1]}
     else:
         train = load_split(images, "train", size, size, threads)
-        try:
+        with naming_memory_fix(_TOO_LITTLE_MEMORY):
             trained = train_teacher(train, val, class_names, settings, 0, device)
-        except torch.OutOfMemoryError as error:
-            raise ValueError(
-                "teach.batch_size: the training does not fit into the memory of the GPU; lower it, or give the pool "
-                "evaluate a larger share of a GPU (num_gpus in the scale file)"
-            ) from error
         state, metrics = trained.state, {"top1": trained.top1, "top5": trained.top5, "curve": list(trained.curve)}
     artifact.write_bytes(WEIGHTS, save({name: value.contiguous() for name, value in state.items()}))
     return metrics
