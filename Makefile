@@ -13,8 +13,9 @@ setup: $(VENV)/installed
 demo: setup
 	@$(VENV)/bin/vlcp-ray run jobs/digits.toml
 
+# Two processes, because half of the time a test waits for another process to start.
 test: lint
-	@$(VENV)/bin/python -m pytest
+	@$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # Kill workers, drivers and machines of real runs, and fill stores: 33 to 52 minutes on 2 cores without the tests on S3.
 test-faults: $(VENV)/installed-dev
