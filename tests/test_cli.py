@@ -18,6 +18,7 @@ import pytest
 import ray
 from ray.exceptions import RaySystemError, RayTaskError, WorkerCrashedError
 
+from tests.image_sets import picture, write_files
 from tests.s3 import Proxy, Server
 from vlcp_ray.cli import format_command, main
 from vlcp_ray.config import load_job
@@ -339,3 +340,27 @@ def test_command_of_quotes_its_arguments() -> None:
     assert shlex.split(format_command(typed)) == ["vlcp-ray", "run", "jobs/a b.toml", *words]
     plain = Namespace(job="jobs/digits.toml", set=[], root="runs", scale=None)
     assert format_command(plain) == "vlcp-ray run jobs/digits.toml"
+
+
+def test_inspect_of_a_source_and_of_a_job_prints_the_same_set(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "digits"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("digits is the embedded handwritten digits, 10 classes\n1,297 train and 500 val images\n")
+    assert main(["inspect", JOB]) == 0
+    assert capsys.readouterr().out == text
+    assert main(["inspect", "digits", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [one["train"] for one in found["classes"]][:2] == [128, 131]
+
+
+def test_inspect_of_a_set_that_a_run_refuses_exits_2_and_writes_the_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_files(tmp_path / "set", {"cat/1.png": picture(1, "PNG"), "dog/2.png": picture(2, "PNG")})
+    page = tmp_path / "page.html"
+    assert main(["inspect", str(tmp_path / "set"), "--to", str(page)]) == 2
+    assert "problem: ingest.source: " in capsys.readouterr().out
+    assert page.read_text().count("<img") == 2
+    assert main(["inspect", str(tmp_path / "set"), "--set", "ingest.val_fraction=0.5"]) == 0
+    assert main(["inspect", str(tmp_path / "set"), "--set", "ipc=[1]"]) == 2
+    assert "of an image set only ingest.* can be set" in capsys.readouterr().err

@@ -34,7 +34,7 @@ LAYERS = (
     ("run", "stages.@.run"),
     ("stages", "stages.@.*"),
     ("engine", "engine engine.*"),
-    ("tools", "exports exports.* bench bench.* doctor doctor.*"),
+    ("tools", "exports exports.* bench bench.* doctor doctor.* inspection inspection.*"),
     ("pipeline", "pipeline reference"),
     ("cli", "cli"),
 )

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import fs as pafs
 
+from tests.image_sets import picture, write_files
 from tests.monitoring.test_tensorboard import scalars
 from tests.s3 import BUCKET, KEY, SECRET, Server
 from tests.small_job import JOB, SETTINGS, arguments, job, write_inputs
@@ -240,17 +241,29 @@ def test_status_and_plan_show_what_is_complete(
 
 
 @pytest.mark.filterwarnings("default")
-def test_run_with_too_small_a_class_exits_1_and_names_the_log(
+def test_run_with_too_small_a_class_is_refused_before_it_starts(
     completed_run: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, inputs = completed_run
-    assert main(["run", *arguments(root, inputs), "--set", "ipc=[200]", "--to", "prototype"]) == 1
-    sentence = capsys.readouterr().err.strip().splitlines()[-1]
-    assert sentence.startswith("vlcp-ray: ")
-    assert "digit" in sentence
-    assert "200" in sentence
-    assert sentence.endswith(".log)")
-    assert Path(sentence.rpartition("(log: ")[2].removesuffix(")")).is_file()
+    assert main(["run", *arguments(root, inputs), "--set", "ipc=[200]", "--to", "prototype"]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.startswith("vlcp-ray: ipc: class 'digit one' has only 40 usable training images, fewer than ipc = 200")
+
+
+@pytest.mark.filterwarnings("default")
+def test_run_with_a_class_without_images_is_refused_after_ingest(
+    ray_session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = {f"train/{name}/{i}.png": picture(i, "PNG") for name in ("cat", "dog") for i in range(4)}
+    write_files(tmp_path / "set", good | {"val/cat/1.png": picture(9, "PNG"), "train/cow/1.heic5": b"x"})
+    job = [str(JOB), "--root", str(tmp_path / "root"), "--set", f"ingest.source={tmp_path}/set", "--set"]
+    assert main(["run", *job, "ipc=[1]", "--to", "prototype"]) == 2
+    assert "class 'cow' has no usable training images, fewer than ipc = 1" in (error := capsys.readouterr().err)
+    assert "(not read were 1 .heic5 file)" in error
+    assert main(["run", *job, 'ingest.classes=["cat", "dog"]', "--set", "ipc=[1]", "--to", "ingest"]) == 0
+    assert main(["run", *job, 'ingest.classes=["cat", "dog"]', "--set", "ipc=[1]"]) == 2
+    assert "class 'dog' of train has no usable val images" in capsys.readouterr().err
 
 
 def test_complete_with_lost_rows_is_refused(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""The command line: plan, bench, run, submit, status, report, export and doctor."""
+"""The command line: inspect, plan, bench, run, submit, status, report, export and doctor."""
 
 import argparse
 import json
+import math
 import os
 import re
 import shlex
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from vlcp_ray import __version__
-from vlcp_ray.config import Job, load_job
+from vlcp_ray.config import Job, load_ingest, load_job
 from vlcp_ray.cost.memory import check_memory
 from vlcp_ray.cost.requirements import requirements
 from vlcp_ray.cost.table import cost_lines, this_machine
@@ -29,6 +30,7 @@ from vlcp_ray.pipeline import check_inputs, graph, run, state
 from vlcp_ray.scale import load_scale
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.stages import STAGES, evaluate, works
+from vlcp_ray.stages.ingest import format_skipped
 from vlcp_ray.store.artifact import Step, Store
 from vlcp_ray.store.lease import active_leases
 from vlcp_ray.store.uris import public, redact
@@ -136,6 +138,27 @@ def _plan(arguments: argparse.Namespace) -> int:
     stages = dict.fromkeys(step.stage for step in steps if state(step, manifests) != "done")
     check_memory(job, list(stages), used)
     return 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    """Show what an image set is before a run: layout, classes with their counts, pictures, problems."""
+    from vlcp_ray.inspection.inspect import COUNTING, inspect
+
+    if arguments.what.endswith(".toml"):
+        job = load_job(arguments.what, arguments.set)
+        settings, ipc = job.ingest, max(job.ipc)
+    else:
+        settings, ipc = load_ingest(arguments.what, arguments.set), 1
+    found = inspect(settings, ipc, seconds=math.inf if arguments.all else COUNTING)
+    if arguments.json:
+        print(json.dumps(found.as_json(), indent=2))
+    else:
+        print(*found.lines(), sep="\n")
+    if arguments.to:
+        from vlcp_ray.inspection.page import render
+
+        Path(arguments.to).write_text(render(found), encoding="utf-8")
+    return _BAD_SETTINGS if found.is_refused else 0
 
 
 def _bench(arguments: argparse.Namespace) -> int:
@@ -305,7 +328,8 @@ def _in_order(steps: Sequence[Step]) -> list[Step]:
 
 def _counts(manifest: dict[str, Any]) -> str:
     counts = f"{manifest['rows_in']:>7,} in = {manifest['rows']:,} out + {manifest['rejected']:,} rejected"
-    return f"{counts:<44} {manifest['seconds']:7.1f} s"
+    skipped = f"   not read: {format_skipped(manifest['skipped'])}" if manifest.get("skipped") else ""
+    return f"{counts:<44} {manifest['seconds']:7.1f} s{skipped}"
 
 
 def _relative(path: str) -> str:
@@ -317,7 +341,7 @@ def _relative(path: str) -> str:
 
 
 #: A command is called as its function, and its help is the function's docstring.
-_COMMANDS: Final = (_plan, _bench, _run, _submit, _status, _verify, _report, _export, _doctor)
+_COMMANDS: Final = (_inspect, _plan, _bench, _run, _submit, _status, _verify, _report, _export, _doctor)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -331,8 +355,11 @@ def parser() -> argparse.ArgumentParser:
         name = command.__name__.removeprefix("_")
         sub = subs[command] = subparsers.add_parser(name, help=text.rstrip("."), description=text)
         sub.set_defaults(command=command)
-        if command is not _doctor:
+        if command is _inspect:
+            _add_inspect_options(sub)
+        elif command is not _doctor:
             sub.add_argument("job", metavar="JOB", help="a job file, e.g. jobs/digits.toml")
+        if command is not _doctor:
             sub.add_argument(
                 "--set",
                 action="append",
@@ -340,9 +367,10 @@ def parser() -> argparse.ArgumentParser:
                 metavar="KEY=VALUE",
                 help="override a setting, e.g. generate.strength=0.5; may be repeated",
             )
-        sub.add_argument(
-            "--root", default="runs", metavar="URI", help="where artifacts are kept: a folder, s3://, gs:// (runs)"
-        )
+        if command is not _inspect:
+            sub.add_argument(
+                "--root", default="runs", metavar="URI", help="where artifacts are kept: a folder, s3://, gs:// (runs)"
+            )
     for command in (_plan, _bench, _run, _submit):
         subs[command].add_argument(
             "--scale", metavar="FILE", help="workers, GPUs and batches per stage; default: derived from the hardware"
@@ -357,6 +385,13 @@ def parser() -> argparse.ArgumentParser:
         "--fix", action="store_true", help="repair a torchvision that does not fit a CPU build of torch"
     )
     return whole
+
+
+def _add_inspect_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("what", metavar="SOURCE|JOB", help="a folder, file or URI (s3://, hf://), or a job file (*.toml)")
+    sub.add_argument("--json", action="store_true", help="print one JSON object")
+    sub.add_argument("--to", metavar="FILE", help="write a page with pictures of the classes, e.g. page.html")
+    sub.add_argument("--all", action="store_true", help="count all images, however long it takes")
 
 
 def _add_run_options(sub: argparse.ArgumentParser) -> None:

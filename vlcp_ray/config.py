@@ -13,6 +13,7 @@ from vlcp_ray.settings import ConfigError, OneOf, Positive, Settings, build, che
 from vlcp_ray.stages.evaluate import Evaluate
 from vlcp_ray.stages.finetune import Finetune
 from vlcp_ray.stages.generate import Generate
+from vlcp_ray.stages.ingest import STAGE as INGEST
 from vlcp_ray.stages.ingest import Ingest
 from vlcp_ray.stages.pair import Caption, Encode
 from vlcp_ray.stages.prototype import Prototype
@@ -88,6 +89,21 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
     for override in overrides:
         _apply(settings, override)
     return build(Job, settings, str(path))
+
+
+def load_ingest(source: str, overrides: Sequence[str] = ()) -> Ingest:
+    """Return the settings of an image set, with `ingest.key=value` overrides.
+
+    Raises:
+        ConfigError: a key is unknown, a value is out of range.
+    """
+    section = INGEST.name
+    settings: dict[str, Any] = {section: {"source": source}}
+    for override in overrides:
+        _apply(settings, override)
+    if others := sorted(set(settings) - {section}):
+        raise ConfigError(f"--set {others[0]}: of an image set only {section}.* can be set; give a job file instead")
+    return build(Ingest, settings[section], section)
 
 
 def _apply(settings: dict[str, Any], override: str) -> None:

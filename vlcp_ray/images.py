@@ -9,6 +9,8 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Final
 
 import numpy as np
@@ -17,8 +19,13 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 Pixels = npt.NDArray[np.uint8]
 
+#: Whether .heic files are read, by pillow-heif where that is installed.
+HAS_HEIF: Final = find_spec("pillow_heif") is not None
 #: The accepted formats. Pillow can open more, some of them by running other programs where these are installed.
-FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+FORMATS: Final = (
+    *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF"),
+    *(["HEIF"] if HAS_HEIF else []),
+)
 
 #: Of `serve_checks`: the head of a request, and the line that it begins with.
 CHECK_REQUEST: Final = "=QQd"
@@ -27,6 +34,8 @@ _MEMORY: Final = 2**29  # bytes that `serve_checks` may use, besides those for t
 _MEMORY_PER_PIXEL: Final = 32  # JPEG 2000 takes 16 for four channels, and a copy
 
 Image.init()  # Pillow loads most of them only when asked
+if HAS_HEIF:
+    import_module("pillow_heif").register_heif_opener()
 
 #: Modes with more than 8 bits a channel.
 _DEEP_MODES: Final = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
@@ -81,6 +90,17 @@ def check(data: bytes, max_pixels: int) -> None:
         image.load()
         if image.mode not in _PLAIN_MODES or "transparency" in image.info:
             _to_rgb(image)
+
+
+def describe(data: bytes) -> tuple[str, int, int]:
+    """Return the format, the width and the height of an image file; its pixels are not read.
+
+    Raises:
+        ImageError: the bytes are no image.
+    """
+    with _as_image_error():
+        image = _open(data)
+        return str(image.format), image.width, image.height
 
 
 def serve_checks() -> None:

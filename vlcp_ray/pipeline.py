@@ -18,7 +18,7 @@ from vlcp_ray.monitoring.trackers import Tracker, open_tracker
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.scale import Scale
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.stages import STAGES, evaluate, finetune, pair, teach
+from vlcp_ray.stages import STAGES, evaluate, finetune, ingest, pair, teach
 from vlcp_ray.store.artifact import Manifests, Step, Store
 from vlcp_ray.store.lease import acquire_lease
 from vlcp_ray.store.verify import check_sizes
@@ -111,6 +111,7 @@ def run(
     stages_left = [stage for stage in stages if any(step.stage == stage.name for step in left.values())]
     for stage in stages_left:
         stage.check(job)
+    check_image_set(job, steps, manifests, [stage.name for stage in stages_left])
     from vlcp_ray.engine import cluster, resources
 
     view = view or View()
@@ -136,8 +137,31 @@ def run(
                 with logged(store, job.name, stage.name, _log_header(context, to_make)):
                     resources.wait_for_resources(context.scale, stage)
                     stage.run(context, to_make)
+                    if stage.name == ingest.STAGE.name:
+                        made = {step.fingerprint: context.manifest(step) for step in to_make}
+                        check_image_set(job, steps, made, [stage.name for stage in stages_left])
                 view.end_stage(stage.name)
             yield from mine
+
+
+def check_image_set(job: Job, steps: Sequence[Step], manifests: Manifests, stages: Sequence[str]) -> None:
+    """Refuse an image set that some stages cannot use: by its manifest, or by its files while there is none.
+
+    Args:
+        steps: of the run.
+        manifests: of those artifacts that are complete.
+        stages: that are to run.
+
+    Raises:
+        ConfigError: it names the class or the split that is missing.
+    """
+    step = next(step for step in steps if step.stage == ingest.STAGE.name)
+    needs_val = evaluate.STAGE.name in stages or teach.STAGE.name in stages
+    if manifest := manifests.get(step.fingerprint):
+        if set(stages) - {ingest.STAGE.name, "report"}:
+            ingest.check_images(manifest, max(job.ipc), needs_val)
+    else:
+        ingest.check_source(job.ingest, needs_val)
 
 
 def check_inputs(job: Job) -> None:

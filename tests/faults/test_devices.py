@@ -48,6 +48,9 @@ work = [
 ]
 blocks = stream(read(source, "members"), work, WriteRows({"": target}, "square", "members", MEMBERS), 8, rows)
 assert sum(good + bad for good, bad, _ in blocks) == rows
+ray.shutdown()  # before the machines, whose end would end this process
+if count > 1:
+    cluster.shutdown()
 """
 TUNE = """
 import json, sys

@@ -106,3 +106,9 @@ def test_glossary_that_s3_refuses_names_the_fix(s3_proxy: Proxy, tmp_path: Path)
     s3_proxy.set_faults(deny=[400, "ExpiredToken", "old"])
     with pytest.raises(AccessError, match=r"read ingest\.class_list .*ExpiredToken: old; .*renew the credentials"):
         load_glossary(uri)
+
+
+def test_resolve_names_without_the_numbers_that_begin_all_keys() -> None:
+    keys = ["001.Black_footed_Albatross", "2-dog", "03_fire_truck"]
+    assert resolve(keys, (), load_glossary("")).names == ("Black footed Albatross", "fire truck", "dog")
+    assert resolve([*keys, "4x4"], (), load_glossary("")).names[0] == "001.Black_footed_Albatross"

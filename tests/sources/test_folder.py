@@ -69,3 +69,79 @@ def test_folder_two_folders_of_one_class_have_distinct_ids(tmp_path: Path) -> No
 def test_folder_without_class_folders_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no class folders"):
         open_set(write_files(tmp_path, {"val/cat/1.jpg": picture(1)}))
+
+
+def test_folder_split_is_a_whole_name(tmp_path: Path) -> None:
+    names = ("bus", "train station", "test tube", "valid ticket")
+    files = {f"{name}/{time}/{i}.jpg": picture(i) for name in names for time in ("day", "night") for i in range(2)}
+    table = read_all(open_set(write_files(tmp_path, files)))
+    assert by_source(table, "class_key") == {name: name.split("/")[0] for name in files}
+    assert set(table["split"].to_pylist()) == {"train"}
+
+
+def test_folder_two_folders_of_a_split_have_distinct_ids(tmp_path: Path) -> None:
+    files = {f"{split}/{name}/0.jpg": picture(1) for split in ("train.X1", "train.X2", "val.X") for name in "ab"}
+    table = read_all(open_set(write_files(tmp_path, files)))
+    assert by_source(table, "image_id") == {
+        "train.X1/a/0.jpg": "train/train.X1/a/0.jpg",
+        "train.X1/b/0.jpg": "train/train.X1/b/0.jpg",
+        "train.X2/a/0.jpg": "train/train.X2/a/0.jpg",
+        "train.X2/b/0.jpg": "train/train.X2/b/0.jpg",
+        "val.X/a/0.jpg": "val/a/0.jpg",
+        "val.X/b/0.jpg": "val/b/0.jpg",
+    }
+
+
+def test_folder_flat_val_has_the_classes_of_its_list(tmp_path: Path) -> None:
+    wnids = ("n01440764", "n02102040")
+    files = {f"Data/train/{wnid}/{wnid}_1.JPEG": picture(1) for wnid in wnids}
+    files |= {f"Data/val/v_{i}.JPEG": picture(i) for i in range(4)}
+    lines = ["ImageId,PredictionString", "v_0,n01440764 1 1 2 2", "v_1,n02102040 1 1 2 2", "v_2,n09999999 1"]
+    root = write_files(tmp_path, files | {"LOC_val_solution.csv": "\n".join(lines).encode()}) / "Data"
+    source = open_set(root, classes=["n02102040"])
+    assert source.description.endswith("train and val, 1 of its 2 classes, those of val from LOC_val_solution.csv")
+    assert source.splits == {"train", "val"}
+    assert by_source(read_all(source), "class_key") == {
+        "train/n02102040/n02102040_1.JPEG": "n02102040",
+        "val/v_1.JPEG": "n02102040",
+        "val/v_2.JPEG": "n09999999",  # not of this set: ingest rejects it
+        "val/v_3.JPEG": "",  # not in the list: ingest rejects it
+    }
+    assert read_all(source, ["val/v_1.JPEG"]).num_rows == 3
+    assert open_set(root, val_fraction=0.5).splits == {"train"}
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["images/1.jpg", "cat/1.jpg"], "the folder images, which would be a class named 'images'; give the folder"),
+        (["train/cat/1.jpg", "train/data/2.jpg"], "the folder train/data, which would be a class named 'data'"),
+        (["img_train/a/1.jpg", "img_val/a/1.jpg"], "the folder img_train; if it is a split, rename it to train, else"),
+        (["set-valid/a/1.jpg", "x/a/1.jpg"], "the folder set-valid; if it is a split, rename it to val, else"),
+        (["train/a/1.jpg", "b/1.jpg"], "has train and beside it folders with images: b; move them into train or val"),
+        (["x/a/1.jpg", "x/b/1.jpg", "y/c/1.jpg"], "the folders of .* hold only folders: x has a, b; move the class"),
+        (["train/x/a/1.jpg", "train/x/b/1.jpg", "train/y/c/1.jpg"], "hold only folders: x has a, b; move the class"),
+        (["val/a/1.jpg", "other/a/1.jpg"], "has no class folders of train; an image folder is"),
+        (["train/1.jpg", "val/1.jpg"], "has no class folders of train; move each image into one"),
+    ],
+)
+def test_folder_of_folders_that_are_no_classes_is_refused(tmp_path: Path, names: list[str], message: str) -> None:
+    root = write_files(tmp_path, dict.fromkeys(names, picture(1)))
+    with pytest.raises(ConfigError, match=message):
+        open_set(root)
+
+
+def test_folder_is_read_as_told_where_the_layout_is_named(tmp_path: Path) -> None:
+    names = ["train/images/a/1.jpg", "train/cat/b/1.jpg", "train/cat/c/1.jpg", "extra/1.jpg"]
+    source = open_set(write_files(tmp_path, dict.fromkeys(names, picture(1))), layout="folder")
+    assert source.classes.keys == ("cat", "images")
+    assert read_all(source).num_rows == 3
+
+
+def test_folder_named_images_without_images_is_no_class(tmp_path: Path) -> None:
+    files = {f"{split}/{name}/1.jpg": picture(1) for split in ("train", "val") for name in ("cat", "dog")}
+    root = write_files(tmp_path, files | {"val/val_annotations.txt": b"1.jpg\tcat"})
+    (root / "val" / "images").mkdir()
+    source = open_set(root)
+    assert source.classes.keys == ("cat", "dog")
+    assert by_source(read_all(source), "class_key").keys() == files.keys()

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from pyarrow import fs as pafs
 from tests.image_sets import by_source, open_set, picture, read_all, write_files
 from tests.s3 import BUCKET, Proxy
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.sources.image_files import ImageFile, read_files
+from vlcp_ray.sources.image_files import ImageFile, list_images, read_files
 from vlcp_ray.store.files import write
 from vlcp_ray.store.io import open_uri
 
@@ -157,3 +158,15 @@ def test_read_files_archived_object_is_unreadable_and_a_refusal_ends_the_run(s3_
     s3_proxy.set_faults(deny=[403, "AccessDenied", "no"])
     with pytest.raises(PermissionError, match="AccessDenied: no"):
         list(read_files(filesystem, [file], 100))
+
+
+def test_list_images_counts_other_files_by_suffix(tmp_path: Path) -> None:
+    names = ("a.jpg", "b.J2K", "c.txt", "d.TXT", "noext", "deeper/e.heic5", ".hidden", ".git/config")
+    write_files(tmp_path, dict.fromkeys(names, b""))
+    local = pafs.LocalFileSystem()
+    other = pafs.SubTreeFileSystem(str(tmp_path.parent), local)
+    for filesystem, path in ((local, str(tmp_path)), (other, tmp_path.name)):
+        skipped = Counter[str]()
+        found = list_images(filesystem, path, True, "", skipped)
+        assert [file.base_name for file in found] == ["a.jpg", "b.J2K"]
+        assert skipped == {".txt": 2, "no suffix": 1, ".heic5": 1}

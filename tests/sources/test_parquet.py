@@ -120,7 +120,7 @@ def test_parquet_file_in_several_parts_gives_same_rows(tmp_path: Path, monkeypat
     whole = read_all(open_set(file))
     monkeypatch.setattr("vlcp_ray.sources.parquet._ROWS_PER_PART", 4)
     source = open_set(file)
-    assert [(part.first_row_group, part.end_row_group) for part in source.parts()] == [(0, 2), (2, 3)]
+    assert [(part.start, part.end) for part in source.parts()] == [(0, 2), (2, 3)]
     assert read_all(source).equals(whole)
 
 
@@ -248,3 +248,32 @@ def test_parquet_column_of_pickled_objects_is_refused_and_runs_nothing(tmp_path:
     with pytest.raises(ConfigError, match=f"column '{column}'"):
         read_all(open_set(tmp_path / "set"))
     assert not (tmp_path / "EXECUTED").exists()
+
+
+def test_parquet_configurations_are_chosen(tmp_path: Path) -> None:
+    for number, name in enumerate(("160px", "full_size")):
+        write_parquet(tmp_path / name / "train-0.parquet", [(picture(number), "1.jpg", 0)], ["cat"])
+        write_parquet(tmp_path / name / "validation" / "0.parquet", [(picture(9), "2.jpg", 0)], ["cat"])
+    with pytest.raises(ConfigError, match=r'has the configurations 160px, full_size; .* ingest\.config = "160px"'):
+        open_set(tmp_path)
+    with pytest.raises(ConfigError, match=r"ingest\.config: \S+ has no folder 320px; it has 160px, full_size"):
+        open_set(tmp_path, config="320px")
+    source = open_set(tmp_path, config="full_size")
+    assert source.description == "parquet with 1 train file and 1 val file, 1 class"
+    assert by_source(read_all(source), "image")["train-0.parquet#0"] == picture(1)
+    assert read_all(open_set(tmp_path, layout="parquet")).num_rows == 4
+
+
+def test_parquet_of_the_hubs_conversion_has_its_splits(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "default" / "train" / "0000.parquet", [(picture(1), "1.jpg", 0)], ["cat"])
+    write_parquet(tmp_path / "default" / "test" / "0000.parquet", [(picture(2), "2.jpg", 0)], ["cat"])
+    assert open_set(tmp_path).description == "parquet with 1 train file and 1 val file, 1 class"
+
+
+def test_parquet_class_key_is_the_column_of_the_label(tmp_path: Path) -> None:
+    table = pa.table({"image": [picture(1), picture(2)], "label": ["x", "y"], "kind": ["cat", "dog"]})
+    parquet.write_table(table, tmp_path / "train.parquet")
+    assert open_set(tmp_path).classes.keys == ("x", "y")
+    assert open_set(tmp_path, class_key="kind").classes.keys == ("cat", "dog")
+    with pytest.raises(ConfigError, match="no column 'sort'; they have image, label, kind"):
+        open_set(tmp_path, class_key="sort")

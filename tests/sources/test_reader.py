@@ -7,7 +7,7 @@ from pyarrow import fs as pafs
 
 from tests.image_sets import write_files
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.sources.reader import RAW, Row, find_shards, has_shards, image_id, split_of, tables
+from vlcp_ray.sources.reader import RAW, Row, find_shards, has_shards, image_id, split_of, split_of_folder, tables
 
 
 def test_tables_of_many_rows_have_at_most_256_rows() -> None:
@@ -41,6 +41,34 @@ def test_image_id_drops_parts_that_leave_the_folder() -> None:
 )
 def test_split_of_name_uses_whole_words(name: str, split: str) -> None:
     assert split_of(name) == split
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train", "train"),
+        ("Training", "train"),
+        ("train.X1", "train"),
+        ("val_256", "val"),
+        ("train2017", "train"),
+        ("validation", "val"),
+        ("TEST", "test"),
+        ("test tube", ""),
+        ("train station", ""),
+        ("bullet_train", ""),
+        ("trainer", ""),
+        ("valley", ""),
+        ("train_set", ""),
+    ],
+)
+def test_split_of_folder_is_of_the_whole_name(name: str, split: str) -> None:
+    assert split_of_folder(name) == split
+
+
+def test_has_shards_in_the_splits_of_a_configuration(tmp_path: Path) -> None:
+    write_files(tmp_path, {"default/partial-train/0000.parquet": b"", "cat/day/0.tar": b""})
+    assert has_shards(pafs.LocalFileSystem(), str(tmp_path), "parquet")
+    assert not has_shards(pafs.LocalFileSystem(), str(tmp_path), "tar")
 
 
 def test_find_shards_skips_hidden_files_and_test_beside_val(tmp_path: Path) -> None:

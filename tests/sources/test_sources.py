@@ -1,15 +1,19 @@
 """Tests of opening a source: the layout is detected, errors are one sentence, and the hashed settings."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.image_sets import open_set, picture, write_files, write_parquet, write_tar
+from tests.image_sets import open_set, picture, read_all, write_files, write_parquet, write_tar
 from tests.s3 import Proxy
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.sources import hashed_settings
 from vlcp_ray.stages.ingest import Ingest
 from vlcp_ray.store.io import AccessError
+
+CASES = Path(__file__).parents[3] / "shared" / "cases" / "layouts.py"
 
 
 def test_open_source_detects_every_layout(tmp_path: Path) -> None:
@@ -24,6 +28,63 @@ def test_open_source_detects_every_layout(tmp_path: Path) -> None:
     for name, start in starts.items():
         assert open_set(tmp_path / name).description.startswith(start)
     assert open_set(f"file://{tmp_path}/folder").classes.names == ("cat",)
+
+
+@pytest.fixture(scope="module")
+def people_have(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Image sets in folders as people have them."""
+    if not CASES.exists():
+        pytest.skip(f"{CASES} is not there")
+    folder = tmp_path_factory.mktemp("people have")
+    subprocess.run([sys.executable, CASES, folder], check=True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("folder", "description", "splits", "classes"),
+    [
+        ("kaggle/ILSVRC/Data/CLS-LOC", "an image folder with train and val, 3 classes, those of val from", (9, 6), 3),
+        ("tiny-nested", "the tree of Tiny-ImageNet, 3 classes", (9, 4), 3),
+        ("deeper", "an image folder with train and val, 2 classes", (2, 2), 2),
+        ("cub", "the lists of CUB with train and val, 2 classes", (1, 1), 2),
+        ("tiny-reorg", "an image folder with train and val, 3 classes", (9, 6), 3),
+        ("splitword", "an image folder with train, 3 classes", (12, 0), 3),
+        ("hfconfigs/full_size", "parquet with 1 train file and 1 val file, 2 classes", (4, 2), 2),
+        ("hfconvert", "parquet with 1 train file and 1 val file, 2 classes", (4, 2), 2),
+        ("heic", "an image folder with train and val, 2 classes", (5, 6), 2),
+        ("twotrain", "an image folder with train and val, 2 classes", (4, 2), 2),
+        ("imagenette2", "an image folder with train and val, 2 classes", (6, 4), 2),
+        ("metadata", "the images of metadata.csv with train, 2 classes", (4, 0), 2),
+    ],
+)
+def test_open_source_reads_sets_as_people_have_them(
+    people_have: Path, folder: str, description: str, splits: tuple[int, int], classes: int
+) -> None:
+    source = open_set(people_have / folder)
+    assert source.description.startswith(description)
+    table = read_all(source)
+    assert len(source.classes.keys) == classes
+    assert set(table["class_key"].to_pylist()) <= set(source.classes.keys)
+    assert tuple(table["split"].to_pylist().count(split) for split in ("train", "val")) == splits
+    assert set(table["reason"].to_pylist()) == {""}
+    assert len(set(table["image_id"].to_pylist())) == len(table)
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("kaggle", r"it holds \S* ?\S*/kaggle/ILSVRC/Data/CLS-LOC; give that folder"),
+        ("original-tars", "holds other archives .*tar -xf"),
+        ("hfconfigs", "has the configurations 160px, full_size"),
+        ("archives", "is an archive, which is not read as it is; unpack it: "),
+        ("archives/imagenette2-160.tgz", "is an archive, .* unpack it: mkdir -p .* && tar -xf "),
+        ("archives/imagenette2.zip", "is an archive, .* unpack it: unzip -q "),
+        ("img2dataset", r"ingest\.class_key: no sample of .* names a class"),
+    ],
+)
+def test_open_source_refuses_sets_with_two_readings_or_none(people_have: Path, folder: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        open_set(people_have / folder)
 
 
 def test_open_source_with_given_layout_uses_it(tmp_path: Path) -> None:

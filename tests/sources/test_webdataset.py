@@ -1,11 +1,12 @@
 """Tests of the WebDataset layout: labels, repeated keys, and broken tars of which no row is lost."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.image_sets import SHARED, by_source, open_set, picture, read_all, write_tar
+from tests.image_sets import SHARED, by_source, open_set, picture, read_all, write_parquet, write_tar
 from vlcp_ray.settings import ConfigError
 
 
@@ -160,3 +161,26 @@ def test_webdataset_of_real_sample_has_exact_counts() -> None:
     assert set(table["reason"].to_pylist()) == {""}
     half = source.classes.keys[::2]
     assert sorted(read_all(open_set(tars, classes=half))["class_key"].to_pylist()) == sorted(half)
+
+
+def test_webdataset_of_img2dataset_asks_for_the_field_of_the_class(tmp_path: Path) -> None:
+    content = b'{"caption": "a cat", "key": "0", "animal": "cat"}'
+    write_tar(tmp_path / "00000.tar", [("0.jpg", picture(1)), ("0.txt", b"a cat"), ("0.json", content)])
+    write_parquet(tmp_path / "00000.parquet", [(picture(2), "0.jpg", 0)], ["dog"])
+    with pytest.raises(ConfigError, match=r"no sample of .* names a class; they have jpg, txt, json; set ingest\.cl"):
+        open_set(tmp_path)
+    source = open_set(tmp_path, class_key="animal")
+    assert source.description == "WebDataset with 1 train file, 1 class"
+    assert read_all(source)["class_key"].to_pylist() == ["cat"]
+
+
+def test_webdataset_of_archives_gives_the_command_that_unpacks_them(tmp_path: Path) -> None:
+    inner = write_tar(tmp_path / "in", [("n01440764_1.JPEG", picture(1))]).read_bytes()
+    root = tmp_path / "set"
+    write_tar(root / "ILSVRC2012_img_train.tar", [("n01440764.tar", inner), ("n02102040.tar", inner)])
+    with pytest.raises(ConfigError, match="holds other archives") as error:
+        open_set(root)
+    command = str(error.value).split("for each class: ")[1]
+    subprocess.run(["sh", "-c", command], check=True)
+    assert open_set(root, layout="folder").classes.keys == ("n01440764", "n02102040")
+    assert read_all(open_set(root, layout="folder"))["image"].to_pylist() == [picture(1)] * 2

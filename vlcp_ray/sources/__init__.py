@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any, Final
 from pyarrow import fs as pafs
 
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.sources import digits, folder, parquet, tiny_imagenet, webdataset
+from vlcp_ray.sources import digits, folder, listed, parquet, tiny_imagenet, webdataset
 from vlcp_ray.sources.classes import LISTS
 from vlcp_ray.sources.layout import Layout
-from vlcp_ray.sources.reader import Source
+from vlcp_ray.sources.locate import locate, refuse_archives
+from vlcp_ray.sources.reader import Source, list_folders, list_some
 from vlcp_ray.store.files import check_access
 from vlcp_ray.store.io import content_hash, open_uri, retry
 from vlcp_ray.store.uris import strip_secrets
@@ -23,11 +24,16 @@ LAYOUTS: Final[dict[str, Layout]] = {
     for layout in (
         digits.LAYOUT,
         tiny_imagenet.LAYOUT,
+        listed.CUB,
+        listed.METADATA,
         parquet.LAYOUT,
         webdataset.LAYOUT,
         folder.LAYOUT,
     )
 }
+
+#: Settings that `hashed_settings` leaves out at their defaults.
+_NEWER: Final = ("max_seconds", "follow_links", "config", "class_key")
 
 
 @lru_cache(maxsize=8)
@@ -51,24 +57,44 @@ def open_source(settings: "Ingest") -> Source:
         raise ConfigError(str(error)) from error
     try:
         retry(lambda: check_access(filesystem, path), f"list {settings.source}")
-        if filesystem.get_file_info(path).type == pafs.FileType.NotFound:
-            raise ConfigError(f"ingest.source: there is no {settings.source}; give the image set's folder, file or URI")
-        layout = _detect(filesystem, path) if settings.layout == "auto" else LAYOUTS[settings.layout]
-        return layout.open(filesystem, path, settings)
+        return _open(filesystem, path, settings)
     except ConfigError:
         raise
     except Exception as error:  # each storage driver has its own errors
         raise ConfigError(f"ingest.source: {settings.source} cannot be opened: {error}") from error
 
 
+def _open(filesystem: pafs.FileSystem, path: str, settings: "Ingest") -> Source:
+    if filesystem.get_file_info(path).type == pafs.FileType.NotFound:
+        raise ConfigError(f"ingest.source: there is no {settings.source}; give the image set's folder, file or URI")
+    if settings.config:
+        path = _configuration(filesystem, path, settings.config)
+    if settings.layout != "auto":
+        return LAYOUTS[settings.layout].open(filesystem, path, settings)
+    refuse_archives(filesystem, path)
+    layout = _detect(filesystem, path)
+    if layout is folder.LAYOUT:
+        path = locate(filesystem, path)
+        layout = _detect(filesystem, path)
+    return layout.open(filesystem, path, settings)
+
+
+def _configuration(filesystem: pafs.FileSystem, path: str, name: str) -> str:
+    """Return the folder of a configuration. Raises ConfigError if there is none of that name."""
+    folders = dict(list_folders(filesystem, path))
+    if name not in folders:
+        raise ConfigError(f"ingest.config: {path} has no folder {name}; it has {list_some(folders) or 'none'}")
+    return folders[name]
+
+
 def hashed_settings(settings: "Ingest") -> dict[str, Any]:
     """Collect the settings that determine IMAGES; of the image set itself nothing is read.
 
-    `max_rejected` and `expect` are left out: no row depends on them. So are `max_seconds` and `follow_links` while they
-    have their defaults, with which no ordinary image is rejected: what was read before they existed stays valid.
+    `max_rejected` and `expect` are left out: no row depends on them. So are newer settings while they have their
+    defaults, which change no row: what was read before they existed stays valid.
     """
     fields = settings.model_dump(exclude={"max_rejected", "expect"})
-    defaults = {name: type(settings).model_fields[name].default for name in ("max_seconds", "follow_links")}
+    defaults = {name: type(settings).model_fields[name].default for name in _NEWER}
     fields = {name: value for name, value in fields.items() if name not in defaults or value != defaults[name]}
     embedded = settings.source in LAYOUTS and LAYOUTS[settings.source].embedded
     if not embedded:

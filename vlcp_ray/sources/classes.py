@@ -4,6 +4,7 @@ A class is identified by its key, never by a position: its wnid where WordNet ha
 """
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from vlcp_ray.store.io import AccessError, open_uri, retry
 #: Subsets of ImageNet-1K that are packaged, with their classes in the order of the literature.
 LISTS: Final = ("imagenette", "imagewoof", "imageidc", "imagenet100", "imagenet1k")
 _WNID_LENGTH: Final = 9
+_NUMBERED: Final = re.compile(r"\d+[._ -]+(\D.*)")
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ def resolve(available: Iterable[str], wanted: Sequence[str], known: Glossary) ->
         raise ConfigError(_missing_classes(missing, present, known))
     if duplicate := _first_duplicate(keys):
         raise ConfigError(f"ingest.classes: {duplicate!r} is given twice; remove one of them")
-    names = [known.names.get(key, key) for key in keys]
+    spoken = _without_numbers(present)
+    names = [known.names.get(key) or spoken.get(key, key) for key in keys]
     if nameless := [name for name in names if _is_wnid(name)]:
         others = f" (and {len(nameless) - 1} more)" if nameless[1:] else ""
         raise ConfigError(
@@ -107,6 +110,12 @@ def resolve(available: Iterable[str], wanted: Sequence[str], known: Glossary) ->
             f"ingest.classes: two classes have the name {duplicate!r}; give them different names in ingest.class_list"
         )
     return Classes(tuple(keys), tuple(names))
+
+
+def _without_numbers(keys: Sequence[str]) -> dict[str, str]:
+    """Return names for prompts where each key begins with a number: 001.Black_footed_Albatross."""
+    found = {key: match[1].replace("_", " ") for key in keys if (match := _NUMBERED.fullmatch(key))}
+    return found if len(found) == len(keys) else {}
 
 
 def expand(wanted: Iterable[str], known: Glossary) -> list[str]:

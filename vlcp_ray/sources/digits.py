@@ -1,5 +1,6 @@
 """The layout `digits`: scikit-learn's handwritten digits, embedded in the package."""
 
+from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from typing import Final
 
@@ -14,13 +15,18 @@ from vlcp_ray.sources.reader import Part, Row, tables
 class Digits:
     """Read the 1,797 images of ten classes, one part per split."""
 
+    layout = "digits"
     description = "the embedded handwritten digits, 10 classes"
+    splits = frozenset(("train", "val"))
     classes = Classes(digits.CLASS_NAMES, digits.CLASS_NAMES)
 
     def parts(self) -> Sequence[Part]:
         return [Part(digits.SOURCE, split) for split in ("train", "val")]
 
-    def read(self, part: Part, done: Container[str]) -> Iterator[pa.Table]:
+    def count(self, part: Part, skipped: Counter[str]) -> Counter[tuple[str, str]]:
+        return Counter((row["split"], row["class_name"]) for row in digits.rows(part.split))
+
+    def read(self, part: Part, done: Container[str], skipped: object = None) -> Iterator[pa.Table]:
         yield from tables(
             Row(row["image_id"], row["class_name"], row["split"], source, row["image"])
             for row in digits.rows(part.split)

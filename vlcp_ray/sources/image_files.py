@@ -1,6 +1,7 @@
 """List the image files of a folder, and read them as rows."""
 
 import errno
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -12,6 +13,7 @@ import pyarrow as pa
 import tenacity
 from pyarrow import fs as pafs
 
+from vlcp_ray.images import HAS_HEIF
 from vlcp_ray.sources import local_files
 from vlcp_ray.sources.local_files import OUTSIDE, Listed, leaves
 from vlcp_ray.sources.reader import Row, is_hidden, tables
@@ -20,7 +22,9 @@ from vlcp_ray.store.io import is_transient
 
 #: Extensions of image files; other files (notes, lists, databases of thumbnails) are ignored.
 SUFFIXES: Final = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .ppm .pgm .pnm .jp2 .avif".split()  # noqa: SIM905
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
+    | {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpf"}
+    | ({".heic", ".heif"} if HAS_HEIF else set())
 )
 _THREADS: Final = 16  # each waits for a request of its own over a network
 _BATCH: Final = 256
@@ -105,16 +109,26 @@ def _is_file_error(error: OSError) -> bool:
     return isinstance(error, kinds) or error.errno in _FILE_ERRORS
 
 
-def list_images(filesystem: pafs.FileSystem, path: str, recursive: bool, limit: str) -> list[Listed]:
+def is_image(name: str) -> bool:
+    """Return whether a file is an image by the extension of its name."""
+    return PurePosixPath(name).suffix.lower() in SUFFIXES
+
+
+def list_images(
+    filesystem: pafs.FileSystem, path: str, recursive: bool, limit: str, skipped: Counter[str] | None = None
+) -> list[Listed]:
     """List a folder's image files by extension, sorted: broken links included, hidden files left out.
 
     Args:
         limit: the folder that links may not leave, of a local set; see `local_files.limit_of`.
+        skipped: gets the number of other files by their suffix, "no suffix" if they have none.
     """
+    skipped = Counter() if skipped is None else skipped
     if isinstance(filesystem, pafs.LocalFileSystem):
         if leaves(path, limit):
             return [Listed(path, 0, OUTSIDE)]
-        return sorted(local_files.walk(path, SUFFIXES, limit, recursive))
+        return sorted(local_files.walk(path, SUFFIXES, limit, recursive, skipped))
     infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=recursive, allow_not_found=True))
-    images = (info for info in infos if info.is_file and PurePosixPath(info.base_name).suffix.lower() in SUFFIXES)
-    return sorted(Listed(i.path, i.size or 0) for i in images if not is_hidden(i.path[len(path) + 1 :]))
+    files = [info for info in infos if info.is_file and not is_hidden(info.path[len(path) + 1 :])]
+    skipped.update(local_files.suffix_of(info.base_name) for info in files if not is_image(info.base_name))
+    return sorted(Listed(info.path, info.size or 0) for info in files if is_image(info.base_name))

@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, MutableMapping
 from pathlib import PurePosixPath
 from typing import Final, NamedTuple
 
@@ -68,11 +68,26 @@ def _kind(mode: int) -> str:
     return "" if stat.S_ISREG(mode) else f"{_KINDS.get(stat.S_IFMT(mode), 'something')}, not a regular file"
 
 
-def walk(folder: str, suffixes: Collection[str], limit: str, recursive: bool = True) -> Iterator[Listed]:
+def suffix_of(name: str) -> str:
+    """Return the suffix of a file name as it is counted: ".heic", or "no suffix"."""
+    return PurePosixPath(name).suffix.lower() or "no suffix"
+
+
+def walk(
+    folder: str,
+    suffixes: Collection[str],
+    limit: str,
+    recursive: bool = True,
+    skipped: MutableMapping[str, int] | None = None,
+) -> Iterator[Listed]:
     """List the files with some suffixes in a folder, besides hidden ones; every real folder is listed once.
 
     Links to folders of the set are followed, after the folders themselves, so that loops end. Broken links, devices and
     links that leave the set are listed with the reason, as are folders with such a suffix.
+
+    Args:
+        limit: the folder that links may not leave.
+        skipped: gets the number of files with other suffixes, by suffix.
     """
     folders, links, seen = [folder], list[str](), {os.path.realpath(folder)}
     while folders or links:
@@ -93,8 +108,11 @@ def walk(folder: str, suffixes: Collection[str], limit: str, recursive: bool = T
             if is_folder and recursive and not problem and (real := os.path.realpath(path)) not in seen:
                 seen.add(real)
                 (links if is_link else folders).append(path)
-            if PurePosixPath(entry.name).suffix.lower() in suffixes or (problem and is_folder):
+            suffix = suffix_of(entry.name)
+            if suffix in suffixes or (problem and is_folder):
                 yield _listed(path, problem)
+            elif skipped is not None and not is_folder:
+                skipped[suffix] = skipped.get(suffix, 0) + 1
 
 
 def _link_problem(path: str, limit: str, is_folder: bool) -> str:

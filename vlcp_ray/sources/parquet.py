@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,7 +27,11 @@ from vlcp_ray.sources.reader import (
     format_split_counts,
     has_shards,
     image_id,
+    list_shards,
+    list_some,
     lost_shard,
+    split_of,
+    split_of_folder,
     tables,
     utf8,
 )
@@ -127,6 +132,8 @@ class Parquet:
     of its page, the process gets 2 GiB and 8 times `max_bytes` at most.
     """
 
+    layout = "parquet"
+
     def __init__(self, filesystem: pafs.FileSystem, path: str, settings: "Ingest") -> None:
         """List the files and read one schema; labels are read only if no list names the classes.
 
@@ -136,10 +143,16 @@ class Parquet:
         self.filesystem, self.max_bytes = filesystem, settings.max_bytes
         self.limit = limit_of(filesystem, path, settings.follow_links)
         self.path, self.files = find_shards(filesystem, path, "parquet", self.limit)
-        self.glossary = load_glossary(settings.class_list)
+        if settings.layout == "auto":
+            _check_configurations(path, self.files)
+        self.glossary, self.label = load_glossary(settings.class_list), settings.class_key
         self.keys = frozenset(self._first_columns().numbers or self._read_classes())
         self.classes: Classes = resolve(self.keys, settings.classes, self.glossary)
         self.wanted = frozenset(self.classes.keys)
+
+    @property
+    def splits(self) -> frozenset[str]:
+        return frozenset(self.files.values())
 
     @property
     def description(self) -> str:
@@ -162,10 +175,21 @@ class Parquet:
         for group in range(metadata.num_row_groups):
             rows += metadata.row_group(group).num_rows
             if rows >= _ROWS_PER_PART or group == metadata.num_row_groups - 1:
-                yield Part(path, split, first_row_group=first, end_row_group=group + 1)
+                yield Part(path, split, start=first, end=group + 1)
                 first, rows = group + 1, 0
 
-    def read(self, part: Part, done: Container[str]) -> Iterator[pa.Table]:
+    def count(self, part: Part, skipped: Counter[str]) -> Counter[tuple[str, str]]:
+        counts = Counter[tuple[str, str]]()
+        try:
+            opened = self._open(part.path)
+            for group in range(part.start, part.end or opened.file.metadata.num_row_groups):
+                keys = (key or "" for key in self._read_keys(opened, group))
+                counts.update((part.split, key) for key in keys if key in self.wanted or key not in self.keys)
+        except ShardError as error:
+            raise ValueError(f"{part.path}: {error}") from error
+        return counts
+
+    def read(self, part: Part, done: Container[str], skipped: object = None) -> Iterator[pa.Table]:
         """See `Source.read`. Reads images only from row groups that have a wanted row not yet done.
 
         A label number is named by the class names in its own file. Rows that cannot be read are rejected one by one.
@@ -176,8 +200,8 @@ class Parquet:
             yield from tables([lost_shard(part, str(error))])
             return
         metadata = opened.file.metadata
-        first = sum(metadata.row_group(group).num_rows for group in range(part.first_row_group))
-        for group in range(part.first_row_group, part.end_row_group or metadata.num_row_groups):
+        first = sum(metadata.row_group(group).num_rows for group in range(part.start))
+        for group in range(part.start, part.end or metadata.num_row_groups):
             yield from tables(self._read_group(part, opened, group, first, done))
             first += metadata.row_group(group).num_rows
 
@@ -337,7 +361,7 @@ class Parquet:
             if shard.error:
                 raise shard.error from error
             raise ShardError(" ".join(str(error).split())) from error
-        columns = _find_columns(schema, self.glossary)
+        columns = _find_columns(schema, self.glossary, self.label)
         try:
             used = [columns.image, columns.label]
             check_types(schema, used, path, "write it as plain bytes, text or numbers")
@@ -397,7 +421,37 @@ def _lost_row(part: Part, number: int, key: str, group: int, error: ShardError) 
     return Row(image_id(part.split, key, source), key, part.split, source, b"", reason, detail)
 
 
-def _find_columns(schema: pa.Schema, known: Glossary) -> Columns:
+def _check_configurations(path: str, files: Iterable[str]) -> None:
+    """Refuse a repository with several configurations, which mostly are the same images in other sizes.
+
+    Raises:
+        ConfigError: names them.
+    """
+    names = (file.partition("/") for file in files)
+    found = {top for top, _, rest in names if rest and not split_of_folder(top) and split_of(rest) == "train"}
+    if len(found) > 1:
+        first = min(found)
+        raise ConfigError(
+            f"ingest.source: {path} has the configurations {list_some(sorted(found))}; choose one of them: "
+            f'ingest.config = "{first}"'
+        )
+
+
+def _has_parquet(filesystem: pafs.FileSystem, path: str) -> bool:
+    """Return whether there are parquet files, other than the tables that img2dataset puts beside its tars."""
+    if not has_shards(filesystem, path, "parquet"):
+        return False
+    if filesystem.get_file_info(path).is_file:
+        return True
+    tables, tars = (list_shards(filesystem, path, extension) for extension in ("parquet", "tar"))
+    return not tables or bool({_stem(name) for name in tables} - {_stem(name) for name in tars})
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _find_columns(schema: pa.Schema, known: Glossary, chosen: str) -> Columns:
     features = {name: feature for name, feature in _features(schema).items() if name in schema.names}
     image = _first(
         [name for name, feature in features.items() if feature.get("_type") == "Image"],
@@ -406,10 +460,17 @@ def _find_columns(schema: pa.Schema, known: Glossary) -> Columns:
     )
     named = [name for name, feature in features.items() if feature.get("_type") == "ClassLabel"]
     label = _first([n for n in _LABELS if n in named], named, [n for n in _LABELS if n in schema.names])
+    if chosen:
+        if chosen not in schema.names:
+            raise ConfigError(
+                f"ingest.class_key: the parquet files have no column {chosen!r}; they have {list_some(schema.names)}"
+            )
+        label = chosen
     if image is None or label is None:
         raise ConfigError(
             f"ingest.source: the parquet files have no {'image' if image is None else 'label'} column; "
             f"they have {', '.join(schema.names)}, expected {', '.join(_IMAGES if image is None else _LABELS)}"
+            f"{'' if image is None else '; name it with ingest.class_key'}"
         )
     parts = _image_parts(image, schema.field(image).type)
     _check_label(label, schema.field(label).type)
@@ -476,6 +537,6 @@ def _features(schema: pa.Schema) -> Mapping[str, Any]:
 LAYOUT: Final = Layout(
     "parquet",
     "train-*.parquet",
-    lambda filesystem, path: has_shards(filesystem, path, "parquet"),
+    _has_parquet,
     Parquet,
 )

@@ -29,6 +29,8 @@ _LISTED: Final = 8
 _MAX_ROWS: Final = 256
 _MAX_BYTES: Final = 32 * 2**20
 _SPLITS: Final = {"train": "train", "training": "train"} | dict.fromkeys(("val", "valid", "validation"), "val")
+#: A folder that is a split: the whole name, or with an ending as in train.X1, val_256 and train2017.
+_SPLIT_FOLDER: Final = re.compile(r"(train|training|val|valid|validation|test|testing)(\.\w+|[_-]?\d\w*)?")
 _FOLDERS_CHECKED: Final = 8  # enough to find data/, train/ and val/ without listing a thousand class folders
 _TEST: Final = ("test", "testing")
 
@@ -53,23 +55,30 @@ class Part:
         path: of its file or folder, relative to the set.
         split: train or val.
         class_key: the class of all its rows; "" where each row has its own.
-        first_row_group, end_row_group: the half-open range of row groups of a parquet file; an end of 0 is the end
+        start, end: the half-open range of row groups of a parquet file, or of lines of a list; an end of 0 is the end
             of the file.
     """
 
     path: str
     split: str
     class_key: str = ""
-    first_row_group: int = 0
-    end_row_group: int = 0
+    start: int = 0
+    end: int = 0
 
 
 class Source(Protocol):
     """A labelled image set that is read in independent parts."""
 
+    #: The name of its layout.
+    layout: str
+
     @property
     def description(self) -> str:
         """The layout, the splits and the number of classes, for the log."""
+
+    @property
+    def splits(self) -> frozenset[str]:
+        """The splits, as far as files and folders tell: train, val."""
 
     @property
     def classes(self) -> Classes:
@@ -78,8 +87,21 @@ class Source(Protocol):
     def parts(self) -> Sequence[Part]:
         """List all parts with wanted rows; a set of ImageNet's size has some thousands."""
 
-    def read(self, part: Part, done: Container[str]) -> Iterator[pa.Table]:
+    def count(self, part: Part, skipped: Counter[str]) -> Counter[tuple[str, str]]:
+        """Count the images of a part by split and class key, without reading one; "" is the key of those without label.
+
+        Args:
+            skipped: as of `read`.
+
+        Raises:
+            ValueError: the part as a whole cannot be read.
+        """
+
+    def read(self, part: Part, done: Container[str], skipped: Counter[str] | None = None) -> Iterator[pa.Table]:
         """Yield the wanted rows of a part, except those whose `source` is in `done`, as tables of the schema RAW.
+
+        Args:
+            skipped: gets the number of files that are not read, because they are no images, by their suffix.
 
         Raises:
             ValueError: the part as a whole cannot be read.
@@ -112,7 +134,7 @@ def image_id(split: str, class_key: str, name: str) -> str:
 
 def lost_shard(part: Part, error: str) -> Row:
     """Make the rejected row of a shard that cannot be read at all: the number of its rows is not known."""
-    groups = f"row groups {part.first_row_group} to {part.end_row_group - 1}" if part.end_row_group else "whole file"
+    groups = f"row groups {part.start} to {part.end - 1}" if part.end else "whole file"
     name = f"{part.path}:{groups}"
     return Row(image_id(part.split, "", name), "", part.split, name, b"", "unreadable", f"{error}; download it again")
 
@@ -151,6 +173,15 @@ def split_of(name: str) -> str:
     return ""
 
 
+def split_of_folder(name: str) -> str:
+    """Return the split that a folder of class folders is: train, val, test, or "" if it is none.
+
+    Only a whole name counts: "test tube" is a class.
+    """
+    found = _SPLIT_FOLDER.fullmatch(name.lower())
+    return split_of(found[1]) if found else ""
+
+
 def find_shards(filesystem: pafs.FileSystem, path: str, extension: str, limit: str) -> tuple[str, dict[str, str]]:
     """Find all files with an extension, at a path or below it.
 
@@ -182,13 +213,27 @@ def find_shards(filesystem: pafs.FileSystem, path: str, extension: str, limit: s
 
 
 def has_shards(filesystem: pafs.FileSystem, path: str, extension: str) -> bool:
-    """Return whether there are files with an extension in a folder or in one of its first folders."""
+    """Return whether there are files with an extension in a folder, its first folders, or folders of splits in them."""
     info = filesystem.get_file_info(path)
     if info.is_file:
         return bool(info.extension == extension)
-    folders = [path, *(inner for _, inner in list_folders(filesystem, path)[:_FOLDERS_CHECKED])]
-    listed = (filesystem.get_file_info(pafs.FileSelector(folder)) for folder in folders)
-    return any(info.is_file and info.extension == extension for infos in listed for info in infos)
+    folders = [folder for _, folder in list_folders(filesystem, path)[:_FOLDERS_CHECKED]]
+    if any(list_shards(filesystem, folder, extension) for folder in [path, *folders]):
+        return True
+    # <configuration>/<split>/0000.parquet, as the hub converts sets
+    splits = [
+        inner
+        for folder in folders
+        for name, inner in list_folders(filesystem, folder)[:_FOLDERS_CHECKED]
+        if split_of_folder(name.removeprefix("partial-"))
+    ]
+    return any(list_shards(filesystem, folder, extension) for folder in splits)
+
+
+def list_shards(filesystem: pafs.FileSystem, folder: str, extension: str) -> list[str]:
+    """List the names of the files with an extension in a folder itself, without hidden ones."""
+    infos = filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
+    return [i.base_name for i in infos if i.is_file and i.extension == extension and not is_hidden(i.base_name)]
 
 
 def list_folders(filesystem: pafs.FileSystem, path: str) -> list[tuple[str, str]]:

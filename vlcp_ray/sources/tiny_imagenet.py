@@ -1,5 +1,6 @@
 """The layout `tiny-imagenet`: the tree of Tiny-ImageNet's archive, with the classes of val images in a list."""
 
+from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -11,6 +12,7 @@ from vlcp_ray.sources.classes import Classes, load_glossary, resolve
 from vlcp_ray.sources.image_files import ImageFile, list_images, read_files
 from vlcp_ray.sources.layout import Layout
 from vlcp_ray.sources.local_files import Listed, leaves, limit_of
+from vlcp_ray.sources.locate import has_data
 from vlcp_ray.sources.reader import Part, image_id, list_folders
 from vlcp_ray.sources.shards import ShardError, open_shard
 
@@ -23,6 +25,8 @@ _MAX_ANNOTATIONS: Final = 2**26  # bytes; that of Tiny-ImageNet has 370 kB
 
 class TinyImageNet:
     """Read `train/<wnid>/images/*.JPEG`, `val/images/*.JPEG` and `val/val_annotations.txt`."""
+
+    layout = "tiny-imagenet"
 
     def __init__(self, filesystem: pafs.FileSystem, path: str, settings: "Ingest") -> None:
         """List the class folders, and no files.
@@ -45,16 +49,26 @@ class TinyImageNet:
     def description(self) -> str:
         return f"the tree of Tiny-ImageNet, {self.classes.summary(len(self.folders))}"
 
+    @property
+    def splits(self) -> frozenset[str]:
+        return frozenset(("train", "val"))
+
     def parts(self) -> Sequence[Part]:
         keys = {name: self.glossary.canonical(name) for name in sorted(self.folders)}
         train = [Part(f"train/{name}", "train", key) for name, key in keys.items() if key in set(self.classes.keys)]
         return [*train, Part("val/images", "val")]
 
-    def read(self, part: Part, done: Container[str]) -> Iterator[pa.Table]:
+    def count(self, part: Part, skipped: Counter[str]) -> Counter[tuple[str, str]]:
+        return Counter((file.split, file.class_key) for file in self._list(part, (), skipped))
+
+    def read(self, part: Part, done: Container[str], skipped: Counter[str] | None = None) -> Iterator[pa.Table]:
+        yield from read_files(self.filesystem, self._list(part, done, skipped), self.max_bytes)
+
+    def _list(self, part: Part, done: Container[str], skipped: Counter[str] | None) -> Iterator[ImageFile]:
         folder = f"{self.path}/{part.path}{'/images' if part.class_key else ''}"
         keys = {} if part.class_key else self._annotations()
-        infos = list_images(self.filesystem, folder, recursive=False, limit=self.limit)
-        yield from read_files(self.filesystem, self._files(part, infos, keys, done), self.max_bytes)
+        infos = list_images(self.filesystem, folder, False, self.limit, skipped)
+        return self._files(part, infos, keys, done)
 
     def _files(
         self, part: Part, infos: Iterable[Listed], keys: Mapping[str, str], done: Container[str]
@@ -78,9 +92,13 @@ class TinyImageNet:
 
 
 def is_tiny_imagenet(filesystem: pafs.FileSystem, path: str) -> bool:
-    """Return whether a folder is the tree of Tiny-ImageNet: val has annotations instead of class folders."""
+    """Return whether a folder is the tree of Tiny-ImageNet: val has annotations instead of class folders.
+
+    The popular script that sorts val into class folders leaves the annotations and an empty val/images behind.
+    """
     annotations, images = filesystem.get_file_info([f"{path}/{_ANNOTATIONS}", f"{path}/val/images"])
-    return bool(annotations.is_file and images.type == pafs.FileType.Directory)
+    is_tree = annotations.is_file and images.type == pafs.FileType.Directory
+    return bool(is_tree and has_data(filesystem, images.path))
 
 
 LAYOUT: Final = Layout("tiny-imagenet", "Tiny-ImageNet's tree", is_tiny_imagenet, TinyImageNet)

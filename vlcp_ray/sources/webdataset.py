@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -58,6 +58,8 @@ class Sample:
 class WebDataset:
     """Read tars named after their splits: `imagenet1k-train-0000.tar`, `val/000.tar`; without such a word, train."""
 
+    layout = "webdataset"
+
     def __init__(self, filesystem: pafs.FileSystem, path: str, settings: "Ingest") -> None:
         """List the tars; all labels are read if neither `classes` nor `class_list` names the classes.
 
@@ -69,8 +71,13 @@ class WebDataset:
         self.path, self.files = find_shards(filesystem, path, "tar", self.limit)
         self.glossary = load_glossary(settings.class_list)
         self.is_subset = bool(settings.classes)
+        self.fields = (settings.class_key,) if settings.class_key else _CLASS_FIELDS
         self.keys = frozenset(expand(settings.classes, self.glossary) or self.glossary.numbers or self._read_classes())
         self.classes: Classes = resolve(self.keys, settings.classes, self.glossary)
+
+    @property
+    def splits(self) -> frozenset[str]:
+        return frozenset(self.files.values())
 
     @property
     def description(self) -> str:
@@ -79,7 +86,15 @@ class WebDataset:
     def parts(self) -> Sequence[Part]:
         return [Part(path, split) for path, split in sorted(self.files.items())]
 
-    def read(self, part: Part, done: Container[str]) -> Iterator[pa.Table]:
+    def count(self, part: Part, skipped: Counter[str]) -> Counter[tuple[str, str]]:
+        try:
+            tar = self._open(part.path)
+        except ShardError as error:
+            raise ValueError(f"{part.path}: {error}") from error
+        keys = (self._read_label(tar, sample)[0] for sample in _samples(tar))
+        return Counter((part.split, key) for key in keys if key in self.classes.keys or not self._is_class(key))
+
+    def read(self, part: Part, done: Container[str], skipped: object = None) -> Iterator[pa.Table]:
         yield from tables(self._rows(part, done))
 
     def _rows(self, part: Part, done: Container[str]) -> Iterator[Row]:
@@ -127,7 +142,7 @@ class WebDataset:
         """Return the class key of a sample and "", or "" and why it has none."""
         try:
             if "json" in sample.members:
-                value = _label_in_json(_read_text(tar, sample.members["json"]))
+                value = _label_in_json(_read_text(tar, sample.members["json"]), self.fields)
                 if value is not None and not (_is_number(value) and "cls" in sample.members):
                     return self._key_of(value), ""
             if "cls" in sample.members and (text := _read_text(tar, sample.members["cls"]).strip()):
@@ -153,10 +168,11 @@ class WebDataset:
         """Read the keys of all classes from the labels of all samples; tars that cannot be read are left out.
 
         Raises:
-            ConfigError: no tar can be read.
+            ConfigError: no tar can be read, or no sample names a class.
         """
         keys: set[str] = set()
         errors: list[str] = []
+        example: Sample | None = None
         for path in self.files:
             try:
                 tar = self._open(path)
@@ -165,13 +181,32 @@ class WebDataset:
                 continue
             for sample in _samples(tar):
                 keys.add(self._read_label(tar, sample)[0])
+                example = example or sample
                 check_class_count(keys)
         if len(errors) == len(self.files):
             raise ConfigError(f"ingest.source: {errors[0]}; download it again")
+        if not keys - {""} and example:
+            raise ConfigError(_without_class(self.path, self.files, example))
         return keys - {""}
 
     def _open(self, path: str) -> Tar:
         return Tar(open_shard(self.filesystem, f"{self.path}/{path}", self.limit))
+
+
+def _without_class(path: str, files: Mapping[str, str], sample: Sample) -> str:
+    """Say what to do about tars whose samples name no class."""
+    if any(extension in ("tar", "gz", "zip") for extension in sample.members):
+        tar, folder = f"{path}/{next(iter(files))}", f"{path}/train"
+        return (
+            f"ingest.source: {tar} holds other archives ({next(iter(sample.members.values())).name}), as the original "
+            f"archive of ImageNet; unpack them into a folder for each class: mkdir -p {folder} && "
+            f"tar -xf {tar} -C {folder} && for t in {folder}/*.tar; do mkdir ${{t%.tar}} && tar -xf $t -C ${{t%.tar}} "
+            "&& rm $t; done"
+        )
+    return (
+        f"ingest.class_key: no sample of {path} names a class; they have {list_some(sample.members)}; set "
+        "ingest.class_key to the field of the json that does"
+    )
 
 
 class _LabelError(Exception):
@@ -224,15 +259,15 @@ def _read_text(tar: Tar, member: Member) -> str:
         raise _LabelError(f"{member.name}: {error}") from error
 
 
-def _label_in_json(text: str) -> Any:
-    """Return the first field of a json that names a class, or None.
+def _label_in_json(text: str, fields: Sequence[str]) -> Any:
+    """Return the first of some fields of a json that has a value, or None.
 
     Raises:
         _LabelError: it is no json object.
     """
     try:
         content = json.loads(text)
-        values = [content[name] for name in _CLASS_FIELDS if content.get(name) not in (None, "")]
+        values = [content[name] for name in fields if content.get(name) not in (None, "")]
     except (ValueError, AttributeError, RecursionError) as error:
         raise _LabelError(f"{type(error).__name__}: {error}") from error
     return values[0] if values else None

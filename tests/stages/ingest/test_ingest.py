@@ -1,10 +1,13 @@
 """Tests of the settings of ingest and of the checks that later stages make on its manifest."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vlcp_ray.stages.ingest import Ingest, check_classes, check_val
+from tests.image_sets import write_files
+from vlcp_ray.settings import ConfigError
+from vlcp_ray.stages.ingest import Ingest, check_images, check_source
 
 MANIFEST: dict[str, Any] = {"class_names": ["cat", "dog", "cow"], "train": [5, 2, 1], "splits": {"train": 8}}
 
@@ -20,13 +23,40 @@ def test_ingest_settings_single_class_becomes_a_tuple() -> None:
         (3, r"class 'cow' has only 1 usable training images, fewer than ipc = 3 \(and 1 more classes\): lower ipc"),
     ],
 )
-def test_check_classes_below_ipc_names_the_smallest_class(ipc: int, message: str) -> None:
-    check_classes(MANIFEST, ipc=1)
-    with pytest.raises(ValueError, match=message):
-        check_classes(MANIFEST, ipc)
+def test_check_images_below_ipc_names_the_smallest_class(ipc: int, message: str) -> None:
+    check_images(MANIFEST, 1, needs_val=False)
+    with pytest.raises(ConfigError, match=message):
+        check_images(MANIFEST, ipc, needs_val=False)
 
 
-def test_check_val_without_val_names_the_fix() -> None:
-    check_val({"splits": {"train": 8, "val": 1}}, "teach")
-    with pytest.raises(ValueError, match=r"teach: the image set has no val images; set ingest\.val_fraction, or"):
-        check_val(MANIFEST, "teach")
+def test_check_images_names_a_class_without_images() -> None:
+    with pytest.raises(ConfigError, match="class 'cow' has no usable training images, fewer than ipc = 1"):
+        check_images(MANIFEST | {"train": [5, 2, 0]}, 1, needs_val=False)
+
+
+def test_check_images_without_val_names_the_fix() -> None:
+    with pytest.raises(ConfigError, match=r"no val images, on which sets are evaluated; set ingest\.val_fraction"):
+        check_images(MANIFEST, 1, needs_val=True)
+
+
+def test_check_images_names_the_classes_without_val() -> None:
+    manifest = MANIFEST | {"splits": {"train": 8, "val": 2}}
+    check_images(manifest, 1, needs_val=True)  # of an artifact that has no count of val images for each class
+    check_images(manifest | {"val": [1, 1, 1]}, 1, needs_val=True)
+    check_images(manifest | {"val": [2, 0, 0]}, 1, needs_val=False)
+    with pytest.raises(ConfigError, match="class 'dog' and 1 more of train has no usable val images"):
+        check_images(manifest | {"val": [2, 0, 0]}, 1, needs_val=True)
+
+
+def test_check_source_of_one_class_is_refused(tmp_path: Path) -> None:
+    write_files(tmp_path, {"train/cat/1.jpg": b"", "val/cat/2.jpg": b""})
+    with pytest.raises(ConfigError, match="1 class: 'cat', and a classifier needs two"):
+        check_source(Ingest(source=str(tmp_path)), needs_val=False)
+
+
+def test_check_source_without_val_is_refused_where_it_is_needed(tmp_path: Path) -> None:
+    write_files(tmp_path, {"cat/1.jpg": b"", "dog/2.jpg": b""})
+    check_source(Ingest(source=str(tmp_path)), needs_val=False)
+    check_source(Ingest(source=str(tmp_path), val_fraction=0.5), needs_val=True)
+    with pytest.raises(ConfigError, match="an image folder with train, 2 classes, and has no val images"):
+        check_source(Ingest(source=str(tmp_path)), needs_val=True)

@@ -75,6 +75,16 @@ def test_ingest_rejects_bad_files_up_to_max_rejected(tmp_path: Path) -> None:
     }
 
 
+def test_ingest_counts_the_files_that_are_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    others = {f"{CAT}/{name}": b"x" for name in ("a.HEIC5", "b.txt", "deeper/c.txt", ".hidden")}
+    source = write_files(tmp_path / "set", GOOD | others | {f"{DOG}/noext": b"x"})
+    _, manifest = ingest(tmp_path / "root", source)
+    assert manifest["skipped"] == {".txt": 2, ".heic5": 1, "no suffix": 1}
+    assert "2 .txt files, " in capsys.readouterr().out
+    assert (manifest["train"], manifest["val"]) == ([5, 5], [4, 0])
+    assert "skipped" not in ingest(tmp_path / "clean", write_files(tmp_path / "clean set", GOOD))[1]
+
+
 def test_ingest_again_reads_fixed_files_and_keeps_good_rows(tmp_path: Path) -> None:
     source = write_files(tmp_path / "set", GOOD | {f"{CAT}/x.jpg": b"text"})
     with pytest.raises(ValueError, match="1 of 15 rows"):

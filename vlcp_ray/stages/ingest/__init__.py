@@ -7,11 +7,10 @@ from pydantic import Field, field_validator
 
 from vlcp_ray import sources
 from vlcp_ray.schemas import IMAGES
-from vlcp_ray.settings import Fraction, OneOf, Positive, Settings
+from vlcp_ray.settings import ConfigError, Fraction, OneOf, Positive, Settings
 from vlcp_ray.stages.stage import Load, Stage, Work
 
 if TYPE_CHECKING:
-    from vlcp_ray.config import Job
     from vlcp_ray.cost.inputs import CostInputs
     from vlcp_ray.store.artifact import Step
 
@@ -42,6 +41,12 @@ class Ingest(Settings):
         "",
         description="classes of label numbers, for sets without names: imagenet1k, or a file of lines `key<TAB>name`",
     )
+    config: str = Field(
+        "", description="the folder of one configuration, of a set that has several; empty: the set has one"
+    )
+    class_key: str = Field(
+        "", description="the column of a table, or field of a sample's json, that names the class; empty: a usual one"
+    )
     val_fraction: Fraction = Field(
         0.0, description="share of train that becomes val, in place of the set's own val; 0: use the set's own val"
     )
@@ -68,40 +73,74 @@ class Ingest(Settings):
         return (value,) if isinstance(value, str) else value
 
 
-def check_classes(manifest: Mapping[str, Any], ipc: int) -> None:
-    """Check that every class has enough training images for a distilled set.
+_NO_VAL: Final = (
+    "no val images, on which sets are evaluated; set ingest.val_fraction, which takes val from train, or stop earlier: "
+    "--to generate"
+)
+
+
+def format_skipped(skipped: Mapping[str, int]) -> str:
+    """Format the number of files that are not read by suffix: "3 .heic files, 1 .txt file (...)"."""
+    texts = [f"{count:,} {suffix} file{'s' * (count > 1)}" for suffix, count in skipped.items()]
+    cure = "; .heic is read where pillow-heif is installed" if {".heic", ".heif"} & set(skipped) else ""
+    return f"{', '.join(texts)}{cure}"
+
+
+def check_source(settings: Ingest, needs_val: bool) -> None:
+    """Check what the files and folders of the image set tell before any image is read.
+
+    Args:
+        needs_val: whether a stage of the run needs val images.
+
+    Raises:
+        ConfigError: there is one class, or no val split.
+    """
+    source = sources.open_source(settings)
+    if len(source.classes.keys) == 1:
+        raise ConfigError(
+            f"ingest.source: {settings.source} is {source.description}: {source.classes.names[0]!r}, and a classifier "
+            "needs two; give the folder that holds the class folders"
+        )
+    if needs_val and not settings.val_fraction and "val" not in source.splits:
+        raise ConfigError(f"ingest.source: {settings.source} is {source.description}, and has {_NO_VAL}")
+
+
+def check_images(manifest: Mapping[str, Any], ipc: int, needs_val: bool) -> None:
+    """Check that the classes of IMAGES can be distilled and evaluated.
 
     Args:
         manifest: of IMAGES.
         ipc: images per class of the largest set.
+        needs_val: whether a stage of the run needs val images.
 
     Raises:
-        ValueError: a class has fewer usable training images than `ipc`. The message names the class and the fix.
+        ConfigError: a class has fewer usable training images than `ipc`, or there are no val images, or none of a
+            class. The message names the class and the fix.
     """
     counts = dict(zip(manifest["class_names"], manifest["train"], strict=True))
     few = sorted((count, name) for name, count in counts.items() if count < ipc)
     if few:
-        raise ValueError(
-            f"class {few[0][1]!r} has only {few[0][0]} usable training images, fewer than ipc = {ipc}"
-            f"{f' (and {len(few) - 1} more classes)' if few[1:] else ''}: lower ipc, add images or leave the class out "
-            "of ingest.classes"
+        count, name = few[0]
+        raise ConfigError(
+            f"ipc: class {name!r} has {f'only {count}' if count else 'no'} usable training images, fewer than "
+            f"ipc = {ipc}{f' (and {len(few) - 1} more classes)' if few[1:] else ''}: lower ipc, add images or leave "
+            f"the class out of ingest.classes{_skipped(manifest)}"
         )
-
-
-def check_val(manifest: Mapping[str, Any], stage: str) -> None:
-    """Check that there are real images to evaluate on.
-
-    Args:
-        manifest: of IMAGES.
-        stage: the stage that needs them, for the error.
-
-    Raises:
-        ValueError: IMAGES has no val split.
-    """
+    if not needs_val:
+        return
     if not manifest["splits"].get("val"):
-        raise ValueError(
-            f"{stage}: the image set has no val images; set ingest.val_fraction, or stop earlier: --to generate"
+        raise ConfigError(f"ingest.val_fraction: the image set has {_NO_VAL}")
+    val = dict(zip(manifest["class_names"], manifest.get("val", manifest["train"]), strict=True))
+    if without := [name for name, count in val.items() if not count]:
+        raise ConfigError(
+            f"ingest.source: class {without[0]!r}{f' and {len(without) - 1} more' if without[1:] else ''} of train has "
+            "no usable val images; add some, leave the class out of ingest.classes, or set ingest.val_fraction, which "
+            f"takes val from train{_skipped(manifest)}"
         )
+
+
+def _skipped(manifest: Mapping[str, Any]) -> str:
+    return f" (not read were {format_skipped(manifest['skipped'])})" if manifest.get("skipped") else ""
 
 
 READ: Final = Work(
@@ -118,10 +157,6 @@ def _loads(inputs: "CostInputs", _: Sequence["Step"]) -> Iterator[Load]:
     yield Load(READ, count, count, units=count)
 
 
-def _check(job: "Job") -> None:
-    sources.open_source(job.ingest)
-
-
 STAGE: Final = Stage(
     "ingest",
     version=2,
@@ -133,5 +168,4 @@ STAGE: Final = Stage(
     works=(READ,),
     loads=_loads,
     disk=lambda inputs, steps: inputs.images.gib,
-    check=_check,
 )

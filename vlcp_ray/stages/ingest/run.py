@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -21,7 +22,7 @@ from vlcp_ray.settings import ConfigError
 from vlcp_ray.sources import open_source
 from vlcp_ray.sources.classes import Classes
 from vlcp_ray.sources.reader import Part, Source
-from vlcp_ray.stages.ingest import STAGE
+from vlcp_ray.stages.ingest import STAGE, format_skipped
 from vlcp_ray.stages.ingest.duplicates import reject_duplicates
 from vlcp_ray.stages.ingest.label import LabelRows
 from vlcp_ray.store.artifact import Artifact, Step, part_name
@@ -30,9 +31,10 @@ from vlcp_ray.store.uris import public
 _IMAGES: Final = "images"
 _PARTS: Final = "parts"
 _CLASSES: Final = "classes.json"
-#: The record of a part that was read: its number of wanted rows, and how many of them were written before.
+#: The record of a part that was read: its number of wanted rows, how many of them were written before, and the number
+#: of files that were not read by their suffix, as JSON.
 _PART_RECORD: Final = pa.schema(
-    [("path", pa.string()), ("split", pa.string()), ("rows", pa.int64()), ("done", pa.int64())]
+    [(name, pa.string()) for name in ("path", "split", "skipped")] + [(name, pa.int64()) for name in ("rows", "done")]
 )
 _MAX_REASONS: Final = 10
 _TOLERANCE: Final = 0.05  # relative difference from the expected number of images above which a warning is logged
@@ -99,12 +101,14 @@ class ReadPart:
 
         Returns the numbers of new rows and of rejected rows, and the worker's memory peaks.
         """
-        done_rows, rows, rejected = DoneRows(done, part), 0, 0
+        done_rows, rows, rejected, skipped = DoneRows(done, part), 0, 0, Counter[str]()
         reset_peaks(STAGE.name)
-        for table in self.source.read(part, done_rows):
+        for table in self.source.read(part, done_rows, skipped):
             rows += len(table)
             rejected += self.write(self.label(table))["rejected"][0].as_py()
-        record = pa.table([[part.path], [part.split], [rows + done_rows.hits], [done_rows.hits]], schema=_PART_RECORD)
+        texts = [part.path, part.split, json.dumps(skipped)]
+        counts = [rows + done_rows.hits, done_rows.hits]
+        record = pa.table([[value] for value in (*texts, *counts)], schema=_PART_RECORD)
         self.artifact.write_table(f"{_PARTS}/{part_name(map(str, asdict(part).values()))}", record)
         return rows, rejected, measure_peaks()
 
@@ -163,13 +167,13 @@ def _count_reasons(artifact: Artifact) -> tuple[int, list[str]]:
 def _complete(
     context: Context, step: Step, write: WriteRows, class_names: Sequence[str], done_before: int, start: float
 ) -> None:
-    """Complete IMAGES, with the class names and the training images of each class in its manifest.
+    """Complete IMAGES, with the class names and the images of each class in its manifest.
 
     Raises:
         ValueError: the image set has lost rows since an earlier attempt.
     """
     artifact, expect = context.artifact(step), context.job.ingest.expect
-    train = run_remote(_count_train, artifact, len(class_names))
+    train, val = run_remote(_count_classes, artifact, len(class_names))
     if expect and abs(sum(train) - expect.train) > _TOLERANCE * expect.train:
         log_line(
             step.title,
@@ -181,13 +185,21 @@ def _complete(
             f"ingest: {done_before - still_there} rows that an earlier attempt has read are no longer in the image "
             f"set; delete {artifact.path} and re-run the same command"
         )
-    facts = {"class_names": class_names, "train": train, "seconds": time.monotonic() - start}
+    skipped = sum((Counter(json.loads(text)) for text in records["skipped"].to_pylist()), Counter[str]())
+    if skipped:
+        log_line(step.title, f"not read, because they are no images by their suffix: {format_skipped(skipped)}")
+    facts = {"class_names": class_names, "train": train, "val": val, "seconds": time.monotonic() - start}
+    facts |= {"skipped": dict(skipped.most_common())} if skipped else {}
     complete_rows(context, step, write, int(pc.sum(records["rows"]).as_py()), facts)
 
 
-def _count_train(artifact: Artifact, n_classes: int) -> list[int]:
-    """Count the training images of each class."""
+def _count_classes(artifact: Artifact, n_classes: int) -> tuple[list[int], list[int]]:
+    """Count the train and the val images of each class."""
     table = artifact.table(_IMAGES, IMAGES, ["label", "split"])
-    counts = pc.value_counts(table.filter(pc.equal(table["split"], "train"))["label"])
+    return _count_labels(table, "train", n_classes), _count_labels(table, "val", n_classes)
+
+
+def _count_labels(table: pa.Table, split: str, n_classes: int) -> list[int]:
+    counts = pc.value_counts(table.filter(pc.equal(table["split"], split))["label"])
     by_label = dict(zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True))
     return [by_label.get(label, 0) for label in range(n_classes)]

@@ -11,7 +11,6 @@ from vlcp_ray.engine.streaming import RowWork, filter_rows, read, run_rows
 from vlcp_ray.engine.writing import WriteRows, complete_rows, done_ids
 from vlcp_ray.models.pretrained import latent_shape
 from vlcp_ray.scale import Pool, Scale
-from vlcp_ray.stages.ingest import check_classes
 from vlcp_ray.stages.pair import STAGE, Caption, pairs_schema
 from vlcp_ray.store.artifact import Step
 
@@ -25,7 +24,6 @@ def run(context: Context, steps: Sequence[Step]) -> None:
     (step,) = steps
     job, scale, artifact = context.job, context.scale, context.artifact(step)
     manifest = context.manifest(step.inputs["images"])
-    check_classes(manifest, max(job.ipc))
     flip = job.finetune.random_flip
     channels, height, width = latent_shape(job.base_model, job.encode.train_resolution)
     schema = pairs_schema(latent_shape(job.base_model, job.encode.resolution), (2 * channels, height, width), 1 + flip)

@@ -74,6 +74,7 @@ def _gather(context: Context, steps: Sequence[Step]) -> Report:
         source=public(context.job.ingest.source),
         class_lists=context.job.ingest.classes,
         splits=manifest["splits"],
+        skipped=manifest.get("skipped", {}),
         train_bytes=run_remote(count_bytes, context.artifact(images), "images", "train"),
         class_names=manifest["class_names"],
         dropped_words=_dropped_words(context, main_set, budget) if main_set else {},

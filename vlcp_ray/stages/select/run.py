@@ -23,7 +23,6 @@ from vlcp_ray.methods import METHODS
 from vlcp_ray.methods.method import Run
 from vlcp_ray.methods.synthetic_rows import as_synthetic
 from vlcp_ray.schemas import IMAGES, SYNTHETIC, with_column
-from vlcp_ray.stages.ingest import check_classes
 from vlcp_ray.stages.select import STAGE
 from vlcp_ray.stages.teach import WEIGHTS
 from vlcp_ray.store.artifact import Artifact, Step
@@ -33,9 +32,6 @@ _COLUMNS: Final = ("image_id", "label", "class_name", "split", "image", "source"
 
 def run(context: Context, steps: Sequence[Step]) -> None:
     """Make SYNTHETIC by the form of each method: from prototypes, from selected ids, or from all images of a class."""
-    images = next((step.inputs["images"] for step in steps if "images" in step.inputs), None)  # the same for all steps
-    if images is not None:
-        check_classes(context.manifest(images), max(context.job.ipc))
     by_class = []
     for name in dict.fromkeys(step.key["method"] for step in steps):
         method, method_steps = METHODS[name], [step for step in steps if step.key["method"] == name]

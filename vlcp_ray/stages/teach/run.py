@@ -11,7 +11,6 @@ from vlcp_ray.monitoring.memory import Peaks, measure_peaks, reset_peaks
 from vlcp_ray.monitoring.progress import log_line
 from vlcp_ray.scale import count_cores
 from vlcp_ray.sources.classes import expand, load_glossary
-from vlcp_ray.stages.ingest import check_classes, check_val
 from vlcp_ray.stages.teach import STAGE, TORCHVISION, WEIGHTS, Teach
 from vlcp_ray.store.artifact import Artifact, Step
 from vlcp_ray.store.files import read
@@ -29,8 +28,6 @@ def run(context: Context, steps: Sequence[Step]) -> None:
     start, pool, settings = time.monotonic(), context.scale.evaluate, context.job.teach
     images, manifest = context.input(step, "images"), context.manifest(step.inputs["images"])
     class_names = manifest["class_names"]
-    check_classes(manifest, max(context.job.ipc))
-    check_val(manifest, STAGE.name)
     action = f"load {settings.checkpoint}" if settings.checkpoint else f"train for {settings.epochs} epochs"
     log_line(step.title, f"{settings.network}: {action}")
     device = "cuda" if pool.num_gpus else "cpu"

@@ -1,0 +1,125 @@
+"""Tests of looking at an image set before a run."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.image_sets import picture, write_files, write_parquet, write_tar
+from vlcp_ray.inspection.inspect import ClassCounts, inspect
+from vlcp_ray.sources import open_source
+from vlcp_ray.stages.ingest import Ingest
+
+FILES = {
+    f"{split}/{name}/{i}.jpg": picture(i) for split in ("train", "val") for name in ("cat", "dog") for i in range(5)
+}
+COUNTS = [ClassCounts("cat", "cat", 5, 5), ClassCounts("dog", "dog", 5, 5)]
+
+
+@pytest.fixture(autouse=True)
+def _no_cache() -> None:
+    open_source.cache_clear()
+
+
+def write_set(root: Path, layout: str) -> Path:
+    if layout == "folder":
+        return write_files(root, FILES)
+    for split in ("train", "val"):
+        rows = [(name.split("/")[1], content) for name, content in FILES.items() if name.startswith(split)]
+        if layout == "parquet":
+            write_parquet(root / f"{split}-0.parquet", [(image, None, key) for key, image in rows], None)
+        else:
+            members = [
+                part
+                for number, (key, image) in enumerate(rows)
+                for part in ((f"{number}.jpg", image), (f"{number}.cls", key.encode()))
+            ]
+            write_tar(root / f"{split}-0.tar", members)
+    return root
+
+
+@pytest.mark.parametrize("layout", ["folder", "parquet", "webdataset"])
+def test_inspect_counts_the_images_of_every_class(tmp_path: Path, layout: str) -> None:
+    found = inspect(Ingest(source=str(write_set(tmp_path, layout))))
+    assert found.layout == layout
+    assert list(found.classes) == COUNTS
+    assert (found.problems, found.is_refused, found.unlabelled, found.unknown) == ([], False, 0, 0)
+    assert found.parts[0] == found.parts[1] > 0
+    assert {(one.kind, one.width, one.height) for one in found.examples} == {("JPEG", 16, 12)}
+    assert {one.key for one in found.examples} == {"cat", "dog"}
+    assert len(found.examples) == 8
+
+
+def test_inspect_the_embedded_digits() -> None:
+    found = inspect(Ingest(source="digits"))
+    assert (found.layout, len(found.classes)) == ("digits", 10)
+    assert sum(one.train for one in found.classes) == 1297
+    assert sum(one.val for one in found.classes) == 500
+
+
+def test_inspect_finds_images_that_ingest_rejects(tmp_path: Path) -> None:
+    rows = [(picture(1), None, "cat"), (picture(2), None, None), (picture(3), None, "dog"), (b"no image", None, "cow")]
+    write_parquet(tmp_path / "set" / "train.parquet", rows, None)
+    (tmp_path / "list.txt").write_text("cat\ndog\ncow\n")
+    found = inspect(Ingest(source=str(tmp_path / "set"), val_fraction=0.1))
+    assert found.unlabelled == 1
+    assert [one.problem for one in found.examples if one.problem and one.key == "cow"] == [
+        "undecodable: the bytes are not an image in a format that Pillow can read"
+    ]
+    assert "1 images have no label: ingest rejects them" in list(found.lines())
+
+
+def test_inspect_counts_other_files_and_refuses_a_class_without_images(tmp_path: Path) -> None:
+    root = write_files(tmp_path, FILES | {"train/cow/1.heic5": b"x", "train/cow/2.heic5": b"x", "val/cow/1.jpg": b""})
+    found = inspect(Ingest(source=str(root)))
+    assert found.skipped == {".heic5": 2}
+    assert found.is_refused
+    assert "class 'cow' has no usable training images" in found.problems[0]
+    assert found.classes[1] == ClassCounts("cow", "cow", 0, 1)
+    lines = "\n".join(found.lines())
+    assert "not read, because they are no images by their suffix: 2 .heic5 files" in lines
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["cat/1.jpg", "dog/1.jpg"], "has no val images, on which sets are evaluated"),
+        (["train/cat/1.jpg", "train/dog/1.jpg", "val/cat/1.jpg"], "class 'dog' of train has no usable val images"),
+        (["train/cat/1.jpg", "val/cat/1.jpg"], "1 class: 'cat', and a classifier needs two"),
+        (["notes.txt"], "is in none of the layouts"),
+    ],
+)
+def test_inspect_refuses_what_a_run_refuses(tmp_path: Path, names: list[str], message: str) -> None:
+    found = inspect(Ingest(source=str(write_files(tmp_path, dict.fromkeys(names, picture(1))))))
+    assert found.is_refused
+    assert message in found.problems[0]
+    assert f"problem: {found.problems[0]}" in list(found.lines())
+
+
+def test_inspect_refuses_classes_smaller_than_a_set(tmp_path: Path) -> None:
+    settings = Ingest(source=str(write_files(tmp_path, FILES)))
+    assert not inspect(settings, ipc=5).is_refused
+    assert "fewer than ipc = 6" in inspect(settings, ipc=6).problems[0]
+
+
+def test_inspect_of_a_damaged_shard_says_so(tmp_path: Path) -> None:
+    root = write_set(tmp_path, "parquet")
+    (root / "train-1.parquet").write_bytes(b"PAR1")
+    found = inspect(Ingest(source=str(root)))
+    assert not found.is_refused
+    assert found.problems[0].startswith("train-1.parquet: ")
+    assert list(found.classes) == COUNTS
+
+
+def test_inspect_without_time_says_how_much_it_counted(tmp_path: Path) -> None:
+    found = inspect(Ingest(source=str(write_files(tmp_path, FILES))), seconds=-1)
+    assert found.parts == (0, 4)
+    assert not found.is_refused
+    assert "in 0 of 4 parts" in next(line for line in found.lines() if "val images" in line)
+
+
+def test_inspection_as_json_has_no_bytes(tmp_path: Path) -> None:
+    found = json.loads(json.dumps(inspect(Ingest(source=str(write_files(tmp_path, FILES)))).as_json()))
+    assert found["classes"][0] == {"key": "cat", "name": "cat", "train": 5, "val": 5}
+    assert set(found["examples"][0]) == {"key", "source", "kind", "width", "height", "problem"}
+    assert (found["layout"], found["skipped"], found["problems"]) == ("folder", {}, [])

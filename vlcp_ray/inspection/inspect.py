@@ -1,0 +1,237 @@
+"""Recognise an image set, count its classes and look at some images, without Ray and in seconds."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import Any, Final
+
+from vlcp_ray import images
+from vlcp_ray.monitoring.printable import printable
+from vlcp_ray.settings import ConfigError
+from vlcp_ray.sources import open_source
+from vlcp_ray.sources.reader import Part, Source
+from vlcp_ray.stages.ingest import Ingest, check_images, check_source, format_skipped
+from vlcp_ray.stages.ingest.check import checker
+from vlcp_ray.store.uris import public
+
+#: Seconds after which no other part is begun.
+COUNTING: Final = 30.0
+_THREADS: Final = 16  # each waits for the disk or the network
+_SHOWN_CLASSES: Final = 20  # with examples
+_EXAMPLES: Final = 4  # of a class
+_LISTED: Final = 40  # classes on a terminal
+
+
+@dataclass(frozen=True)
+class ClassCounts:
+    """A class: its key in the set, its name in prompts, and how many images of each split it has."""
+
+    key: str
+    name: str
+    train: int
+    val: int
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image of the set: its class key, its file, its bytes, and its format and size, or why it is no image."""
+
+    key: str
+    source: str
+    content: bytes = field(repr=False)
+    kind: str = ""
+    width: int = 0
+    height: int = 0
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What an image set is.
+
+    Args:
+        source: where it is from, without secrets.
+        layout: its name, "" if none was recognised.
+        description: the layout, the splits and the number of classes.
+        classes: in the order of their labels.
+        unlabelled: images without a label, which ingest rejects.
+        unknown: images of classes that are not in the class list, which ingest rejects.
+        skipped: the number of files that are not read, by suffix.
+        parts: how many parts of the set were counted, and how many there are.
+        problems: why `run` would refuse it, or what is damaged.
+        is_refused: whether `run` would refuse it.
+        examples: images of the first classes.
+    """
+
+    source: str
+    layout: str = ""
+    description: str = ""
+    classes: Sequence[ClassCounts] = ()
+    unlabelled: int = 0
+    unknown: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+    parts: tuple[int, int] = (0, 0)
+    problems: Sequence[str] = ()
+    is_refused: bool = False
+    examples: Sequence[Example] = field(default=(), repr=False)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything but the bytes of the examples."""
+        fields = asdict(self) | {"examples": []}
+        fields["examples"] = [{k: v for k, v in asdict(one).items() if k != "content"} for one in self.examples]
+        return fields
+
+    def lines(self) -> Iterator[str]:
+        """Yield the lines for a terminal."""
+        if self.layout:
+            yield f"{self.source} is {self.description}"
+            yield from self._count_lines()
+        for problem in self.problems:
+            yield printable(f"problem: {problem}")
+
+    def _count_lines(self) -> Iterator[str]:
+        counted, parts = self.parts
+        about = "" if counted == parts else f" in {counted:,} of {parts:,} parts, which were counted in {COUNTING:g} s"
+        train, val = (sum(getattr(one, split) for one in self.classes) for split in ("train", "val"))
+        yield f"{train:,} train and {val:,} val images{about}"
+        yield ""
+        width = max([len("class"), *(len(printable(one.key)) for one in self.classes[:_LISTED])])
+        yield f"{'class':<{width}} {'train':>9} {'val':>9}  name in prompts"
+        for one in self.classes[:_LISTED]:
+            yield f"{printable(one.key):<{width}} {one.train:>9,} {one.val:>9,}  {printable(one.name)}"
+        if len(self.classes) > _LISTED:
+            yield f"... and {len(self.classes) - _LISTED:,} more"
+        yield ""
+        if sizes := [(one.width, one.height) for one in self.examples if one.kind]:
+            kinds = Counter(one.kind for one in self.examples if one.kind)
+            small, large = (choose(sizes, key=lambda size: size[0] * size[1]) for choose in (min, max))
+            shown = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+            yield f"a sample: {shown}; from {small[0]} x {small[1]} to {large[0]} x {large[1]} pixels"
+        if self.skipped:
+            yield printable(f"not read, because they are no images by their suffix: {format_skipped(self.skipped)}")
+        if self.unlabelled:
+            yield f"{self.unlabelled:,} images have no label: ingest rejects them"
+        if self.unknown:
+            yield f"{self.unknown:,} images are of classes that are not in the class list: ingest rejects them"
+
+
+def inspect(settings: Ingest, ipc: int = 1, needs_val: bool = True, seconds: float = COUNTING) -> Inspection:
+    """Look at an image set.
+
+    Args:
+        ipc: images per class of the largest set.
+        needs_val: whether it must have val images.
+        seconds: after which no other part is counted.
+    """
+    shown = public(settings.source)
+    try:
+        source = open_source(settings)
+    except ConfigError as error:
+        return Inspection(shown, problems=[str(error)], is_refused=True)
+    parts = source.parts()
+    counts, skipped, damaged, counted = _count(source, parts, time.monotonic() + seconds)
+    known = dict(zip(source.classes.keys, source.classes.names, strict=True))
+    classes = [ClassCounts(key, name, counts["train", key], counts["val", key]) for key, name in known.items()]
+    others = Counter({key: count for (_, key), count in counts.items() if key not in known})
+    unlabelled = others.pop("", 0)
+    refused = _refusal(settings, classes, skipped, ipc, needs_val, is_whole=counted == len(parts))
+    examples = list(_examples(source, parts, settings))
+    return Inspection(
+        source=shown,
+        layout=source.layout,
+        description=source.description,
+        classes=classes,
+        unlabelled=unlabelled,
+        unknown=others.total(),
+        skipped=dict(skipped.most_common()),
+        parts=(counted, len(parts)),
+        problems=[*([refused] if refused else []), *damaged],
+        is_refused=bool(refused),
+        examples=examples,
+    )
+
+
+def _count(
+    source: Source, parts: Sequence[Part], end: float
+) -> tuple[Counter[tuple[str, str]], Counter[str], list[str], int]:
+    """Count the images of all parts that can be begun before `end`, a time of `time.monotonic`.
+
+    Returns the images by split and class key, the files that are not read by suffix, what is damaged, and the number of
+    parts.
+    """
+
+    def count(part: Part) -> tuple[Counter[tuple[str, str]], Counter[str], str] | None:
+        if time.monotonic() > end:
+            return None
+        skipped = Counter[str]()
+        try:
+            return source.count(part, skipped), skipped, ""
+        except ValueError as error:
+            return Counter(), skipped, str(error)
+
+    with ThreadPoolExecutor(_THREADS) as threads:
+        done = [one for one in threads.map(count, parts) if one is not None]
+    images_by_class = sum((counts for counts, _, _ in done), Counter[tuple[str, str]]())
+    skipped = sum((skipped for _, skipped, _ in done), Counter[str]())
+    return images_by_class, skipped, [damage for *_, damage in done if damage], len(done)
+
+
+def _refusal(
+    settings: Ingest,
+    classes: Sequence[ClassCounts],
+    skipped: Counter[str],
+    ipc: int,
+    needs_val: bool,
+    is_whole: bool,
+) -> str:
+    """Return why `run` would refuse the set, or ""."""
+    manifest = {
+        "class_names": [one.name for one in classes],
+        "train": [one.train for one in classes],
+        "val": [one.val for one in classes],
+        "splits": {"val": sum(one.val for one in classes)},
+        "skipped": dict(skipped),
+    }
+    try:
+        check_source(settings, needs_val)
+        if is_whole:
+            check_images(manifest, ipc, needs_val and not settings.val_fraction)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+class _FirstRows:
+    """Of a part, the sources of all rows but the first as done: `Source.read` reads no others."""
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+
+    def __contains__(self, source: object) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+def _examples(source: Source, parts: Sequence[Part], settings: Ingest) -> Iterator[Example]:
+    """Yield some images of the first classes; they are checked in a process of their own."""
+    check = checker(settings.max_pixels, settings.max_seconds)
+    found = Counter[str]()
+    of_train = [part for part in parts if part.split != "val"]
+    for part in islice(of_train, _SHOWN_CLASSES):
+        rows = _FirstRows(_EXAMPLES if part.class_key else _EXAMPLES * _SHOWN_CLASSES)
+        for table in source.read(part, rows):
+            for row in table.to_pylist():
+                key = row["class_key"]
+                if found[key] >= _EXAMPLES or len(found) > _SHOWN_CLASSES:
+                    continue
+                found[key] += 1
+                yield _example(row, check(row["image"]) if not row["reason"] else (row["reason"], row["detail"]))
+
+
+def _example(row: dict[str, Any], problem: tuple[str, str] | None) -> Example:
+    if problem:
+        return Example(row["class_key"], row["source"], b"", problem=": ".join(problem))
+    return Example(row["class_key"], row["source"], row["image"], *images.describe(row["image"]))

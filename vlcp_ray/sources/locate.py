@@ -1,0 +1,116 @@
+"""Find the folder of an image set in the folder that a user gives, which often is one or two folders too high."""
+
+import posixpath
+import shlex
+from collections import deque
+from collections.abc import Iterator
+from typing import Final
+
+from pyarrow import fs as pafs
+
+from vlcp_ray.settings import ConfigError
+from vlcp_ray.sources.image_files import is_image
+from vlcp_ray.sources.reader import is_hidden, list_folders, list_some, split_of_folder
+
+_MAX_DEPTH: Final = 4  # ILSVRC/Data/CLS-LOC/train
+_CHECKED: Final = 8  # folders of a folder: those of a thousand classes are all alike
+_MAX_LISTED: Final = 64
+_TABLES: Final = ("tar", "parquet")
+#: The commands that unpack archives, by the end of their name.
+_ARCHIVES: Final = {
+    ".zip": "unzip -q {0} -d {1}",
+    ".7z": "7z x {0} -o{1}",
+    ".rar": "unrar x {0} {1}/",
+} | dict.fromkeys((".tgz", ".tar.gz", ".tar.bz2", ".tar.xz"), "mkdir -p {1} && tar -xf {0} -C {1}")
+
+
+def locate(filesystem: pafs.FileSystem, path: str) -> str:
+    """Return the folder of an image set: `path`, or a folder below it if each on the way holds nothing else to read.
+
+    Raises:
+        ConfigError: the folder is no image set, but folders below it are; the message names them.
+    """
+    if filesystem.get_file_info(path).is_file:
+        return path
+    for _ in range(_MAX_DEPTH):
+        folders = list_folders(filesystem, path)
+        if len(folders) != 1 or split_of_folder(folders[0][0]) or not _is_wrapper(filesystem, path, folders[0][1]):
+            break
+        path = folders[0][1]
+    if has_train(folders := list_folders(filesystem, path)):
+        return path
+    if inner := list(_inner_sets(filesystem, [folder for _, folder in folders])):
+        raise ConfigError(
+            f"ingest.source: {path} is no image set, but it holds {list_some(inner)}; "
+            f"{'give one of them' if inner[1:] else 'give that folder'}"
+        )
+    return path
+
+
+def refuse_archives(filesystem: pafs.FileSystem, path: str) -> None:
+    """Refuse an archive of a folder tree, or a folder of nothing else.
+
+    Raises:
+        ConfigError: the command that unpacks it.
+    """
+    info = filesystem.get_file_info(path)
+    if info.is_file:
+        names = [info.path]
+    else:
+        infos = filesystem.get_file_info(pafs.FileSelector(path))
+        if any(not info.is_file or info.extension in _TABLES or is_image(info.base_name) for info in infos):
+            return
+        names = sorted(info.path for info in infos if not is_hidden(info.base_name))
+    for name in names:
+        if unpack := next((command for end, command in _ARCHIVES.items() if name.lower().endswith(end)), None):
+            target = posixpath.join(posixpath.dirname(name), "unpacked")
+            command = unpack.format(shlex.quote(name), shlex.quote(target))
+            raise ConfigError(
+                f"ingest.source: {name} is an archive, which is not read as it is; unpack it: {command}, and set "
+                f"ingest.source = {target!r}"
+            )
+
+
+def has_train(folders: list[tuple[str, str]]) -> bool:
+    """Return whether one of some folders (name, path) is the split train."""
+    return any(split_of_folder(name) == "train" for name, _ in folders)
+
+
+def _is_wrapper(filesystem: pafs.FileSystem, path: str, inner: str) -> bool:
+    """Return whether a folder holds nothing but another one, which has folders. Without, that is a class."""
+    return not has_data(filesystem, path) and bool(list_folders(filesystem, inner))
+
+
+def has_data(filesystem: pafs.FileSystem, path: str) -> bool:
+    """Return whether there are images, tables or tars in a folder itself."""
+    infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    files = (info for info in infos if info.is_file and not is_hidden(info.base_name))
+    return any(info.extension in _TABLES or is_image(info.base_name) for info in files)
+
+
+def _inner_sets(filesystem: pafs.FileSystem, folders: list[str]) -> Iterator[str]:
+    """Find the folders that have a folder `train` with images, at most three folders down; the first folders only."""
+    waiting = deque((folder, 1) for folder in folders[:_CHECKED])
+    for _ in range(_MAX_LISTED):
+        if not waiting:
+            return
+        folder, depth = waiting.popleft()
+        inner = list_folders(filesystem, folder)
+        if has_train(inner):
+            train = next(path for name, path in inner if split_of_folder(name) == "train")
+            if holds_images(filesystem, train):
+                yield folder
+        elif depth < _MAX_DEPTH - 1:
+            waiting.extend((path, depth + 1) for _, path in inner[:_CHECKED])
+
+
+def holds_images(filesystem: pafs.FileSystem, path: str) -> bool:
+    """Return whether a folder, its first folder or the first in that one has data."""
+    for _ in range(3):
+        if has_data(filesystem, path):
+            return True
+        folders = list_folders(filesystem, path)
+        if not folders:
+            return False
+        path = folders[0][1]
+    return False
