@@ -364,3 +364,18 @@ def test_inspect_of_a_set_that_a_run_refuses_exits_2_and_writes_the_page(
     assert main(["inspect", str(tmp_path / "set"), "--set", "ingest.val_fraction=0.5"]) == 0
     assert main(["inspect", str(tmp_path / "set"), "--set", "ipc=[1]"]) == 2
     assert "of an image set only ingest.* can be set" in capsys.readouterr().err
+
+
+def test_plan_of_a_sample_shows_its_cost_and_that_of_the_whole_job(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", JOB, "--root", str(tmp_path), "--sample", "4"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "sample      4 train and 4 val images of each class at most" in lines
+    assert any(line.startswith("images      40 train + 40 val, 10 classes") for line in lines)
+    sample, whole = (line for line in lines if line.startswith("all "))
+    assert lines[lines.index(whole) - 1] == "without --sample:"
+    assert float(sample.split()[5]) < float(whole.split()[5])
+    with pytest.raises(SystemExit):
+        main(["plan", JOB, "--sample", "0"])
+    assert "'0' is no number above 0" in capsys.readouterr().err

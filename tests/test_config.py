@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlcp_ray.config import Job, load_job
+from vlcp_ray.config import Job, load_ingest, load_job, sample_overrides
 from vlcp_ray.settings import ConfigError, build
 
 JOBS = sorted((Path(__file__).parents[1] / "jobs").glob("*.toml"))
@@ -137,3 +137,16 @@ def test_job_dumped_in_full_is_read_again() -> None:
 def test_job_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         job().generate.strength = 0.1  # type: ignore[misc]
+
+
+def test_load_ingest_takes_settings_of_the_image_set_only() -> None:
+    assert load_ingest("x", ["ingest.max_pixels=7"]).max_pixels == 7
+    with pytest.raises(ConfigError, match=r"--set ipc: of an image set only ingest\.\* can be set"):
+        load_ingest("x", ["ipc=[1]"])
+
+
+def test_sample_overrides_limit_images_and_sets_and_name_the_run() -> None:
+    path = next(file for file in JOBS if file.stem == "digits")
+    job = load_job(path, sample_overrides(path, ["ipc=[1, 5, 50]"], 4))
+    assert (job.name, job.ipc) == ("digits-sample-4", (1, 4))
+    assert (job.ingest.max_per_class, job.ingest.max_val_per_class) == (4, 4)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from vlcp_ray import __version__
-from vlcp_ray.config import Job, load_ingest, load_job
+from vlcp_ray.config import Job, load_ingest, load_job, sample_overrides
 from vlcp_ray.cost.memory import check_memory
 from vlcp_ray.cost.requirements import requirements
 from vlcp_ray.cost.table import cost_lines, this_machine
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
     try:
-        return int(arguments.command(arguments))
+        return _call(arguments)
     except Exception as error:
         cause = _cause(error)  # Ray's error of a worker is an instance of the class of its cause, too
         if isinstance(cause, ConfigError) and not _is_from_ray(cause):
@@ -69,6 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nvlcp-ray: stopped; re-run the same command to resume", file=sys.stderr)
         return 128 + _signals[-1]
+
+
+def _call(arguments: argparse.Namespace) -> int:
+    if getattr(arguments, "sample", 0):
+        arguments.whole = arguments.set
+        arguments.set = sample_overrides(arguments.job, arguments.set, arguments.sample)
+    return int(arguments.command(arguments))
 
 
 def _print_traceback(error: Exception) -> None:
@@ -135,6 +142,11 @@ def _plan(arguments: argparse.Namespace) -> int:
     print(f"\n{todo} of {len(steps)} artifacts to make under {store.path}")
     used = scale or this_machine()[0]
     print(*requirements(job, steps, used).lines(), *cost_lines(job, graph, store, steps, manifests, scale), sep="\n")
+    if arguments.sample:
+        whole = load_job(arguments.job, arguments.whole)
+        lines = cost_lines(whole, graph, store, graph(whole), {}, scale)
+        total = next((line for line in lines if line.startswith("all ")), "unknown, without ingest.expect")
+        print(f"\nwithout --sample:\n{total}")
     stages = dict.fromkeys(step.stage for step in steps if state(step, manifests) != "done")
     check_memory(job, list(stages), used)
     return 0
@@ -322,6 +334,12 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return checks.main(arguments.root, arguments.fix)
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return int(text)
+
+
 def _in_order(steps: Sequence[Step]) -> list[Step]:
     return sorted(steps, key=lambda step: list(STAGES).index(step.stage))
 
@@ -359,6 +377,9 @@ def parser() -> argparse.ArgumentParser:
             _add_inspect_options(sub)
         elif command is not _doctor:
             sub.add_argument("job", metavar="JOB", help="a job file, e.g. jobs/digits.toml")
+            sub.add_argument(
+                "--sample", type=_positive, default=0, metavar="N", help="a run of its own with N images of each class"
+            )
         if command is not _doctor:
             sub.add_argument(
                 "--set",

@@ -91,6 +91,20 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
     return build(Job, settings, str(path))
 
 
+def sample_overrides(path: str | Path, overrides: Sequence[str], count: int) -> list[str]:
+    """Return overrides that read so many images of a class and split: a small run of the same job, beside the full one.
+
+    Sets of more images per class become sets of `count`.
+
+    Raises:
+        ConfigError: as `load_job`.
+    """
+    job = load_job(path, overrides)
+    ipc = sorted({min(one, count) for one in job.ipc})
+    limits = [f"{INGEST.name}.{name}={count}" for name in ("max_per_class", "max_val_per_class")]
+    return [*overrides, f"name={job.name}-sample-{count}", f"ipc={ipc}", *limits]
+
+
 def load_ingest(source: str, overrides: Sequence[str] = ()) -> Ingest:
     """Return the settings of an image set, with `ingest.key=value` overrides.
 

@@ -12,7 +12,7 @@ from vlcp_ray.scale import CONTEXT_GIB, Scale, count_cores, derive, pools
 from vlcp_ray.sources import LAYOUTS
 from vlcp_ray.stages import STAGES
 from vlcp_ray.stages.generate import count_images
-from vlcp_ray.stages.ingest import Expect
+from vlcp_ray.stages.ingest import Expect, Ingest, format_sample
 from vlcp_ray.stages.stage import Memory
 from vlcp_ray.store.artifact import Step
 
@@ -31,6 +31,7 @@ class Requirements:
         disk: GiB at the root, by what is written.
         memory: what the models need of a GPU (see `Stage.memory`).
         gpu_gib: the memory of that GPU, where it is known.
+        sample: which images are read, "" for all.
     """
 
     images: Expect | None
@@ -39,9 +40,12 @@ class Requirements:
     disk: Mapping[str, float]
     memory: Sequence[Memory]
     gpu_gib: float | None = None
+    sample: str = ""
 
     def lines(self) -> Iterator[str]:
         """Yield a line for each requirement."""
+        if self.sample:
+            yield f"sample      {self.sample}"
         if self.images is None:
             yield "images      known after ingest"
         else:
@@ -81,6 +85,7 @@ def requirements(job: Job, steps: Sequence[Step], scale: Scale) -> Requirements:
         disk,
         memory_needs(job, [stage.name for stage in used], on_gpus),
         on_gpus.memory_of_gpu,
+        format_sample(job.ingest),
     )
 
 
@@ -91,10 +96,20 @@ def set_steps(steps: Sequence[Step]) -> list[Step]:
 
 def expected_images(job: Job) -> Expect | None:
     """Return the size of the image set: of `ingest.expect`, or of the embedded set; None for any other set."""
-    if job.ingest.expect or not (job.ingest.source in LAYOUTS and LAYOUTS[job.ingest.source].embedded):
-        return job.ingest.expect
-    train, val = digits.TRAIN_IMAGES, digits.VAL_IMAGES
-    return Expect(classes=len(digits.CLASS_NAMES), train=train, val=val, gib=(train + val) * _DIGITS_BYTES / 2**30)
+    expect = job.ingest.expect
+    if expect is None and job.ingest.source in LAYOUTS and LAYOUTS[job.ingest.source].embedded:
+        train, val = digits.TRAIN_IMAGES, digits.VAL_IMAGES
+        gib = (train + val) * _DIGITS_BYTES / 2**30
+        expect = Expect(classes=len(digits.CLASS_NAMES), train=train, val=val, gib=gib)
+    return expect and _sampled(expect, job.ingest)
+
+
+def _sampled(images: Expect, settings: Ingest) -> Expect:
+    """Return the size of what is read of an image set: all of it, or some images of each class."""
+    train = min(images.train, images.classes * (settings.max_per_class or images.train))
+    val = min(images.val, images.classes * (settings.max_val_per_class or images.val))
+    share = (train + val) / (images.train + images.val)
+    return Expect(classes=images.classes, train=train, val=val, gib=images.gib * share)
 
 
 def format_gib(gib: float) -> str:

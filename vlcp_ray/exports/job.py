@@ -211,6 +211,7 @@ def _facts(job: Job, store: Store, step: Step, choice: Choice) -> dict[str, Any]
         "fingerprint": f"{step.stage}-{step.fingerprint}",
         "settings": {name: public(value) for name, value in job.model_dump(mode="json").items()},
         "source": public(job.ingest.source),
+        "sample": ingest.format_sample(job.ingest),
         "class_names": images["class_names"],
         "train_rows": images["splits"].get("train", 0),
         "val_rows": images["splits"].get("val", 0),

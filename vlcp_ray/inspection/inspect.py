@@ -166,11 +166,13 @@ def _count(
     def count(part: Part) -> tuple[Counter[tuple[str, str]], Counter[str], str] | None:
         if time.monotonic() > end:
             return None
-        skipped = Counter[str]()
+        counts, skipped, damage = Counter[tuple[str, str]](), Counter[str](), ""
         try:
-            return source.count(part, skipped), skipped, ""
+            for image in source.images(part, skipped):
+                counts[image.split, image.class_key] += 1
         except ValueError as error:
-            return Counter(), skipped, str(error)
+            damage = str(error)
+        return counts, skipped, damage
 
     with ThreadPoolExecutor(_THREADS) as threads:
         done = [one for one in threads.map(count, parts) if one is not None]

@@ -33,7 +33,7 @@ LAYOUTS: Final[dict[str, Layout]] = {
 }
 
 #: Settings that `hashed_settings` leaves out at their defaults.
-_NEWER: Final = ("max_seconds", "follow_links", "config", "class_key")
+_NEWER: Final = ("max_seconds", "follow_links", "config", "class_key", "max_per_class", "max_val_per_class")
 
 
 @lru_cache(maxsize=8)

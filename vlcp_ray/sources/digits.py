@@ -1,6 +1,5 @@
 """The layout `digits`: scikit-learn's handwritten digits, embedded in the package."""
 
-from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from typing import Final
 
@@ -9,7 +8,7 @@ import pyarrow as pa
 from vlcp_ray.demo import digits
 from vlcp_ray.sources.classes import Classes
 from vlcp_ray.sources.layout import Layout
-from vlcp_ray.sources.reader import Part, Row, tables
+from vlcp_ray.sources.reader import Listing, Part, Row, tables
 
 
 class Digits:
@@ -23,8 +22,9 @@ class Digits:
     def parts(self) -> Sequence[Part]:
         return [Part(digits.SOURCE, split) for split in ("train", "val")]
 
-    def count(self, part: Part, skipped: Counter[str]) -> Counter[tuple[str, str]]:
-        return Counter((row["split"], row["class_name"]) for row in digits.rows(part.split))
+    def images(self, part: Part, skipped: object = None, ids: bool = False) -> Iterator[Listing]:
+        for row in digits.rows(part.split):
+            yield Listing(row["split"], row["class_name"], f"{row['source']} {row['image_id']}", row["image_id"])
 
     def read(self, part: Part, done: Container[str], skipped: object = None) -> Iterator[pa.Table]:
         yield from tables(

@@ -12,11 +12,11 @@ from pyarrow import fs as pafs
 
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.sources.classes import Classes, Glossary, expand, load_glossary, resolve
-from vlcp_ray.sources.image_files import ImageFile, list_images, read_files
+from vlcp_ray.sources.image_files import ImageFile, list_images, listing, read_files
 from vlcp_ray.sources.layout import Layout
 from vlcp_ray.sources.local_files import OUTSIDE, Listed, leaves, limit_of
 from vlcp_ray.sources.locate import has_data, has_train, holds_images
-from vlcp_ray.sources.reader import Part, image_id, list_folders, list_some, split_of, split_of_folder
+from vlcp_ray.sources.reader import Listing, Part, image_id, list_folders, list_some, split_of, split_of_folder
 from vlcp_ray.sources.val_lists import ValList, find_val_list
 
 if TYPE_CHECKING:
@@ -89,8 +89,8 @@ class ImageFolder:
             return parts
         return [*parts, *(Part(folder, split) for folder, split in sorted(self.outside.items()))]
 
-    def count(self, part: Part, skipped: Counter[str]) -> Counter[tuple[str, str]]:
-        return Counter((file.split, file.class_key) for file in self._list(part, (), skipped))
+    def images(self, part: Part, skipped: Counter[str] | None = None, ids: bool = False) -> Iterator[Listing]:
+        yield from map(listing, self._list(part, (), skipped))
 
     def read(self, part: Part, done: Container[str], skipped: Counter[str] | None = None) -> Iterator[pa.Table]:
         yield from read_files(self.filesystem, self._list(part, done, skipped), self.max_bytes)

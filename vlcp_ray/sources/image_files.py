@@ -16,7 +16,7 @@ from pyarrow import fs as pafs
 from vlcp_ray.images import HAS_HEIF
 from vlcp_ray.sources import local_files
 from vlcp_ray.sources.local_files import OUTSIDE, Listed, leaves
-from vlcp_ray.sources.reader import Row, is_hidden, tables
+from vlcp_ray.sources.reader import Listing, Row, is_hidden, tables
 from vlcp_ray.store.files import read
 from vlcp_ray.store.io import is_transient
 
@@ -45,6 +45,11 @@ class ImageFile(NamedTuple):
     class_key: str
     split: str
     problem: str = ""
+
+
+def listing(file: ImageFile) -> Listing:
+    """Return a file as a layout lists it."""
+    return Listing(file.split, file.class_key, file.source, file.image_id)
 
 
 def read_files(filesystem: pafs.FileSystem, files: Iterable[ImageFile], max_bytes: int) -> Iterator[pa.Table]:

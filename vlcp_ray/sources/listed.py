@@ -3,7 +3,6 @@
 import csv
 import json
 import posixpath
-from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -17,7 +16,7 @@ from vlcp_ray.sources.folder import NO_CLASSES
 from vlcp_ray.sources.image_files import ImageFile, read_files
 from vlcp_ray.sources.layout import Layout
 from vlcp_ray.sources.local_files import limit_of, problem_of
-from vlcp_ray.sources.reader import MAX_LABEL, Part, image_id, list_folders, list_some, split_of_folder
+from vlcp_ray.sources.reader import MAX_LABEL, Listing, Part, image_id, list_folders, list_some, split_of_folder
 from vlcp_ray.sources.shards import ShardError, open_shard
 
 if TYPE_CHECKING:
@@ -98,8 +97,9 @@ class ListedImages:
         size = max(_ROWS, -(-count // _PARTS))
         return [Part("", "", start=start, end=min(start + size, count)) for start in range(0, count, size)]
 
-    def count(self, part: Part, skipped: Counter[str]) -> Counter[tuple[str, str]]:
-        return Counter((row["split"], row["key"]) for row in self._rows(part))
+    def images(self, part: Part, skipped: object = None, ids: bool = False) -> Iterator[Listing]:
+        for row in self._rows(part):
+            yield Listing(row["split"], row["key"], row["path"], image_id(row["split"], row["key"], row["path"]))
 
     def read(self, part: Part, done: Container[str], skipped: object = None) -> Iterator[pa.Table]:
         yield from read_files(self.filesystem, self._files(part, done), self.max_bytes)

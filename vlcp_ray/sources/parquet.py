@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from vlcp_ray.sources.local_files import limit_of
 from vlcp_ray.sources.parquet_pages import Demand, measure
 from vlcp_ray.sources.reader import (
     MAX_LABEL,
+    Listing,
     Part,
     Row,
     check_class_count,
@@ -178,16 +178,24 @@ class Parquet:
                 yield Part(path, split, start=first, end=group + 1)
                 first, rows = group + 1, 0
 
-    def count(self, part: Part, skipped: Counter[str]) -> Counter[tuple[str, str]]:
-        counts = Counter[tuple[str, str]]()
+    def images(self, part: Part, skipped: object = None, ids: bool = False) -> Iterator[Listing]:
         try:
-            opened = self._open(part.path)
-            for group in range(part.start, part.end or opened.file.metadata.num_row_groups):
-                keys = (key or "" for key in self._read_keys(opened, group))
-                counts.update((part.split, key) for key in keys if key in self.wanted or key not in self.keys)
+            yield from self._list(part, ids)
         except ShardError as error:
             raise ValueError(f"{part.path}: {error}") from error
-        return counts
+
+    def _list(self, part: Part, ids: bool) -> Iterator[Listing]:
+        opened = self._open(part.path)
+        metadata = opened.file.metadata
+        first = sum(metadata.row_group(group).num_rows for group in range(part.start))
+        for group in range(part.start, part.end or metadata.num_row_groups):
+            keys: Sequence[str | None] = self._read_keys(opened, group)
+            rows = self._rows_to_read(part, first, keys, ())
+            images = self._read_images(opened, group, rows) if ids else ((None, None) for _ in rows)
+            for row, image in zip(rows, images, strict=True):
+                made = _row(part, first + row, keys[row], image, self.max_bytes)
+                yield Listing(part.split, keys[row] or "", made.source, made.image_id if ids else "")
+            first += metadata.row_group(group).num_rows
 
     def read(self, part: Part, done: Container[str], skipped: object = None) -> Iterator[pa.Table]:
         """See `Source.read`. Reads images only from row groups that have a wanted row not yet done.

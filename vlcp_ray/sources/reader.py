@@ -47,6 +47,15 @@ class Row(NamedTuple):
     detail: str = ""
 
 
+class Listing(NamedTuple):
+    """An image of a set that was not read: its split, its class key or "", its `source`, and its id if asked for."""
+
+    split: str
+    class_key: str
+    source: str
+    image_id: str = ""
+
+
 @dataclass(frozen=True)
 class Part:
     """A part of an image set that one worker reads.
@@ -87,14 +96,15 @@ class Source(Protocol):
     def parts(self) -> Sequence[Part]:
         """List all parts with wanted rows; a set of ImageNet's size has some thousands."""
 
-    def count(self, part: Part, skipped: Counter[str]) -> Counter[tuple[str, str]]:
-        """Count the images of a part by split and class key, without reading one; "" is the key of those without label.
+    def images(self, part: Part, skipped: Counter[str] | None = None, ids: bool = False) -> Iterator[Listing]:
+        """List the images of a part without reading them: the rows that `read` would yield.
 
         Args:
             skipped: as of `read`.
+            ids: whether their ids are needed. In tables without file names they are those of the images' bytes.
 
         Raises:
-            ValueError: the part as a whole cannot be read.
+            ValueError: the part, or the rest of it, cannot be read.
         """
 
     def read(self, part: Part, done: Container[str], skipped: Counter[str] | None = None) -> Iterator[pa.Table]:

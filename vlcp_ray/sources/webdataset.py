@@ -18,6 +18,7 @@ from vlcp_ray.sources.layout import Layout
 from vlcp_ray.sources.local_files import limit_of
 from vlcp_ray.sources.reader import (
     MAX_LABEL,
+    Listing,
     Part,
     Row,
     check_class_count,
@@ -86,13 +87,19 @@ class WebDataset:
     def parts(self) -> Sequence[Part]:
         return [Part(path, split) for path, split in sorted(self.files.items())]
 
-    def count(self, part: Part, skipped: Counter[str]) -> Counter[tuple[str, str]]:
+    def images(self, part: Part, skipped: object = None, ids: bool = False) -> Iterator[Listing]:
         try:
             tar = self._open(part.path)
         except ShardError as error:
             raise ValueError(f"{part.path}: {error}") from error
-        keys = (self._read_label(tar, sample)[0] for sample in _samples(tar))
-        return Counter((part.split, key) for key in keys if key in self.classes.keys or not self._is_class(key))
+        wanted = frozenset(self.classes.keys)
+        for sample in _samples(tar):
+            key, _ = self._read_label(tar, sample)
+            if key in wanted or not self._is_class(key):
+                row_id = image_id(part.split, key, sample.key)
+                yield Listing(part.split, key, f"{part.path}:{sample.name}", row_id)
+        if error_at_end := tar.error_at_end():
+            raise ValueError(f"{part.path}: {error_at_end}")
 
     def read(self, part: Part, done: Container[str], skipped: object = None) -> Iterator[pa.Table]:
         yield from tables(self._rows(part, done))

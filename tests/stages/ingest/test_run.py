@@ -85,6 +85,21 @@ def test_ingest_counts_the_files_that_are_not_read(tmp_path: Path, capsys: pytes
     assert "skipped" not in ingest(tmp_path / "clean", write_files(tmp_path / "clean set", GOOD))[1]
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ingest_of_a_sample_reads_the_first_of_each_class(tmp_path: Path, workers: int) -> None:
+    names = [f"{folder}/{i:02d}.jpg" for folder in (CAT, DOG, "val/cat", "val/dog") for i in range(9)]
+    source = write_files(tmp_path / "set", {name: picture(number) for number, name in enumerate(names)})
+    limits = {"max_per_class": 4, "max_val_per_class": 2}
+    artifact, manifest = ingest(tmp_path / "root", source, workers, **limits)
+    assert (manifest["train"], manifest["val"], manifest["rows_in"]) == ([4, 4], [2, 2], 12)
+    more, _ = ingest(tmp_path / "root", source, workers, max_per_class=6, max_val_per_class=2)
+    assert set(images(artifact)["image_id"].to_pylist()) < set(images(more)["image_id"].to_pylist())
+    before = images(artifact)
+    Path(artifact.path, "manifest.json").unlink()
+    again, _ = ingest(tmp_path / "root", source, workers, **limits)
+    assert images(again).equals(before)
+
+
 def test_ingest_again_reads_fixed_files_and_keeps_good_rows(tmp_path: Path) -> None:
     source = write_files(tmp_path / "set", GOOD | {f"{CAT}/x.jpg": b"text"})
     with pytest.raises(ValueError, match="1 of 15 rows"):

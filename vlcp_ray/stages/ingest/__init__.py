@@ -47,6 +47,12 @@ class Ingest(Settings):
     class_key: str = Field(
         "", description="the column of a table, or field of a sample's json, that names the class; empty: a usual one"
     )
+    max_per_class: Annotated[int, Field(ge=0)] = Field(
+        0, description="largest number of training images of a class, the first by a hash of their ids; 0: all"
+    )
+    max_val_per_class: Annotated[int, Field(ge=0)] = Field(
+        0, description="largest number of val images of a class, chosen in the same way; 0: all"
+    )
     val_fraction: Fraction = Field(
         0.0, description="share of train that becomes val, in place of the set's own val; 0: use the set's own val"
     )
@@ -77,6 +83,13 @@ _NO_VAL: Final = (
     "no val images, on which sets are evaluated; set ingest.val_fraction, which takes val from train, or stop earlier: "
     "--to generate"
 )
+
+
+def format_sample(settings: Ingest) -> str:
+    """Format the largest numbers of images of a class: "20 train and 10 val images of each class at most", or ""."""
+    limits = {"train": settings.max_per_class, "val": settings.max_val_per_class}
+    given = " and ".join(f"{count:,} {split}" for split, count in limits.items() if count)
+    return f"{given} images of each class at most" if given else ""
 
 
 def format_skipped(skipped: Mapping[str, int]) -> str:

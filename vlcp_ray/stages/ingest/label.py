@@ -59,5 +59,9 @@ class LabelRows:
         return checker(self.settings.max_pixels, self.settings.max_seconds)(content)
 
     def _splits(self, image_ids: Sequence[str]) -> pa.Array:
-        limit = self.settings.val_fraction * 2**63
-        return pa.array(["val" if seed_for(0, "split", image_id) < limit else "train" for image_id in image_ids])
+        return pa.array([split_of_id(image_id, self.settings.val_fraction) for image_id in image_ids])
+
+
+def split_of_id(image_id: str, val_fraction: float) -> str:
+    """Return the split of an image of train, a share of which becomes val."""
+    return "val" if seed_for(0, "split", image_id) < val_fraction * 2**63 else "train"

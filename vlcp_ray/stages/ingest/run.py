@@ -22,9 +22,10 @@ from vlcp_ray.settings import ConfigError
 from vlcp_ray.sources import open_source
 from vlcp_ray.sources.classes import Classes
 from vlcp_ray.sources.reader import Part, Source
-from vlcp_ray.stages.ingest import STAGE, format_skipped
+from vlcp_ray.stages.ingest import STAGE, format_sample, format_skipped
 from vlcp_ray.stages.ingest.duplicates import reject_duplicates
 from vlcp_ray.stages.ingest.label import LabelRows
+from vlcp_ray.stages.ingest.sample import OthersDone, Sample, is_sample, sample_part
 from vlcp_ray.store.artifact import Artifact, Step, part_name
 from vlcp_ray.store.uris import public
 
@@ -51,11 +52,13 @@ def run(context: Context, steps: Sequence[Step]) -> None:
         raise ConfigError(
             "ingest.source: the image set has no train split; put `train` into the names of its folders or files"
         )
+    chosen = _choose(context, step, source, parts) if is_sample(settings) else dict.fromkeys(range(len(parts)))
     _delete_stale(artifact, source.classes)
     label = LabelRows(settings, source.classes.keys, source.classes.names)
     write = WriteRows({"": artifact}, STAGE.name, _IMAGES, IMAGES, "source")
     done_before = count_rows(write, artifact)["ids"]
-    _read_parts(context, step, parts, ReadPart(source, label, write, artifact), done_before)
+    read = ReadPart(source, label, write, artifact)
+    _read_parts(context, step, [(parts[number], sources) for number, sources in chosen.items()], read, done_before)
     run_remote(reject_duplicates, artifact)
     _check_rejected(step, artifact, settings.max_rejected)
     _complete(context, step, write, source.classes.names, done_before, start)
@@ -74,11 +77,30 @@ def _delete_stale(artifact: Artifact, classes: Classes) -> None:
     artifact.write_bytes(_CLASSES, current)
 
 
-def _read_parts(context: Context, step: Step, parts: Sequence[Part], read: "ReadPart", done_before: int) -> None:
-    """Read all parts on the workers, as many at a time as the pool has."""
+def _choose(context: Context, step: Step, source: Source, parts: Sequence[Part]) -> dict[int, frozenset[str] | None]:
+    """List all parts on the workers, and return the sources of the chosen images of each part that has some."""
+    settings, pool, sample = context.job.ingest, context.scale.ingest, Sample()
+    list_part, reference = task(sample_part, pool), ray.put(source)
+    submit = (partial(list_part.remote, reference, settings, number, part) for number, part in enumerate(parts))
+    for found in in_flight(submit, pool.num_workers):
+        sample.add(found, settings)
+    log_line(step.title, f"a sample: {format_sample(settings)}")
+    if sample.damaged:
+        log_line(step.title, f"{len(sample.damaged)} parts are damaged, e.g. {min(sample.damaged)}")
+    return dict(sample.sources())
+
+
+def _read_parts(
+    context: Context,
+    step: Step,
+    parts: Sequence[tuple[Part, frozenset[str] | None]],
+    read: "ReadPart",
+    done_before: int,
+) -> None:
+    """Read all parts, or the chosen sources of each, on the workers, as many at a time as the pool has."""
     pool, reference, done = context.scale.ingest, ray.put(read), done_ids(read.write, read.artifact)
     read_part = task(ReadPart.__call__, pool)
-    submit = (partial(read_part.remote, reference, part, done) for part in parts)
+    submit = (partial(read_part.remote, reference, part, done, chosen) for part, chosen in parts)
     with context.progress([step], None, "rows", done_before) as progress:
         for rows, rejected, peaks in in_flight(submit, pool.num_workers):
             progress.add(rows, rejected=rejected, peaks=peaks)
@@ -93,17 +115,19 @@ class ReadPart:
     write: WriteRows
     artifact: Artifact
 
-    def __call__(self, part: Part, done: pa.Array) -> tuple[int, int, Peaks]:
+    def __call__(self, part: Part, done: pa.Array, chosen: frozenset[str] | None = None) -> tuple[int, int, Peaks]:
         """Read a part.
 
         Args:
             done: the sources of the rows of all parts that are written already.
+            chosen: the sources that are read; None: all.
 
         Returns the numbers of new rows and of rejected rows, and the worker's memory peaks.
         """
         done_rows, rows, rejected, skipped = DoneRows(done, part), 0, 0, Counter[str]()
         reset_peaks(STAGE.name)
-        for table in self.source.read(part, done_rows, skipped):
+        left_out = done_rows if chosen is None else OthersDone(chosen, done_rows)
+        for table in self.source.read(part, left_out, skipped):
             rows += len(table)
             rejected += self.write(self.label(table))["rejected"][0].as_py()
         texts = [part.path, part.split, json.dumps(skipped)]
@@ -174,7 +198,7 @@ def _complete(
     """
     artifact, expect = context.artifact(step), context.job.ingest.expect
     train, val = run_remote(_count_classes, artifact, len(class_names))
-    if expect and abs(sum(train) - expect.train) > _TOLERANCE * expect.train:
+    if expect and not is_sample(context.job.ingest) and abs(sum(train) - expect.train) > _TOLERANCE * expect.train:
         log_line(
             step.title,
             f"the job expects about {expect.train:,} training images, the set has {sum(train):,}: check ingest.source",

@@ -134,6 +134,7 @@ class Report:
         epoch_metrics: by seed, a record for each epoch of fine-tuning: step, epoch, images, loss and other metrics.
         samples: images generated during fine-tuning.
         source: where the images are from, `ingest.source`.
+        sample: which images of the set were read, "" for all.
         class_lists: the selected classes or class lists, `ingest.classes`.
         splits: number of images by split, without the rejected ones.
         skipped: number of files of the image set that were not read, by suffix.
@@ -157,6 +158,7 @@ class Report:
     epoch_metrics: Mapping[int, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     samples: Sequence[Sample] = ()
     source: str = ""
+    sample: str = ""
     class_lists: Sequence[str] = ()
     splits: Mapping[str, int] = field(default_factory=dict)
     skipped: Mapping[str, int] = field(default_factory=dict)

@@ -72,6 +72,7 @@ def _gather(context: Context, steps: Sequence[Step]) -> Report:
         epoch_metrics={step.key["seed"]: list(_epoch_metrics(context, step)) for step in finetunes},
         samples=[sample for step in finetunes for sample in _samples(context, step)],
         source=public(context.job.ingest.source),
+        sample=ingest.format_sample(context.job.ingest),
         class_lists=context.job.ingest.classes,
         splits=manifest["splits"],
         skipped=manifest.get("skipped", {}),
