@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 
 from tests.odd_images import TRANSPARENT, odd_images
-from vlcp_ray.images import ImageError, center_crop, check, decode, decode_rows, encode_png, square
+from vlcp_ray.images import ImageError, center_crop, check, decode, decode_rows, describe, encode_png, square
 
 
 def data(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -213,3 +213,48 @@ def test_decode_of_a_png_with_a_damaged_stream_is_refused_also_the_second_time()
     content[at : at + 64] = bytes(64)
     for function in (decode, lambda content: check(content, 10**6)):
         assert outcome(lambda function=function: function(bytes(content))) == "undecodable"
+
+
+def swapped_profile() -> bytes:
+    """Return a profile whose red is that of sRGB's green, and its green sRGB's red."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    count = int.from_bytes(profile[128:132])
+    entries = {bytes(profile[i : i + 4]): i for i in range(132, 132 + 12 * count, 12)}
+    red, green = entries[b"rXYZ"], entries[b"gXYZ"]
+    profile[red : red + 4], profile[green : green + 4] = b"gXYZ", b"rXYZ"
+    at = int.from_bytes(profile[entries[b"desc"] + 4 :][:4])
+    return bytes(profile).replace("sRGB".encode("utf-16-be"), "swap".encode("utf-16-be")) if at else bytes(profile)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_decode_converts_colours_by_the_profile(kind: str, mode: str) -> None:
+    image = Image.new("RGB", (8, 8), (200, 20, 40)).convert(mode)
+    options = {"lossless": True} if kind == "WEBP" else {}
+    content = data(image, kind, icc_profile=swapped_profile(), **options)
+    plain = np.asarray(decode(data(image, kind, **options))).astype(int)
+    pixels = np.asarray(decode(content)).astype(int)
+    assert np.abs(pixels[0, 0] - plain[0, 0][[1, 0, 2]]).max() <= 3
+    check(content, 100)
+
+
+def test_decode_of_srgb_and_damaged_profiles_changes_nothing() -> None:
+    image = noise(20)
+    plain = np.asarray(image)
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for profile in (srgb, b"no profile", swapped_profile()[:200], b""):
+        content = data(image, "PNG", icc_profile=profile)
+        np.testing.assert_array_equal(np.asarray(decode(content)), plain)
+        check(content, 1000)
+
+
+def test_decode_of_a_grey_profile_and_of_16_bits_keeps_what_is_meant() -> None:
+    grey = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
+    content = data(grey, "PNG", icc_profile=swapped_profile())  # a profile of three colours for one
+    np.testing.assert_array_equal(np.asarray(decode(content))[..., 0], np.asarray(grey))
+
+
+def test_describe_reads_format_and_size() -> None:
+    assert describe(data(red("RGB", (30, 20)), "WEBP")) == ("WEBP", 30, 20)
+    with pytest.raises(ImageError):
+        describe(b"no image")

@@ -9,13 +9,14 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -41,6 +42,8 @@ if HAS_HEIF:
 _DEEP_MODES: Final = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 #: Modes whose conversion to RGB cannot fail.
 _PLAIN_MODES: Final = frozenset({"RGB", "L", "CMYK", "YCbCr"})
+#: Modes whose colours a profile describes, and the modes that they become.
+_PROFILE_MODES: Final = {"RGB": "RGB", "RGBA": "RGBA", "L": "RGB", "CMYK": "RGB"}
 #: Levels of the greys of PNGs that Pillow scales to 256.
 _GREY_LEVELS: Final = {"L;2": 4, "L;4": 16}
 _PIECES: Final = (273, 324)  # tags of TIFF: where its strips or tiles are, each a picture of its own
@@ -59,7 +62,7 @@ def decode(data: bytes) -> Image.Image:
     """Decode an image file to 8-bit RGB.
 
     The image is turned by its EXIF tag; of an animation the first frame is taken; alpha is put over white; 16 bits are
-    scaled to 8; CMYK and palettes are converted as Pillow does, without a colour profile.
+    scaled to 8; colours with a profile are converted to sRGB, others as Pillow does. A damaged profile is ignored.
 
     Raises:
         ImageError: the bytes are no image, or are truncated.
@@ -88,7 +91,7 @@ def check(data: bytes, max_pixels: int) -> None:
         _check_scans(image, data, max_pixels)
         image.draft(None, (1, 1))
         image.load()
-        if image.mode not in _PLAIN_MODES or "transparency" in image.info:
+        if image.mode not in _PLAIN_MODES or "transparency" in image.info or "icc_profile" in image.info:
             _to_rgb(image)
 
 
@@ -191,12 +194,43 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Convert a loaded image of any mode to RGB, with transparent pixels over white."""
-    image = _to_eight_bits(image)
+    image = _to_srgb(_to_eight_bits(image))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, layer).convert("RGB")
     return image.convert("RGB")
+
+
+def _to_srgb(image: Image.Image) -> Image.Image:
+    """Convert the colours of an image of 8 bits by its profile."""
+    profile = image.info.get("icc_profile")
+    if not isinstance(profile, bytes):
+        return image
+    if image.mode == "P":
+        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+    transform = _transform(profile, image.mode) if image.mode in _PROFILE_MODES else None
+    if transform is None:
+        return image
+    try:
+        converted = ImageCms.applyTransform(image, transform)
+    except (ValueError, ImageCms.PyCMSError):
+        return image
+    return converted or image
+
+
+@lru_cache(maxsize=32)
+def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """Return the transform of a profile to sRGB; None for sRGB itself, a damaged profile, or one of other colours."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if ImageCms.getProfileDescription(source).strip().startswith("sRGB"):
+            return None
+        target = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+        # Without a cache of its last pixel one transform can be used by several threads.
+        return ImageCms.buildTransform(source, target, mode, _PROFILE_MODES[mode], flags=ImageCms.Flags.NOCACHE)
+    except (OSError, ValueError, ImageCms.PyCMSError):
+        return None
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.image_sets import SHARED
 from tests.s3 import Proxy
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.sources.classes import Glossary, expand, load_glossary, resolve
+from vlcp_ray.sources.classes import Glossary, expand, load_glossary, only_numbers, resolve
 from vlcp_ray.store.files import write
 from vlcp_ray.store.io import AccessError, open_uri
 
@@ -32,7 +32,9 @@ def test_packaged_lists_equal_the_published_lists() -> None:
     assert expand(["imagenet100"], KNOWN) == (lists / "imagenet100.txt").read_text().split()
     assert expand(["imageidc"], KNOWN) == expand(["imagenet100"], KNOWN)[:10]
     lines = (lists / "imagenet1k.tsv").read_text(encoding="utf-8").splitlines()
-    assert {key: KNOWN.names[key] for key in KNOWN.names} == dict(line.split("\t") for line in lines)
+    assert {key: KNOWN.names[key] for key in KNOWN.names} == dict(line.split("\t") for line in lines) | {
+        "n03126707": "construction crane"  # crane2 in the list, to tell it from the bird
+    }
     tiny = dict(line.split("\t") for line in (lists / "tinyimagenet.tsv").read_text(encoding="utf-8").splitlines())
     different = {key for key, name in tiny.items() if KNOWN.names[key] != name}
     assert different == {"n03126707"}  # `crane2`: `crane` is the bird
@@ -112,3 +114,39 @@ def test_resolve_names_without_the_numbers_that_begin_all_keys() -> None:
     keys = ["001.Black_footed_Albatross", "2-dog", "03_fire_truck"]
     assert resolve(keys, (), load_glossary("")).names == ("Black footed Albatross", "fire truck", "dog")
     assert resolve([*keys, "4x4"], (), load_glossary("")).names[0] == "001.Black_footed_Albatross"
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("tench", "n01440764"),
+        ("Tinca Tinca", "n01440764"),
+        ("tench, Tinca tinca", "n01440764"),
+        ("crane", "n02012849"),
+        ("crane2", "n03126707"),
+        ("construction crane", "n03126707"),
+        ("missile", "n03773504"),  # the whole name of one class, and one of the names of another
+        ("my own class", "my own class"),
+    ],
+)
+def test_glossary_finds_a_class_by_each_of_its_names(name: str, key: str) -> None:
+    assert load_glossary("").find(name) == key
+
+
+def test_glossary_refuses_a_name_of_several_classes() -> None:
+    with pytest.raises(ConfigError, match=r"'panda' is a name of several classes; give n\d+ \(.*\) or n\d+ \("):
+        load_glossary("").find("panda")
+
+
+def test_resolve_takes_wanted_classes_by_synonyms_and_folders_by_their_whole_name() -> None:
+    known = load_glossary("")
+    assert resolve(["n01440764", "n02012849"], ["tench"], known).keys == ("n01440764",)
+    assert resolve(["n01440764", "tench"], ["tench"], known).keys == ("tench",)
+    assert known.canonical("tench") == "tench"  # a folder of a set that may be another
+    assert known.canonical("crane2") == "n03126707"
+    assert resolve(["n03126707"], (), known).names == ("construction crane",)
+
+
+def test_only_numbers_warns_of_names_that_prompts_cannot_use() -> None:
+    assert only_numbers(["cat", "4x4"]) == ""
+    assert only_numbers(["7", "cat", "10"]).startswith('2 class names are numbers, so that prompts would say "the 7 in')

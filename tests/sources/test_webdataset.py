@@ -184,3 +184,11 @@ def test_webdataset_of_archives_gives_the_command_that_unpacks_them(tmp_path: Pa
     subprocess.run(["sh", "-c", command], check=True)
     assert open_set(root, layout="folder").classes.keys == ("n01440764", "n02102040")
     assert read_all(open_set(root, layout="folder"))["image"].to_pylist() == [picture(1)] * 2
+
+
+@pytest.mark.parametrize("label", ["tench", "n01440764"])
+def test_webdataset_classes_by_synonym_are_those_of_the_labels(tmp_path: Path, label: str) -> None:
+    write_tar(tmp_path / "0.tar", [("1.jpg", picture(1)), ("1.cls", label.encode()), ("2.jpg", picture(2))])
+    source = open_set(tmp_path, classes=["tench"])
+    assert source.classes.keys == (label,)
+    assert by_source(read_all(source), "class_key")["0.tar:1"] == label

@@ -12,6 +12,7 @@ from vlcp_ray import images
 from vlcp_ray.monitoring.printable import printable
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.sources import open_source
+from vlcp_ray.sources.classes import only_numbers
 from vlcp_ray.sources.reader import Part, Source
 from vlcp_ray.stages.ingest import Ingest, check_images, check_source, format_skipped
 from vlcp_ray.stages.ingest.check import checker
@@ -112,6 +113,8 @@ class Inspection:
             yield f"a sample: {shown}; from {small[0]} x {small[1]} to {large[0]} x {large[1]} pixels"
         if self.skipped:
             yield printable(f"not read, because they are no images by their suffix: {format_skipped(self.skipped)}")
+        if warning := only_numbers([one.name for one in self.classes]):
+            yield warning
         if self.unlabelled:
             yield f"{self.unlabelled:,} images have no label: ingest rejects them"
         if self.unknown:

@@ -6,7 +6,7 @@ A class is identified by its key, never by a position: its wnid where WordNet ha
 import difflib
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -19,6 +19,8 @@ from vlcp_ray.store.io import AccessError, open_uri, retry
 #: Subsets of ImageNet-1K that are packaged, with their classes in the order of the literature.
 LISTS: Final = ("imagenette", "imagewoof", "imageidc", "imagenet100", "imagenet1k")
 _WNID_LENGTH: Final = 9
+#: Names that lists of ImageNet's classes have for those that share a name: the crane that is no bird.
+_FORMER: Final = {"n03126707": frozenset({"crane2"})}
 _NUMBERED: Final = re.compile(r"\d+[._ -]+(\D.*)")
 
 
@@ -51,6 +53,21 @@ class Glossary:
         """Return the key of a class from its key or its name; an unknown name is its own key."""
         return name if name in self.names else _keys_by_name(tuple(self.names.items())).get(name, name)
 
+    def find(self, name: str) -> str:
+        """Return the key of a class that a user names: by its key, its name, or one of the names in it ("tench").
+
+        Raises:
+            ConfigError: several classes have this name.
+        """
+        key = self.canonical(name)
+        if key in self.names:
+            return key
+        found = _keys_by_synonym(tuple(self.names.items())).get(name.casefold(), ())
+        if len(found) > 1:
+            both = " or ".join(f"{one} ({self.names[one]})" for one in found)
+            raise ConfigError(f"ingest.classes: {name!r} is a name of several classes; give {both}")
+        return found[0] if found else key
+
     def key_of(self, number: int) -> str | None:
         """Return the key of a label number; None if it lies outside the list."""
         return self.numbers[number] if 0 <= number < len(self.numbers) else None
@@ -58,7 +75,17 @@ class Glossary:
 
 @cache
 def _keys_by_name(names: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
-    return {name: key for key, name in names}
+    former = {name: key for key, others in _FORMER.items() for name in others}
+    return former | {name: key for key, name in names}
+
+
+@cache
+def _keys_by_synonym(names: tuple[tuple[str, str], ...]) -> Mapping[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for key, name in names:
+        for synonym in {part.strip().casefold() for part in name.split(",")} | _FORMER.get(key, frozenset()):
+            found[synonym] = (*found.get(synonym, ()), key)
+    return found
 
 
 def load_glossary(class_list: str) -> Glossary:
@@ -92,7 +119,7 @@ def resolve(available: Iterable[str], wanted: Sequence[str], known: Glossary) ->
         ConfigError: a wanted class is missing or is given twice, or a class has no name that a prompt can use.
     """
     present = sorted(set(available))
-    keys = expand(wanted, known) or present
+    keys = expand(wanted, known, present) or present
     if missing := [key for key in keys if key not in set(present)]:
         raise ConfigError(_missing_classes(missing, present, known))
     if duplicate := _first_duplicate(keys):
@@ -118,10 +145,29 @@ def _without_numbers(keys: Sequence[str]) -> dict[str, str]:
     return found if len(found) == len(keys) else {}
 
 
-def expand(wanted: Iterable[str], known: Glossary) -> list[str]:
-    """Return the keys of classes that are given by key, by name or as a packaged list."""
-    keys = (key for name in wanted for key in ([k for k, _ in _packaged(name)] if name in LISTS else [name]))
-    return [known.canonical(key) for key in keys]
+def only_numbers(names: Sequence[str]) -> str:
+    """Warn of class names that are numbers; "" if there are none."""
+    found = [name for name in names if name.strip().isdigit()]
+    if not found:
+        return ""
+    return (
+        f'{len(found)} class names are numbers, so that prompts would say "the {found[0]} in the image"; give names in '
+        "ingest.class_list"
+    )
+
+
+def expand(wanted: Iterable[str], known: Glossary, present: Container[str] = ()) -> list[str]:
+    """Return the keys of classes that are given by key, by name, by one of its names, or as a packaged list.
+
+    Args:
+        present: the keys of the set, which come before other meanings of a name.
+
+    Raises:
+        ConfigError: a name is that of several classes.
+    """
+    names = (key for name in wanted for key in ([k for k, _ in _packaged(name)] if name in LISTS else [name]))
+    exact = ((name, known.canonical(name)) for name in names)
+    return [key if key in present else known.find(name) for name, key in exact]
 
 
 def _missing_classes(missing: Sequence[str], available: Sequence[str], known: Glossary) -> str:

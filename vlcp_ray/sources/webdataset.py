@@ -73,7 +73,10 @@ class WebDataset:
         self.glossary = load_glossary(settings.class_list)
         self.is_subset = bool(settings.classes)
         self.fields = (settings.class_key,) if settings.class_key else _CLASS_FIELDS
-        self.keys = frozenset(expand(settings.classes, self.glossary) or self.glossary.numbers or self._read_classes())
+        # What `tench` means is known by the labels only: a set may have this name, or the wnid.
+        is_exact = all(self.glossary.find(name) == self.glossary.canonical(name) for name in settings.classes)
+        named = expand(settings.classes, self.glossary) if is_exact else self._read_classes()
+        self.keys = frozenset(named or self.glossary.numbers or self._read_classes())
         self.classes: Classes = resolve(self.keys, settings.classes, self.glossary)
 
     @property

@@ -172,7 +172,7 @@ def _loads(inputs: "CostInputs", _: Sequence["Step"]) -> Iterator[Load]:
 
 STAGE: Final = Stage(
     "ingest",
-    version=2,
+    version=3,
     summary="an image set -> IMAGES + REJECTED",
     tables={"images": IMAGES},
     pools=("ingest",),

@@ -20,7 +20,7 @@ from vlcp_ray.monitoring.progress import log_line
 from vlcp_ray.schemas import IMAGES, REJECTED
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.sources import open_source
-from vlcp_ray.sources.classes import Classes
+from vlcp_ray.sources.classes import Classes, only_numbers
 from vlcp_ray.sources.reader import Part, Source
 from vlcp_ray.stages.ingest import STAGE, format_sample, format_skipped
 from vlcp_ray.stages.ingest.duplicates import reject_duplicates
@@ -47,6 +47,8 @@ def run(context: Context, steps: Sequence[Step]) -> None:
     settings, start, artifact = context.job.ingest, time.monotonic(), context.artifact(step)
     source = open_source(settings)
     log_line(step.title, f"{public(settings.source)} is {source.description}")
+    if warning := only_numbers(source.classes.names):
+        log_line(step.title, warning)
     parts = [part for part in source.parts() if part.split != "val" or not settings.val_fraction]
     if not parts:
         raise ConfigError(
