@@ -57,7 +57,7 @@ def test_parquet_label_numbers_have_the_names_of_their_file(tmp_path: Path) -> N
 def test_parquet_missing_and_unknown_labels_have_different_keys(tmp_path: Path) -> None:
     rows = [(picture(0), "0.jpg", 0), (picture(1), "1.jpg", None), (picture(2), "2.jpg", 7), (picture(3), "3.jpg", -1)]
     table = read_all(open_set(write_parquet(tmp_path / "train.parquet", rows, ["cat", "2"])))
-    assert table["class_key"].to_pylist() == ["cat", "", "#7", "#-1"]
+    assert table["class_key"].to_pylist() == ["cat", "", "#7", ""]
     assert table["reason"].to_pylist() == ["", "no_label", "", ""]
 
 
@@ -277,3 +277,15 @@ def test_parquet_class_key_is_the_column_of_the_label(tmp_path: Path) -> None:
     assert open_set(tmp_path, class_key="kind").classes.keys == ("cat", "dog")
     with pytest.raises(ConfigError, match="no column 'sort'; they have image, label, kind"):
         open_set(tmp_path, class_key="sort")
+
+
+def test_parquet_labels_in_lists_are_read(tmp_path: Path) -> None:
+    table = pa.table({"image": [picture(i) for i in range(3)], "label": [["cat"], ["dog"], ["cat", "dog"]]})
+    parquet.write_table(table, tmp_path / "train.parquet")
+    source = open_set(tmp_path)
+    assert source.classes.keys == ("cat", "dog")
+    assert by_source(read_all(source), "class_key") == {
+        "train.parquet#0": "cat",
+        "train.parquet#1": "dog",
+        "train.parquet#2": "",
+    }

@@ -1,8 +1,6 @@
 """The layout `parquet`: tables of the Hugging Face hub, with images as struct<bytes, path> and named label numbers."""
 
-import hashlib
-import json
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -13,12 +11,11 @@ from pyarrow import fs as pafs
 
 from vlcp_ray.monitoring.memory import limit_growth
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.sources.classes import Classes, Glossary, load_glossary, resolve
+from vlcp_ray.sources.classes import Classes, load_glossary, resolve
 from vlcp_ray.sources.layout import Layout
 from vlcp_ray.sources.local_files import limit_of
 from vlcp_ray.sources.parquet_pages import Demand, measure
 from vlcp_ray.sources.reader import (
-    MAX_LABEL,
     Listing,
     Part,
     Row,
@@ -33,16 +30,22 @@ from vlcp_ray.sources.reader import (
     split_of,
     split_of_folder,
     tables,
-    utf8,
 )
 from vlcp_ray.sources.shards import ShardError, ShardFile, open_shard
+from vlcp_ray.sources.table_columns import (
+    MAX_NAME,
+    Columns,
+    class_keys,
+    contents_and_names,
+    find_columns,
+    make_row,
+    texts,
+)
 from vlcp_ray.store.tables import check_types
 
 if TYPE_CHECKING:
     from vlcp_ray.stages.ingest import Ingest
 
-_IMAGES: Final = ("image", "img", "jpg", "png")
-_LABELS: Final = ("label", "labels", "fine_label", "class_name", "wnid", "cls")
 _BATCH: Final = 256  # rows
 _LABELS_AT_ONCE: Final = 2**14
 _BATCH_BYTES: Final = 32 * 2**20
@@ -53,30 +56,12 @@ _BOMB_BYTES: Final = 2**28
 _BOMB_RATIO: Final = 100
 _MAX_GROUP_ROWS: Final = 2**21
 _MAX_FOOTER: Final = 2**26  # bytes
-_MAX_NAME: Final = 4096  # characters of a file name; PATH_MAX of Linux
 #: Bytes that Arrow may take for one batch: the headers of some encodings, inside packed pages, ask for any number.
 _MEMORY: Final = 2**31
 _MEMORY_PER_BYTE: Final = 8  # of max_bytes: the page of one image, packed, unpacked, and in Arrow's buffers
 _MANY_FILES: Final = 64  # enough parts for all workers; fewer files are split at their row groups
 _ROWS_PER_PART: Final = 2_000
 _DAMAGE: Final = (OSError, ValueError, pa.ArrowException, MemoryError, ShardError, OverflowError)
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The columns of a file.
-
-    Args:
-        image: the column of images.
-        label: the column of labels.
-        numbers: the class keys in the order of the label numbers; empty if labels are names.
-        parts: the image column, or those fields of it that are read.
-    """
-
-    image: str
-    label: str
-    numbers: tuple[str, ...]
-    parts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -99,7 +84,7 @@ class Opened:
         """Measure what reading some columns of a row group takes. Raises ShardError for damaged headers."""
         metadata = self.file.metadata.row_group(group)
         chunks = (metadata.column(number) for number in range(metadata.num_columns))
-        found = [measure(self.shard, chunk) for chunk in chunks if chunk.path_in_schema in set(names)]
+        found = [measure(self.shard, chunk) for chunk in chunks if _is_of(chunk, names)]
         return Demand(max(d.page for d in found), max(d.value for d in found), sum(d.total for d in found))
 
     def batches(self, group: int, names: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
@@ -193,7 +178,7 @@ class Parquet:
             rows = self._rows_to_read(part, first, keys, ())
             images = self._read_images(opened, group, rows) if ids else ((None, None) for _ in rows)
             for row, image in zip(rows, images, strict=True):
-                made = _row(part, first + row, keys[row], image, self.max_bytes)
+                made = make_row(part, first + row, keys[row], image, self.max_bytes)
                 yield Listing(part.split, keys[row] or "", made.source, made.image_id if ids else "")
             first += metadata.row_group(group).num_rows
 
@@ -226,7 +211,7 @@ class Parquet:
         rows, read = self._rows_to_read(part, first, keys, done), 0
         try:
             for row, image in zip(rows, self._read_images(opened, group, rows), strict=True):
-                yield _row(part, first + row, keys[row], image, self.max_bytes)
+                yield make_row(part, first + row, keys[row], image, self.max_bytes)
                 read += 1
         except ShardError as error:
             for row in rows[read:]:
@@ -252,8 +237,8 @@ class Parquet:
         start, read, wanted = 0, 0, pa.array(rows, pa.int64())
         for batch in opened.batches(group, opened.columns.parts, self._batch_size(opened, group)):
             inside = pc.and_(pc.greater_equal(wanted, start), pc.less(wanted, start + len(batch)))
-            contents, names = _contents(batch.column(0).take(pc.subtract(wanted.filter(inside), start)))
-            for content, name in zip(contents, _texts(names, _MAX_NAME), strict=True):
+            contents, names = contents_and_names(batch.column(0).take(pc.subtract(wanted.filter(inside), start)))
+            for content, name in zip(contents, texts(names, MAX_NAME), strict=True):
                 yield content.as_buffer(), name
             start, read = start + len(batch), read + len(contents)
         if read < len(rows):
@@ -271,13 +256,13 @@ class Parquet:
             return _BATCH
         metadata = opened.file.metadata.row_group(group)
         chunks = [metadata.column(number) for number in range(metadata.num_columns)]
-        stored = sum(min(c.total_compressed_size, opened.shard.size) for c in chunks if c.path_in_schema in parts)
+        stored = sum(min(c.total_compressed_size, opened.shard.size) for c in chunks if _is_of(c, parts))
         limit = max(_BOMB_BYTES, _BOMB_RATIO * stored)
         if demand.total <= limit:
             return _rows_for(demand.value)
         total, longest = 0, 1
         for batch in opened.batches(group, parts, _rows_for(demand.value)):
-            sizes = pc.binary_length(_contents(batch.column(0))[0])
+            sizes = pc.binary_length(contents_and_names(batch.column(0))[0])
             total, longest = total + (pc.sum(sizes).as_py() or 0), max(longest, pc.max(sizes).as_py() or 0)
             if total > limit:
                 raise _TooLargeError(
@@ -306,20 +291,12 @@ class Parquet:
             total += batch.nbytes
             if total > _BOMB_BYTES:
                 raise _TooLargeError(f"the labels of its row group take more than {_BOMB_BYTES} bytes")
-            keys += [key and one.setdefault(key, key) for key in self._class_keys(batch.column(0), opened.columns)]
+            found = class_keys(batch.column(0), opened.columns, self.glossary)
+            keys += [key and one.setdefault(key, key) for key in found]
             check_class_count(one)
         if len(keys) != count:
             raise ShardError(f"it has {len(keys)} labels for {count} rows")
         return keys
-
-    def _class_keys(self, labels: pa.Array, columns: Columns) -> list[str | None]:
-        """Convert labels to class keys: None for a missing label, `#` and the number for one without a class."""
-        numbers = columns.numbers
-        if not numbers:
-            names = _texts(labels, MAX_LABEL)
-            return [None if name in (None, "") else self.glossary.canonical(str(name)) for name in names]
-        values = labels.to_pylist()
-        return [v if v is None else numbers[v] if 0 <= v < len(numbers) else f"#{v}" for v in values]
 
     def _read_classes(self) -> set[str]:
         """Read the keys of all classes from the label columns; what is damaged is left out."""
@@ -369,13 +346,18 @@ class Parquet:
             if shard.error:
                 raise shard.error from error
             raise ShardError(" ".join(str(error).split())) from error
-        columns = _find_columns(schema, self.glossary, self.label)
+        columns = find_columns(schema, self.glossary, self.label)
         try:
             used = [columns.image, columns.label]
             check_types(schema, used, path, "write it as plain bytes, text or numbers")
         except ValueError as error:
             raise ConfigError(f"ingest.source: {error}") from error
         return Opened(file, columns, shard, _MEMORY + _MEMORY_PER_BYTE * self.max_bytes)
+
+
+def _is_of(chunk: Any, names: Iterable[str]) -> bool:
+    """Return whether a chunk is of one of some columns: that of a list has more parts in its path."""
+    return any(f"{chunk.path_in_schema}.".startswith(f"{name}.") for name in names)
 
 
 class _TooLargeError(ShardError):
@@ -385,40 +367,6 @@ class _TooLargeError(ShardError):
 def _rows_for(size: int, most: int = _BATCH) -> int:
     """Return how many rows of some bytes make a batch of 32 MiB; at least one."""
     return max(1, min(most, _BATCH_BYTES // max(size, 1)))
-
-
-def _contents(column: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """Return the bytes and the file names of images; names are null where the column has none."""
-    if not pa.types.is_struct(column.type):
-        return column, pa.nulls(len(column))
-    fields = dict(zip((field.name for field in column.type), column.flatten(), strict=True))
-    return fields["bytes"], fields.get("path", pa.nulls(len(column)))
-
-
-def _texts(values: pa.Array, limit: int) -> list[Any]:
-    """Convert labels or names to Python: None for text of more bytes than the limit; escaped where it is no UTF-8."""
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
-    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        values = pc.if_else(pc.greater(pc.binary_length(values), limit), None, values)
-    try:
-        return [utf8(value) if isinstance(value, str) else value for value in values.to_pylist()]
-    except UnicodeDecodeError:
-        raw = pc.cast(values, pa.large_binary() if pa.types.is_large_string(values.type) else pa.binary())
-        return [value and value.decode("utf-8", "backslashreplace") for value in raw.to_pylist()]
-
-
-def _row(part: Part, number: int, key: str | None, image: tuple[Any, str | None], max_bytes: int) -> Row:
-    content, name = image
-    if not name:
-        # In sets without file names (the hub's CIFAR) the content identifies an image, in whatever order the rows are.
-        name = hashlib.blake2b(content or b"", digest_size=10).hexdigest()
-    row_id, size = image_id(part.split, key or "", name), content.size if content else 0
-    source = f"{part.path}#{number}"
-    if size > max_bytes:
-        return Row(row_id, key or "", part.split, source, b"", "too_large", f"{size} bytes, the limit is {max_bytes}")
-    error = () if key else ("no_label", f"the label is null, or has more than {MAX_LABEL} bytes")
-    return Row(row_id, key or "", part.split, source, content.to_pybytes() if content else b"", *error)
 
 
 def _lost_row(part: Part, number: int, key: str, group: int, error: ShardError) -> Row:
@@ -457,89 +405,6 @@ def _has_parquet(filesystem: pafs.FileSystem, path: str) -> bool:
 
 def _stem(name: str) -> str:
     return name.rpartition(".")[0]
-
-
-def _find_columns(schema: pa.Schema, known: Glossary, chosen: str) -> Columns:
-    features = {name: feature for name, feature in _features(schema).items() if name in schema.names}
-    image = _first(
-        [name for name, feature in features.items() if feature.get("_type") == "Image"],
-        [name for name in _IMAGES if name in schema.names],
-        [field.name for field in schema if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0],
-    )
-    named = [name for name, feature in features.items() if feature.get("_type") == "ClassLabel"]
-    label = _first([n for n in _LABELS if n in named], named, [n for n in _LABELS if n in schema.names])
-    if chosen:
-        if chosen not in schema.names:
-            raise ConfigError(
-                f"ingest.class_key: the parquet files have no column {chosen!r}; they have {list_some(schema.names)}"
-            )
-        label = chosen
-    if image is None or label is None:
-        raise ConfigError(
-            f"ingest.source: the parquet files have no {'image' if image is None else 'label'} column; "
-            f"they have {', '.join(schema.names)}, expected {', '.join(_IMAGES if image is None else _LABELS)}"
-            f"{'' if image is None else '; name it with ingest.class_key'}"
-        )
-    parts = _image_parts(image, schema.field(image).type)
-    _check_label(label, schema.field(label).type)
-    names = features.get(label, {}).get("names")
-    numbers = (
-        tuple(known.canonical(utf8(str(n))) for n in names) if isinstance(names, list) and names else known.numbers
-    )
-    if pa.types.is_integer(schema.field(label).type):
-        if not numbers:
-            raise ConfigError(
-                f"ingest.class_list: the label numbers in column {label!r} have no names; "
-                "give `imagenet1k` or a file with a line for each class, in the order of the numbers"
-            )
-        return Columns(image, label, numbers, parts)
-    return Columns(image, label, (), parts)
-
-
-def _image_parts(name: str, kind: pa.DataType) -> tuple[str, ...]:
-    """Return the image column, or its fields `bytes` and `path`. Raises ConfigError if it has no bytes."""
-    if _is_bytes(kind):
-        return (name,)
-    fields = (
-        {kind.field(n).name: kind.field(n).type for n in range(kind.num_fields)} if pa.types.is_struct(kind) else {}
-    )
-    if not _is_bytes(fields.get("bytes", pa.null())):
-        raise ConfigError(f"ingest.source: column {name!r} of the parquet files is {kind}, not the bytes of images")
-    path = fields.get("path", pa.null())
-    is_text = pa.types.is_string(path) or pa.types.is_large_string(path)
-    return (f"{name}.bytes", f"{name}.path") if is_text else (f"{name}.bytes",)
-
-
-def _check_label(name: str, kind: pa.DataType) -> None:
-    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
-    checks: tuple[Callable[[pa.DataType], bool], ...] = (
-        pa.types.is_integer,
-        pa.types.is_floating,
-        pa.types.is_boolean,
-        pa.types.is_string,
-        pa.types.is_large_string,
-        pa.types.is_null,
-    )
-    if not any(check(plain) for check in checks) and not isinstance(kind, pa.BaseExtensionType):
-        raise ConfigError(f"ingest.source: column {name!r} of the parquet files is {kind}, not names or numbers")
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def _first(*choices: Sequence[str]) -> str | None:
-    return next((choice[0] for choice in choices if choice), None)
-
-
-def _features(schema: pa.Schema) -> Mapping[str, Any]:
-    """Read the features that Hugging Face's `datasets` writes into the schema's metadata; {} if they are no such."""
-    content = (schema.metadata or {}).get(b"huggingface")
-    try:
-        features = (json.loads(content).get("info", {}).get("features") or {}) if content else {}
-        return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
-    except (ValueError, AttributeError, RecursionError):
-        return {}
 
 
 LAYOUT: Final = Layout(
