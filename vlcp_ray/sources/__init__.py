@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pyarrow import fs as pafs
 
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.sources import digits, folder, listed, npz, parquet, tiny_imagenet, webdataset
+from vlcp_ray.sources import arrow, digits, folder, listed, npz, parquet, tiny_imagenet, webdataset
 from vlcp_ray.sources.classes import LISTS
 from vlcp_ray.sources.layout import Layout
 from vlcp_ray.sources.locate import locate, refuse_archives
@@ -28,6 +28,7 @@ LAYOUTS: Final[dict[str, Layout]] = {
         listed.METADATA,
         parquet.LAYOUT,
         webdataset.LAYOUT,
+        arrow.LAYOUT,
         npz.LAYOUT,
         folder.LAYOUT,
     )

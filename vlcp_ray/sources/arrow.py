@@ -1,0 +1,208 @@
+"""The layout `arrow`: folders that `save_to_disk` of Hugging Face's datasets has written."""
+
+from collections.abc import Container, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+from vlcp_ray.monitoring.memory import limit_growth
+from vlcp_ray.settings import ConfigError
+from vlcp_ray.sources.classes import Classes, load_glossary, resolve
+from vlcp_ray.sources.layout import Layout
+from vlcp_ray.sources.local_files import limit_of
+from vlcp_ray.sources.reader import (
+    Listing,
+    Part,
+    Row,
+    check_class_count,
+    find_shards,
+    format_split_counts,
+    image_id,
+    list_folders,
+    list_shards,
+    lost_shard,
+    split_of_folder,
+    tables,
+)
+from vlcp_ray.sources.shards import ShardError, ShardFile, open_shard
+from vlcp_ray.sources.table_columns import (
+    MAX_NAME,
+    Columns,
+    class_keys,
+    contents_and_names,
+    find_columns,
+    make_row,
+    texts,
+)
+from vlcp_ray.store.io import StoreError
+from vlcp_ray.store.tables import check_types
+
+if TYPE_CHECKING:
+    from vlcp_ray.stages.ingest import Ingest
+
+_STATE: Final = "state.json"  # in every folder of a split, or in the folder of a set without splits
+_ROWS: Final = 256
+_MEMORY: Final = 2**31  # bytes that one batch of a file may take; `datasets` writes batches of 1,000 rows
+_MEMORY_PER_BYTE: Final = 1_000  # of max_bytes
+_DAMAGE: Final = (OSError, ValueError, pa.ArrowException, MemoryError, OverflowError)
+
+
+class ArrowFiles:
+    """Read `train/data-00000-of-00001.arrow`, with the columns that parquet files of the hub have.
+
+    Memory: one batch of a file, as it was written.
+    """
+
+    layout = "arrow"
+
+    def __init__(self, filesystem: pafs.FileSystem, path: str, settings: "Ingest") -> None:
+        """List the files and read one schema; labels are read only if no list names the classes.
+
+        Raises:
+            ConfigError: there is no image or label column, or label numbers have no names.
+        """
+        self.filesystem, self.max_bytes = filesystem, settings.max_bytes
+        self.limit = limit_of(filesystem, path, settings.follow_links)
+        self.path, files = find_shards(filesystem, path, "arrow", self.limit)
+        # Beside them are what `map` and `filter` have stored: cache-*.arrow.
+        self.files = {name: split for name, split in files.items() if not name.rpartition("/")[2].startswith("cache-")}
+        self.glossary, self.label = load_glossary(settings.class_list), settings.class_key
+        self.keys = frozenset(self._first_columns().numbers or self._read_classes())
+        self.classes: Classes = resolve(self.keys, settings.classes, self.glossary)
+        self.wanted = frozenset(self.classes.keys)
+
+    @property
+    def splits(self) -> frozenset[str]:
+        return frozenset(self.files.values())
+
+    @property
+    def description(self) -> str:
+        return f"a saved dataset with {format_split_counts(self.files)}, {self.classes.summary(len(self.keys))}"
+
+    def parts(self) -> Sequence[Part]:
+        return [Part(path, split) for path, split in sorted(self.files.items())]
+
+    def images(self, part: Part, skipped: object = None, ids: bool = False) -> Iterator[Listing]:
+        try:
+            for row in self._rows(part, (), with_images=ids):
+                yield Listing(part.split, row.class_key, row.source, row.image_id if ids else "")
+        except ShardError as error:
+            raise ValueError(f"{part.path}: {error}") from error
+
+    def read(self, part: Part, done: Container[str], skipped: object = None) -> Iterator[pa.Table]:
+        yield from tables(self._readable_rows(part, done))
+
+    def _readable_rows(self, part: Part, done: Container[str]) -> Iterator[Row]:
+        """Yield the rows of a file, and a rejected one for what cannot be read at its end."""
+        at = ""
+        try:
+            for row in self._rows(part, done, with_images=True):
+                at = row.source
+                yield row
+        except ShardError as error:
+            if not at:
+                yield lost_shard(part, str(error))
+                return
+            source = f"{part.path}:after {at.rpartition('#')[2]}"
+            detail = f"the file is damaged ({error}); download it again"
+            yield Row(image_id(part.split, "", source), "", part.split, source, b"", "unreadable", detail)
+
+    def _rows(self, part: Part, done: Container[str], with_images: bool) -> Iterator[Row]:
+        """Yield the rows that are wanted, or have no class, and are not done; bytes and ids only with images.
+
+        Raises:
+            ShardError: the file is damaged.
+        """
+        first = 0
+        for batch, columns in self._batches(part.path):
+            keys = class_keys(batch.column(columns.label), columns, self.glossary)
+            is_wanted = [key in self.wanted or key not in self.keys for key in keys]
+            rows = [row for row, yes in enumerate(is_wanted) if yes and f"{part.path}#{first + row}" not in done]
+            for start in range(0, len(rows), _ROWS):
+                some = rows[start : start + _ROWS]
+                pictures = _pictures(batch, columns, some) if with_images else ((None, None) for _ in some)
+                for row, picture in zip(some, pictures, strict=True):
+                    yield make_row(part, first + row, keys[row], picture, self.max_bytes)
+            first += len(batch)
+
+    def _read_classes(self) -> set[str]:
+        """Read the keys of all classes from the label columns; what is damaged is left out."""
+        keys: set[str] = set()
+        for path in self.files:
+            try:
+                for batch, columns in self._batches(path):
+                    found = class_keys(batch.column(columns.label), columns, self.glossary)
+                    keys |= {key for key in found if key}
+                    check_class_count(keys)
+            except ShardError:
+                continue
+        return keys
+
+    def _first_columns(self) -> Columns:
+        errors = []
+        for path in self.files:
+            try:
+                return self._open(path)[1]
+            except ShardError as error:
+                errors.append(f"{path} cannot be read as an Arrow stream ({error})")
+        raise ConfigError(f"ingest.source: {errors[0] if errors else f'{self.path} has no data-*.arrow file'}")
+
+    def _batches(self, path: str) -> Iterator[tuple[pa.RecordBatch, Columns]]:
+        reader, columns, shard = self._open(path)
+        memory = _MEMORY + _MEMORY_PER_BYTE * self.max_bytes
+        while True:
+            try:
+                with limit_growth(memory):
+                    batch = reader.read_next_batch()
+                    batch.validate(full=True)
+            except StopIteration:
+                return
+            except _DAMAGE as error:
+                raise _damage(shard, error) from error
+            yield batch, columns
+
+    def _open(self, path: str) -> tuple[Any, Columns, ShardFile]:
+        """Open a stream and read its schema.
+
+        Raises:
+            ShardError: it is damaged.
+            ConfigError: it lacks a column, or one has a type that is not read.
+        """
+        shard = open_shard(self.filesystem, f"{self.path}/{path}", self.limit)
+        try:
+            reader = pa.ipc.open_stream(shard)
+            schema = reader.schema
+        except _DAMAGE as error:
+            raise _damage(shard, error) from error
+        columns = find_columns(schema, self.glossary, self.label)
+        try:
+            check_types(schema, [columns.image, columns.label], path, "write it as plain bytes, text or numbers")
+        except ValueError as error:
+            raise ConfigError(f"ingest.source: {error}") from error
+        return reader, columns, shard
+
+
+def _damage(shard: ShardFile, error: BaseException) -> ShardError | StoreError:
+    """Return the error of the store that is behind another one, or that the bytes are damaged."""
+    return shard.error or ShardError(" ".join(str(error).split()))
+
+
+def _pictures(batch: pa.RecordBatch, columns: Columns, rows: Sequence[int]) -> Iterator[tuple[Any, str | None]]:
+    """Yield the bytes, as an Arrow buffer or None, and the file name of some rows."""
+    contents, names = contents_and_names(batch.column(columns.image).take(pa.array(rows, pa.int64())))
+    for content, name in zip(contents, texts(names, MAX_NAME), strict=True):
+        yield content.as_buffer(), name
+
+
+def _is_saved(filesystem: pafs.FileSystem, path: str) -> bool:
+    """Return whether a folder, or one of its folders of splits, is one of `save_to_disk`."""
+    if filesystem.get_file_info(path).is_file:
+        return False
+    folders = [path, *(folder for name, folder in list_folders(filesystem, path) if split_of_folder(name))]
+    states = filesystem.get_file_info([f"{folder}/{_STATE}" for folder in folders])
+    saved = [folder for folder, state in zip(folders, states, strict=True) if state.is_file]
+    return any(list_shards(filesystem, folder, "arrow") for folder in saved)
+
+
+LAYOUT: Final = Layout("arrow", "a folder of datasets' save_to_disk", _is_saved, ArrowFiles)
