@@ -172,10 +172,11 @@ def check_inputs(job: Job) -> None:
     """
     try:
         check(job.base_model, "base_model")
-        if not job.caption.source:
+        if job.caption.uses_model:
             check(job.caption.model, "caption.model")
-        elif "://" not in job.caption.source and not Path(job.caption.source).exists():
-            raise ValueError(f"caption.source: there is no table {job.caption.source!r}; give its folder or file")
+        source = job.caption.source
+        if source and "://" not in source and not Path(source).exists():
+            raise ValueError(f"caption.source: there is no table {source!r}; give its folder or file")
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

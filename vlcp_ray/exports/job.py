@@ -148,12 +148,13 @@ def _captions(job: Job, store: Store, steps: Sequence[Step], choice: Choice, tar
     (step,) = [step for step in steps if step.stage == pair.STAGE.name]
     _manifest(store, step)
     count = dataset.write_captions(store.artifact(step), target)
-    captioner = public(job.caption.source or job.caption.model)
+    described_by = [job.caption.source, job.caption.model if job.caption.uses_model else ""]
+    captioner = " and ".join(public(name) for name in described_by if name)
     card = _facts(job, store, step, choice) | {
         "title": f"{job.name}: captions",
         "images": count,
         "captioner": captioner,
-        "prompt": "" if job.caption.source else job.caption.prompt,
+        "prompt": job.caption.prompt if job.caption.uses_model else "",
     }
     target.write_bytes("README.md", cards.captions_card(card).encode())
     return f"{count:,} captions"

@@ -146,3 +146,15 @@ def test_clean_of_any_text_has_single_spaces_and_no_double_quote(answer: str) ->
     cleaned = clean(answer)
     assert '"' not in cleaned
     assert cleaned == " ".join(cleaned.split())
+
+
+def test_caption_rows_describes_only_images_without_a_caption(monkeypatch: pytest.MonkeyPatch, table: pa.Table) -> None:
+    caption_rows, recorder = recording(["new 1", "new 2"], monkeypatch)
+    given = [f"given {row}" for row in range(len(table))]
+    given[2] = given[7] = ""
+    captioned = caption_rows(table.append_column("caption", pa.array(given)))
+    assert len(recorder.images) == 2
+    names = table["class_name"].to_pylist()
+    assert recorder.prompts == [SETTINGS.prompt.replace("{class_name}", names[row]) for row in (2, 7)]
+    given[2], given[7] = "new 1", "new 2"
+    assert captioned["caption"].to_pylist() == given

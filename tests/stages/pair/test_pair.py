@@ -42,3 +42,7 @@ def test_hashed_settings_with_saved_captions_ignore_the_model(tmp_path: Path) ->
     assert before == hashed(source=str(table), temperature=1)
     table.write_text('{"image_id": "a", "caption": "two"}')
     assert before != hashed(source=str(table))
+    described = hashed(source=str(table), missing="describe")
+    assert described != hashed(source=str(table))
+    assert described != hashed(source=str(table), missing="describe", temperature=1)
+    assert hashed() == hashed(missing="describe")

@@ -113,9 +113,11 @@ def test_load_saved_captions_reads_parquet_and_json_lines(tmp_path: Path) -> Non
 
 
 def test_open_captions_of_other_files_names_the_formats(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("image_id,caption")
-    with pytest.raises(ConfigError, match=r"a\.csv cannot be read as parquet \(JSON lines end in \.jsonl\)"):
-        open_captions(str(tmp_path / "a.csv"))
+    (tmp_path / "a.tsv").write_text("image_id,caption")
+    with pytest.raises(
+        ConfigError, match=r"a\.tsv cannot be read as parquet \(JSON lines end in \.jsonl, CSV in \.csv\)"
+    ):
+        open_captions(str(tmp_path / "a.tsv"))
     with pytest.raises(ConfigError, match=r"missing\.jsonl cannot be read as JSON lines"):
         open_captions(str(tmp_path / "missing.jsonl"))
 
@@ -148,3 +150,45 @@ def test_open_captions_of_pickled_objects_is_refused_and_runs_nothing(tmp_path: 
     with pytest.raises(ConfigError, match=r"caption\.source: .* column 'caption' has the type ray\.data"):
         LoadSavedCaptions(str(tmp_path / "a.parquet"))
     assert not (tmp_path / "EXECUTED").exists()
+
+
+def test_caption_table_that_keeps_missing_images_gives_them_no_caption(table: pa.Table) -> None:
+    ids = table["image_id"].to_pylist()
+    captioned = CaptionTable(caption_table({ids[1]: "one", ids[2]: " "}), keeps_missing=True)(table)
+    assert captioned["caption"].to_pylist()[:4] == ["", "one", " ", ""]
+    assert set(captioned["reason"].to_pylist()) == {""}
+
+
+def test_caption_table_in_another_case_is_refused(table: pa.Table) -> None:
+    ids = [image_id.upper() for image_id in table["image_id"].to_pylist()]
+    with pytest.raises(ValueError, match=f"the table has '{ids[0]}' and the image set '.*'; write names in the same"):
+        CaptionTable(caption_table(dict.fromkeys(ids, "x")))(table)
+
+
+def test_load_saved_captions_reads_metadata_csv(tmp_path: Path, table: pa.Table) -> None:
+    ids = table["image_id"].to_pylist()
+    lines = ["file_name,label,text", *(f'{image_id}.png,x,"a, {row}"' for row, image_id in enumerate(ids))]
+    (tmp_path / "metadata.csv").write_text("\n".join(lines))
+    captions = LoadSavedCaptions(str(tmp_path / "metadata.csv"))(table)["caption"].to_pylist()
+    assert captions == [f"a, {row}" for row in range(len(ids))]
+
+
+@pytest.mark.parametrize(
+    ("table_of_captions", "message"),
+    [
+        (
+            pa.table({"image_id": ["a"], "caption": [["x", "y"]]}),
+            r"column 'caption' of the table is list<.*>, not text",
+        ),
+        (pa.table({"image_id": ["a"], "caption": [b"x"]}), "column 'caption' of the table is binary, not text"),
+    ],
+)
+def test_caption_table_of_other_types_is_refused(table_of_captions: pa.Table, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CaptionTable(table_of_captions)
+
+
+def test_load_saved_captions_that_are_no_utf8_names_the_setting(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"image_id,caption\n" + b"a,b\n" * 300_000 + b"x,\xff\xfe\n")
+    with pytest.raises(ConfigError, match=r"caption\.source: .*a\.csv cannot be read"):
+        LoadSavedCaptions(str(tmp_path / "a.csv"))

@@ -37,6 +37,9 @@ class Caption(Settings):
     """How training images are captioned."""
 
     source: str = Field("", description="a table of saved captions with image_id and caption; empty: run the model")
+    missing: Literal["reject", "describe"] = Field(
+        "reject", description="images that the table lacks are rejected, or described by the model"
+    )
     engine: Literal["vllm", "transformers"] = Field("vllm", description="the library that runs the model")
     model: str = Field("llava-hf/llava-1.5-7b-hf", description="a LLaVA model: hub id, folder or demo/llava")
     image_aspect_ratio: Literal["pad", "crop"] = Field(
@@ -52,6 +55,11 @@ class Caption(Settings):
     max_tokens: Positive = Field(1024, description="largest number of tokens of a caption")
     max_model_len: Positive = Field(2048, description="largest number of tokens of image, prompt and caption together")
     seed: int = Field(0, description="seed of the sampling; captions are shared by all seeds of the job")
+
+    @property
+    def uses_model(self) -> bool:
+        """Whether a model captions images: all of them, or those that the table lacks."""
+        return not self.source or self.missing == "describe"
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -110,7 +118,7 @@ CAPTION: Final = Work(
     is_published=True,
     retains_memory=True,
     model=lambda job: pretrained.count_parameters(job.caption.model, ""),
-    wanted=lambda job: not job.caption.source,
+    wanted=lambda job: job.caption.uses_model,
 )
 ENCODE: Final = Work(
     "encode",
@@ -129,9 +137,12 @@ def hashed_settings(job: "Job", base_model: str) -> dict[str, Any]:
     Args:
         base_model: content hash of the base model.
     """
-    caption = job.caption.model_dump() | {"model": pretrained.content_hash(job.caption.model)}
-    if job.caption.source:
-        caption = {"source": pretrained.content_hash(job.caption.source)}
+    settings, caption = job.caption, dict[str, Any]()
+    if settings.uses_model:
+        model = pretrained.content_hash(settings.model)
+        caption = settings.model_dump(exclude={"missing"}) | {"model": model}
+    if settings.source:
+        caption["source"] = pretrained.content_hash(settings.source)
     return {
         "caption": caption,
         "encode": job.encode.model_dump(),
@@ -153,10 +164,10 @@ def encode_flops(job: "Job", flops: "ModelFlops") -> float:
 
 def _loads(inputs: "CostInputs", _: Sequence["Step"]) -> Iterator[Load]:
     count, job = inputs.images.train, inputs.job
-    if not job.caption.source:
+    if job.caption.uses_model:
         each, block = inputs.models.caption(job.caption.prompt, inputs.caption_tokens), inputs.scale.rows_per_block
         yield Load(CAPTION, count, count * each, units=count, largest=min(block, count) * each)
-    yield Load(ENCODE, count if job.caption.source else 0, count * encode_flops(job, inputs.models), units=count)
+    yield Load(ENCODE, 0 if job.caption.uses_model else count, count * encode_flops(job, inputs.models), units=count)
 
 
 def _disk(inputs: "CostInputs", _: Sequence["Step"]) -> float:
@@ -171,7 +182,7 @@ def _disk(inputs: "CostInputs", _: Sequence["Step"]) -> float:
 
 def _memory(job: "Job", models: "ModelMemory", scale: "Scale") -> Iterator[Memory]:
     settings = job.caption
-    if not settings.source:
+    if settings.uses_model:
         is_vllm, is_8bit = settings.engine == "vllm", settings.precision == "8bit"
         count = 1 if is_vllm or is_8bit else TRANSFORMERS_BATCH
         gib, least = (

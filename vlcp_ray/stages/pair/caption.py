@@ -26,10 +26,13 @@ class CaptionRows:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Add `caption`, cleaned as in the released code; "" in rows that are rejected, here or before.
 
+        Rows that have a caption already keep it, and their images are not decoded.
+
         Rejects images that cannot be decoded (`images.decode`), and answers without a word (`empty_caption`).
         """
-        decoded, errors = images.decode_rows(table["image"].to_pylist(), schemas.reasons(table))
-        captions = [""] * len(table)
+        captions = table["caption"].to_pylist() if "caption" in table.column_names else [""] * len(table)
+        is_left_out = [reason or caption for reason, caption in zip(schemas.reasons(table), captions, strict=True)]
+        decoded, errors = images.decode_rows(table["image"].to_pylist(), is_left_out)
         for row, text in zip(decoded, self._caption(table, decoded), strict=True):
             captions[row] = text
             if not text:

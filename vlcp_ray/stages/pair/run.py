@@ -31,15 +31,15 @@ def run(context: Context, steps: Sequence[Step]) -> None:
 
     rows = read(context.input(step, "images"), "images", _COLUMNS)
     rows = filter_rows(rows, done=done_ids(write, artifact), where={"split": "train"})
-    caption = _caption_work(job.caption, scale)
+    captions = _caption_works(job.caption, scale)
     encode = _encode_work(job, scale.encode)
     rows_per_block = scale.rows_per_block
-    if job.caption.source:  # without a model, Ray's overhead per block is a large share of the work
+    if not job.caption.uses_model:  # without a model, Ray's overhead per block is a large share of the work
         rows_per_block *= 4
         if "RAY_ADDRESS" not in os.environ:  # all CPUs of this machine are free from the start: start all encoders now
             encode = replace(encode, pool=encode.pool.model_copy(update={"min_workers": None}))
     total = sum(manifest["train"])
-    seconds = run_rows(context, [step], rows, [caption, encode], write, total, rows_per_block)
+    seconds = run_rows(context, [step], rows, [*captions, encode], write, total, rows_per_block)
     complete_rows(context, step, write, total, {"seconds": seconds})
 
 
@@ -57,12 +57,16 @@ def _encode_work(job: Job, pool: Pool) -> RowWork:
     return RowWork("vlcp_ray.stages.pair.encode:EncodeRows", arguments, called)
 
 
-def _caption_work(settings: Caption, scale: Scale) -> RowWork:
-    """Choose the captioning work: the model, or the table of saved captions."""
+def _caption_works(settings: Caption, scale: Scale) -> list[RowWork]:
+    """Return the captioning work: the table of saved captions, the model, or the model for what the table lacks."""
+    works = []
     if settings.source:  # a look-up is far faster than encoding: one worker is enough
+        arguments = {"uri": settings.source, "keeps_missing": settings.uses_model}
         pool = Pool(batch_size=scale.rows_per_block)
-        return RowWork("vlcp_ray.stages.pair.saved_captions:LoadSavedCaptions", {"uri": settings.source}, pool)
-    # With two calls at a time vLLM has the images of the next while it finishes the last ones of the first.
-    calls = 2 if settings.engine == "vllm" else 1
-    arguments = {"settings": settings, "gpus": scale.caption.num_gpus}
-    return RowWork("vlcp_ray.stages.pair.caption:CaptionRows", arguments, scale.caption, calls)
+        works.append(RowWork("vlcp_ray.stages.pair.saved_captions:LoadSavedCaptions", arguments, pool))
+    if settings.uses_model:
+        # With two calls at a time vLLM has the images of the next while it finishes the last ones of the first.
+        calls = 2 if settings.engine == "vllm" else 1
+        arguments = {"settings": settings, "gpus": scale.caption.num_gpus}
+        works.append(RowWork("vlcp_ray.stages.pair.caption:CaptionRows", arguments, scale.caption, calls))
+    return works
