@@ -58,7 +58,7 @@ def test_main_with_wrong_settings_exits_2_with_one_sentence(
     [
         ("ingest.source=mnist", "ingest.source: there is no mnist; give the image set's folder, file or URI"),
         ("teach.checkpoint=none.pth", "teach.checkpoint: there is no file 'none.pth'"),
-        (f"caption.source={JOB}", "digits.toml cannot be read as parquet (JSON lines end in .jsonl)"),
+        (f"caption.source={JOB}", "digits.toml cannot be read as parquet (JSON lines end in .jsonl, CSV in .csv)"),
     ],
 )
 def test_run_with_unreadable_input_exits_2_before_anything_is_written(

@@ -87,3 +87,10 @@ def test_arrow_without_a_label_names_the_columns(tmp_path: Path) -> None:
     made.save_to_disk(str(tmp_path / "set"))
     with pytest.raises(ConfigError, match="have no label column; they have image, text"):
         open_set(tmp_path / "set")
+
+
+def test_arrow_equal_file_names_are_no_identity(tmp_path: Path) -> None:
+    rows = [{"bytes": picture(row), "path": "image.jpg"} for row in range(3)]
+    made = datasets.Dataset.from_dict({"image": rows, "label": [0, 1, 0]}, features=FEATURES)
+    made.save_to_disk(str(tmp_path / "set"))
+    assert len(set(read_all(open_set(tmp_path / "set"))["image_id"].to_pylist())) == 3

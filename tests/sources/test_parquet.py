@@ -289,3 +289,11 @@ def test_parquet_labels_in_lists_are_read(tmp_path: Path) -> None:
         "train.parquet#1": "dog",
         "train.parquet#2": "",
     }
+
+
+def test_parquet_equal_file_names_are_no_identity(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train.parquet", [(picture(i), "image.jpg", "cat") for i in range(5)], None)
+    ids = read_all(open_set(tmp_path))["image_id"].to_pylist()
+    assert len(set(ids)) == 5
+    write_parquet(tmp_path / "train.parquet", [(picture(0), "image.jpg", "cat")], None)
+    assert read_all(open_set(tmp_path))["image_id"].to_pylist() == ["train/cat/image.jpg"]

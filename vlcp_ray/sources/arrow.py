@@ -1,6 +1,7 @@
 """The layout `arrow`: folders that `save_to_disk` of Hugging Face's datasets has written."""
 
 from collections.abc import Container, Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
@@ -33,6 +34,7 @@ from vlcp_ray.sources.table_columns import (
     contents_and_names,
     find_columns,
     make_row,
+    names_differ,
     texts,
 )
 from vlcp_ray.store.io import StoreError
@@ -71,6 +73,7 @@ class ArrowFiles:
         self.keys = frozenset(self._first_columns().numbers or self._read_classes())
         self.classes: Classes = resolve(self.keys, settings.classes, self.glossary)
         self.wanted = frozenset(self.classes.keys)
+        self.has_names = self._has_names()
 
     @property
     def splits(self) -> frozenset[str]:
@@ -121,10 +124,18 @@ class ArrowFiles:
             rows = [row for row, yes in enumerate(is_wanted) if yes and f"{part.path}#{first + row}" not in done]
             for start in range(0, len(rows), _ROWS):
                 some = rows[start : start + _ROWS]
-                pictures = _pictures(batch, columns, some) if with_images else ((None, None) for _ in some)
+                pictures = self._pictures(batch, columns, some) if with_images else ((None, None) for _ in some)
                 for row, picture in zip(some, pictures, strict=True):
                     yield make_row(part, first + row, keys[row], picture, self.max_bytes)
             first += len(batch)
+
+    def _pictures(
+        self, batch: pa.RecordBatch, columns: Columns, rows: Sequence[int]
+    ) -> Iterator[tuple[Any, str | None]]:
+        """Yield the bytes, as an Arrow buffer or None, and the file name of some rows."""
+        contents, names = contents_and_names(batch.column(columns.image).take(pa.array(rows, pa.int64())))
+        for content, name in zip(contents, texts(names, MAX_NAME), strict=True):
+            yield content.as_buffer(), name if self.has_names else None
 
     def _read_classes(self) -> set[str]:
         """Read the keys of all classes from the label columns; what is damaged is left out."""
@@ -147,6 +158,15 @@ class ArrowFiles:
             except ShardError as error:
                 errors.append(f"{path} cannot be read as an Arrow stream ({error})")
         raise ConfigError(f"ingest.source: {errors[0] if errors else f'{self.path} has no data-*.arrow file'}")
+
+    def _has_names(self) -> bool:
+        """Return whether the file names of the first images differ: equal ones say nothing about an image."""
+        for path in self.files:
+            with suppress(ShardError):
+                for batch, columns in self._batches(path):
+                    images = batch.column(columns.image)
+                    return not pa.types.is_struct(images.type) or names_differ(images)
+        return True
 
     def _batches(self, path: str) -> Iterator[tuple[pa.RecordBatch, Columns]]:
         reader, columns, shard = self._open(path)
@@ -186,13 +206,6 @@ class ArrowFiles:
 def _damage(shard: ShardFile, error: BaseException) -> ShardError | StoreError:
     """Return the error of the store that is behind another one, or that the bytes are damaged."""
     return shard.error or ShardError(" ".join(str(error).split()))
-
-
-def _pictures(batch: pa.RecordBatch, columns: Columns, rows: Sequence[int]) -> Iterator[tuple[Any, str | None]]:
-    """Yield the bytes, as an Arrow buffer or None, and the file name of some rows."""
-    contents, names = contents_and_names(batch.column(columns.image).take(pa.array(rows, pa.int64())))
-    for content, name in zip(contents, texts(names, MAX_NAME), strict=True):
-        yield content.as_buffer(), name
 
 
 def _is_saved(filesystem: pafs.FileSystem, path: str) -> bool:

@@ -39,6 +39,7 @@ from vlcp_ray.sources.table_columns import (
     contents_and_names,
     find_columns,
     make_row,
+    names_differ,
     texts,
 )
 from vlcp_ray.store.tables import check_types
@@ -134,6 +135,7 @@ class Parquet:
         self.keys = frozenset(self._first_columns().numbers or self._read_classes())
         self.classes: Classes = resolve(self.keys, settings.classes, self.glossary)
         self.wanted = frozenset(self.classes.keys)
+        self.has_names = self._has_names()
 
     @property
     def splits(self) -> frozenset[str]:
@@ -239,7 +241,7 @@ class Parquet:
             inside = pc.and_(pc.greater_equal(wanted, start), pc.less(wanted, start + len(batch)))
             contents, names = contents_and_names(batch.column(0).take(pc.subtract(wanted.filter(inside), start)))
             for content, name in zip(contents, texts(names, MAX_NAME), strict=True):
-                yield content.as_buffer(), name
+                yield content.as_buffer(), name if self.has_names else None
             start, read = start + len(batch), read + len(contents)
         if read < len(rows):
             raise ShardError(f"it has {start} rows, not {rows[-1] + 1}")
@@ -311,6 +313,19 @@ class Parquet:
                     keys |= {key for key in self._read_keys(opened, group) if key}
                     check_class_count(keys)
         return keys
+
+    def _has_names(self) -> bool:
+        """Return whether the file names of the first images differ: equal ones say nothing about an image."""
+        for path in self.files:
+            with suppress(ShardError):
+                opened = self._open(path)
+                parts = [part for part in opened.columns.parts if part.endswith(".path")]
+                if not parts or not opened.file.metadata.num_row_groups:
+                    return True
+                self._check_pages(opened, 0, parts)
+                batch = next(opened.batches(0, parts, _BATCH), None)
+                return batch is None or names_differ(batch.column(0))
+        return True
 
     def _first_columns(self) -> Columns:
         """Find the columns of the first file that can be read.

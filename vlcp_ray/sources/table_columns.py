@@ -115,6 +115,15 @@ def contents_and_names(column: pa.Array) -> tuple[pa.Array, pa.Array]:
     return fields["bytes"], fields.get("path", pa.nulls(len(column)))
 
 
+def names_differ(images: pa.Array) -> bool:
+    """Return whether images have different file names, or only one has a name: else the names identify none of them."""
+    names = dict(zip((field.name for field in images.type), images.flatten(), strict=True)).get("path")
+    if names is None:
+        return True
+    known = names.drop_null()
+    return len(known) < 2 or len(known.unique()) > 1
+
+
 def texts(values: pa.Array, limit: int) -> list[Any]:
     """Convert labels or names to Python: None for text of more bytes than the limit; escaped where it is no UTF-8."""
     if pa.types.is_dictionary(values.type):
