@@ -58,7 +58,7 @@ def test_parquet_missing_and_unknown_labels_have_different_keys(tmp_path: Path) 
     rows = [(picture(0), "0.jpg", 0), (picture(1), "1.jpg", None), (picture(2), "2.jpg", 7), (picture(3), "3.jpg", -1)]
     table = read_all(open_set(write_parquet(tmp_path / "train.parquet", rows, ["cat", "2"])))
     assert table["class_key"].to_pylist() == ["cat", "", "#7", ""]
-    assert table["reason"].to_pylist() == ["", "no_label", "", ""]
+    assert table["reason"].to_pylist() == ["", "no_label", "", "no_label"]
 
 
 def test_parquet_null_image_has_no_bytes(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_parquet_read_skips_images_of_unwanted_row_groups(tmp_path: Path, monkey
     iter_batches = parquet.ParquetFile.iter_batches
 
     def recorded(self: Any, size: int, row_groups: list[int], columns: list[str], use_threads: bool) -> Any:
-        read.extend(row_groups if columns != ["label"] else [])
+        read.extend(row_groups if columns not in (["label"], ["image.path"]) else [])
         return iter_batches(self, size, row_groups=row_groups, columns=columns, use_threads=use_threads)
 
     monkeypatch.setattr(parquet.ParquetFile, "iter_batches", recorded)

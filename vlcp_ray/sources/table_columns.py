@@ -154,7 +154,7 @@ def make_row(part: Part, number: int, key: str | None, image: tuple[Any, str | N
     source = f"{part.path}#{number}"
     if size > max_bytes:
         return Row(row_id, key or "", part.split, source, b"", "too_large", f"{size} bytes, the limit is {max_bytes}")
-    error = () if key else ("no_label", f"the label is null, or has more than {MAX_LABEL} bytes")
+    error = () if key else ("no_label", f"the label is null or -1, or has more than {MAX_LABEL} bytes")
     return Row(row_id, key or "", part.split, source, content.to_pybytes() if content else b"", *error)
 
 
