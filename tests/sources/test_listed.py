@@ -37,6 +37,13 @@ def test_metadata_of_the_whole_set_has_splits_in_a_column_or_in_paths(tmp_path: 
     assert by_source(read_all(source), "split") == {"images/a.jpg": "train", "val/c.jpg": "val"}
 
 
+def test_metadata_file_names_with_split_words_are_no_splits(tmp_path: Path) -> None:
+    names = ("photo of a train.jpg", "train.jpg", "test.png", "val.1.jpg")
+    lines = ["file_name,label", *(f"{name},{number % 2}x" for number, name in enumerate(names))]
+    files = dict.fromkeys(names, picture(1)) | {"metadata.csv": "\n".join(lines).encode()}
+    assert set(by_source(read_all(open_set(write_files(tmp_path, files))), "split").values()) == {"train"}
+
+
 def test_metadata_beside_class_folders_is_layout_folder(tmp_path: Path) -> None:
     files = {"train/cat/0.jpg": picture(0), "train/dog/1.jpg": picture(1)}
     files["train/metadata.csv"] = b"file_name,text\ncat/0.jpg,a cat\n"

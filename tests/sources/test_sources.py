@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,113 @@ def test_open_source_reads_sets_as_people_have_them(
 def test_open_source_refuses_sets_with_two_readings_or_none(people_have: Path, folder: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         open_set(people_have / folder)
+
+
+def jpgs(*names: str) -> dict[str, bytes]:
+    return {name: picture(number) for number, name in enumerate(names)}
+
+
+def tar_of(*members: tuple[str, bytes]) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        return write_tar(Path(folder, "x.tar"), members).read_bytes()
+
+
+IMAGE = picture(1)
+#: Files, and the description and the number of rows of train and val.
+READ: dict[str, tuple[dict[str, bytes], str, tuple[int, int]]] = {
+    "split words in file names": (
+        jpgs("photo of a train.jpg", "test.png")
+        | {
+            "metadata.jsonl": b'{"file_name": "photo of a train.jpg", "label": "a"}\n{"file_name": "test.png", "label": "b"}'
+        },
+        "the images of metadata.csv with train, 2 classes",
+        (2, 0),
+    ),
+    "metadata above the splits": (
+        jpgs("train/0.jpg", "test/1.jpg") | {"metadata.csv": b"file_name,label\ntrain/0.jpg,a\ntest/1.jpg,b"},
+        "the images of metadata.csv with train and val, 2 classes",
+        (1, 1),
+    ),
+    "captions beside class folders": (
+        jpgs("10.jpg", "Cat/0.jpg", "Dog/1.jpg") | {"metadata.csv": b"file_name,text\nCat/0.jpg,a cat"},
+        "an image folder with train, 2 classes",
+        (2, 0),
+    ),
+    "split column": (
+        jpgs("0.jpg", "1.jpg") | {"metadata.csv": b"file_name,label,split\n0.jpg,a,train\n1.jpg,b,test"},
+        "the images of metadata.csv with train and val",
+        (1, 1),
+    ),
+    "imagenet": (
+        jpgs("imagenet/train/n01440764/0.JPEG", "imagenet/val/n01440764/1.JPEG"),
+        "an image folder with train and val, 1 class",
+        (1, 1),
+    ),
+    "test beside train": (
+        jpgs("train/ok/0.jpg", "train/nok/1.jpg", "test/ok/2.jpg")
+        | {"train/.DS_Store": b"", "train/ok/.DS_Store": b""},
+        "an image folder with train and val, 2 classes",
+        (2, 1),
+    ),
+    "tiny": (
+        jpgs("train/n01443537/images/0.JPEG", "val/images/1.JPEG")
+        | {"val/val_annotations.txt": b"1.JPEG\tn01443537\t0", "test/images/2.JPEG": IMAGE, "wnids.txt": b"n01443537"},
+        "the tree of Tiny-ImageNet",
+        (1, 1),
+    ),
+    "dots in names": (
+        {"0.tar": tar_of(("22.05.png", IMAGE), ("22.05.cls", b"a"), ("22.06.png", IMAGE), ("22.06.cls", b"b"))},
+        "WebDataset with 1 train file, 2 classes",
+        (2, 0),
+    ),
+    "input.jpg": (
+        {"0.tar": tar_of(("0.input.jpg", IMAGE), ("0.cls", b"a"), ("1.input.jpg", IMAGE), ("1.cls", b"b"))},
+        "WebDataset with 1 train file, 2 classes",
+        (2, 0),
+    ),
+    "repeated members": (
+        {"0.tar": tar_of(("0.jpg", IMAGE), ("0.cls", b"a"), ("0.jpg", IMAGE), ("0.cls", b"a"))},
+        "WebDataset with 1 train file, 1 class",
+        (2, 0),
+    ),
+    "unsorted members": (
+        {"0.tar": tar_of(("0.jpg", IMAGE), ("1.jpg", IMAGE), ("0.cls", b"a"), ("1.cls", b"b"))},
+        "WebDataset with 1 train file, 2 classes",
+        (4, 0),
+    ),
+}
+REFUSED: dict[str, tuple[dict[str, bytes], str]] = {
+    "splits without classes": (jpgs("train/0.jpg", "test/1.jpg"), "has no class folders of train"),
+    "images in one folder": (jpgs("data/0.jpg", "data/1.jpg"), "which would be a class named 'data'"),
+    "images alone": (jpgs("0.jpg", "1.jpg"), "is in none of the layouts that can be read"),
+    "metadata without a label": (
+        jpgs("0.jpg") | {"metadata.csv": b"file_name,text\n0.jpg,x"},
+        r"ingest\.class_key: metadata\.csv has the columns file_name, text",
+    ),
+    "coco": (jpgs("train2017/0.jpg", "val2017/1.jpg"), "has no class folders of train"),
+    "zip": ({"images.zip": b"PK"}, "unpack it: unzip -q"),
+    "a tar for each class": (
+        {f"{wnid}.tar": tar_of((f"{wnid}_1.JPEG", IMAGE)) for wnid in ("n01440764", "n02102040")},
+        "each tar of .* is a class; unpack them",
+    ),
+    "no class": ({"0.tar": tar_of(("0.jpg", IMAGE), ("0.json", b"{}"))}, "no sample of .* names a class"),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_open_source_of_sets_in_issues_reads_them(tmp_path: Path, name: str) -> None:
+    files, description, counts = READ[name]
+    source = open_set(write_files(tmp_path / "a set", files))
+    assert source.description.startswith(description)
+    splits = read_all(source)["split"].to_pylist()
+    assert (splits.count("train"), splits.count("val")) == counts
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_open_source_of_sets_in_issues_refuses_them(tmp_path: Path, name: str) -> None:
+    files, message = REFUSED[name]
+    with pytest.raises(ConfigError, match=message):
+        open_set(write_files(tmp_path / "a set", files))
 
 
 def test_open_source_with_given_layout_uses_it(tmp_path: Path) -> None:

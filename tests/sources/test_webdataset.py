@@ -192,3 +192,32 @@ def test_webdataset_classes_by_synonym_are_those_of_the_labels(tmp_path: Path, l
     source = open_set(tmp_path, classes=["tench"])
     assert source.classes.keys == (label,)
     assert by_source(read_all(source), "class_key")["0.tar:1"] == label
+
+
+def test_webdataset_names_with_dots_are_samples_of_their_own(tmp_path: Path) -> None:
+    names = ("22.05", "22.06", "a/v1.0/track 2.0 (clean)", "x")
+    members = [
+        member
+        for i, name in enumerate(names)
+        for member in ((f"{name}.png", picture(i, "PNG")), (f"{name}.cls", b"cat"))
+    ]
+    write_tar(tmp_path / "0.tar", members)
+    assert by_source(read_all(open_set(tmp_path)), "image") == {
+        f"0.tar:{name}": picture(i, "PNG") for i, name in enumerate(names)
+    }
+
+
+def test_webdataset_image_may_have_a_name_before_its_suffix(tmp_path: Path) -> None:
+    one = [("0.input.jpg", picture(1)), ("0.cls", b"cat")]
+    two = [("1.left.jpg", picture(1)), ("1.right.jpg", picture(2)), ("1.cls", b"cat")]
+    write_tar(tmp_path / "0.tar", [*one, *two])
+    assert by_source(read_all(open_set(tmp_path)), "reason") == {"0.tar:0": "", "0.tar:1": "unreadable"}
+
+
+def test_webdataset_of_a_tar_for_each_class_gives_the_command_that_unpacks_them(tmp_path: Path) -> None:
+    for wnid in ("n01440764", "n02102040"):
+        write_tar(tmp_path / f"{wnid}.tar", [(f"{wnid}_1.JPEG", picture(1))])
+    with pytest.raises(ConfigError, match=r"each tar of .* is a class") as error:
+        open_set(tmp_path)
+    subprocess.run(["sh", "-c", str(error.value).split("a folder each: ")[1]], check=True)
+    assert open_set(tmp_path).classes.keys == ("n01440764", "n02102040")

@@ -126,7 +126,7 @@ def resolve(available: Iterable[str], wanted: Sequence[str], known: Glossary) ->
         raise ConfigError(f"ingest.classes: {duplicate!r} is given twice; remove one of them")
     spoken = _without_numbers(present)
     names = [known.names.get(key) or spoken.get(key, key) for key in keys]
-    if nameless := [name for name in names if _is_wnid(name)]:
+    if nameless := [name for name in names if is_wnid(name)]:
         others = f" (and {len(nameless) - 1} more)" if nameless[1:] else ""
         raise ConfigError(
             f"ingest.class_list: {nameless[0]}{others} is not a class of ImageNet-1K, so its name is unknown; "
@@ -188,7 +188,8 @@ def _first_duplicate(values: Sequence[str]) -> str | None:
     return next((value for value, count in Counter(values).items() if count > 1), None)
 
 
-def _is_wnid(name: str) -> bool:
+def is_wnid(name: str) -> bool:
+    """Return whether a name is a number of WordNet: n01440764."""
     return len(name) == _WNID_LENGTH and name[0] == "n" and name[1:].isdigit()
 
 

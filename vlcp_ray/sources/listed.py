@@ -170,7 +170,8 @@ def _metadata_entries(text: str, split: str, name: str, class_key: str) -> Itera
         path = posixpath.normpath(posixpath.join(folder, file))
         if path.startswith(("../", "/")):
             raise ConfigError(f"ingest.source: {name}: row {number}: {file} leaves the image set")
-        found = split or split_of_folder(str(row.get("split") or file.partition("/")[0])) or "train"
+        named = str(row.get("split") or (file.partition("/")[0] if "/" in file else ""))
+        found = split or split_of_folder(named) or "train"
         yield Entry(path, found, text_of_label)
 
 

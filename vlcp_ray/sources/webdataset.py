@@ -12,7 +12,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.sources.classes import Classes, expand, load_glossary, resolve
+from vlcp_ray.sources.classes import Classes, expand, is_wnid, load_glossary, resolve
 from vlcp_ray.sources.image_files import SUFFIXES
 from vlcp_ray.sources.layout import Layout
 from vlcp_ray.sources.local_files import limit_of
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 #: Fields of a sample's json that may name its class; the first that has a value is used.
 _CLASS_FIELDS: Final = ("wnid", "class_name", "class", "label", "cls")
+_EXTENSION: Final = re.compile(r"([a-z_][a-z0-9_]*\.)*[a-z0-9_]*")
 _MAX_LABEL_BYTES: Final = 2**20  # of a cls or json member; a longer one is broken
 _MAX_MEMBERS: Final = 64  # of a sample that are kept; others are ignored
 
@@ -52,8 +53,10 @@ class Sample:
     members: dict[str, Member] = field(default_factory=dict)
 
     def image(self) -> Member | None:
-        """Return the member that is the image."""
-        return next((m for ext, m in self.members.items() if f".{ext}" in SUFFIXES), None)
+        """Return the member that is the image: of `jpg`, or of the only one like `input.jpg`."""
+        exact = next((m for ext, m in self.members.items() if f".{ext}" in SUFFIXES), None)
+        others = [m for ext, m in self.members.items() if f".{ext.rpartition('.')[2]}" in SUFFIXES]
+        return exact or (others[0] if len(others) == 1 else None)
 
 
 class WebDataset:
@@ -213,6 +216,11 @@ def _without_class(path: str, files: Mapping[str, str], sample: Sample) -> str:
             f"tar -xf {tar} -C {folder} && for t in {folder}/*.tar; do mkdir ${{t%.tar}} && tar -xf $t -C ${{t%.tar}} "
             "&& rm $t; done"
         )
+    if all(is_wnid(file.rpartition("/")[2].removesuffix(".tar")) for file in files):
+        return (
+            f"ingest.source: each tar of {path} is a class; unpack them into a folder each: cd {path} && "
+            "for t in *.tar; do mkdir ${t%.tar} && tar -xf $t -C ${t%.tar} && rm $t; done"
+        )
     return (
         f"ingest.class_key: no sample of {path} names a class; they have {list_some(sample.members)}; set "
         "ingest.class_key to the field of the json that does"
@@ -247,9 +255,14 @@ def _samples(tar: Tar) -> Iterator[Sample]:
 
 
 def _split_name(name: str) -> tuple[str, str]:
-    """Split a member's path into WebDataset's key and extension, at the first dot after the folder."""
+    """Split a member's path into WebDataset's key and extension, at the first dot after the folder.
+
+    At the last dot where the extension would be no name: 22.05.png is not of the sample 22.
+    """
     folder, slash, file = name.rpartition("/")
     stem, _, extension = file.partition(".")
+    if not _EXTENSION.fullmatch(extension.lower()):
+        stem, _, extension = file.rpartition(".")
     return f"{folder}{slash}{stem}", extension.lower()
 
 
