@@ -102,9 +102,7 @@ IMAGE = picture(1)
 READ: dict[str, tuple[dict[str, bytes], str, tuple[int, int]]] = {
     "split words in file names": (
         jpgs("photo of a train.jpg", "test.png")
-        | {
-            "metadata.jsonl": b'{"file_name": "photo of a train.jpg", "label": "a"}\n{"file_name": "test.png", "label": "b"}'
-        },
+        | {"metadata.csv": b"file_name,label\nphoto of a train.jpg,a\ntest.png,b"},
         "the images of metadata.csv with train, 2 classes",
         (2, 0),
     ),
