@@ -251,3 +251,8 @@ def test_hashed_settings_change_with_the_rows_only(tmp_path: Path) -> None:
     one = hashed(class_list=str(tmp_path / "list.tsv"))
     (tmp_path / "list.tsv").write_text("dog\n")
     assert one != hashed(class_list=str(tmp_path / "list.tsv"))
+
+
+def test_open_source_of_the_hub_without_internet_says_how_to_fetch_it() -> None:
+    with pytest.raises(ConfigError, match=r"cannot be opened: .* hf download uoft-cs/cifar10 --repo-type"):
+        open_set("hf://datasets/uoft-cs/cifar10/plain_text")

@@ -63,12 +63,25 @@ def open_source(settings: "Ingest") -> Source:
     except ConfigError:
         raise
     except Exception as error:  # each storage driver has its own errors
-        raise ConfigError(f"ingest.source: {settings.source} cannot be opened: {error}") from error
+        fix = hub_fix(settings.source)
+        raise ConfigError(f"ingest.source: {settings.source} cannot be opened: {error}{fix and f'; {fix}'}") from error
+
+
+def hub_fix(source: str) -> str:
+    """Return what to do about a set of the Hugging Face hub that cannot be read; "" for other sources."""
+    if not source.startswith("hf://"):
+        return ""
+    name = "/".join(source.removeprefix("hf://").removeprefix("datasets/").split("/")[:2])
+    return (
+        "if it is gated or private, accept its terms on its page and set HF_TOKEN; without internet, fetch it "
+        f"elsewhere: hf download {name} --repo-type dataset --local-dir FOLDER, and set ingest.source to that folder"
+    )
 
 
 def _open(filesystem: pafs.FileSystem, path: str, settings: "Ingest") -> Source:
     if filesystem.get_file_info(path).type == pafs.FileType.NotFound:
-        raise ConfigError(f"ingest.source: there is no {settings.source}; give the image set's folder, file or URI")
+        fix = hub_fix(settings.source) or "give the image set's folder, file or URI"
+        raise ConfigError(f"ingest.source: there is no {settings.source}; {fix}")
     if settings.config:
         path = _configuration(filesystem, path, settings.config)
     if settings.layout != "auto":
