@@ -29,17 +29,19 @@ def first_ids(index: pa.Table, seed: int, ipc: int) -> list[str]:
 METHOD = Method("first", "the first images", "a test", "ids", ("images",), code="vlcp_ray.methods.first:first_ids")
 '''
 
-LAYOUT = '''"""The layout `listed`: images beside a file `labels.csv` with a line `file,split,class` for each."""
+LAYOUT = '''"""The layout `labels`: images beside a file `labels.csv` with a line `file,split,class` for each."""
 
 from pyarrow import fs as pafs
 
 from vlcp_ray.sources.classes import load_glossary, resolve
 from vlcp_ray.sources.layout import Layout
-from vlcp_ray.sources.reader import Part, Row, tables
+from vlcp_ray.sources.reader import Listing, Part, Row, tables
 
 
-class Listed:
+class Labels:
+    layout = "labels"
     description = "images with labels.csv"
+    splits = frozenset(("train", "val"))
 
     def __init__(self, filesystem, path, settings):
         self.filesystem, self.path = filesystem, path
@@ -54,7 +56,12 @@ class Listed:
     def parts(self):
         return [Part("labels.csv", split) for split in ("train", "val")]
 
-    def read(self, part, done):
+    def images(self, part, skipped=None, ids=False):
+        for name, split, key in self.rows:
+            if split == part.split:
+                yield Listing(split, key, name, f"{split}/{name}")
+
+    def read(self, part, done, skipped=None):
         yield from tables(
             Row(f"{split}/{name}", key, split, name, self.bytes_of(name))
             for name, split, key in self.rows
@@ -66,7 +73,7 @@ def detects(filesystem, path):
     return filesystem.get_file_info(f"{path}/labels.csv").type == pafs.FileType.File
 
 
-LAYOUT = Layout("listed", "labels.csv", detects, Listed)
+LAYOUT = Layout("labels", "labels.csv", detects, Labels)
 '''
 
 PROTOCOL = '''"""The protocol `short`: one epoch of minimax."""
@@ -135,7 +142,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
     for name, text, record in (
         ("methods/first.py", METHOD, "METHOD"),
-        ("sources/listed.py", LAYOUT, "LAYOUT"),
+        ("sources/labels.py", LAYOUT, "LAYOUT"),
         ("protocols/short.py", PROTOCOL, "PROTOCOL"),
     ):
         (copy / name).write_text(text)
@@ -203,6 +210,6 @@ def test_additions_appear_in_plan_and_reference(package: Path, job: Path, tmp_pa
     lines = call(package, "vlcp_ray.cli", "plan", str(job), "--root", str(tmp_path)).splitlines()
     assert [line.split()[0] for line in lines[1:6]] == ["ingest", "tally", "select", "evaluate", "report"]
     page = call(package, "vlcp_ray.reference")
-    for name in ("first", "listed", "short", "tally"):
+    for name in ("first", "labels", "short", "tally"):
         assert f"| `{name}` |" in page
     assert "`ConvNet-2`, `ConvNet-3`" in page

@@ -148,5 +148,7 @@ def test_load_ingest_takes_settings_of_the_image_set_only() -> None:
 def test_sample_overrides_limit_images_and_sets_and_name_the_run() -> None:
     path = next(file for file in JOBS if file.stem == "digits")
     job = load_job(path, sample_overrides(path, ["ipc=[1, 5, 50]"], 4))
-    assert (job.name, job.ipc) == ("digits-sample-4", (1, 4))
-    assert (job.ingest.max_per_class, job.ingest.max_val_per_class) == (4, 4)
+    assert (job.name, job.ipc) == ("digits-sample-4", (1, 2))
+    assert (job.ingest.max_per_class, job.ingest.max_val_per_class, job.ingest.max_rejected) == (4, 4, 0.1)
+    with pytest.raises(ConfigError, match=r"--sample: the job sets ingest\.max_per_class or max_val"):
+        sample_overrides(path, ["ingest.max_per_class=3"], 4)

@@ -238,6 +238,13 @@ def test_decode_converts_colours_by_the_profile(kind: str, mode: str) -> None:
     check(content, 100)
 
 
+def test_decode_of_a_transparent_colour_with_a_profile_is_white() -> None:
+    image = Image.new("RGB", (4, 4), (200, 20, 40))
+    for profile in (None, swapped_profile()):
+        content = data(image, "PNG", transparency=(200, 20, 40), icc_profile=profile)
+        assert np.asarray(decode(content)).min() == 255
+
+
 def test_decode_of_srgb_and_damaged_profiles_changes_nothing() -> None:
     image = noise(20)
     plain = np.asarray(image)

@@ -249,7 +249,7 @@ def _status(arguments: argparse.Namespace) -> int:
     for step in _in_order(steps):
         manifest, now = manifests.get(step.fingerprint), state(step, manifests)
         shown = "running" if now != "done" and step.fingerprint in running else now
-        print(f"{step.title:<34} {shown:<9} {_counts(manifest) if manifest else ''}".rstrip())
+        print(f"{step.title:<34} {shown:<9} {printable(_counts(manifest)) if manifest else ''}".rstrip())
     for lease in leases:
         print(f"\n{lease}")
     return 0

@@ -94,15 +94,19 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
 def sample_overrides(path: str | Path, overrides: Sequence[str], count: int) -> list[str]:
     """Return overrides that read so many images of a class and split: a small run of the same job, beside the full one.
 
-    Sets of more images per class become sets of `count`.
+    Distilled sets have at most half as many images per class. A tenth of the images may be bad: one of nine is more
+    than one in a hundred.
 
     Raises:
-        ConfigError: as `load_job`.
+        ConfigError: as `load_job`, or the job has such limits itself.
     """
     job = load_job(path, overrides)
-    ipc = sorted({min(one, count) for one in job.ipc})
-    limits = [f"{INGEST.name}.{name}={count}" for name in ("max_per_class", "max_val_per_class")]
-    return [*overrides, f"name={job.name}-sample-{count}", f"ipc={ipc}", *limits]
+    if job.ingest.max_per_class or job.ingest.max_val_per_class:
+        raise ConfigError("--sample: the job sets ingest.max_per_class or max_val_per_class itself; leave one out")
+    ipc = sorted({min(one, max(1, count // 2)) for one in job.ipc})
+    limits = {"max_per_class": count, "max_val_per_class": count, "max_rejected": max(0.1, job.ingest.max_rejected)}
+    images = [f"{INGEST.name}.{name}={value}" for name, value in limits.items()]
+    return [*overrides, f"name={job.name}-sample-{count}", f"ipc={ipc}", *images]
 
 
 def load_ingest(source: str, overrides: Sequence[str] = ()) -> Ingest:

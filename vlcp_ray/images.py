@@ -44,6 +44,7 @@ _DEEP_MODES: Final = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 _PLAIN_MODES: Final = frozenset({"RGB", "L", "CMYK", "YCbCr"})
 #: Modes whose colours a profile describes, and the modes that they become.
 _PROFILE_MODES: Final = {"RGB": "RGB", "RGBA": "RGBA", "L": "RGB", "CMYK": "RGB"}
+_MAX_PROFILE: Final = 2**23  # bytes; those of printers have 2 MB
 #: Levels of the greys of PNGs that Pillow scales to 256.
 _GREY_LEVELS: Final = {"L;2": 4, "L;4": 16}
 _PIECES: Final = (273, 324)  # tags of TIFF: where its strips or tiles are, each a picture of its own
@@ -205,9 +206,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _to_srgb(image: Image.Image) -> Image.Image:
     """Convert the colours of an image of 8 bits by its profile."""
     profile = image.info.get("icc_profile")
-    if not isinstance(profile, bytes):
+    if not isinstance(profile, bytes) or len(profile) > _MAX_PROFILE:
         return image
-    if image.mode == "P":
+    if image.mode == "P" or "transparency" in image.info:
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
     transform = _transform(profile, image.mode) if image.mode in _PROFILE_MODES else None
     if transform is None:
@@ -219,7 +220,7 @@ def _to_srgb(image: Image.Image) -> Image.Image:
     return converted or image
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=8)
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     """Return the transform of a profile to sRGB; None for sRGB itself, a damaged profile, or one of other colours."""
     try:

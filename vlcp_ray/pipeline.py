@@ -18,7 +18,7 @@ from vlcp_ray.monitoring.trackers import Tracker, open_tracker
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.scale import Scale
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.stages import STAGES, evaluate, finetune, ingest, pair, teach
+from vlcp_ray.stages import STAGES, evaluate, finetune, ingest, pair, report, teach
 from vlcp_ray.store.artifact import Manifests, Step, Store
 from vlcp_ray.store.lease import acquire_lease
 from vlcp_ray.store.verify import check_sizes
@@ -63,8 +63,8 @@ def graph(job: Job) -> tuple[Step, ...]:
 
     # One report over everything.
     steps = list(_with_inputs(scores, set()))
-    report = _step("report", {"name": job.name}, **{f"{step.stage}-{step.fingerprint}": step for step in steps})
-    return (*steps, report)
+    page = _step("report", {"name": job.name}, **{f"{step.stage}-{step.fingerprint}": step for step in steps})
+    return (*steps, page)
 
 
 def _step(stage: str, settings: dict[str, Any], key: Mapping[str, Any] | None = None, /, **inputs: Step) -> Step:
@@ -158,8 +158,8 @@ def check_image_set(job: Job, steps: Sequence[Step], manifests: Manifests, stage
     step = next(step for step in steps if step.stage == ingest.STAGE.name)
     needs_val = evaluate.STAGE.name in stages or teach.STAGE.name in stages
     if manifest := manifests.get(step.fingerprint):
-        if set(stages) - {ingest.STAGE.name, "report"}:
-            ingest.check_images(manifest, max(job.ipc), needs_val)
+        if set(stages) - {ingest.STAGE.name, report.STAGE.name}:
+            ingest.check_images(manifest, max((one.key.get("ipc", 1) for one in graph(job)), default=1), needs_val)
     else:
         ingest.check_source(job.ingest, needs_val)
 

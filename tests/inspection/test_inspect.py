@@ -1,6 +1,7 @@
 """Tests of looking at an image set before a run."""
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,22 @@ def test_inspection_as_json_has_no_bytes(tmp_path: Path) -> None:
     assert found["classes"][0] == {"key": "cat", "name": "cat", "train": 5, "val": 5}
     assert set(found["examples"][0]) == {"key", "source", "kind", "width", "height", "problem"}
     assert (found["layout"], found["skipped"], found["problems"]) == ("folder", {}, [])
+
+
+def test_inspect_shows_no_secret_and_no_escape_sequence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = "s3://KEYKEYKEYKEY:SECRETSECRET@bucket/set?endpoint_override=http://127.0.0.1:9"
+    found = inspect(Ingest(source=uri))
+    shown = json.dumps(found.as_json()) + "\n".join(found.lines())
+    assert found.is_refused
+    assert "SECRET" not in shown
+    root = write_files(tmp_path / "set", FILES)
+    (root / "train" / "\x1b[2Jevil").symlink_to("/etc")
+    assert "\x1b" not in "\n".join(inspect(Ingest(source=str(root))).lines())
+
+
+def test_inspect_of_tables_leaves_the_memory_limit_of_the_process(tmp_path: Path) -> None:
+    for number in range(20):
+        write_parquet(tmp_path / f"train-{number}.parquet", [(picture(number), f"{number}.jpg", "cat")], None)
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    assert inspect(Ingest(source=str(tmp_path))).classes[0].train == 20
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before

@@ -1,9 +1,12 @@
 """Tests of the layout of datasets' save_to_disk."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -21,6 +24,25 @@ def save(root: Path, splits: dict[str, list[Any]], **options: Any) -> Path:
         made[split] = datasets.Dataset.from_dict({"image": rows, "label": labels}, features=FEATURES)
     datasets.DatasetDict(made).save_to_disk(str(root), **options)
     return root
+
+
+def write_stream(file: Path, batches: list[dict[str, Any]], compression: str | None = None) -> Path:
+    """Write batches of columns as the only stream of a saved dataset without splits, and return its folder."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    (file.parent / "state.json").write_text("{}")
+    records = [pa.record_batch(batch) for batch in batches]
+    options = pa.ipc.IpcWriteOptions(compression=compression, emit_dictionary_deltas=True)
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, records[0].schema, options=options) as writer:
+        for record in records:
+            writer.write_batch(record)
+    return file.parent
+
+
+def columns(images: list[bytes], names: list[str | None], labels: Any) -> dict[str, Any]:
+    """Return the columns of a batch."""
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    rows = [{"bytes": image, "path": name} for image, name in zip(images, names, strict=True)]
+    return {"image": pa.array(rows, kind), "label": labels}
 
 
 def test_arrow_has_the_rows_of_every_split(tmp_path: Path) -> None:
@@ -94,3 +116,51 @@ def test_arrow_equal_file_names_are_no_identity(tmp_path: Path) -> None:
     made = datasets.Dataset.from_dict({"image": rows, "label": [0, 1, 0]}, features=FEATURES)
     made.save_to_disk(str(tmp_path / "set"))
     assert len(set(read_all(open_set(tmp_path / "set"))["image_id"].to_pylist())) == 3
+
+
+def test_arrow_equal_file_names_in_batches_of_one_row_are_no_identity(tmp_path: Path) -> None:
+    batches = [columns([picture(row)], ["image.jpg"], ["cat"]) for row in range(3)]
+    root = write_stream(tmp_path / "set" / "data.arrow", batches)
+    assert len(set(read_all(open_set(root))["image_id"].to_pylist())) == 3
+
+
+def test_arrow_batch_that_unpacks_to_too_much_is_damage(tmp_path: Path) -> None:
+    good = columns([picture(1)], ["1.jpg"], ["cat"])
+    bomb = columns([bytes(100_000_000)] * 3, ["2.jpg", "3.jpg", "4.jpg"], ["cat"] * 3)
+    root = write_stream(tmp_path / "set" / "data.arrow", [good, bomb, good], "zstd")
+    assert (root / "data.arrow").stat().st_size < 2**16
+    table = read_all(open_set(root, max_bytes=200_000_000))
+    assert by_source(table, "reason") == {"data.arrow#0": "", "data.arrow:after 0": "unreadable"}
+    assert "a batch takes 300" in table["detail"][1].as_py()
+
+
+def test_arrow_batch_takes_no_more_than_the_limit_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[int] = []
+
+    @contextmanager
+    def recorded(size: int) -> Iterator[None]:
+        limits.append(size)
+        yield
+
+    monkeypatch.setattr("vlcp_ray.sources.arrow.limit_growth", recorded)
+    root = write_stream(tmp_path / "set" / "data.arrow", [columns([picture(1)], ["1.jpg"], ["cat"])])
+    read_all(open_set(root, max_bytes=2**20))
+    assert set(limits) == {2**31 + 8 * 2**20}
+
+
+def test_arrow_batch_of_rows_without_end_is_damage(tmp_path: Path) -> None:
+    rows = 2**21 + 1
+    good = {"image": pa.array([picture(1)], pa.binary()), "label": pa.array(["cat"])}
+    many = {"image": pa.nulls(rows, pa.binary()), "label": pa.nulls(rows, pa.string())}
+    root = write_stream(tmp_path / "set" / "data.arrow", [good, many], "zstd")
+    table = read_all(open_set(root))
+    assert by_source(table, "reason") == {"data.arrow#0": "", "data.arrow:after 0": "unreadable"}
+    assert "the limit is 2097152" in table["detail"][1].as_py()
+
+
+def test_arrow_long_label_of_many_rows_is_kept_once(tmp_path: Path) -> None:
+    labels = pa.DictionaryArray.from_arrays(pa.array(np.arange(20_000) % 2), pa.array(["cat", "x" * 10_000_000]))
+    rows = {"image": pa.array([b"x"] * 20_000, pa.binary()), "label": labels}
+    table = read_all(open_set(write_stream(tmp_path / "set" / "data.arrow", [rows])))
+    assert table["class_key"].to_pylist().count("cat") == 10_000
+    assert table["reason"].to_pylist().count("no_label") == 10_000

@@ -110,10 +110,19 @@ def test_glossary_that_s3_refuses_names_the_fix(s3_proxy: Proxy, tmp_path: Path)
         load_glossary(uri)
 
 
-def test_resolve_names_without_the_numbers_that_begin_all_keys() -> None:
-    keys = ["001.Black_footed_Albatross", "2-dog", "03_fire_truck"]
-    assert resolve(keys, (), load_glossary("")).names == ("Black footed Albatross", "fire truck", "dog")
-    assert resolve([*keys, "4x4"], (), load_glossary("")).names[0] == "001.Black_footed_Albatross"
+@pytest.mark.parametrize(
+    ("keys", "names"),
+    [
+        (["001.Black_footed_Albatross", "2-dog", "03_fire_truck"], ("Black footed Albatross", "fire truck", "dog")),
+        (["0 cat", "1 dog"], ("cat", "dog")),
+        (["1 cat", "3 dog"], ("1 cat", "3 dog")),
+        (["10_euro", "20_euro"], ("10_euro", "20_euro")),
+        (["1 euro", "2 euro"], ("1 euro", "2 euro")),
+        (["1 cat", "dog"], ("1 cat", "dog")),
+    ],
+)
+def test_resolve_names_without_the_numbers_that_count_the_keys(keys: list[str], names: tuple[str, ...]) -> None:
+    assert resolve(keys, (), load_glossary("")).names == names
 
 
 @pytest.mark.parametrize(
@@ -150,3 +159,10 @@ def test_resolve_takes_wanted_classes_by_synonyms_and_folders_by_their_whole_nam
 def test_only_numbers_warns_of_names_that_prompts_cannot_use() -> None:
     assert only_numbers(["cat", "4x4"]) == ""
     assert only_numbers(["7", "cat", "10"]).startswith('2 class names are numbers, so that prompts would say "the 7 in')
+
+
+@pytest.mark.parametrize(
+    ("name", "is_exact"), [("n01440764", True), ("crane", True), ("my own", True), ("tench", False), ("panda", False)]
+)
+def test_glossary_knows_which_names_mean_one_key(name: str, is_exact: bool) -> None:
+    assert load_glossary("").is_exact(name) == is_exact

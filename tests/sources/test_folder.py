@@ -1,11 +1,13 @@
 """Tests of the layout of class folders."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from tests.image_sets import by_source, open_set, picture, read_all, write_files
 from vlcp_ray.settings import ConfigError
+from vlcp_ray.sources import reader
 
 FILES = {
     "train/cat/1.jpg": picture(1),
@@ -104,10 +106,9 @@ def test_folder_flat_val_has_the_classes_of_its_list(tmp_path: Path) -> None:
     assert by_source(read_all(source), "class_key") == {
         "train/n02102040/n02102040_1.JPEG": "n02102040",
         "val/v_1.JPEG": "n02102040",
-        "val/v_2.JPEG": "n09999999",  # not of this set: ingest rejects it
         "val/v_3.JPEG": "",  # not in the list: ingest rejects it
     }
-    assert read_all(source, ["val/v_1.JPEG"]).num_rows == 3
+    assert read_all(source, ["val/v_1.JPEG"]).num_rows == 2
     assert open_set(root, val_fraction=0.5).splits == {"train"}
 
 
@@ -121,7 +122,8 @@ def test_folder_flat_val_has_the_classes_of_its_list(tmp_path: Path) -> None:
         (["train/a/1.jpg", "b/1.jpg"], "has train and beside it folders with images: b; move them into train or val"),
         (["x/a/1.jpg", "x/b/1.jpg", "y/c/1.jpg"], "the folders of .* hold only folders: x has a, b; move the class"),
         (["train/x/a/1.jpg", "train/x/b/1.jpg", "train/y/c/1.jpg"], "hold only folders: x has a, b; move the class"),
-        (["val/a/1.jpg", "other/a/1.jpg"], "has no class folders of train; an image folder is"),
+        (["val/a/1.jpg", "other/a/1.jpg"], "the folder val, which would be a class named 'val'"),
+        (["val/a/1.jpg", "test/a/1.jpg"], "has no class folders of train; an image folder is"),
         (["train/1.jpg", "val/1.jpg"], "has no class folders of train; move each image into one"),
     ],
 )
@@ -145,3 +147,59 @@ def test_folder_named_images_without_images_is_no_class(tmp_path: Path) -> None:
     source = open_set(root)
     assert source.classes.keys == ("cat", "dog")
     assert by_source(read_all(source), "class_key").keys() == files.keys()
+
+
+def test_folder_class_named_train_is_read_where_the_layout_is_named(tmp_path: Path) -> None:
+    files = {f"{name}/{i}.jpg": picture(i) for name in ("bus", "car", "train") for i in range(2)}
+    root = write_files(tmp_path, files)
+    with pytest.raises(
+        ConfigError, match=r"would be a class named 'train'; .* set ingest\.layout = \"folder\" if they are"
+    ):
+        open_set(root)
+    source = open_set(root, layout="folder")
+    assert source.classes.keys == ("bus", "car", "train")
+    assert by_source(read_all(source), "image") == files
+
+
+def test_folder_of_kaggles_names_has_splits(tmp_path: Path) -> None:
+    files = {f"{split}/{name}/1.jpg": picture(1) for split in ("training_set", "test_set") for name in ("cats", "dogs")}
+    table = read_all(open_set(write_files(tmp_path, files)))
+    assert sorted(table["split"].to_pylist()) == ["train", "train", "val", "val"]
+    assert set(table["class_key"].to_pylist()) == {"cats", "dogs"}
+
+
+def test_folder_with_an_empty_val_uses_test(tmp_path: Path) -> None:
+    root = write_files(tmp_path, {"train/cat/1.jpg": picture(1), "test/cat/2.jpg": picture(2)})
+    (root / "val").mkdir()
+    assert open_set(root).splits == {"train", "val"}
+    assert len(read_all(open_set(root))) == 2
+
+
+def test_folder_counts_val_images_of_classes_that_train_lacks(tmp_path: Path) -> None:
+    files = {"train/n01440764/1.JPEG": picture(1), "val/v_0.JPEG": picture(2), "val/v_1.JPEG": picture(3)}
+    files["LOC_val_solution.csv"] = b"ImageId,PredictionString\nv_0,n01440764 1\nv_1,n02102040 1\n"
+    source, skipped = open_set(write_files(tmp_path, files)), Counter[str]()
+    rows = [row for part in source.parts() for table in source.read(part, (), skipped) for row in table.to_pylist()]
+    assert {row["source"] for row in rows} == {"train/n01440764/1.JPEG", "val/v_0.JPEG"}
+    assert skipped == {"val images of classes that train lacks": 1}
+
+
+def test_folder_lists_each_folder_once_while_it_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {f"{split}/class {i}/1.jpg": b"" for split in ("train", "val") for i in range(9)}
+    listed: list[str] = []
+    list_all = reader.pafs.FileSelector
+
+    def recorded(path: str, *arguments: object, **options: object) -> object:
+        listed.append(path)
+        return list_all(path, *arguments, **options)
+
+    root = write_files(tmp_path, files)
+    monkeypatch.setattr(reader.pafs, "FileSelector", recorded)
+    open_set(root)
+    assert len(listed) == len(set(listed))
+    assert len(listed) <= 3 + 2 * 8
+
+
+def test_folder_wanted_class_with_an_ambiguous_name_is_the_one_of_the_set(tmp_path: Path) -> None:
+    files = {f"train/{name}/1.jpg": picture(1) for name in ("panda", "cat")}
+    assert open_set(write_files(tmp_path, files), classes=["panda"]).classes.keys == ("panda",)

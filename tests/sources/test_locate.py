@@ -28,6 +28,7 @@ KAGGLE = {
         (["a/b/train/cat/1.jpg"], "a/b"),
         (["images/cat/1.jpg", "images/dog/1.jpg", "images.txt"], "images"),
         (["val/cat/1.jpg"], ""),
+        (["a/bus/1.jpg", "a/train/2.jpg"], "a"),  # train is a class
         (["a/b/c/d/train/cat/1.jpg"], "a/b/c/d"),
         (["test tube/day/1.jpg", "bus/day/1.jpg"], ""),
         (["data/1.jpg"], ""),
@@ -35,17 +36,17 @@ KAGGLE = {
 )
 def test_locate_follows_folders_that_hold_nothing_else(tmp_path: Path, files: list[str], inner: str) -> None:
     write_files(tmp_path, dict.fromkeys(files, b""))
-    assert locate(FILESYSTEM, str(tmp_path)) == str(tmp_path / inner)
+    assert locate(FILESYSTEM, str(tmp_path), "") == str(tmp_path / inner)
 
 
 def test_locate_names_the_image_sets_below_a_folder_that_is_none(tmp_path: Path) -> None:
     root = write_files(tmp_path / "one", KAGGLE)
     with pytest.raises(ConfigError, match=r"it holds \S+/one/ILSVRC/Data/CLS-LOC; give that folder"):
-        locate(FILESYSTEM, str(root))
-    assert locate(FILESYSTEM, str(root / "ILSVRC/Data/CLS-LOC")) == str(root / "ILSVRC/Data/CLS-LOC")
+        locate(FILESYSTEM, str(root), "")
+    assert locate(FILESYSTEM, str(root / "ILSVRC/Data/CLS-LOC"), "") == str(root / "ILSVRC/Data/CLS-LOC")
     root = write_files(tmp_path / "two", {"a/train/cat/1.jpg": b"", "b/train/cat/1.jpg": b""})
     with pytest.raises(ConfigError, match=r"it holds \S+/two/a, \S+/two/b; give one of them"):
-        locate(FILESYSTEM, str(root))
+        locate(FILESYSTEM, str(root), "")
 
 
 @pytest.mark.parametrize(
@@ -67,3 +68,11 @@ def test_refuse_archives_gives_the_command_that_unpacks_them(tmp_path: Path, nam
 def test_refuse_archives_leaves_sets_beside_archives(tmp_path: Path) -> None:
     for number, name in enumerate(("cat/1.jpg", "0.tar", "1.jpg")):
         refuse_archives(FILESYSTEM, str(write_files(tmp_path / str(number), {name: b"", "backup.zip": b""})))
+
+
+def test_locate_does_not_follow_links_out_of_the_set(tmp_path: Path) -> None:
+    private = write_files(tmp_path / "private", {"cat/1.jpg": b"", "dog/1.jpg": b""})
+    (root := tmp_path / "set").mkdir()
+    (root / "data").symlink_to(private)
+    assert locate(FILESYSTEM, str(root), str(root)) == str(root)
+    assert locate(FILESYSTEM, str(root), "") == str(root / "data")

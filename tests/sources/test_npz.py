@@ -1,12 +1,14 @@
 """Tests of the layout of MedMNIST's archives of arrays."""
 
+import tracemalloc
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.image_sets import by_source, open_set, read_all
+from tests.image_sets import by_source, open_set, picture, read_all, write_files
 from vlcp_ray.images import decode
 from vlcp_ray.settings import ConfigError
 
@@ -109,3 +111,77 @@ def test_npz_without_names_or_of_several_archives_names_the_fix(tmp_path: Path) 
     (file.parent / "other.npz").write_bytes(b"x")
     with pytest.raises(ConfigError, match=r"other\.npz cannot be read"):
         open_set(file.parent / "other.npz")
+
+
+def test_npz_of_too_many_images_or_labels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlcp_ray.sources.npz._MAX_IMAGES", 9)
+    file = write(tmp_path / "set")
+    assert len(read_all(open_set(file, class_list=names(tmp_path / "set")))) == 14
+    for changed in ({"train_images": np.zeros((10, 4, 6), np.uint8)}, {"train_labels": np.zeros(10, np.uint8)}):
+        file = write(tmp_path / "set", **changed)
+        with pytest.raises(ConfigError, match=r"mnist\.npz has 10 images or labels of train, the limit is 9; write"):
+            open_set(file, class_list=names(tmp_path / "set"))
+
+
+def test_npz_labels_are_kept_as_bytes(tmp_path: Path) -> None:
+    count = 1_000_000
+    images, labels = np.zeros((count, 1, 1), np.uint8), np.arange(count, dtype=np.int32) % 3
+    file = write(tmp_path / "set", train_images=images, train_labels=labels)
+    tracemalloc.start()
+    source = open_set(file, class_list=names(tmp_path / "set"))
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 6 * count
+    assert peak < 16 * count
+    rows = list(source.images(source.parts()[1]))
+    assert [row.class_key for row in rows[:3]] == [("cat", "dog", "cow")[label] for label in labels[5_000:5_003]]
+
+
+@pytest.mark.parametrize("header", [b" " * 2**25, b"{'descr': " + b"(" * 5_000, b"{'descr': '", b"\x00\n"])
+def test_npz_header_that_is_too_long_or_no_python_is_refused(tmp_path: Path, header: bytes) -> None:
+    file = write(tmp_path / "set", train_images=None)
+    with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as archive:
+        content = b"\x93NUMPY\x02\x00" + len(header).to_bytes(4, "little") + header
+        archive.writestr("train_images.npy", content)
+    del content
+    tracemalloc.start()
+    with pytest.raises(ConfigError, match=r"train_images of mnist\.npz is no array of bytes"):
+        open_set(file, class_list=names(tmp_path / "set"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**23
+
+
+def test_npz_compressed_unlike_numpy_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "set", train_images=None)
+    np.save(tmp_path / "train_images.npy", COLOUR)
+    with zipfile.ZipFile(file, "a", zipfile.ZIP_LZMA) as archive:
+        archive.write(tmp_path / "train_images.npy", "train_images.npy")
+    with pytest.raises(ConfigError, match=r"train_images of mnist\.npz is no array of bytes"):
+        open_set(file, class_list=names(tmp_path / "set"))
+
+
+def test_npz_beside_folders_of_images_is_no_image_set(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    files = {f"{split}/{name}/1.png": picture(1, "PNG") for split in ("train", "val") for name in ("cat", "dog")}
+    write_files(root, files)
+    np.savez(root / "fid_stats.npz", mu=np.zeros(3))
+    assert open_set(root).layout == "folder"
+    (root / "fid_stats.npz").write_bytes(b"x")
+    assert open_set(root).layout == "folder"
+    write(root)
+    assert open_set(root).layout == "folder"
+
+
+def test_npz_of_a_folder_without_other_images_is_found(tmp_path: Path) -> None:
+    file = write(tmp_path / "set")
+    (file.parent / "README.md").write_text("notes")
+    (file.parent / "notes").mkdir()
+    assert open_set(file.parent, class_list=names(tmp_path / "set")).layout == "npz"
+    file.write_bytes(b"x")
+    with pytest.raises(ConfigError, match=r"mnist\.npz cannot be read"):
+        open_set(file.parent)
+    np.savez(file, mu=np.zeros(3))
+    (file.parent / "notes").rmdir()
+    with pytest.raises(ConfigError, match="is in none of the layouts"):
+        open_set(file.parent)

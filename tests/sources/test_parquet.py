@@ -11,12 +11,25 @@ import pytest
 from pyarrow import parquet
 
 from tests.hostile import parquet_bombs, with_pickled_column
-from tests.image_sets import SHARED, by_source, open_set, picture, read_all, write_parquet
+from tests.image_sets import SHARED, by_source, open_set, picture, read_all, write_parquet, write_tar
 from vlcp_ray.settings import ConfigError
 
 NAMES = ("airplane", "n01440764", "English springer, English springer spaniel")
 KEYS = ("airplane", "n01440764", "n02102040")
 ROWS = [(picture(i), f"{i}.jpg", i % 3) for i in range(8)]
+
+
+def record_reads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return the row groups whose image bytes are read from now on."""
+    read: list[Any] = []
+    iter_batches = parquet.ParquetFile.iter_batches
+
+    def recorded(self: Any, size: int, row_groups: list[int], columns: list[str], use_threads: bool) -> Any:
+        read.extend(row_groups if columns not in (["label"], ["image.path"]) else [])
+        return iter_batches(self, size, row_groups=row_groups, columns=columns, use_threads=use_threads)
+
+    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", recorded)
+    return read
 
 
 def test_parquet_label_numbers_become_class_keys(tmp_path: Path) -> None:
@@ -74,14 +87,7 @@ def test_parquet_read_skips_images_of_unwanted_row_groups(tmp_path: Path, monkey
     write_parquet(
         tmp_path / "train.parquet", [(picture(i), f"{i}.jpg", n) for i, n in enumerate(labels)], ["cat", "dog"]
     )
-    read: list[Any] = []
-    iter_batches = parquet.ParquetFile.iter_batches
-
-    def recorded(self: Any, size: int, row_groups: list[int], columns: list[str], use_threads: bool) -> Any:
-        read.extend(row_groups if columns not in (["label"], ["image.path"]) else [])
-        return iter_batches(self, size, row_groups=row_groups, columns=columns, use_threads=use_threads)
-
-    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", recorded)
+    read = record_reads(monkeypatch)
     source = open_set(tmp_path, classes="dog")
     assert by_source(read_all(source), "image") == {f"train.parquet#{i}": picture(i) for i in (3, 4)}
     assert read == [1]
@@ -222,7 +228,7 @@ def test_parquet_metadata_that_is_not_of_datasets_is_ignored(tmp_path: Path, met
 
 def test_parquet_image_column_of_paths_is_refused(tmp_path: Path) -> None:
     parquet.write_table(pa.table({"image": ["a.jpg"], "label": ["cat"]}), tmp_path / "train.parquet")
-    with pytest.raises(ConfigError, match="column 'image' of the parquet files is string, not the bytes of images"):
+    with pytest.raises(ConfigError, match="column 'image' of the tables is string, not the bytes of images"):
         open_set(tmp_path)
 
 
@@ -254,7 +260,9 @@ def test_parquet_configurations_are_chosen(tmp_path: Path) -> None:
     for number, name in enumerate(("160px", "full_size")):
         write_parquet(tmp_path / name / "train-0.parquet", [(picture(number), "1.jpg", 0)], ["cat"])
         write_parquet(tmp_path / name / "validation" / "0.parquet", [(picture(9), "2.jpg", 0)], ["cat"])
-    with pytest.raises(ConfigError, match=r'has the configurations 160px, full_size; .* ingest\.config = "160px"'):
+    with pytest.raises(
+        ConfigError, match=r'has the configurations 160px, full_size; .* ingest\.config = "160px", or .*"parquet"'
+    ):
         open_set(tmp_path)
     with pytest.raises(ConfigError, match=r"ingest\.config: \S+ has no folder 320px; it has 160px, full_size"):
         open_set(tmp_path, config="320px")
@@ -297,3 +305,49 @@ def test_parquet_equal_file_names_are_no_identity(tmp_path: Path) -> None:
     assert len(set(ids)) == 5
     write_parquet(tmp_path / "train.parquet", [(picture(0), "image.jpg", "cat")], None)
     assert read_all(open_set(tmp_path))["image_id"].to_pylist() == ["train/cat/image.jpg"]
+
+
+def test_parquet_ids_are_listed_without_reading_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["0.jpg", "1.jpg", "2.jpg", "3.jpg", None, "5.jpg", "", "7.jpg", "8.jpg", "9.jpg", "x" * 5_000]
+    rows = [(picture(i), name, i % 2) for i, name in enumerate(names)]
+    write_parquet(tmp_path / "train.parquet", rows, ["cat", "dog"])
+    source = open_set(tmp_path)
+    whole = read_all(source)
+    read = record_reads(monkeypatch)
+    listed = {image.source: image.image_id for part in source.parts() for image in source.images(part, ids=True)}
+    assert listed == by_source(whole, "image_id")
+    assert read == [1, 2, 3]  # row group 0 has all names
+    read.clear()
+    dogs = open_set(tmp_path, classes="dog")
+    found = {image.source: image.image_id for part in dogs.parts() for image in dogs.images(part, ids=True)}
+    assert found == {name: one for name, one in listed.items() if "/dog/" in one}
+    assert read == []  # the rows without a name are cats
+
+
+def test_parquet_ids_of_equal_or_no_names_are_those_of_read(tmp_path: Path) -> None:
+    for name in ("image.jpg", None):
+        write_parquet(tmp_path / "train.parquet", [(picture(i), name, "cat") for i in range(5)], None)
+        source = open_set(tmp_path)
+        listed = {image.source: image.image_id for part in source.parts() for image in source.images(part, ids=True)}
+        assert listed == by_source(read_all(source), "image_id")
+        assert len(set(listed.values())) == 5
+
+
+@pytest.mark.parametrize("files", [1, 3])
+def test_parquet_equal_file_names_in_row_groups_of_one_row_are_no_identity(tmp_path: Path, files: int) -> None:
+    rows = [(picture(i), "image.jpg", "cat") for i in range(3)]
+    for number in range(files):
+        some = rows if files == 1 else [rows[number]]
+        write_parquet(tmp_path / f"train-{number}.parquet", some, None, row_group_size=1)
+    assert len(set(read_all(open_set(tmp_path))["image_id"].to_pylist())) == 3
+
+
+def test_parquet_tables_beside_tars_of_splits_are_no_images(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        members = [("0.png", picture(1, "PNG")), ("0.cls", b"cat")]
+        write_tar(tmp_path / split / "00000.tar", members)
+        parquet.write_table(pa.table({"url": ["x"], "key": ["0"]}), tmp_path / split / "00000.parquet")
+    assert open_set(tmp_path).layout == "webdataset"
+    write_parquet(tmp_path / "train" / "other.parquet", ROWS, NAMES)
+    with pytest.raises(ConfigError, match="the tables have no image column"):
+        open_set(tmp_path)

@@ -58,7 +58,9 @@ def test_split_of_name_uses_whole_words(name: str, split: str) -> None:
         ("bullet_train", ""),
         ("trainer", ""),
         ("valley", ""),
-        ("train_set", ""),
+        ("training_set", "train"),
+        ("test images", "test"),
+        ("train_stations", ""),
     ],
 )
 def test_split_of_folder_is_of_the_whole_name(name: str, split: str) -> None:

@@ -207,6 +207,8 @@ def test_open_source_with_given_layout_uses_it(tmp_path: Path) -> None:
         ({"source": "gopher://x/y"}, "ingest.source gopher://x/y: .* give a folder or a URI"),
         ({"source": "digits", "layout": "folder"}, "the embedded digits have one layout"),
         ({"source": "digits", "classes": ["digit one"]}, "the embedded digits have one layout"),
+        ({"source": "digits", "class_key": "x"}, "the embedded digits have one layout"),
+        ({"source": "digits", "config": "x"}, "the embedded digits have one layout"),
     ],
 )
 def test_open_source_unusable_settings_name_the_problem(settings: dict[str, str], message: str) -> None:
@@ -256,3 +258,16 @@ def test_hashed_settings_change_with_the_rows_only(tmp_path: Path) -> None:
 def test_open_source_of_the_hub_without_internet_says_how_to_fetch_it() -> None:
     with pytest.raises(ConfigError, match=r"cannot be opened: .* hf download uoft-cs/cifar10 --repo-type"):
         open_set("hf://datasets/uoft-cs/cifar10/plain_text")
+
+
+def test_open_source_with_a_class_key_that_the_layout_lacks_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"ingest\.class_key: the layout folder has no such field; leave it out"):
+        open_set(write_files(tmp_path, {"cat/1.jpg": picture(1)}), class_key="x")
+
+
+def test_open_source_with_a_configuration_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "private" / "train.parquet", [(picture(1), "1.jpg", "cat")], None)
+    write_parquet(tmp_path / "set" / "a" / "train.parquet", [(picture(1), "1.jpg", "cat")], None)
+    (tmp_path / "set" / "b").symlink_to(tmp_path / "private")
+    with pytest.raises(ConfigError, match=r"has no folder b; it has a$"):
+        open_set(tmp_path / "set", config="b")

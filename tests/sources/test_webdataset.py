@@ -221,3 +221,15 @@ def test_webdataset_of_a_tar_for_each_class_gives_the_command_that_unpacks_them(
         open_set(tmp_path)
     subprocess.run(["sh", "-c", str(error.value).split("a folder each: ")[1]], check=True)
     assert open_set(tmp_path).classes.keys == ("n01440764", "n02102040")
+
+
+@pytest.mark.parametrize("other", ["000.depth-map.png", "000.0.txt", "000.x1.npy"])
+def test_webdataset_members_with_names_before_their_suffix_stay_in_their_sample(tmp_path: Path, other: str) -> None:
+    write_tar(tmp_path / "0.tar", [("000.jpg", picture(1)), (other, b"x"), ("000.cls", b"cat")])
+    assert by_source(read_all(open_set(tmp_path)), "class_key") == {"0.tar:000": "cat"}
+
+
+def test_webdataset_wanted_class_with_an_ambiguous_name_is_that_of_the_labels(tmp_path: Path) -> None:
+    image = picture(1)
+    write_tar(tmp_path / "0.tar", [("1.jpg", image), ("1.cls", b"panda"), ("2.jpg", image), ("2.cls", b"cat")])
+    assert open_set(tmp_path, classes=["panda", "cat"]).classes.keys == ("panda", "cat")

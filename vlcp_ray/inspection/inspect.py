@@ -16,13 +16,15 @@ from vlcp_ray.sources.classes import only_numbers
 from vlcp_ray.sources.reader import Part, Source
 from vlcp_ray.stages.ingest import Ingest, check_images, check_source, format_skipped
 from vlcp_ray.stages.ingest.check import checker
-from vlcp_ray.store.uris import public
+from vlcp_ray.store.uris import public, redact
 
 #: Seconds after which no other part is begun.
 COUNTING: Final = 30.0
+_TABLES: Final = ("parquet", "arrow")
 _THREADS: Final = 16  # each waits for the disk or the network
 _SHOWN_CLASSES: Final = 20  # with examples
 _EXAMPLES: Final = 4  # of a class
+_SHOWN_PARTS: Final = 2  # where a part has images of all classes
 _LISTED: Final = 40  # classes on a terminal
 
 
@@ -88,7 +90,7 @@ class Inspection:
     def lines(self) -> Iterator[str]:
         """Yield the lines for a terminal."""
         if self.layout:
-            yield f"{self.source} is {self.description}"
+            yield printable(f"{self.source} is {self.description}")
             yield from self._count_lines()
         for problem in self.problems:
             yield printable(f"problem: {problem}")
@@ -133,7 +135,7 @@ def inspect(settings: Ingest, ipc: int = 1, needs_val: bool = True, seconds: flo
     try:
         source = open_source(settings)
     except ConfigError as error:
-        return Inspection(shown, problems=[str(error)], is_refused=True)
+        return Inspection(shown, problems=[redact(str(error))], is_refused=True)
     parts = source.parts()
     counts, skipped, damaged, counted = _count(source, parts, time.monotonic() + seconds)
     known = dict(zip(source.classes.keys, source.classes.names, strict=True))
@@ -151,7 +153,7 @@ def inspect(settings: Ingest, ipc: int = 1, needs_val: bool = True, seconds: flo
         unknown=others.total(),
         skipped=dict(skipped.most_common()),
         parts=(counted, len(parts)),
-        problems=[*([refused] if refused else []), *damaged],
+        problems=[redact(text) for text in ([refused] if refused else []) + damaged],
         is_refused=bool(refused),
         examples=examples,
     )
@@ -177,7 +179,8 @@ def _count(
             damage = str(error)
         return counts, skipped, damage
 
-    with ThreadPoolExecutor(_THREADS) as threads:
+    # Reading a table limits the memory of the process, which one thread can do at a time.
+    with ThreadPoolExecutor(1 if source.layout in _TABLES else _THREADS) as threads:
         done = [one for one in threads.map(count, parts) if one is not None]
     images_by_class = sum((counts for counts, _, _ in done), Counter[tuple[str, str]]())
     skipped = sum((skipped for _, skipped, _ in done), Counter[str]())
@@ -225,7 +228,7 @@ def _examples(source: Source, parts: Sequence[Part], settings: Ingest) -> Iterat
     check = checker(settings.max_pixels, settings.max_seconds)
     found = Counter[str]()
     of_train = [part for part in parts if part.split != "val"]
-    for part in islice(of_train, _SHOWN_CLASSES):
+    for part in islice(of_train, _SHOWN_CLASSES if of_train and of_train[0].class_key else _SHOWN_PARTS):
         rows = _FirstRows(_EXAMPLES if part.class_key else _EXAMPLES * _SHOWN_CLASSES)
         for table in source.read(part, rows):
             for row in table.to_pylist():

@@ -9,8 +9,9 @@ from vlcp_ray.settings import ConfigError
 from vlcp_ray.sources import arrow, digits, folder, listed, npz, parquet, tiny_imagenet, webdataset
 from vlcp_ray.sources.classes import LISTS
 from vlcp_ray.sources.layout import Layout
+from vlcp_ray.sources.local_files import leaves, limit_of
 from vlcp_ray.sources.locate import locate, refuse_archives
-from vlcp_ray.sources.reader import Source, list_folders, list_some
+from vlcp_ray.sources.reader import Source, list_folders, list_some, listings_kept
 from vlcp_ray.store.files import check_access
 from vlcp_ray.store.io import content_hash, open_uri, retry
 from vlcp_ray.store.uris import strip_secrets
@@ -46,9 +47,10 @@ def open_source(settings: "Ingest") -> Source:
         ConfigError: it does not exist, it is in no known layout, or it lacks a wanted class.
     """
     if (embedded := LAYOUTS.get(settings.source)) and embedded.embedded:
-        if settings.classes or settings.layout not in ("auto", embedded.name):
+        if settings.classes or settings.config or settings.class_key or settings.layout not in ("auto", embedded.name):
             raise ConfigError(
-                "ingest.source: the embedded digits have one layout and ten classes; leave out layout and classes"
+                "ingest.source: the embedded digits have one layout and ten classes; leave out layout, classes, config "
+                "and class_key"
             )
         return embedded.open(pafs.LocalFileSystem(), "", settings)
     if settings.layout != "auto" and LAYOUTS[settings.layout].embedded:
@@ -59,7 +61,8 @@ def open_source(settings: "Ingest") -> Source:
         raise ConfigError(str(error)) from error
     try:
         retry(lambda: check_access(filesystem, path), f"list {settings.source}")
-        return _open(filesystem, path, settings)
+        with listings_kept():
+            return _open(filesystem, path, settings)
     except ConfigError:
         raise
     except Exception as error:  # each storage driver has its own errors
@@ -82,21 +85,24 @@ def _open(filesystem: pafs.FileSystem, path: str, settings: "Ingest") -> Source:
     if filesystem.get_file_info(path).type == pafs.FileType.NotFound:
         fix = hub_fix(settings.source) or "give the image set's folder, file or URI"
         raise ConfigError(f"ingest.source: there is no {settings.source}; {fix}")
+    limit = limit_of(filesystem, path, settings.follow_links)
     if settings.config:
-        path = _configuration(filesystem, path, settings.config)
+        path = _configuration(filesystem, path, settings.config, limit)
     if settings.layout != "auto":
-        return LAYOUTS[settings.layout].open(filesystem, path, settings)
-    refuse_archives(filesystem, path)
-    layout = _detect(filesystem, path)
-    if layout is folder.LAYOUT:
-        path = locate(filesystem, path)
+        layout = LAYOUTS[settings.layout]
+    else:
+        refuse_archives(filesystem, path)
         layout = _detect(filesystem, path)
+        if layout is folder.LAYOUT and (found := locate(filesystem, path, limit)) != path:
+            path, layout = found, _detect(filesystem, found)
+    if settings.class_key and not layout.has_class_key:
+        raise ConfigError(f"ingest.class_key: the layout {layout.name} has no such field; leave it out")
     return layout.open(filesystem, path, settings)
 
 
-def _configuration(filesystem: pafs.FileSystem, path: str, name: str) -> str:
-    """Return the folder of a configuration. Raises ConfigError if there is none of that name."""
-    folders = dict(list_folders(filesystem, path))
+def _configuration(filesystem: pafs.FileSystem, path: str, name: str, limit: str) -> str:
+    """Return the folder of a configuration. Raises ConfigError if there is none of that name inside the set."""
+    folders = {name: folder for name, folder in list_folders(filesystem, path) if not leaves(folder, limit)}
     if name not in folders:
         raise ConfigError(f"ingest.config: {path} has no folder {name}; it has {list_some(folders) or 'none'}")
     return folders[name]

@@ -28,14 +28,18 @@ from vlcp_ray.sources.reader import (
 )
 from vlcp_ray.sources.shards import ShardError, ShardFile, open_shard
 from vlcp_ray.sources.table_columns import (
-    MAX_NAME,
+    BOMB_BYTES,
+    BOMB_RATIO,
+    MAX_ROWS,
+    MEMORY,
+    MEMORY_PER_BYTE,
     Columns,
     class_keys,
-    contents_and_names,
+    contents_of,
+    file_names,
     find_columns,
     make_row,
     names_differ,
-    texts,
 )
 from vlcp_ray.store.io import StoreError
 from vlcp_ray.store.tables import check_types
@@ -45,15 +49,14 @@ if TYPE_CHECKING:
 
 _STATE: Final = "state.json"  # in every folder of a split, or in the folder of a set without splits
 _ROWS: Final = 256
-_MEMORY: Final = 2**31  # bytes that one batch of a file may take; `datasets` writes batches of 1,000 rows
-_MEMORY_PER_BYTE: Final = 1_000  # of max_bytes
 _DAMAGE: Final = (OSError, ValueError, pa.ArrowException, MemoryError, OverflowError)
 
 
 class ArrowFiles:
     """Read `train/data-00000-of-00001.arrow`, with the columns that parquet files of the hub have.
 
-    Memory: one batch of a file, as it was written.
+    Memory: one batch of a file, as it was written; `datasets` writes 1,000 rows or fewer. A batch that takes more than
+    256 MiB and 100 times its bytes in the file is damage, and so is one of more than 2 GiB and 8 times `max_bytes`.
     """
 
     layout = "arrow"
@@ -133,8 +136,8 @@ class ArrowFiles:
         self, batch: pa.RecordBatch, columns: Columns, rows: Sequence[int]
     ) -> Iterator[tuple[Any, str | None]]:
         """Yield the bytes, as an Arrow buffer or None, and the file name of some rows."""
-        contents, names = contents_and_names(batch.column(columns.image).take(pa.array(rows, pa.int64())))
-        for content, name in zip(contents, texts(names, MAX_NAME), strict=True):
+        images = batch.column(columns.image).take(pa.array(rows, pa.int64()))
+        for content, name in zip(contents_of(images), file_names(images), strict=True):
             yield content.as_buffer(), name if self.has_names else None
 
     def _read_classes(self) -> set[str]:
@@ -161,25 +164,36 @@ class ArrowFiles:
 
     def _has_names(self) -> bool:
         """Return whether the file names of the first images differ: equal ones say nothing about an image."""
+        return names_differ(self._first_images())
+
+    def _first_images(self) -> Iterator[pa.Array]:
+        """Yield the columns of images of all batches; none if images have no file names."""
         for path in self.files:
             with suppress(ShardError):
                 for batch, columns in self._batches(path):
-                    images = batch.column(columns.image)
-                    return not pa.types.is_struct(images.type) or names_differ(images)
-        return True
+                    if not columns.paths:
+                        return
+                    yield batch.column(columns.image)
 
     def _batches(self, path: str) -> Iterator[tuple[pa.RecordBatch, Columns]]:
+        """Yield the batches of a file.
+
+        Raises:
+            ShardError: the file is damaged, or a batch takes too much memory.
+            StoreError: the store fails.
+        """
         reader, columns, shard = self._open(path)
-        memory = _MEMORY + _MEMORY_PER_BYTE * self.max_bytes
         while True:
+            start = shard.tell()
             try:
-                with limit_growth(memory):
+                with limit_growth(MEMORY + MEMORY_PER_BYTE * self.max_bytes):
                     batch = reader.read_next_batch()
                     batch.validate(full=True)
             except StopIteration:
                 return
             except _DAMAGE as error:
                 raise _damage(shard, error) from error
+            _check_size(batch, shard.tell() - start)
             yield batch, columns
 
     def _open(self, path: str) -> tuple[Any, Columns, ShardFile]:
@@ -203,6 +217,15 @@ class ArrowFiles:
         return reader, columns, shard
 
 
+def _check_size(batch: pa.RecordBatch, stored: int) -> None:
+    """Refuse a batch of too many rows, or one that takes too much memory. Raises ShardError."""
+    if len(batch) > MAX_ROWS:
+        raise ShardError(f"a batch has {len(batch)} rows, the limit is {MAX_ROWS}")
+    size, limit = batch.get_total_buffer_size(), max(BOMB_BYTES, BOMB_RATIO * stored)
+    if size > limit:
+        raise ShardError(f"a batch takes {size} bytes, from {stored} in the file, the limit is {limit}")
+
+
 def _damage(shard: ShardFile, error: BaseException) -> ShardError | StoreError:
     """Return the error of the store that is behind another one, or that the bytes are damaged."""
     return shard.error or ShardError(" ".join(str(error).split()))
@@ -218,4 +241,4 @@ def _is_saved(filesystem: pafs.FileSystem, path: str) -> bool:
     return any(list_shards(filesystem, folder, "arrow") for folder in saved)
 
 
-LAYOUT: Final = Layout("arrow", "a folder of datasets' save_to_disk", _is_saved, ArrowFiles)
+LAYOUT: Final = Layout("arrow", "a folder of datasets' save_to_disk", _is_saved, ArrowFiles, has_class_key=True)

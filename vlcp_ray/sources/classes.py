@@ -21,7 +21,7 @@ LISTS: Final = ("imagenette", "imagewoof", "imageidc", "imagenet100", "imagenet1
 _WNID_LENGTH: Final = 9
 #: Names that lists of ImageNet's classes have for those that share a name: the crane that is no bird.
 _FORMER: Final = {"n03126707": frozenset({"crane2"})}
-_NUMBERED: Final = re.compile(r"\d+[._ -]+(\D.*)")
+_NUMBERED: Final = re.compile(r"(\d{1,9})[._ -]+(\D.*)")
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,11 @@ class Glossary:
             both = " or ".join(f"{one} ({self.names[one]})" for one in found)
             raise ConfigError(f"ingest.classes: {name!r} is a name of several classes; give {both}")
         return found[0] if found else key
+
+    def is_exact(self, name: str) -> bool:
+        """Return whether a name means one key only: none of the other names of a class."""
+        synonyms = _keys_by_synonym(tuple(self.names.items()))
+        return self.canonical(name) in self.names or name.casefold() not in synonyms
 
     def key_of(self, number: int) -> str | None:
         """Return the key of a label number; None if it lies outside the list."""
@@ -140,9 +145,12 @@ def resolve(available: Iterable[str], wanted: Sequence[str], known: Glossary) ->
 
 
 def _without_numbers(keys: Sequence[str]) -> dict[str, str]:
-    """Return names for prompts where each key begins with a number: 001.Black_footed_Albatross."""
-    found = {key: match[1].replace("_", " ") for key in keys if (match := _NUMBERED.fullmatch(key))}
-    return found if len(found) == len(keys) else {}
+    """Return names for prompts where the keys are numbered from 0 or 1 on: 001.Black_footed_Albatross."""
+    found = {key: match for key in keys if (match := _NUMBERED.fullmatch(key))}
+    numbers = sorted(int(match[1]) for match in found.values())
+    names = {key: match[2].replace("_", " ") for key, match in found.items()}
+    is_count = len(found) == len(keys) and numbers in (list(range(len(keys))), list(range(1, len(keys) + 1)))
+    return names if is_count and len(set(names.values())) == len(keys) else {}
 
 
 def only_numbers(names: Sequence[str]) -> str:

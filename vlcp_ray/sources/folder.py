@@ -16,7 +16,16 @@ from vlcp_ray.sources.image_files import ImageFile, list_images, listing, read_f
 from vlcp_ray.sources.layout import Layout
 from vlcp_ray.sources.local_files import OUTSIDE, Listed, leaves, limit_of
 from vlcp_ray.sources.locate import has_data, has_train, holds_images
-from vlcp_ray.sources.reader import Listing, Part, image_id, list_folders, list_some, split_of, split_of_folder
+from vlcp_ray.sources.reader import (
+    Listing,
+    Part,
+    image_id,
+    list_folder,
+    list_folders,
+    list_some,
+    split_of,
+    split_of_folder,
+)
 from vlcp_ray.sources.val_lists import ValList, find_val_list
 
 if TYPE_CHECKING:
@@ -29,6 +38,9 @@ NO_CLASSES: Final = frozenset(
 )
 _SPLIT_AT_END: Final = re.compile(r"[_.-](train|training|val|valid|validation|test|testing)$")
 _CHECKED: Final = 8  # folders, of a thousand that are all alike
+
+#: How images of val are counted whose class has no folder in train.
+OTHER_CLASSES: Final = "val images of classes that train lacks"
 
 
 class ImageFolder:
@@ -98,7 +110,8 @@ class ImageFolder:
     def _list(self, part: Part, done: Container[str], skipped: Counter[str] | None) -> Iterator[ImageFile]:
         is_flat = part.path == self.flat_val
         infos = list_images(self.filesystem, f"{self.path}/{part.path}", not is_flat, self.limit, skipped)
-        return self._flat_files(part, infos, done) if is_flat else self._files(part, infos, done)
+        skipped = Counter() if skipped is None else skipped
+        return self._flat_files(part, infos, done, skipped) if is_flat else self._files(part, infos, done)
 
     def _files(self, part: Part, infos: Iterable[Listed], done: Container[str]) -> Iterator[ImageFile]:
         # The folder's name, not the class key: two folders of one class may have files of the same name.
@@ -112,14 +125,19 @@ class ImageFolder:
                 row_id = image_id(part.split, folder, name)
                 yield ImageFile(info.path, info.size, source, row_id, part.class_key, part.split, info.problem)
 
-    def _flat_files(self, part: Part, infos: Iterable[Listed], done: Container[str]) -> Iterator[ImageFile]:
+    def _flat_files(
+        self, part: Part, infos: Iterable[Listed], done: Container[str], skipped: Counter[str]
+    ) -> Iterator[ImageFile]:
+        """Yield the images of a flat folder that are of a wanted class, or in no list; others are counted."""
         if self.val_list is None:
             raise ValueError(f"{part.path} has no list of classes")
         labels, wanted = self.val_list.read(self.filesystem), set(self.classes.keys)
         for info in infos:
             key = self.glossary.canonical(labels.get(posixpath.splitext(info.base_name)[0], ""))
             source = f"{part.path}/{info.base_name}"
-            if (key in wanted or key not in self.keys) and source not in done:
+            if key and key not in self.keys:
+                skipped[OTHER_CLASSES] += 1
+            elif (key in wanted or not key) and source not in done:
                 row_id = image_id(part.split, key, info.base_name)
                 yield ImageFile(info.path, info.size, source, row_id, key, part.split, info.problem)
 
@@ -137,7 +155,7 @@ def check_links(
         ConfigError: names the folder and the setting.
     """
     lost = {name: key for name, (_, key) in folders.items() if name not in inside}
-    keys = set(expand(wanted, names))
+    keys = set(expand(wanted, names, {key for _, key in folders.values()}))
     bad = [name for name, key in lost.items() if key in keys]
     if lost and not any(split == "train" for name, (split, _) in folders.items() if name in inside):
         bad = list(lost)
@@ -177,15 +195,16 @@ def list_tree(filesystem: pafs.FileSystem, path: str, limit: str, needs_val: boo
         ConfigError: there are no class folders, or val images have no classes.
     """
     top = list_folders(filesystem, path)
-    if not has_train(top):
-        if not top or any(split_of_folder(name) for name, _ in top):
+    if not has_train(filesystem, top):
+        if not top or all(split_of_folder(name) for name, _ in top):
             raise ConfigError(
                 f"ingest.source: {path} has no class folders{' of train' if top else ''}; an image folder is "
                 "train/<class>/*.jpg and val/<class>/*.jpg, or <class>/*.jpg"
             )
         return Tree([("train", name) for name, _ in top])
     inner = {name: _class_folders(filesystem, folder) for name, folder in top if split_of_folder(name)}
-    val = "val" if any(split_of_folder(name) == "val" for name in inner) else "test"
+    vals = [name for name in inner if split_of_folder(name) == "val"]
+    val = "val" if any(inner[name] or has_data(filesystem, f"{path}/{name}") for name in vals) else "test"
     used = {"train": "train", val: "val"}
     found = [
         (used[split_of_folder(split)], f"{split}/{name}")
@@ -207,7 +226,7 @@ def _class_folders(filesystem: pafs.FileSystem, folder: str) -> list[str]:
     return [
         name
         for name, path in list_folders(filesystem, folder)
-        if name.lower() not in NO_CLASSES or filesystem.get_file_info(pafs.FileSelector(path))
+        if name.lower() not in NO_CLASSES or list_folder(filesystem, path)
     ]
 
 
@@ -224,7 +243,7 @@ def _find_flat_val(
     """
     for name in splits:
         if split_of_folder(name) == "val" and list_images(filesystem, f"{path}/{name}", False, limit):
-            val_list = find_val_list(filesystem, path, f"{path}/{name}")
+            val_list = find_val_list(filesystem, path, f"{path}/{name}", limit)
             if val_list is None:
                 raise ConfigError(
                     f"ingest.source: {path}/{name} has images and no class folders, so their classes are unknown; "

@@ -29,6 +29,7 @@ SUFFIXES: Final = frozenset(
 _THREADS: Final = 16  # each waits for a request of its own over a network
 _BATCH: Final = 256
 _BATCH_BYTES: Final = 2**27  # of files that are read over a network at the same time
+_UNKNOWN_SIZE: Final = 2**20  # bytes that a file is taken for whose size a list does not say
 #: errno of permanent errors of one file, besides the OSError subclasses in `_is_file_error`.
 _FILE_ERRORS: Final = frozenset({errno.ELOOP, errno.EINVAL, errno.ENAMETOOLONG})
 _WAIT: Final = tenacity.wait_chain(*map(tenacity.wait_fixed, (0.5, 2.0, 8.0)))  # seconds
@@ -72,7 +73,7 @@ def _next_batch(files: Iterator[ImageFile]) -> list[ImageFile]:
     batch, size = list[ImageFile](), 0
     for file in islice(files, _BATCH):
         batch.append(file)
-        size += file.size or 0
+        size += file.size or _UNKNOWN_SIZE
         if size >= _BATCH_BYTES:
             break
     return batch

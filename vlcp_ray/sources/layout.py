@@ -22,6 +22,7 @@ class Layout:
         detects: whether the files at a path are in this layout; called in the order of LAYOUTS.
         open: list the files and return a reader of the set. Raises ConfigError if the set has no classes, or lacks a
             wanted one.
+        has_class_key: whether `ingest.class_key` names something in it.
         embedded: whether the set comes with the package; its `ingest.source` is then the name of the layout.
     """
 
@@ -29,4 +30,5 @@ class Layout:
     summary: str
     detects: Callable[[pafs.FileSystem, str], bool]
     open: Callable[[pafs.FileSystem, str, "Ingest"], Source]
+    has_class_key: bool = False
     embedded: bool = False

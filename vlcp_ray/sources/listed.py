@@ -1,9 +1,10 @@
 """Layouts whose images are named by lists: `metadata` of Hugging Face's image folders, and `cub`."""
 
 import csv
+import io
 import json
 import posixpath
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,11 +14,24 @@ from pyarrow import fs as pafs
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.sources.classes import Classes, load_glossary, resolve
 from vlcp_ray.sources.folder import NO_CLASSES
-from vlcp_ray.sources.image_files import ImageFile, read_files
+from vlcp_ray.sources.image_files import ImageFile, is_image, read_files
 from vlcp_ray.sources.layout import Layout
 from vlcp_ray.sources.local_files import limit_of, problem_of
-from vlcp_ray.sources.reader import MAX_LABEL, Listing, Part, image_id, list_folders, list_some, split_of_folder
+from vlcp_ray.sources.reader import (
+    MAX_LABEL,
+    Listing,
+    Part,
+    check_class_count,
+    has_shards,
+    image_id,
+    list_folder,
+    list_folders,
+    list_some,
+    split_of_folder,
+    utf8,
+)
 from vlcp_ray.sources.shards import ShardError, open_shard
+from vlcp_ray.sources.table_columns import MAX_NAME
 
 if TYPE_CHECKING:
     from vlcp_ray.stages.ingest import Ingest
@@ -26,8 +40,20 @@ _METADATA: Final = ("metadata.csv", "metadata.jsonl")
 _FILE_NAME: Final = "file_name"
 #: Columns of metadata that may name the class, the first that is there.
 _LABELS: Final = ("label", "labels", "class_name", "class", "wnid", "cls", "category")
+#: Values of the column `split`.
+_SPLITS: Final = (
+    dict.fromkeys(("train", "training"), "train")
+    | dict.fromkeys(("val", "valid", "validation"), "val")
+    | dict.fromkeys(("dev", "eval", "evaluation"), "dev")
+    | dict.fromkeys(("test", "testing"), "test")
+)
+#: The splits whose images may be val, the first that is there.
+_VAL: Final = ("val", "dev", "test")
 _CUB: Final = ("images.txt", "train_test_split.txt")
 _MAX_LIST: Final = 2**30  # bytes
+_FIRST_BYTES: Final = 2**16  # of a list, to see whether it is one of images
+_FOLDERS_CHECKED: Final = 8
+_MAX_NAME_PART: Final = 255  # bytes; NAME_MAX of Linux
 _PARTS: Final = 64  # enough for all workers
 _ROWS: Final = 256  # of the smallest part
 
@@ -60,18 +86,19 @@ class ListedImages:
             kind: of the list, for the description.
 
         Raises:
-            ConfigError: a wanted class has no images.
+            ConfigError: a wanted class has no images, or there are too many labels for classes.
         """
         self.filesystem, self.path, self.max_bytes = filesystem, path, settings.max_bytes
         self.layout, self.kind = layout, kind
         self.limit = limit_of(filesystem, path, settings.follow_links)
         glossary = load_glossary(settings.class_list)
-        numbered = bool(entries) and all(entry.label.isdigit() for entry in entries if entry.label)
+        numbered = bool(entries) and all(entry.label.isdecimal() for entry in entries if entry.label)
         if numbered and glossary.numbers:
             keys = [glossary.key_of(int(entry.label)) or f"#{entry.label}" if entry.label else "" for entry in entries]
         else:
             keys = [glossary.canonical(entry.label) for entry in entries]
         self.keys = frozenset(key for key in keys if key and not key.startswith("#"))
+        check_class_count(self.keys)
         self.classes: Classes = resolve(self.keys, settings.classes, glossary)
         wanted = set(self.classes.keys)
         rows = sorted(
@@ -105,14 +132,15 @@ class ListedImages:
         yield from read_files(self.filesystem, self._files(part, done), self.max_bytes)
 
     def _files(self, part: Part, done: Container[str]) -> Iterator[ImageFile]:
-        rows = [row for row in self._rows(part) if row["path"] not in done]
-        infos = self.filesystem.get_file_info([f"{self.path}/{row['path']}" for row in rows])
+        """Yield the image files of a part; their sizes are not asked for, which would be a request for each."""
         is_local = isinstance(self.filesystem, pafs.LocalFileSystem)
-        for row, info in zip(rows, infos, strict=True):
-            problem = problem_of(info.path, self.limit) if is_local else ""
+        for row in self._rows(part):
             name = row["path"]
-            row_id = image_id(row["split"], row["key"], name)
-            yield ImageFile(info.path, info.size or 0, name, row_id, row["key"], row["split"], problem)
+            if name not in done:
+                path = f"{self.path}/{name}"
+                problem = _name_problem(name) or (problem_of(path, self.limit) if is_local else "")
+                row_id = image_id(row["split"], row["key"], name)
+                yield ImageFile(path, 0, name, row_id, row["key"], row["split"], problem)
 
     def _rows(self, part: Part) -> list[dict[str, str]]:
         rows: list[dict[str, str]] = self.table.slice(part.start, part.end - part.start).to_pylist()
@@ -133,13 +161,18 @@ def _metadata_files(filesystem: pafs.FileSystem, path: str) -> list[tuple[str, s
 
 def _open_metadata(filesystem: pafs.FileSystem, path: str, settings: "Ingest") -> ListedImages:
     limit = limit_of(filesystem, path, settings.follow_links)
-    entries = [
-        entry
-        for split, name in _metadata_files(filesystem, path)
-        for entry in _metadata_entries(_read(filesystem, path, name, limit), split, name, settings.class_key)
-    ]
-    kind = " and ".join(sorted({posixpath.basename(name) for _, name in _metadata_files(filesystem, path)}))
-    return ListedImages(filesystem, path, settings, "metadata", f"the images of {kind}", _with_val(entries))
+    entries: dict[str, Entry] = {}
+    lists = _metadata_files(filesystem, path)
+    for split, name in lists:
+        text = _read(filesystem, path, name, limit)
+        for number, entry in enumerate(_metadata_entries(text, split, name, settings.class_key), 1):
+            if entry.path in entries:
+                raise ConfigError(
+                    f"ingest.source: {name}: row {number} names {entry.path} again; keep one row of each image"
+                )
+            entries[entry.path] = entry
+    kind = " and ".join(sorted({posixpath.basename(name) for _, name in lists}))
+    return ListedImages(filesystem, path, settings, "metadata", f"the images of {kind}", _with_val(entries.values()))
 
 
 def _metadata_entries(text: str, split: str, name: str, class_key: str) -> Iterator[Entry]:
@@ -150,29 +183,83 @@ def _metadata_entries(text: str, split: str, name: str, class_key: str) -> Itera
         name: of the list, relative to the set.
 
     Raises:
-        ConfigError: a column is missing, or a line cannot be read.
+        ConfigError: a column is missing, or a row cannot be read.
     """
-    rows = _json_lines(text, name) if name.endswith("l") else csv.DictReader(text.splitlines())
-    folder = posixpath.dirname(name)
-    label = ""
+    rows = _json_lines(text, name) if name.endswith("l") else _csv_rows(text, name)
+    column = ""
     for number, row in enumerate(rows, 1):
         if number == 1:
-            label = _label_column(row, name, class_key)
-        file = row.get(_FILE_NAME)
-        if not isinstance(file, str) or not file:
-            raise ConfigError(f"ingest.source: {name}: row {number} has no {_FILE_NAME}; give the path of its image")
-        value = row.get(label)
-        text_of_label = "" if value is None else str(value).strip()
-        if len(text_of_label) > MAX_LABEL:
-            raise ConfigError(
-                f"ingest.class_key: {name}: row {number}: {label} has {len(text_of_label)} characters, and is no class"
-            )
-        path = posixpath.normpath(posixpath.join(folder, file))
-        if path.startswith(("../", "/")):
-            raise ConfigError(f"ingest.source: {name}: row {number}: {file} leaves the image set")
-        named = str(row.get("split") or (file.partition("/")[0] if "/" in file else ""))
-        found = split or split_of_folder(named) or "train"
-        yield Entry(path, found, text_of_label)
+            column = _label_column(row, name, class_key)
+        where = f"{name}: row {number}"
+        path = _path_of(row, posixpath.dirname(name), where)
+        label = _label_of(row.get(column), column, where)
+        yield Entry(path, split or _split_of(row, path, where), label)
+
+
+def _path_of(row: Mapping[str, Any], folder: str, where: str) -> str:
+    """Return the path of a row's image relative to the set; a file name is relative to the folder of its list.
+
+    Raises:
+        ConfigError: there is none, or it leaves the set.
+    """
+    file = row.get(_FILE_NAME)
+    if not isinstance(file, str) or not file:
+        raise ConfigError(f"ingest.source: {where} has no {_FILE_NAME}; give the path of its image")
+    path = posixpath.normpath(posixpath.join(folder, utf8(file)))
+    if path == ".." or path.startswith(("../", "/")):
+        raise ConfigError(f"ingest.source: {where}: {utf8(file)} leaves the image set")
+    return path
+
+
+def _label_of(value: Any, column: str, where: str) -> str:
+    """Return a label as text; "" for a missing one, which is null, NaN, -1 or empty.
+
+    Raises:
+        ConfigError: it is no name and no number, or it is too long.
+    """
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, list | dict):
+        raise ConfigError(
+            f"ingest.class_key: {where}: {column} is not a name or a number; give the column that holds the class"
+        )
+    if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):
+        value = int(value)
+    text = "" if value is None or value != value else utf8(str(value)).strip()
+    if len(text) > MAX_LABEL:
+        raise ConfigError(f"ingest.class_key: {where}: {column} has {len(text)} characters, and is no class")
+    return "" if text == "-1" else text
+
+
+def _split_of(row: Mapping[str, Any], path: str, where: str) -> str:
+    """Return the split of a row: that of its column `split`, else that of the first folder of its path, else train.
+
+    Raises:
+        ConfigError: the column has a value that is no split.
+    """
+    value = row.get("split")
+    text = "" if value is None else str(value).strip()
+    if not text:
+        folder, slash, _ = path.partition("/")
+        return (split_of_folder(folder) if slash else "") or "train"
+    if text.lower() not in _SPLITS:
+        raise ConfigError(
+            f"ingest.source: {where} has the split {text[:40]!r}; write one of those that are read: "
+            f"{', '.join(_SPLITS)}, or leave it empty"
+        )
+    return _SPLITS[text.lower()]
+
+
+def _name_problem(name: str) -> str:
+    """Return why no file can have a name, or "": asking a disk or a store for such a file fails in its own way."""
+    if "\0" in name:
+        return "a file name with a NUL"
+    if len(name) > MAX_NAME:
+        return f"a file name of {len(name)} characters, the limit is {MAX_NAME}"
+    longest = max(len(part.encode()) for part in name.split("/"))
+    if longest > _MAX_NAME_PART:
+        return f"a file name with a part of {longest} bytes, the limit is {_MAX_NAME_PART}"
+    return ""
 
 
 def _label_column(row: Mapping[str, Any], name: str, class_key: str) -> str:
@@ -193,6 +280,14 @@ def _label_column(row: Mapping[str, Any], name: str, class_key: str) -> str:
     return found
 
 
+def _csv_rows(text: str, name: str) -> Iterator[dict[str, Any]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise ConfigError(f"ingest.source: {name}: line {reader.line_num} cannot be read ({error})") from error
+
+
 def _json_lines(text: str, name: str) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
@@ -205,12 +300,11 @@ def _json_lines(text: str, name: str) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _with_val(entries: Iterable[Entry]) -> list[Entry]:
-    """Take the images of test for val where there are none of val; else leave them out."""
-    found = list(entries)
-    if not any(entry.split == "val" for entry in found):
-        found = [Entry(e.path, "val" if e.split == "test" else e.split, e.label) for e in found]
-    return [entry for entry in found if entry.split != "test"]
+def _with_val(entries: Collection[Entry]) -> list[Entry]:
+    """Take the images of dev for val where there are none of val, or those of test where there are none of both."""
+    present = {entry.split for entry in entries}
+    used = {"train": "train", next((split for split in _VAL if split in present), "val"): "val"}
+    return [Entry(entry.path, used[entry.split], entry.label) for entry in entries if entry.split in used]
 
 
 def _open_cub(filesystem: pafs.FileSystem, path: str, settings: "Ingest") -> ListedImages:
@@ -250,14 +344,56 @@ def _is_cub(filesystem: pafs.FileSystem, path: str) -> bool:
 
 
 def _has_metadata(filesystem: pafs.FileSystem, path: str) -> bool:
-    """Return whether a list names the images; beside class folders it holds something else about them: captions."""
+    """Return whether there is a list that names the images, and not one beside class folders, tars or parquet files.
+
+    Beside those it holds something else about the images, such as captions.
+    """
     if filesystem.get_file_info(path).is_file:
         return False
     lists = _metadata_files(filesystem, path)
-    folders = {posixpath.join(path, posixpath.dirname(name)).rstrip("/") for _, name in lists}
-    inner = [name for folder in folders for name, _ in list_folders(filesystem, folder)]
-    return bool(folders) and all(name.lower() in NO_CLASSES for name in inner)
+    if not lists or any(has_shards(filesystem, path, extension) for extension in ("tar", "parquet")):
+        return False
+    folders = {f"{path}/{posixpath.dirname(name)}".rstrip("/") for _, name in lists}
+    if any(_has_classes(filesystem, folder) for folder in folders | _splits_beside(filesystem, path, folders)):
+        return False
+    named = any(_names_files(filesystem, path, name) for _, name in lists)
+    return named or any(_has_images(filesystem, folder) for folder in folders)
 
 
-METADATA: Final = Layout("metadata", "images with metadata.csv or metadata.jsonl", _has_metadata, _open_metadata)
+def _splits_beside(filesystem: pafs.FileSystem, path: str, folders: Container[str]) -> set[str]:
+    """Return the folders of splits in a set: of train only, where the set itself is not one of the folders of lists."""
+    splits = {inner: split_of_folder(name) for name, inner in list_folders(filesystem, path)}
+    return {inner for inner, split in splits.items() if split == "train" or (split and path in folders)}
+
+
+def _has_classes(filesystem: pafs.FileSystem, folder: str) -> bool:
+    return any(name.lower() not in NO_CLASSES for name, _ in list_folders(filesystem, folder))
+
+
+def _has_images(filesystem: pafs.FileSystem, folder: str) -> bool:
+    """Return whether there are images in a folder or in its first folders."""
+    inner = [path for _, path in list_folders(filesystem, folder)[:_FOLDERS_CHECKED]]
+    infos = [info for path in [folder, *inner] for info in list_folder(filesystem, path)]
+    return any(info.is_file and is_image(info.base_name) for info in infos)
+
+
+def _names_files(filesystem: pafs.FileSystem, path: str, name: str) -> bool:
+    """Return whether the header of a csv, or the first object of a jsonl, has the column file_name.
+
+    A list that cannot be read has none; where it is opened, the error is reported.
+    """
+    try:
+        file = open_shard(filesystem, f"{path}/{name}", limit_of(filesystem, path, False))
+        file.window = _FIRST_BYTES
+        text = file.read(_FIRST_BYTES).decode("utf-8-sig", "replace")
+        if name.endswith("l"):
+            return _FILE_NAME in next(_json_lines(text, name), {})
+        return _FILE_NAME in next(csv.reader(io.StringIO(text, newline="")), [])
+    except (ShardError, ConfigError):
+        return False
+
+
+METADATA: Final = Layout(
+    "metadata", "images with metadata.csv or metadata.jsonl", _has_metadata, _open_metadata, has_class_key=True
+)
 CUB: Final = Layout("cub", "CUB's images/ with images.txt and train_test_split.txt", _is_cub, _open_cub)

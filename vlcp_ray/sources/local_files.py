@@ -12,6 +12,8 @@ from vlcp_ray.settings import ConfigError
 
 #: What is said of a link that leaves the image set.
 OUTSIDE: Final = "a link that leaves the image set, which ingest.follow_links would read"
+#: How files without a suffix are counted.
+NO_SUFFIX: Final = "no suffix"
 _PIECE: Final = 2**20  # bytes
 _KINDS: Final = {
     stat.S_IFIFO: "a fifo",
@@ -70,7 +72,7 @@ def _kind(mode: int) -> str:
 
 def suffix_of(name: str) -> str:
     """Return the suffix of a file name as it is counted: ".heic", or "no suffix"."""
-    return PurePosixPath(name).suffix.lower() or "no suffix"
+    return PurePosixPath(name).suffix.lower() or NO_SUFFIX
 
 
 def walk(

@@ -3,19 +3,20 @@
 import posixpath
 import shlex
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from pyarrow import fs as pafs
 
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.sources.image_files import is_image
-from vlcp_ray.sources.reader import is_hidden, list_folders, list_some, split_of_folder
+from vlcp_ray.sources.local_files import leaves
+from vlcp_ray.sources.reader import list_folder, list_folders, list_some, split_of_folder
 
 _MAX_DEPTH: Final = 4  # ILSVRC/Data/CLS-LOC/train
 _CHECKED: Final = 8  # folders of a folder: those of a thousand classes are all alike
 _MAX_LISTED: Final = 64
-_TABLES: Final = ("tar", "parquet")
+_TABLES: Final = ("tar", "parquet", "npz", "arrow")
 #: The commands that unpack archives, by the end of their name.
 _ARCHIVES: Final = {
     ".zip": "unzip -q {0} -d {1}",
@@ -24,8 +25,11 @@ _ARCHIVES: Final = {
 } | dict.fromkeys((".tgz", ".tar.gz", ".tar.bz2", ".tar.xz"), "mkdir -p {1} && tar -xf {0} -C {1}")
 
 
-def locate(filesystem: pafs.FileSystem, path: str) -> str:
+def locate(filesystem: pafs.FileSystem, path: str, limit: str) -> str:
     """Return the folder of an image set: `path`, or a folder below it if each on the way holds nothing else to read.
+
+    Args:
+        limit: the folder that links may not leave, of a local set.
 
     Raises:
         ConfigError: the folder is no image set, but folders below it are; the message names them.
@@ -34,15 +38,18 @@ def locate(filesystem: pafs.FileSystem, path: str) -> str:
         return path
     for _ in range(_MAX_DEPTH):
         folders = list_folders(filesystem, path)
-        if len(folders) != 1 or split_of_folder(folders[0][0]) or not _is_wrapper(filesystem, path, folders[0][1]):
+        if len(folders) != 1 or split_of_folder(folders[0][0]) or leaves(folders[0][1], limit):
+            break
+        if not _is_wrapper(filesystem, path, folders[0][1]):
             break
         path = folders[0][1]
-    if has_train(folders := list_folders(filesystem, path)):
+    if has_train(filesystem, folders := list_folders(filesystem, path)):
         return path
     if inner := list(_inner_sets(filesystem, [folder for _, folder in folders])):
+        which = "one of them" if inner[1:] else "that folder"
         raise ConfigError(
-            f"ingest.source: {path} is no image set, but it holds {list_some(inner)}; "
-            f"{'give one of them' if inner[1:] else 'give that folder'}"
+            f"ingest.source: {path} is no image set, but it holds {list_some(inner)}; give {which}, or set "
+            'ingest.layout = "folder" if its folders are the classes'
         )
     return path
 
@@ -57,10 +64,10 @@ def refuse_archives(filesystem: pafs.FileSystem, path: str) -> None:
     if info.is_file:
         names = [info.path]
     else:
-        infos = filesystem.get_file_info(pafs.FileSelector(path))
+        infos = list_folder(filesystem, path)
         if any(not info.is_file or info.extension in _TABLES or is_image(info.base_name) for info in infos):
             return
-        names = sorted(info.path for info in infos if not is_hidden(info.base_name))
+        names = sorted(info.path for info in infos)
     for name in names:
         if unpack := next((command for end, command in _ARCHIVES.items() if name.lower().endswith(end)), None):
             target = posixpath.join(posixpath.dirname(name), "unpacked")
@@ -71,9 +78,15 @@ def refuse_archives(filesystem: pafs.FileSystem, path: str) -> None:
             )
 
 
-def has_train(folders: list[tuple[str, str]]) -> bool:
-    """Return whether one of some folders (name, path) is the split train."""
-    return any(split_of_folder(name) == "train" for name, _ in folders)
+def has_train(filesystem: pafs.FileSystem, folders: Sequence[tuple[str, str]]) -> bool:
+    """Return whether one of the folders (name, path) of a folder is the split train.
+
+    A folder called train that has images and no folders, beside others that are no splits, is a class.
+    """
+    train = [path for name, path in folders if split_of_folder(name) == "train"]
+    if all(split_of_folder(name) for name, _ in folders):
+        return bool(train)
+    return any(list_folders(filesystem, path) for path in train)
 
 
 def _is_wrapper(filesystem: pafs.FileSystem, path: str, inner: str) -> bool:
@@ -83,8 +96,7 @@ def _is_wrapper(filesystem: pafs.FileSystem, path: str, inner: str) -> bool:
 
 def has_data(filesystem: pafs.FileSystem, path: str) -> bool:
     """Return whether there are images, tables or tars in a folder itself."""
-    infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-    files = (info for info in infos if info.is_file and not is_hidden(info.base_name))
+    files = (info for info in list_folder(filesystem, path) if info.is_file)
     return any(info.extension in _TABLES or is_image(info.base_name) for info in files)
 
 
@@ -96,7 +108,7 @@ def _inner_sets(filesystem: pafs.FileSystem, folders: list[str]) -> Iterator[str
             return
         folder, depth = waiting.popleft()
         inner = list_folders(filesystem, folder)
-        if has_train(inner):
+        if has_train(filesystem, inner):
             train = next(path for name, path in inner if split_of_folder(name) == "train")
             if holds_images(filesystem, train):
                 yield folder

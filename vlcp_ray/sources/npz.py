@@ -1,9 +1,11 @@
 """The layout `npz`: MedMNIST's archives of arrays, `train_images`, `train_labels`, and those of val or test."""
 
+import io
+import math
 import zipfile
 import zlib
 from collections.abc import Container, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, Final
 
@@ -16,9 +18,21 @@ from pyarrow import fs as pafs
 from vlcp_ray.images import encode_png
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.sources.classes import Classes, load_glossary, resolve
+from vlcp_ray.sources.image_files import is_image
 from vlcp_ray.sources.layout import Layout
 from vlcp_ray.sources.local_files import limit_of
-from vlcp_ray.sources.reader import Listing, Part, Row, image_id, list_shards, list_some, tables
+from vlcp_ray.sources.locate import holds_images
+from vlcp_ray.sources.reader import (
+    Listing,
+    Part,
+    Row,
+    image_id,
+    list_folder,
+    list_folders,
+    list_shards,
+    list_some,
+    tables,
+)
 from vlcp_ray.sources.shards import ShardError, open_shard
 from vlcp_ray.store.io import StoreError
 
@@ -26,9 +40,12 @@ if TYPE_CHECKING:
     from vlcp_ray.stages.ingest import Ingest
 
 _ROWS: Final = 5_000  # of a part: what lies before it is unpacked and dropped
-_MAX_LABELS: Final = 2**28  # bytes
+_MAX_IMAGES: Final = 2**22  # of a split; the largest set of MedMNIST has 165,466
+_MAX_HEADER: Final = 2**16  # bytes of an array's header; some hundred are usual
+_CHECKED: Final = 8  # folders or archives beside each other
 _PIECE: Final = 2**20  # bytes that are dropped at a time
 _MAX_CHANNELS: Final = 3
+_METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # those of numpy; others unpack any size at once
 _DAMAGE: Final = (zipfile.BadZipFile, zlib.error, OSError, ValueError, KeyError, EOFError, RuntimeError)
 
 
@@ -43,7 +60,7 @@ class Images:
 class NumpyArchive:
     """Read the arrays of an .npz file, whose images become PNG files; nothing is unpickled.
 
-    Memory: the labels, and one image at a time.
+    Memory: the labels as numbers, of at most 4 million images for each split, and one image at a time.
     """
 
     layout = "npz"
@@ -52,7 +69,7 @@ class NumpyArchive:
         """Read the headers of the images and all labels.
 
         Raises:
-            ConfigError: an array is missing or of another form, or label numbers have no names.
+            ConfigError: an array is missing, too large or of another form, or label numbers have no names.
         """
         self.filesystem, self.max_bytes = filesystem, settings.max_bytes
         self.path = _archive(filesystem, path)
@@ -68,21 +85,20 @@ class NumpyArchive:
             self.names = {"train": "train"} | ({"val": "val"} if "val" in found else {"val": "test"})
             self.names = {split: name for split, name in self.names.items() if name in found}
             self.arrays = {split: self._header(archive, name) for split, name in self.names.items()}
-            labels = {split: self._read_labels(archive, name) for split, name in self.names.items()}
-        for split, values in labels.items():
+            self.numbers = {split: self._read_labels(archive, name) for split, name in self.names.items()}
+        for split, values in self.numbers.items():
             if len(values) != self.arrays[split].count:
                 raise ConfigError(
                     f"ingest.source: {self.name} has {self.arrays[split].count} images and {len(values)} labels of "
                     f"{self.names[split]}; download it again"
                 )
         if not glossary.numbers:
-            most = max(map(max, labels.values()))
+            most = max(int(values.max()) for values in self.numbers.values())
             raise ConfigError(
                 f"ingest.class_list: {self.name} has label numbers (0 to {most}) and no names; "
                 "give a file with a line for each class, in the order of the numbers"
             )
-        self.labels = {split: [glossary.key_of(v) or f"#{v}" for v in values] for split, values in labels.items()}
-        self.keys = frozenset(glossary.numbers)
+        self.glossary, self.keys = glossary, frozenset(glossary.numbers)
         self.classes: Classes = resolve(self.keys, settings.classes, glossary)
         self.wanted = frozenset(self.classes.keys)
 
@@ -108,29 +124,33 @@ class NumpyArchive:
 
     def images(self, part: Part, skipped: object = None, ids: bool = False) -> Iterator[Listing]:
         for number in self._numbers(part, ()):
-            key = self.labels[part.split][number]
-            yield Listing(part.split, key, self._source(part, number), self._id(part, number))
+            yield Listing(part.split, self._key(part, number), self._source(part, number), self._id(part, number))
 
     def read(self, part: Part, done: Container[str], skipped: object = None) -> Iterator[pa.Table]:
         yield from tables(self._rows(part, self._numbers(part, done)))
 
     def _numbers(self, part: Part, done: Container[str]) -> list[int]:
         """List the images of a part that are wanted, or of no class, and are not done."""
-        labels = self.labels[part.split]
-        numbers = (n for n in range(part.start, part.end) if labels[n] in self.wanted or labels[n] not in self.keys)
+        keys = ((number, self._key(part, number)) for number in range(part.start, part.end))
+        numbers = (number for number, key in keys if key in self.wanted or key not in self.keys)
         return [number for number in numbers if self._source(part, number) not in done]
+
+    def _key(self, part: Part, number: int) -> str:
+        """Return the class key of an image: `#` and the label number where it is outside the list."""
+        label = int(self.numbers[part.split][number])
+        return self.glossary.key_of(label) or f"#{label}"
 
     def _source(self, part: Part, number: int) -> str:
         return f"{part.path}#{number}"
 
     def _id(self, part: Part, number: int) -> str:
-        return image_id(part.split, self.labels[part.split][number], f"{number:07d}")
+        return image_id(part.split, self._key(part, number), f"{number:07d}")
 
     def _rows(self, part: Part, numbers: Sequence[int]) -> Iterator[Row]:
-        shape, labels, made = self.arrays[part.split].shape, self.labels[part.split], 0
-        size = int(np.prod(shape))
+        shape, made = self.arrays[part.split].shape, 0
+        size = math.prod(shape)
         try:
-            with self._opened() as archive, archive.open(f"{self.names[part.split]}_images.npy") as file:
+            with self._opened() as archive, _open_array(archive, f"{self.names[part.split]}_images") as file:
                 _read_header(file)
                 at = 0
                 for number in numbers:
@@ -139,59 +159,122 @@ class NumpyArchive:
                     at = number + 1
                     pixels = np.frombuffer(content, np.uint8).reshape(shape)
                     row_id, source = self._id(part, number), self._source(part, number)
-                    yield Row(row_id, labels[number], part.split, source, encode_png(pixels))
+                    yield Row(row_id, self._key(part, number), part.split, source, encode_png(pixels))
                     made += 1
         except StoreError:
             raise
         except (*_DAMAGE, ShardError) as error:
             for number in numbers[made:]:
                 detail = f"{self.name} is damaged ({error}); download it again"
-                source = self._source(part, number)
-                yield Row(self._id(part, number), labels[number], part.split, source, b"", "unreadable", detail)
+                row_id, source = self._id(part, number), self._source(part, number)
+                yield Row(row_id, self._key(part, number), part.split, source, b"", "unreadable", detail)
 
     @contextmanager
     def _opened(self) -> Iterator[zipfile.ZipFile]:
         try:
-            file: Any = open_shard(self.filesystem, self.path, self.limit)
-            archive = zipfile.ZipFile(file)
-        except (zipfile.BadZipFile, ValueError, ShardError) as error:
+            with _open_zip(self.filesystem, self.path, self.limit) as archive:
+                yield archive
+        except ShardError as error:
             raise ConfigError(f"ingest.source: {self.name} cannot be read ({error}); download it again") from error
-        with file, archive:
-            yield archive
 
     def _header(self, archive: zipfile.ZipFile, name: str) -> Images:
-        """Read the shape of the images of a split. Raises ConfigError if they are no images of 8 bits."""
-        with suppress(*_DAMAGE), archive.open(f"{name}_images.npy") as file:
+        """Read the shape of the images of a split. Raises ConfigError if they are too many, or no images of 8 bits."""
+        found: Images | None = None
+        with _damage_ignored(), _open_array(archive, f"{name}_images") as file:
             shape, is_fortran, dtype = _read_header(file)
-            is_image = len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, _MAX_CHANNELS))
+            is_picture = len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, _MAX_CHANNELS))
             one = shape[1:3] if len(shape) == 4 and shape[3] == 1 else shape[1:]
-            if dtype == np.uint8 and is_image and not is_fortran and 0 < int(np.prod(one)) <= self.max_bytes:
-                return Images(shape[0], one)
-        raise ConfigError(
-            f"ingest.source: {name}_images of {self.name} is no array of bytes of the shape (n, h, w) or (n, h, w, 3)"
-        )
+            if dtype == np.uint8 and is_picture and not is_fortran and 0 < math.prod(one) <= self.max_bytes:
+                found = Images(shape[0], one)
+        if found is None:
+            raise ConfigError(
+                f"ingest.source: {name}_images of {self.name} is no array of bytes of the shape (n, h, w) or "
+                "(n, h, w, 3)"
+            )
+        self._check_count(name, found.count)
+        return found
 
-    def _read_labels(self, archive: zipfile.ZipFile, name: str) -> list[int]:
-        """Read the labels of a split. Raises ConfigError if they are not one number for each image."""
-        with suppress(*_DAMAGE), archive.open(f"{name}_labels.npy") as file:
+    def _read_labels(self, archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
+        """Read the labels of a split. Raises ConfigError if they are too many, or not one number for each image."""
+        values: npt.NDArray[Any] | None = None
+        count = 0
+        with _damage_ignored(), _open_array(archive, f"{name}_labels") as file:
             shape, _, dtype = _read_header(file)
-            count = int(np.prod(shape))
-            is_one = len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)
-            if is_one and dtype.kind in "iub" and 0 < count * dtype.itemsize <= _MAX_LABELS:
-                values: npt.NDArray[Any] = np.frombuffer(_read_exactly(file, count * dtype.itemsize), dtype)
-                return [int(value) for value in values.tolist()]
-        raise ConfigError(
-            f"ingest.source: {name}_labels of {self.name} is no array of one number for each image; sets with several "
-            "labels for an image have no classes"
-        )
+            if (len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)) and dtype.kind in "iub":
+                count = shape[0]
+                if 0 < count <= _MAX_IMAGES:
+                    values = np.frombuffer(_read_exactly(file, count * dtype.itemsize), dtype)
+        self._check_count(name, count)
+        if values is None:
+            raise ConfigError(
+                f"ingest.source: {name}_labels of {self.name} is no array of one number for each image; sets with "
+                "several labels for an image have no classes"
+            )
+        return values
+
+    def _check_count(self, name: str, count: int) -> None:
+        if count > _MAX_IMAGES:
+            raise ConfigError(
+                f"ingest.source: {self.name} has {count:,} images or labels of {name}, the limit is {_MAX_IMAGES:,}; "
+                "write the set as parquet files or tars"
+            )
+
+
+@contextmanager
+def _open_zip(filesystem: pafs.FileSystem, path: str, limit: str) -> Iterator[zipfile.ZipFile]:
+    """Open an archive and read the list of its members.
+
+    Args:
+        limit: as of `open_shard`.
+
+    Raises:
+        ShardError: it is damaged, or cannot be opened.
+        StoreError: the store fails.
+    """
+    with open_shard(filesystem, path, limit) as shard:
+        file: Any = shard
+        try:
+            archive = zipfile.ZipFile(file)
+        except StoreError:
+            raise
+        except _DAMAGE as error:
+            raise ShardError(" ".join(str(error).split())) from error
+        with archive:
+            yield archive
+
+
+def _open_array(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
+    """Open the file of an array. Raises an error of _DAMAGE if there is none, or it is not compressed as numpy does."""
+    info = archive.getinfo(f"{name}.npy")
+    if info.compress_type not in _METHODS:
+        raise ValueError(f"{name} is compressed with method {info.compress_type}")
+    return archive.open(info)
+
+
+@contextmanager
+def _damage_ignored() -> Iterator[None]:
+    """Leave the block at an error of damaged bytes, but raise those of the store."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except _DAMAGE:
+        return
 
 
 def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Read the header of an array: shape, whether it is in Fortran's order, and type. Raises ValueError for others."""
     reader: Any = npy  # not typed
-    version = reader.read_magic(file)
+    version = reader.read_magic(io.BytesIO(_read_exactly(file, reader.MAGIC_LEN)))
+    length = _read_exactly(file, 2 if version == (1, 0) else 4)
+    if (size := int.from_bytes(length, "little")) > _MAX_HEADER:
+        raise ValueError(f"a header of {size} bytes, the limit is {_MAX_HEADER}")
     read = reader.read_array_header_1_0 if version == (1, 0) else reader.read_array_header_2_0
-    shape, is_fortran, dtype = read(file)
+    header = io.BytesIO(length + _read_exactly(file, size))
+    try:
+        shape, is_fortran, dtype = read(header)
+    except Exception as error:  # those of Python's parser, and of any type that it finds
+        raise ValueError(f"a header that cannot be read: {error}") from error
     return tuple(shape), bool(is_fortran), dtype
 
 
@@ -219,8 +302,25 @@ def _archive(filesystem: pafs.FileSystem, path: str) -> str:
 
 
 def _is_npz(filesystem: pafs.FileSystem, path: str) -> bool:
+    """Return whether a file is an archive of arrays, or a folder has one of train_images and no other images."""
     info = filesystem.get_file_info(path)
-    return bool(info.extension == "npz") if info.is_file else bool(list_shards(filesystem, path, "npz"))
+    if info.is_file:
+        return bool(info.extension == "npz")
+    names = sorted(list_shards(filesystem, path, "npz"))[:_CHECKED]
+    if not names or any(info.is_file and is_image(info.base_name) for info in list_folder(filesystem, path)):
+        return False
+    if any(holds_images(filesystem, folder) for _, folder in list_folders(filesystem, path)[:_CHECKED]):
+        return False
+    return any(_has_images(filesystem, path, name) for name in names)
+
+
+def _has_images(filesystem: pafs.FileSystem, folder: str, name: str) -> bool:
+    """Return whether an archive lists train_images, or cannot be read: opening the set then says why."""
+    try:
+        with _open_zip(filesystem, f"{folder}/{name}", limit_of(filesystem, folder, False)) as archive:
+            return "train_images.npy" in archive.namelist()
+    except ShardError:
+        return True
 
 
 LAYOUT: Final = Layout("npz", "MedMNIST's .npz of train_images and train_labels", _is_npz, NumpyArchive)

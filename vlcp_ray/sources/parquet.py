@@ -24,6 +24,7 @@ from vlcp_ray.sources.reader import (
     format_split_counts,
     has_shards,
     image_id,
+    list_folders,
     list_shards,
     list_some,
     lost_shard,
@@ -33,14 +34,18 @@ from vlcp_ray.sources.reader import (
 )
 from vlcp_ray.sources.shards import ShardError, ShardFile, open_shard
 from vlcp_ray.sources.table_columns import (
-    MAX_NAME,
+    BOMB_BYTES,
+    BOMB_RATIO,
+    MAX_ROWS,
+    MEMORY,
+    MEMORY_PER_BYTE,
     Columns,
     class_keys,
-    contents_and_names,
+    contents_of,
+    file_names,
     find_columns,
     make_row,
     names_differ,
-    texts,
 )
 from vlcp_ray.store.tables import check_types
 
@@ -52,14 +57,7 @@ _LABELS_AT_ONCE: Final = 2**14
 _BATCH_BYTES: Final = 32 * 2**20
 _BUFFER: Final = 2**20  # bytes of a column that Arrow holds packed, besides the page that it unpacks
 _MIN_PAGE_LIMIT: Final = 2**27  # old writers put the images of 1,000 rows into one page
-#: A row group is a bomb if its images take more bytes than both: they do not compress, and few are equal.
-_BOMB_BYTES: Final = 2**28
-_BOMB_RATIO: Final = 100
-_MAX_GROUP_ROWS: Final = 2**21
 _MAX_FOOTER: Final = 2**26  # bytes
-#: Bytes that Arrow may take for one batch: the headers of some encodings, inside packed pages, ask for any number.
-_MEMORY: Final = 2**31
-_MEMORY_PER_BYTE: Final = 8  # of max_bytes: the page of one image, packed, unpacked, and in Arrow's buffers
 _MANY_FILES: Final = 64  # enough parts for all workers; fewer files are split at their row groups
 _ROWS_PER_PART: Final = 2_000
 _DAMAGE: Final = (OSError, ValueError, pa.ArrowException, MemoryError, ShardError, OverflowError)
@@ -178,7 +176,7 @@ class Parquet:
         for group in range(part.start, part.end or metadata.num_row_groups):
             keys: Sequence[str | None] = self._read_keys(opened, group)
             rows = self._rows_to_read(part, first, keys, ())
-            images = self._read_images(opened, group, rows) if ids else ((None, None) for _ in rows)
+            images = self._identify(opened, group, rows) if ids else ((None, None) for _ in rows)
             for row, image in zip(rows, images, strict=True):
                 made = make_row(part, first + row, keys[row], image, self.max_bytes)
                 yield Listing(part.split, keys[row] or "", made.source, made.image_id if ids else "")
@@ -206,7 +204,7 @@ class Parquet:
             keys: Sequence[str | None] = self._read_keys(opened, group)
         except ShardError as error:
             claimed = opened.file.metadata.row_group(group).num_rows
-            rows_lost = claimed if claimed <= _MAX_GROUP_ROWS else 1  # a count that nobody can check
+            rows_lost = claimed if claimed <= MAX_ROWS else 1  # a count that nobody can check
             for row in self._rows_to_read(part, first, [""] * rows_lost, done):
                 yield _lost_row(part, first + row, "", group, error)
             return
@@ -227,6 +225,29 @@ class Parquet:
             if (key in self.wanted or key not in self.keys) and f"{part.path}#{first + row}" not in done
         ]
 
+    def _identify(self, opened: Opened, group: int, rows: Sequence[int]) -> Iterator[tuple[Any, str | None]]:
+        """Yield what gives some rows of a row group their ids: file names, and bytes from the first row without a name.
+
+        Raises:
+            ShardError: it is damaged, or has fewer rows, or takes too much memory.
+        """
+        named = 0
+        for name in self._read_names(opened, group, rows):
+            if not name:
+                break
+            yield None, name
+            named += 1
+        yield from self._read_images(opened, group, rows[named:])
+
+    def _read_names(self, opened: Opened, group: int, rows: Sequence[int]) -> Iterator[str | None]:
+        """Read the file names of some rows of a row group, without the bytes; none where they are no identity."""
+        paths = opened.columns.paths
+        if not (rows and paths and self.has_names):
+            return
+        demand = self._check_pages(opened, group, paths)
+        for images in _select(opened.batches(group, paths, _rows_for(demand.value, _LABELS_AT_ONCE)), rows):
+            yield from file_names(images)
+
     def _read_images(self, opened: Opened, group: int, rows: Sequence[int]) -> Iterator[tuple[Any, str | None]]:
         """Read the bytes, as an Arrow buffer or None, and the file name of some rows of a row group, in their order.
 
@@ -236,15 +257,13 @@ class Parquet:
         """
         if not rows:
             return
-        start, read, wanted = 0, 0, pa.array(rows, pa.int64())
-        for batch in opened.batches(group, opened.columns.parts, self._batch_size(opened, group)):
-            inside = pc.and_(pc.greater_equal(wanted, start), pc.less(wanted, start + len(batch)))
-            contents, names = contents_and_names(batch.column(0).take(pc.subtract(wanted.filter(inside), start)))
-            for content, name in zip(contents, texts(names, MAX_NAME), strict=True):
+        read = 0
+        for images in _select(opened.batches(group, opened.columns.parts, self._batch_size(opened, group)), rows):
+            for content, name in zip(contents_of(images), file_names(images), strict=True):
                 yield content.as_buffer(), name if self.has_names else None
-            start, read = start + len(batch), read + len(contents)
+            read += len(images)
         if read < len(rows):
-            raise ShardError(f"it has {start} rows, not {rows[-1] + 1}")
+            raise ShardError(f"it has fewer than {rows[-1] + 1} rows")
 
     def _batch_size(self, opened: Opened, group: int) -> int:
         """Return the number of rows whose images take at most 32 MiB.
@@ -259,12 +278,12 @@ class Parquet:
         metadata = opened.file.metadata.row_group(group)
         chunks = [metadata.column(number) for number in range(metadata.num_columns)]
         stored = sum(min(c.total_compressed_size, opened.shard.size) for c in chunks if _is_of(c, parts))
-        limit = max(_BOMB_BYTES, _BOMB_RATIO * stored)
+        limit = max(BOMB_BYTES, BOMB_RATIO * stored)
         if demand.total <= limit:
             return _rows_for(demand.value)
         total, longest = 0, 1
         for batch in opened.batches(group, parts, _rows_for(demand.value)):
-            sizes = pc.binary_length(contents_and_names(batch.column(0))[0])
+            sizes = pc.binary_length(contents_of(batch.column(0)))
             total, longest = total + (pc.sum(sizes).as_py() or 0), max(longest, pc.max(sizes).as_py() or 0)
             if total > limit:
                 raise _TooLargeError(
@@ -282,8 +301,8 @@ class Parquet:
     def _read_keys(self, opened: Opened, group: int) -> list[str | None]:
         """Read the class keys of a row group. Raises ShardError if it is damaged, or has too much of anything."""
         count = opened.file.metadata.row_group(group).num_rows
-        if count > _MAX_GROUP_ROWS:
-            raise ShardError(f"it has {count} rows, the limit is {_MAX_GROUP_ROWS}")
+        if count > MAX_ROWS:
+            raise ShardError(f"it has {count} rows, the limit is {MAX_ROWS}")
         name = opened.columns.label
         demand = self._check_pages(opened, group, [name])
         keys: list[str | None] = []
@@ -291,8 +310,8 @@ class Parquet:
         total = 0
         for batch in opened.batches(group, [name], _rows_for(demand.value, _LABELS_AT_ONCE)):
             total += batch.nbytes
-            if total > _BOMB_BYTES:
-                raise _TooLargeError(f"the labels of its row group take more than {_BOMB_BYTES} bytes")
+            if total > BOMB_BYTES:
+                raise _TooLargeError(f"the labels of its row group take more than {BOMB_BYTES} bytes")
             found = class_keys(batch.column(0), opened.columns, self.glossary)
             keys += [key and one.setdefault(key, key) for key in found]
             check_class_count(one)
@@ -316,16 +335,20 @@ class Parquet:
 
     def _has_names(self) -> bool:
         """Return whether the file names of the first images differ: equal ones say nothing about an image."""
+        return names_differ(self._first_names())
+
+    def _first_names(self) -> Iterator[pa.Array]:
+        """Yield the first images of each row group with their file names only; nothing if there is no field of them."""
         for path in self.files:
             with suppress(ShardError):
                 opened = self._open(path)
-                parts = [part for part in opened.columns.parts if part.endswith(".path")]
-                if not parts or not opened.file.metadata.num_row_groups:
-                    return True
-                self._check_pages(opened, 0, parts)
-                batch = next(opened.batches(0, parts, _BATCH), None)
-                return batch is None or names_differ(batch.column(0))
-        return True
+                paths = opened.columns.paths
+                if not paths:
+                    return
+                for group in range(opened.file.metadata.num_row_groups):
+                    self._check_pages(opened, group, paths)
+                    if (batch := next(opened.batches(group, paths, _BATCH), None)) is not None:
+                        yield batch.column(0)
 
     def _first_columns(self) -> Columns:
         """Find the columns of the first file that can be read.
@@ -367,7 +390,16 @@ class Parquet:
             check_types(schema, used, path, "write it as plain bytes, text or numbers")
         except ValueError as error:
             raise ConfigError(f"ingest.source: {error}") from error
-        return Opened(file, columns, shard, _MEMORY + _MEMORY_PER_BYTE * self.max_bytes)
+        return Opened(file, columns, shard, MEMORY + MEMORY_PER_BYTE * self.max_bytes)
+
+
+def _select(batches: Iterable[pa.RecordBatch], rows: Sequence[int]) -> Iterator[pa.Array]:
+    """Yield some rows, given by their increasing numbers, of the only column of batches."""
+    start, wanted = 0, pa.array(rows, pa.int64())
+    for batch in batches:
+        inside = pc.and_(pc.greater_equal(wanted, start), pc.less(wanted, start + len(batch)))
+        yield batch.column(0).take(pc.subtract(wanted.filter(inside), start))
+        start += len(batch)
 
 
 def _is_of(chunk: Any, names: Iterable[str]) -> bool:
@@ -404,7 +436,7 @@ def _check_configurations(path: str, files: Iterable[str]) -> None:
         first = min(found)
         raise ConfigError(
             f"ingest.source: {path} has the configurations {list_some(sorted(found))}; choose one of them: "
-            f'ingest.config = "{first}"'
+            f'ingest.config = "{first}", or read all of them with ingest.layout = "parquet"'
         )
 
 
@@ -414,12 +446,12 @@ def _has_parquet(filesystem: pafs.FileSystem, path: str) -> bool:
         return False
     if filesystem.get_file_info(path).is_file:
         return True
-    tables, tars = (list_shards(filesystem, path, extension) for extension in ("parquet", "tar"))
-    return not tables or bool({_stem(name) for name in tables} - {_stem(name) for name in tars})
-
-
-def _stem(name: str) -> str:
-    return name.rpartition(".")[0]
+    folders = [path, *(folder for name, folder in list_folders(filesystem, path) if split_of_folder(name))]
+    tables, tars = (
+        {f"{folder}/{name.rpartition('.')[0]}" for folder in folders for name in list_shards(filesystem, folder, kind)}
+        for kind in ("parquet", "tar")
+    )
+    return not tables or bool(tables - tars)
 
 
 LAYOUT: Final = Layout(
@@ -427,4 +459,5 @@ LAYOUT: Final = Layout(
     "train-*.parquet",
     _has_parquet,
     Parquet,
+    has_class_key=True,
 )

@@ -3,6 +3,8 @@
 import re
 from collections import Counter
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final, NamedTuple, Protocol
@@ -29,8 +31,11 @@ _LISTED: Final = 8
 _MAX_ROWS: Final = 256
 _MAX_BYTES: Final = 32 * 2**20
 _SPLITS: Final = {"train": "train", "training": "train"} | dict.fromkeys(("val", "valid", "validation"), "val")
-#: A folder that is a split: the whole name, or with an ending as in train.X1, val_256 and train2017.
-_SPLIT_FOLDER: Final = re.compile(r"(train|training|val|valid|validation|test|testing)(\.\w+|[_-]?\d\w*)?")
+#: A folder that is a split: the whole name, or with an ending as in train.X1, val_256, train2017 and test_set.
+_SPLIT_FOLDER: Final = re.compile(
+    r"(train|training|val|valid|validation|test|testing)([ _-]?(set|data|dataset|images|imgs))?(\.\w+|[_-]?\d\w*)?"
+)
+_listings: ContextVar[dict[str, list[pafs.FileInfo]] | None] = ContextVar("listings", default=None)
 _FOLDERS_CHECKED: Final = 8  # enough to find data/, train/ and val/ without listing a thousand class folders
 _TEST: Final = ("test", "testing")
 
@@ -222,6 +227,28 @@ def find_shards(filesystem: pafs.FileSystem, path: str, extension: str, limit: s
     return path, {name: split for name, split in splits.items() if split != "test"}
 
 
+@contextmanager
+def listings_kept() -> Iterator[None]:
+    """List each folder once while a set is recognised and opened."""
+    token = _listings.set({})
+    try:
+        yield
+    finally:
+        _listings.reset(token)
+
+
+def list_folder(filesystem: pafs.FileSystem, path: str) -> list[pafs.FileInfo]:
+    """List what is in a folder itself, without hidden files and folders; nothing if there is no such folder."""
+    kept = _listings.get()
+    if kept is None or path not in kept:
+        infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+        found = [info for info in infos if info.base_name and not is_hidden(info.base_name)]
+        if kept is None:
+            return found
+        kept[path] = found
+    return kept[path]
+
+
 def has_shards(filesystem: pafs.FileSystem, path: str, extension: str) -> bool:
     """Return whether there are files with an extension in a folder, its first folders, or folders of splits in them."""
     info = filesystem.get_file_info(path)
@@ -242,14 +269,14 @@ def has_shards(filesystem: pafs.FileSystem, path: str, extension: str) -> bool:
 
 def list_shards(filesystem: pafs.FileSystem, folder: str, extension: str) -> list[str]:
     """List the names of the files with an extension in a folder itself, without hidden ones."""
-    infos = filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
-    return [i.base_name for i in infos if i.is_file and i.extension == extension and not is_hidden(i.base_name)]
+    infos = list_folder(filesystem, folder)
+    return [info.base_name for info in infos if info.is_file and info.extension == extension]
 
 
 def list_folders(filesystem: pafs.FileSystem, path: str) -> list[tuple[str, str]]:
     """List the names and paths of the folders in a folder, sorted, without hidden ones."""
-    infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-    return sorted((i.base_name, i.path) for i in infos if i.type == pafs.FileType.Directory and i.base_name[0] != ".")
+    infos = list_folder(filesystem, path)
+    return sorted((info.base_name, info.path) for info in infos if info.type == pafs.FileType.Directory)
 
 
 def is_hidden(path: str) -> bool:

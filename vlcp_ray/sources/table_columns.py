@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final
 
 import pyarrow as pa
@@ -15,6 +16,17 @@ from vlcp_ray.sources.reader import MAX_LABEL, Part, Row, image_id, list_some, u
 
 #: Characters of a file name; PATH_MAX of Linux.
 MAX_NAME: Final = 4096
+#: Rows of a row group or a batch: equal values take next to nothing in a file, but each row takes some memory here.
+MAX_ROWS: Final = 2**21
+#: A row group or a batch is a bomb if its images take more bytes than both: they do not compress, and few are equal.
+BOMB_BYTES: Final = 2**28
+BOMB_RATIO: Final = 100  # to the bytes in the file
+#: Bytes that Arrow may take for one batch, whatever sizes the file asks for.
+MEMORY: Final = 2**31
+MEMORY_PER_BYTE: Final = 8  # of max_bytes: one image, packed, unpacked, and in Arrow's buffers
+_BATCHES_SEEN: Final = 16
+_NAMES_SEEN: Final = 256  # of a batch
+_ROWS_SEEN: Final = 1_000  # without names
 _IMAGES: Final = ("image", "img", "jpg", "png")
 _LABELS: Final = ("label", "labels", "fine_label", "class_name", "wnid", "cls")
 
@@ -34,6 +46,11 @@ class Columns:
     label: str
     numbers: tuple[str, ...]
     parts: tuple[str, ...]
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The field of file names; empty if there is none."""
+        return self.parts[1:]
 
 
 def find_columns(schema: pa.Schema, known: Glossary, chosen: str) -> Columns:
@@ -56,12 +73,12 @@ def find_columns(schema: pa.Schema, known: Glossary, chosen: str) -> Columns:
     if chosen:
         if chosen not in schema.names:
             raise ConfigError(
-                f"ingest.class_key: the parquet files have no column {chosen!r}; they have {list_some(schema.names)}"
+                f"ingest.class_key: the tables have no column {chosen!r}; they have {list_some(schema.names)}"
             )
         label = chosen
     if image is None or label is None:
         raise ConfigError(
-            f"ingest.source: the parquet files have no {'image' if image is None else 'label'} column; "
+            f"ingest.source: the tables have no {'image' if image is None else 'label'} column; "
             f"they have {', '.join(schema.names)}, expected {', '.join(_IMAGES if image is None else _LABELS)}"
             f"{'' if image is None else '; name it with ingest.class_key'}"
         )
@@ -107,28 +124,45 @@ def _numbered(value: Any, numbers: Sequence[str]) -> str | None:
     return numbers[number] if 0 <= number < len(numbers) else f"#{number}"
 
 
-def contents_and_names(column: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """Return the bytes and the file names of images; names are null where the column has none."""
-    if not pa.types.is_struct(column.type):
-        return column, pa.nulls(len(column))
-    fields = dict(zip((field.name for field in column.type), column.flatten(), strict=True))
-    return fields["bytes"], fields.get("path", pa.nulls(len(column)))
+def contents_of(images: pa.Array) -> pa.Array:
+    """Return the bytes of images."""
+    return _fields(images)["bytes"] if pa.types.is_struct(images.type) else images
 
 
-def names_differ(images: pa.Array) -> bool:
-    """Return whether images have different file names, or only one has a name: else the names identify none of them."""
-    names = dict(zip((field.name for field in images.type), images.flatten(), strict=True)).get("path")
-    if names is None:
-        return True
-    known = names.drop_null()
-    return len(known) < 2 or len(known.unique()) > 1
+def file_names(images: pa.Array) -> list[str | None]:
+    """Return the file names of images: None where there is none, or one of more bytes than a path can have."""
+    names = _fields(images).get("path") if pa.types.is_struct(images.type) else None
+    return [None] * len(images) if names is None or not _is_text(names.type) else texts(names, MAX_NAME)
+
+
+def _fields(structs: pa.Array) -> dict[str, pa.Array]:
+    return dict(zip((field.name for field in structs.type), structs.flatten(), strict=True))
+
+
+def names_differ(batches: Iterable[pa.Array]) -> bool:
+    """Return whether the first images have different file names, or only one has a name.
+
+    If the first two or more are equal, the file names identify no image.
+
+    Args:
+        batches: columns of images; read until two names or 1,000 rows were seen, 16 batches at most.
+    """
+    names, rows = list[str](), 0
+    for images in islice(batches, _BATCHES_SEEN):
+        names += [name for name in file_names(images.slice(0, _NAMES_SEEN)) if name]
+        rows += len(images)
+        if len(names) > 1 or rows >= _ROWS_SEEN:
+            break
+    return len(names) < 2 or len(set(names)) > 1
 
 
 def texts(values: pa.Array, limit: int) -> list[Any]:
     """Convert labels or names to Python: None for text of more bytes than the limit; escaped where it is no UTF-8."""
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
-    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+    if pa.types.is_dictionary(values.type):  # one string for all its rows, however long it is
+        used = values.indices.unique().drop_null()
+        known = dict(zip(used.to_pylist(), texts(values.dictionary.take(used), limit), strict=True))
+        return [known.get(number) for number in values.indices.to_pylist()]
+    if _is_text(values.type):
         values = pc.if_else(pc.greater(pc.binary_length(values), limit), None, values)
     try:
         return [utf8(value) if isinstance(value, str) else value for value in values.to_pylist()]
@@ -166,10 +200,9 @@ def _image_parts(name: str, kind: pa.DataType) -> tuple[str, ...]:
         {kind.field(n).name: kind.field(n).type for n in range(kind.num_fields)} if pa.types.is_struct(kind) else {}
     )
     if not _is_bytes(fields.get("bytes", pa.null())):
-        raise ConfigError(f"ingest.source: column {name!r} of the parquet files is {kind}, not the bytes of images")
-    path = fields.get("path", pa.null())
-    is_text = pa.types.is_string(path) or pa.types.is_large_string(path)
-    return (f"{name}.bytes", f"{name}.path") if is_text else (f"{name}.bytes",)
+        raise ConfigError(f"ingest.source: column {name!r} of the tables is {kind}, not the bytes of images")
+    has_names = _is_text(fields.get("path", pa.null()))
+    return (f"{name}.bytes", f"{name}.path") if has_names else (f"{name}.bytes",)
 
 
 def _check_label(name: str, kind: pa.DataType) -> None:
@@ -183,7 +216,7 @@ def _check_label(name: str, kind: pa.DataType) -> None:
         pa.types.is_null,
     )
     if not any(check(plain) for check in checks) and not isinstance(kind, pa.BaseExtensionType):
-        raise ConfigError(f"ingest.source: column {name!r} of the parquet files is {kind}, not names or numbers")
+        raise ConfigError(f"ingest.source: column {name!r} of the tables is {kind}, not names or numbers")
 
 
 def _is_number(kind: pa.DataType) -> bool:
@@ -193,6 +226,10 @@ def _is_number(kind: pa.DataType) -> bool:
 
 def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _is_bytes(kind: pa.DataType) -> bool:

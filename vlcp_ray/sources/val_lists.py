@@ -1,6 +1,7 @@
 """Lists of the classes of val images that lie in one flat folder, as some archives of ImageNet have them."""
 
 import csv
+import os
 import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,9 +12,9 @@ from pyarrow import fs as pafs
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.sources.shards import ShardError, open_shard
 
-#: Kaggle's archive of ImageNet has this list three folders above its `val`: ImageId,PredictionString.
+#: Kaggle's archive of ImageNet has this list four folders above its images of val: ImageId,PredictionString.
 _KAGGLE: Final = "LOC_val_solution.csv"
-_PARENTS: Final = 4  # from ILSVRC/Data/CLS-LOC upwards
+_PARENTS: Final = 4  # folders above val: CLS-LOC, Data, ILSVRC and the one that holds it
 #: Tiny-ImageNet: file, wnid and a box, separated by tabs.
 _ANNOTATIONS: Final = "val_annotations.txt"
 _MAX_BYTES: Final = 2**26  # that of ImageNet has 2 MB
@@ -26,26 +27,27 @@ class ValList:
     Args:
         path: of the list.
         name: of the list, for messages.
+        limit: the folder or file that links may not leave, "" for no limit.
     """
 
     path: str
     name: str
+    limit: str = ""
 
-    def read(self, filesystem: pafs.FileSystem, limit: str = "") -> Mapping[str, str]:
+    def read(self, filesystem: pafs.FileSystem) -> Mapping[str, str]:
         """Return the label of each image: its wnid or class name by its file name without extension.
 
-        Args:
-            limit: the folder that links may not leave, of a local set.
-
         Raises:
-            ConfigError: the list cannot be read.
+            ConfigError: the list cannot be read, or it is a link that leaves the limit.
         """
         try:
-            file = open_shard(filesystem, self.path, limit)
+            file = open_shard(filesystem, self.path, self.limit)
             text = file.read(_MAX_BYTES).decode("utf-8-sig")
-        except (ShardError, UnicodeDecodeError) as error:
-            raise ConfigError(f"ingest.source: {self.path} cannot be read ({error}); download it again") from error
-        return _parse(text, "\t" if self.name == _ANNOTATIONS else ",")
+            return _parse(text, "\t" if self.name == _ANNOTATIONS else ",")
+        except (ShardError, UnicodeDecodeError, csv.Error) as error:
+            raise ConfigError(
+                f"ingest.source: {self.path} cannot be read ({error}); put the downloaded file there"
+            ) from error
 
 
 def _parse(text: str, delimiter: str) -> dict[str, str]:
@@ -53,16 +55,20 @@ def _parse(text: str, delimiter: str) -> dict[str, str]:
     return {posixpath.splitext(row[0])[0]: row[1].split()[0] for row in rows if len(row) > 1 and row[1].strip()}
 
 
-def find_val_list(filesystem: pafs.FileSystem, path: str, val: str) -> ValList | None:
-    """Find the list of the classes of a flat val folder.
+def find_val_list(filesystem: pafs.FileSystem, path: str, val: str, limit: str) -> ValList | None:
+    """Find the list of the classes of a flat val folder: in it, in the folder of the set, or in one above.
 
     Args:
         path: the folder of the image set.
-        val: the path of the folder of val images.
+        val: the path of the folder of val images, which lies in it.
+        limit: the folder that links may not leave, of a local set; a list above the set may then be no link at all.
     """
-    parents = [path]
-    while len(parents) <= _PARENTS and (parent := posixpath.dirname(parents[-1])) not in ("", parents[-1]):
-        parents.append(parent)
-    candidates = [f"{val}/{_ANNOTATIONS}", *(f"{parent.rstrip('/')}/{_KAGGLE}" for parent in parents)]
-    infos = filesystem.get_file_info(candidates)
-    return next((ValList(info.path, info.base_name) for info in infos if info.is_file), None)
+    above, parent = list[str](), posixpath.dirname(path)
+    while len(above) < _PARENTS - 1 and parent not in ("", *above):
+        above.append(parent)
+        parent = posixpath.dirname(parent)
+    limits = dict.fromkeys((f"{val}/{_ANNOTATIONS}", f"{path}/{_KAGGLE}"), limit)
+    for folder in above:
+        limits[posixpath.join(folder, _KAGGLE)] = limit and os.path.join(os.path.realpath(folder), _KAGGLE)
+    infos = filesystem.get_file_info(list(limits))
+    return next((ValList(info.path, info.base_name, limits[info.path]) for info in infos if info.is_file), None)

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
 #: Fields of a sample's json that may name its class; the first that has a value is used.
 _CLASS_FIELDS: Final = ("wnid", "class_name", "class", "label", "cls")
-_EXTENSION: Final = re.compile(r"([a-z_][a-z0-9_]*\.)*[a-z0-9_]*")
+_EXTENSION: Final = re.compile(r"([a-z_][a-z0-9_-]*\.)*[^.]*")
+_READ: Final = SUFFIXES | {".cls", ".json"}
 _MAX_LABEL_BYTES: Final = 2**20  # of a cls or json member; a longer one is broken
 _MAX_MEMBERS: Final = 64  # of a sample that are kept; others are ignored
 
@@ -77,7 +78,7 @@ class WebDataset:
         self.is_subset = bool(settings.classes)
         self.fields = (settings.class_key,) if settings.class_key else _CLASS_FIELDS
         # What `tench` means is known by the labels only: a set may have this name, or the wnid.
-        is_exact = all(self.glossary.find(name) == self.glossary.canonical(name) for name in settings.classes)
+        is_exact = all(self.glossary.is_exact(name) for name in settings.classes)
         named = expand(settings.classes, self.glossary) if is_exact else self._read_classes()
         self.keys = frozenset(named or self.glossary.numbers or self._read_classes())
         self.classes: Classes = resolve(self.keys, settings.classes, self.glossary)
@@ -257,11 +258,12 @@ def _samples(tar: Tar) -> Iterator[Sample]:
 def _split_name(name: str) -> tuple[str, str]:
     """Split a member's path into WebDataset's key and extension, at the first dot after the folder.
 
-    At the last dot where the extension would be no name: 22.05.png is not of the sample 22.
+    At the last dot where an image or a label has numbers or words before its suffix: 22.05.png is not of the sample 22.
     """
     folder, slash, file = name.rpartition("/")
     stem, _, extension = file.partition(".")
-    if not _EXTENSION.fullmatch(extension.lower()):
+    is_read = f".{extension.rpartition('.')[2].lower()}" in _READ
+    if is_read and not _EXTENSION.fullmatch(extension.lower()):
         stem, _, extension = file.rpartition(".")
     return f"{folder}{slash}{stem}", extension.lower()
 
@@ -305,4 +307,5 @@ LAYOUT: Final = Layout(
     "*train*.tar (WebDataset)",
     lambda filesystem, path: has_shards(filesystem, path, "tar"),
     WebDataset,
+    has_class_key=True,
 )

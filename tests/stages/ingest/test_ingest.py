@@ -7,7 +7,7 @@ import pytest
 
 from tests.image_sets import write_files
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.stages.ingest import Ingest, check_images, check_source
+from vlcp_ray.stages.ingest import Ingest, check_images, check_source, format_skipped
 
 MANIFEST: dict[str, Any] = {"class_names": ["cat", "dog", "cow"], "train": [5, 2, 1], "splits": {"train": 8}}
 
@@ -41,7 +41,6 @@ def test_check_images_without_val_names_the_fix() -> None:
 
 def test_check_images_names_the_classes_without_val() -> None:
     manifest = MANIFEST | {"splits": {"train": 8, "val": 2}}
-    check_images(manifest, 1, needs_val=True)  # of an artifact that has no count of val images for each class
     check_images(manifest | {"val": [1, 1, 1]}, 1, needs_val=True)
     check_images(manifest | {"val": [2, 0, 0]}, 1, needs_val=False)
     with pytest.raises(ConfigError, match="class 'dog' and 1 more of train has no usable val images"):
@@ -51,7 +50,10 @@ def test_check_images_names_the_classes_without_val() -> None:
 def test_check_source_of_one_class_is_refused(tmp_path: Path) -> None:
     write_files(tmp_path, {"train/cat/1.jpg": b"", "val/cat/2.jpg": b""})
     with pytest.raises(ConfigError, match="1 class: 'cat', and a classifier needs two"):
-        check_source(Ingest(source=str(tmp_path)), needs_val=False)
+        check_source(Ingest(source=str(tmp_path)), needs_val=True)
+    check_source(Ingest(source=str(tmp_path)), needs_val=False)
+    with pytest.raises(ConfigError, match="the image set has one class, and a classifier needs two"):
+        check_images({"class_names": ["cat"], "train": [5], "val": [5], "splits": {"val": 5}}, 1, needs_val=True)
 
 
 def test_check_source_without_val_is_refused_where_it_is_needed(tmp_path: Path) -> None:
@@ -60,3 +62,10 @@ def test_check_source_without_val_is_refused_where_it_is_needed(tmp_path: Path) 
     check_source(Ingest(source=str(tmp_path), val_fraction=0.5), needs_val=True)
     with pytest.raises(ConfigError, match="an image folder with train, 2 classes, and has no val images"):
         check_source(Ingest(source=str(tmp_path)), needs_val=True)
+
+
+def test_format_skipped_lists_the_first_suffixes_and_counts_the_others() -> None:
+    assert format_skipped({".heic": 3, "no suffix": 1}).startswith("3 .heic files, 1 no suffix file; .heic is read")
+    assert format_skipped({"val images of classes that train lacks": 5}) == "5 val images of classes that train lacks"
+    many = {f".{number}": 2 for number in range(300)}
+    assert format_skipped(many).endswith(", 2 .7 files, 584 others")

@@ -16,6 +16,7 @@ from vlcp_ray.stages.pair import Caption, hashed_settings, pairs_schema
     [
         ({"prompt": "Describe it."}, r"prompt must contain \{class_name\}"),
         ({"max_tokens": 2048}, "max_tokens must be smaller than max_model_len"),
+        ({"missing": "describe"}, 'missing = "describe" is for images that a table lacks; set source too'),
         ({"precision": "8bit"}, 'precision = "8bit" needs engine = "transformers"; set it too'),
     ],
 )
@@ -45,4 +46,3 @@ def test_hashed_settings_with_saved_captions_ignore_the_model(tmp_path: Path) ->
     described = hashed(source=str(table), missing="describe")
     assert described != hashed(source=str(table))
     assert described != hashed(source=str(table), missing="describe", temperature=1)
-    assert hashed() == hashed(missing="describe")

@@ -1,6 +1,7 @@
 """ingest: read the image set as IMAGES, with every image checked by decoding it, and REJECTED."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from pydantic import Field, field_validator
@@ -8,7 +9,9 @@ from pydantic import Field, field_validator
 from vlcp_ray import sources
 from vlcp_ray.schemas import IMAGES
 from vlcp_ray.settings import ConfigError, Fraction, OneOf, Positive, Settings
+from vlcp_ray.sources.local_files import NO_SUFFIX
 from vlcp_ray.stages.stage import Load, Stage, Work
+from vlcp_ray.store.uris import public
 
 if TYPE_CHECKING:
     from vlcp_ray.cost.inputs import CostInputs
@@ -79,6 +82,7 @@ class Ingest(Settings):
         return (value,) if isinstance(value, str) else value
 
 
+_LISTED: Final = 8  # suffixes
 _NO_VAL: Final = (
     "no val images, on which sets are evaluated; set ingest.val_fraction, which takes val from train, or stop earlier: "
     "--to generate"
@@ -93,10 +97,17 @@ def format_sample(settings: Ingest) -> str:
 
 
 def format_skipped(skipped: Mapping[str, int]) -> str:
-    """Format the number of files that are not read by suffix: "3 .heic files, 1 .txt file (...)"."""
-    texts = [f"{count:,} {suffix} file{'s' * (count > 1)}" for suffix, count in skipped.items()]
+    """Format the number of files that are not read by suffix: "3 .heic files, 1 .txt file (...)"; the first ones."""
+    texts = [_format_count(what, count) for what, count in islice(skipped.items(), _LISTED)]
+    if rest := sum(islice(skipped.values(), _LISTED, None)):
+        texts.append(f"{rest:,} others")
     cure = "; .heic is read where pillow-heif is installed" if {".heic", ".heif"} & set(skipped) else ""
     return f"{', '.join(texts)}{cure}"
+
+
+def _format_count(what: str, count: int) -> str:
+    is_suffix = what.startswith(".") or what == NO_SUFFIX
+    return f"{count:,} {what} file{'s' * (count > 1)}" if is_suffix else f"{count:,} {what}"
 
 
 def check_source(settings: Ingest, needs_val: bool) -> None:
@@ -106,16 +117,17 @@ def check_source(settings: Ingest, needs_val: bool) -> None:
         needs_val: whether a stage of the run needs val images.
 
     Raises:
-        ConfigError: there is one class, or no val split.
+        ConfigError: the set cannot be opened, or val is needed and there is one class or no val split.
     """
     source = sources.open_source(settings)
-    if len(source.classes.keys) == 1:
+    shown = public(settings.source)
+    if needs_val and len(source.classes.keys) == 1:
         raise ConfigError(
-            f"ingest.source: {settings.source} is {source.description}: {source.classes.names[0]!r}, and a classifier "
-            "needs two; give the folder that holds the class folders"
+            f"ingest.source: {shown} is {source.description}: {source.classes.names[0]!r}, and a classifier needs two; "
+            "give the folder that holds the class folders"
         )
     if needs_val and not settings.val_fraction and "val" not in source.splits:
-        raise ConfigError(f"ingest.source: {settings.source} is {source.description}, and has {_NO_VAL}")
+        raise ConfigError(f"ingest.source: {shown} is {source.description}, and has {_NO_VAL}")
 
 
 def check_images(manifest: Mapping[str, Any], ipc: int, needs_val: bool) -> None:
@@ -141,9 +153,11 @@ def check_images(manifest: Mapping[str, Any], ipc: int, needs_val: bool) -> None
         )
     if not needs_val:
         return
+    if len(counts) == 1:
+        raise ConfigError("ingest.source: the image set has one class, and a classifier needs two")
     if not manifest["splits"].get("val"):
         raise ConfigError(f"ingest.val_fraction: the image set has {_NO_VAL}")
-    val = dict(zip(manifest["class_names"], manifest.get("val", manifest["train"]), strict=True))
+    val = dict(zip(manifest["class_names"], manifest["val"], strict=True))
     if without := [name for name, count in val.items() if not count]:
         raise ConfigError(
             f"ingest.source: class {without[0]!r}{f' and {len(without) - 1} more' if without[1:] else ''} of train has "

@@ -65,6 +65,8 @@ class Caption(Settings):
     def _check(self) -> Self:
         if "{class_name}" not in self.prompt:
             raise ValueError("prompt must contain {class_name}, which is replaced by the name of the class")
+        if self.missing == "describe" and not self.source:
+            raise ValueError('missing = "describe" is for images that a table lacks; set source too, or leave it out')
         if self.precision == "8bit" and self.engine != "transformers":
             raise ValueError('precision = "8bit" needs engine = "transformers"; set it too')
         if self.max_tokens >= self.max_model_len:

@@ -128,7 +128,9 @@ class CaptionTable:
         captions = pc.fill_null(self.captions.take(positions), "")
         empty = pc.indices_nonzero(pc.equal(pc.utf8_trim_whitespace(captions), "")).to_pylist()
         errors = dict[int, tuple[str, str]]()
-        if not self.keeps_missing:
+        if self.keeps_missing:
+            captions = pc.if_else(pc.equal(pc.utf8_trim_whitespace(captions), ""), "", captions)
+        else:
             errors |= dict.fromkeys(empty, ("empty_caption", "the table's caption has no word"))
             errors |= dict.fromkeys(missing, ("missing_caption", "the table of captions lacks this image_id"))
         rejected = schemas.reject(table, errors)
