@@ -59,7 +59,7 @@ batch_size = 32
 [evaluate]
 num_workers = {workers}
 """
-_TIMEOUT = 400.0  # seconds
+_TIMEOUT = 900.0  # seconds; a run takes some minutes on 2 cores, more where every request to the store waits
 
 
 @dataclass(frozen=True)
