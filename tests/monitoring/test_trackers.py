@@ -101,6 +101,7 @@ def test_wandb_records_every_value_and_image_in_one_run(
     wandb_folder: Path, runs: list[list[tuple[int, dict[str, float]]]]
 ) -> None:
     record_runs("wandb", runs)
+    importlib.import_module("wandb").teardown()  # its service writes until it ends
     files = sorted(wandb_folder.rglob("*.wandb"), key=lambda file: file.stat().st_mtime_ns)
     records = [record for file in files for record in wandb_records(file)]
     headers = [record.run for record in records if record.WhichOneof("record_type") == "run"]
