@@ -8,17 +8,12 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from vlcp_ray.monitoring.memory import limit_growth
-from vlcp_ray.settings import ConfigError
-from vlcp_ray.sources.classes import Classes, load_glossary, resolve
 from vlcp_ray.sources.layout import Layout
-from vlcp_ray.sources.local_files import limit_of
 from vlcp_ray.sources.reader import (
     Listing,
     Part,
     Row,
     check_class_count,
-    find_shards,
-    format_split_counts,
     image_id,
     list_folders,
     list_shards,
@@ -31,18 +26,16 @@ from vlcp_ray.sources.table_columns import (
     BOMB_BYTES,
     BOMB_RATIO,
     MAX_ROWS,
-    MEMORY,
-    MEMORY_PER_BYTE,
     Columns,
     class_keys,
     contents_of,
     file_names,
-    find_columns,
     make_row,
-    names_differ,
 )
-from vlcp_ray.store.io import StoreError
-from vlcp_ray.store.tables import check_types
+from vlcp_ray.sources.table_files import TableFiles
+
+if TYPE_CHECKING:
+    pass
 
 if TYPE_CHECKING:
     from vlcp_ray.stages.ingest import Ingest
@@ -52,39 +45,19 @@ _ROWS: Final = 256
 _DAMAGE: Final = (OSError, ValueError, pa.ArrowException, MemoryError, OverflowError)
 
 
-class ArrowFiles:
+class ArrowFiles(TableFiles):
     """Read `train/data-00000-of-00001.arrow`, with the columns that parquet files of the hub have.
 
     Memory: one batch of a file, as it was written; `datasets` writes 1,000 rows or fewer. A batch that takes more than
     256 MiB and 100 times its bytes in the file is damage, and so is one of more than 2 GiB and 8 times `max_bytes`.
     """
 
-    layout = "arrow"
+    layout, extension = "arrow", "arrow"
+    title, file_title = "a saved dataset", "an Arrow stream"
 
-    def __init__(self, filesystem: pafs.FileSystem, path: str, settings: "Ingest") -> None:
-        """List the files and read one schema; labels are read only if no list names the classes.
-
-        Raises:
-            ConfigError: there is no image or label column, or label numbers have no names.
-        """
-        self.filesystem, self.max_bytes = filesystem, settings.max_bytes
-        self.limit = limit_of(filesystem, path, settings.follow_links)
-        self.path, files = find_shards(filesystem, path, "arrow", self.limit)
+    def _files_of_set(self, files: dict[str, str], settings: "Ingest") -> dict[str, str]:
         # Beside them are what `map` and `filter` have stored: cache-*.arrow.
-        self.files = {name: split for name, split in files.items() if not name.rpartition("/")[2].startswith("cache-")}
-        self.glossary, self.label = load_glossary(settings.class_list), settings.class_key
-        self.keys = frozenset(self._first_columns().numbers or self._read_classes())
-        self.classes: Classes = resolve(self.keys, settings.classes, self.glossary)
-        self.wanted = frozenset(self.classes.keys)
-        self.has_names = self._has_names()
-
-    @property
-    def splits(self) -> frozenset[str]:
-        return frozenset(self.files.values())
-
-    @property
-    def description(self) -> str:
-        return f"a saved dataset with {format_split_counts(self.files)}, {self.classes.summary(len(self.keys))}"
+        return {name: split for name, split in files.items() if not name.rpartition("/")[2].startswith("cache-")}
 
     def parts(self) -> Sequence[Part]:
         return [Part(path, split) for path, split in sorted(self.files.items())]
@@ -141,7 +114,6 @@ class ArrowFiles:
             yield content.as_buffer(), name if self.has_names else None
 
     def _read_classes(self) -> set[str]:
-        """Read the keys of all classes from the label columns; what is damaged is left out."""
         keys: set[str] = set()
         for path in self.files:
             try:
@@ -153,21 +125,10 @@ class ArrowFiles:
                 continue
         return keys
 
-    def _first_columns(self) -> Columns:
-        errors = []
-        for path in self.files:
-            try:
-                return self._open(path)[1]
-            except ShardError as error:
-                errors.append(f"{path} cannot be read as an Arrow stream ({error})")
-        raise ConfigError(f"ingest.source: {errors[0] if errors else f'{self.path} has no data-*.arrow file'}")
-
-    def _has_names(self) -> bool:
-        """Return whether the file names of the first images differ: equal ones say nothing about an image."""
-        return names_differ(self._first_images())
+    def _read_columns(self, path: str) -> Columns:
+        return self._open(path)[1]
 
     def _first_images(self) -> Iterator[pa.Array]:
-        """Yield the columns of images of all batches; none if images have no file names."""
         for path in self.files:
             with suppress(ShardError):
                 for batch, columns in self._batches(path):
@@ -186,13 +147,13 @@ class ArrowFiles:
         while True:
             start = shard.tell()
             try:
-                with limit_growth(MEMORY + MEMORY_PER_BYTE * self.max_bytes):
+                with limit_growth(self.memory):
                     batch = reader.read_next_batch()
                     batch.validate(full=True)
             except StopIteration:
                 return
             except _DAMAGE as error:
-                raise _damage(shard, error) from error
+                raise shard.damage(error) from error
             _check_size(batch, shard.tell() - start)
             yield batch, columns
 
@@ -208,13 +169,8 @@ class ArrowFiles:
             reader = pa.ipc.open_stream(shard)
             schema = reader.schema
         except _DAMAGE as error:
-            raise _damage(shard, error) from error
-        columns = find_columns(schema, self.glossary, self.label)
-        try:
-            check_types(schema, [columns.image, columns.label], path, "write it as plain bytes, text or numbers")
-        except ValueError as error:
-            raise ConfigError(f"ingest.source: {error}") from error
-        return reader, columns, shard
+            raise shard.damage(error) from error
+        return reader, self._find_columns(schema, path), shard
 
 
 def _check_size(batch: pa.RecordBatch, stored: int) -> None:
@@ -224,11 +180,6 @@ def _check_size(batch: pa.RecordBatch, stored: int) -> None:
     size, limit = batch.get_total_buffer_size(), max(BOMB_BYTES, BOMB_RATIO * stored)
     if size > limit:
         raise ShardError(f"a batch takes {size} bytes, from {stored} in the file, the limit is {limit}")
-
-
-def _damage(shard: ShardFile, error: BaseException) -> ShardError | StoreError:
-    """Return the error of the store that is behind another one, or that the bytes are damaged."""
-    return shard.error or ShardError(" ".join(str(error).split()))
 
 
 def _is_saved(filesystem: pafs.FileSystem, path: str) -> bool:

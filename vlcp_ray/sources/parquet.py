@@ -11,17 +11,13 @@ from pyarrow import fs as pafs
 
 from vlcp_ray.monitoring.memory import limit_growth
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.sources.classes import Classes, load_glossary, resolve
 from vlcp_ray.sources.layout import Layout
-from vlcp_ray.sources.local_files import limit_of
 from vlcp_ray.sources.parquet_pages import Demand, measure
 from vlcp_ray.sources.reader import (
     Listing,
     Part,
     Row,
     check_class_count,
-    find_shards,
-    format_split_counts,
     has_shards,
     image_id,
     list_folders,
@@ -37,17 +33,13 @@ from vlcp_ray.sources.table_columns import (
     BOMB_BYTES,
     BOMB_RATIO,
     MAX_ROWS,
-    MEMORY,
-    MEMORY_PER_BYTE,
     Columns,
     class_keys,
     contents_of,
     file_names,
-    find_columns,
     make_row,
-    names_differ,
 )
-from vlcp_ray.store.tables import check_types
+from vlcp_ray.sources.table_files import TableFiles
 
 if TYPE_CHECKING:
     from vlcp_ray.stages.ingest import Ingest
@@ -99,15 +91,13 @@ class Opened:
                 with limit_growth(self.memory):
                     batch = next(batches, None)
             except _DAMAGE as error:
-                if self.shard.error:
-                    raise self.shard.error from error
-                raise ShardError(" ".join(str(error).split())) from error
+                raise self.shard.damage(error) from error
             if batch is None:
                 return
             yield batch
 
 
-class Parquet:
+class Parquet(TableFiles):
     """Read `train-*.parquet` and `validation-*.parquet`, as the hub serves them.
 
     Memory: a worker holds one page of each column, packed and unpacked, its dictionary, and batches of 32 MiB or of one
@@ -116,32 +106,13 @@ class Parquet:
     of its page, the process gets 2 GiB and 8 times `max_bytes` at most.
     """
 
-    layout = "parquet"
+    layout, extension = "parquet", "parquet"
+    title, file_title = "parquet", "parquet"
 
-    def __init__(self, filesystem: pafs.FileSystem, path: str, settings: "Ingest") -> None:
-        """List the files and read one schema; labels are read only if no list names the classes.
-
-        Raises:
-            ConfigError: there is no image or label column, or label numbers have no names.
-        """
-        self.filesystem, self.max_bytes = filesystem, settings.max_bytes
-        self.limit = limit_of(filesystem, path, settings.follow_links)
-        self.path, self.files = find_shards(filesystem, path, "parquet", self.limit)
+    def _files_of_set(self, files: dict[str, str], settings: "Ingest") -> dict[str, str]:
         if settings.layout == "auto":
-            _check_configurations(path, self.files)
-        self.glossary, self.label = load_glossary(settings.class_list), settings.class_key
-        self.keys = frozenset(self._first_columns().numbers or self._read_classes())
-        self.classes: Classes = resolve(self.keys, settings.classes, self.glossary)
-        self.wanted = frozenset(self.classes.keys)
-        self.has_names = self._has_names()
-
-    @property
-    def splits(self) -> frozenset[str]:
-        return frozenset(self.files.values())
-
-    @property
-    def description(self) -> str:
-        return f"parquet with {format_split_counts(self.files)}, {self.classes.summary(len(self.keys))}"
+            _check_configurations(self.path, files)
+        return files
 
     def parts(self) -> Sequence[Part]:
         """List a part per file, or, for fewer than 64 files, per row groups of about 2,000 rows."""
@@ -320,7 +291,6 @@ class Parquet:
         return keys
 
     def _read_classes(self) -> set[str]:
-        """Read the keys of all classes from the label columns; what is damaged is left out."""
         keys: set[str] = set()
         for path in self.files:
             try:
@@ -333,12 +303,11 @@ class Parquet:
                     check_class_count(keys)
         return keys
 
-    def _has_names(self) -> bool:
-        """Return whether the file names of the first images differ: equal ones say nothing about an image."""
-        return names_differ(self._first_names())
+    def _read_columns(self, path: str) -> Columns:
+        return self._open(path).columns
 
-    def _first_names(self) -> Iterator[pa.Array]:
-        """Yield the first images of each row group with their file names only; nothing if there is no field of them."""
+    def _first_images(self) -> Iterator[pa.Array]:
+        """See `TableFiles`: of each row group, with their file names only."""
         for path in self.files:
             with suppress(ShardError):
                 opened = self._open(path)
@@ -349,20 +318,6 @@ class Parquet:
                     self._check_pages(opened, group, paths)
                     if (batch := next(opened.batches(group, paths, _BATCH), None)) is not None:
                         yield batch.column(0)
-
-    def _first_columns(self) -> Columns:
-        """Find the columns of the first file that can be read.
-
-        Raises:
-            ConfigError: none can, or it has no image or no label.
-        """
-        errors = []
-        for path in self.files:
-            try:
-                return self._open(path).columns
-            except ShardError as error:
-                errors.append(f"{path} cannot be read as parquet ({error})")
-        raise ConfigError(f"ingest.source: {errors[0]}; download it again")
 
     def _open(self, path: str) -> Opened:
         """Read the footer of a file.
@@ -381,16 +336,8 @@ class Parquet:
             file = parquet.ParquetFile(shard, buffer_size=_BUFFER, pre_buffer=False)
             schema = file.schema_arrow
         except _DAMAGE as error:
-            if shard.error:
-                raise shard.error from error
-            raise ShardError(" ".join(str(error).split())) from error
-        columns = find_columns(schema, self.glossary, self.label)
-        try:
-            used = [columns.image, columns.label]
-            check_types(schema, used, path, "write it as plain bytes, text or numbers")
-        except ValueError as error:
-            raise ConfigError(f"ingest.source: {error}") from error
-        return Opened(file, columns, shard, MEMORY + MEMORY_PER_BYTE * self.max_bytes)
+            raise shard.damage(error) from error
+        return Opened(file, self._find_columns(schema, path), shard, self.memory)
 
 
 def _select(batches: Iterable[pa.RecordBatch], rows: Sequence[int]) -> Iterator[pa.Array]:

@@ -68,6 +68,10 @@ class ShardFile(io.RawIOBase):
         self._ahead = b""
         super().close()
 
+    def damage(self, error: BaseException) -> "StoreError | ShardError":
+        """Return what an error of a library that reads this file means: the store failed, or its bytes are damaged."""
+        return self.error or ShardError(" ".join(str(error).split()))
+
     def _read_at(self, position: int, size: int) -> bytes:
         if size <= 0:
             return b""

@@ -80,7 +80,7 @@ class CaptionTable:
         Raises:
             ValueError: a column is missing or is no text, or an image_id or file name occurs twice.
         """
-        self.keeps_missing, self.has_found = keeps_missing, False
+        self.keeps_missing, self.is_case_checked = keeps_missing, False
         names = ("image_id", "caption") if "image_id" in captions.column_names else ("file_name", "text")
         if missing := [name for name in names if name not in captions.column_names]:
             raise ValueError(
@@ -119,7 +119,7 @@ class CaptionTable:
             image_ids = _file_names(image_ids, self.n_folders)
         matches = self.index.get_indexer(image_ids.to_numpy(zero_copy_only=False))  # -1: not in the table
         positions = pa.array(matches, mask=matches < 0)
-        if not self.has_found and len(matches) and (matches < 0).all():
+        if not self.is_case_checked and len(matches) and (matches < 0).all():
             self._check_case(image_ids)
         if self.n_folders is not None:
             in_table = positions.is_valid()
@@ -139,7 +139,7 @@ class CaptionTable:
 
     def _check_case(self, image_ids: pa.ChunkedArray) -> None:
         """Refuse a table none of whose names are those of the images, but would be in lower case."""
-        self.has_found = True  # once: with `keeps_missing` many batches may have none
+        self.is_case_checked = True  # once: with `keeps_missing` many batches may have none
         lower = {name.lower(): name for name in self.index}
         for name in image_ids.to_pylist():
             if other := lower.get(name.lower()):
