@@ -15,7 +15,7 @@ from tests.s3 import BUCKET, KEY, SECRET, Server
 from tests.small_job import JOB, SETTINGS, arguments, job, write_inputs
 from vlcp_ray.cli import main
 from vlcp_ray.config import Job, load_job
-from vlcp_ray.pipeline import graph, run, state
+from vlcp_ray.pipeline import graph, largest_ipc, run, state
 from vlcp_ray.scale import Pool, Scale, pools
 from vlcp_ray.schemas import IMAGES, SYNTHETIC, tensors
 from vlcp_ray.settings import ConfigError, build
@@ -78,6 +78,12 @@ def test_graph_setting_changes_only_what_depends_on_it(section: str, change: dic
     section_settings = {**settings.get(section, {}), **change}
     after = graph(build(Job, {**settings, section: section_settings}, "x"))
     assert {step.stage for step in after if step.fingerprint not in before} == changed | {"report"}
+
+
+def test_largest_ipc_is_of_the_sets_that_are_made() -> None:
+    base = {"name": "x", "base_model": "o/sd", "caption": {"model": "o/llava"}, "ipc": [1, 5]}
+    assert largest_ipc(build(Job, base, "x")) == 5
+    assert largest_ipc(build(Job, base | {"compare": {"methods": ["full"]}}, "x")) == 1
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from vlcp_ray.methods.vlcp import METHOD
 from vlcp_ray.monitoring import trackers
 from vlcp_ray.monitoring.logfiles import log_note
 from vlcp_ray.monitoring.printable import printable
-from vlcp_ray.pipeline import check_inputs, graph, run, state
+from vlcp_ray.pipeline import check_inputs, graph, largest_ipc, run, state
 from vlcp_ray.scale import load_scale
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.stages import STAGES, evaluate, works
@@ -158,7 +158,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
     if arguments.what.endswith(".toml"):
         job = load_job(arguments.what, arguments.set)
-        settings, ipc = job.ingest, max(job.ipc)
+        settings, ipc = job.ingest, largest_ipc(job)
     else:
         settings, ipc = load_ingest(arguments.what, arguments.set), 1
     found = inspect(settings, ipc, seconds=math.inf if arguments.all else COUNTING)

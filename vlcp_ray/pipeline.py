@@ -159,9 +159,14 @@ def check_image_set(job: Job, steps: Sequence[Step], manifests: Manifests, stage
     needs_val = evaluate.STAGE.name in stages or teach.STAGE.name in stages
     if manifest := manifests.get(step.fingerprint):
         if set(stages) - {ingest.STAGE.name, report.STAGE.name}:
-            ingest.check_images(manifest, max((one.key.get("ipc", 1) for one in graph(job)), default=1), needs_val)
+            ingest.check_images(manifest, largest_ipc(job), needs_val)
     else:
         ingest.check_source(job.ingest, needs_val)
+
+
+def largest_ipc(job: Job) -> int:
+    """Return the images per class of the largest set that a job makes; 1 if it makes none."""
+    return max(int(step.key.get("ipc", 1)) for step in graph(job))
 
 
 def check_inputs(job: Job) -> None:

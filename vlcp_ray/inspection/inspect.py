@@ -114,7 +114,7 @@ class Inspection:
             shown = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
             yield f"a sample: {shown}; from {small[0]} x {small[1]} to {large[0]} x {large[1]} pixels"
         if self.skipped:
-            yield printable(f"not read, because they are no images by their suffix: {format_skipped(self.skipped)}")
+            yield printable(f"not read: {format_skipped(self.skipped)}")
         if warning := only_numbers([one.name for one in self.classes]):
             yield warning
         if self.unlabelled:

@@ -1,5 +1,6 @@
 """The layout `tiny-imagenet`: the tree of Tiny-ImageNet's archive, with the classes of val images in a list."""
 
+import posixpath
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
@@ -14,13 +15,10 @@ from vlcp_ray.sources.layout import Layout
 from vlcp_ray.sources.local_files import Listed, leaves, limit_of
 from vlcp_ray.sources.locate import has_data
 from vlcp_ray.sources.reader import Listing, Part, image_id, list_folders
-from vlcp_ray.sources.shards import ShardError, open_shard
+from vlcp_ray.sources.val_lists import ANNOTATIONS, ValList
 
 if TYPE_CHECKING:
     from vlcp_ray.stages.ingest import Ingest
-
-_ANNOTATIONS: Final = "val/val_annotations.txt"
-_MAX_ANNOTATIONS: Final = 2**26  # bytes; that of Tiny-ImageNet has 370 kB
 
 
 class TinyImageNet:
@@ -37,6 +35,7 @@ class TinyImageNet:
         self.filesystem, self.path, self.max_bytes = filesystem, path, settings.max_bytes
         self.glossary = load_glossary(settings.class_list)
         self.limit = limit_of(filesystem, path, settings.follow_links)
+        self.val_list = ValList(f"{path}/val/{ANNOTATIONS}", ANNOTATIONS, self.limit)
         self.folders = [name for name, _ in list_folders(filesystem, f"{path}/train")]
         if outside := [name for name in self.folders if leaves(f"{path}/train/{name}/images", self.limit)]:
             raise ConfigError(
@@ -66,29 +65,21 @@ class TinyImageNet:
 
     def _list(self, part: Part, done: Container[str], skipped: Counter[str] | None) -> Iterator[ImageFile]:
         folder = f"{self.path}/{part.path}{'/images' if part.class_key else ''}"
-        keys = {} if part.class_key else self._annotations()
+        labels = {} if part.class_key else self.val_list.read(self.filesystem)
         infos = list_images(self.filesystem, folder, False, self.limit, skipped)
-        return self._files(part, infos, keys, done)
+        return self._files(part, infos, labels, done)
 
     def _files(
-        self, part: Part, infos: Iterable[Listed], keys: Mapping[str, str], done: Container[str]
+        self, part: Part, infos: Iterable[Listed], labels: Mapping[str, str], done: Container[str]
     ) -> Iterator[ImageFile]:
         in_train, wanted = set(map(self.glossary.canonical, self.folders)), set(self.classes.keys)
         for info in infos:
-            key = part.class_key or keys.get(info.base_name, "")
+            label = labels.get(posixpath.splitext(info.base_name)[0], "")
+            key = part.class_key or self.glossary.canonical(label)
             source = info.path[len(f"{self.path}/") :]
             if (key in wanted or key not in in_train) and source not in done:
                 row_id = image_id(part.split, key, info.base_name)
                 yield ImageFile(info.path, info.size, source, row_id, key, part.split, info.problem)
-
-    def _annotations(self) -> dict[str, str]:
-        try:
-            file = open_shard(self.filesystem, f"{self.path}/{_ANNOTATIONS}", self.limit)
-            lines = file.read(_MAX_ANNOTATIONS).decode("utf-8").splitlines()
-        except (ShardError, UnicodeDecodeError) as error:
-            raise ConfigError(f"ingest.source: {_ANNOTATIONS} cannot be read ({error}); download it again") from error
-        fields = [line.split("\t") for line in lines]
-        return {values[0]: self.glossary.canonical(values[1]) for values in fields if len(values) > 1}
 
 
 def is_tiny_imagenet(filesystem: pafs.FileSystem, path: str) -> bool:
@@ -96,7 +87,7 @@ def is_tiny_imagenet(filesystem: pafs.FileSystem, path: str) -> bool:
 
     The popular script that sorts val into class folders leaves the annotations and an empty val/images behind.
     """
-    annotations, images = filesystem.get_file_info([f"{path}/{_ANNOTATIONS}", f"{path}/val/images"])
+    annotations, images = filesystem.get_file_info([f"{path}/val/{ANNOTATIONS}", f"{path}/val/images"])
     is_tree = annotations.is_file and images.type == pafs.FileType.Directory
     return bool(is_tree and has_data(filesystem, images.path))
 

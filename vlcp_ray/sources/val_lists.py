@@ -16,7 +16,7 @@ from vlcp_ray.sources.shards import ShardError, open_shard
 _KAGGLE: Final = "LOC_val_solution.csv"
 _PARENTS: Final = 4  # folders above val: CLS-LOC, Data, ILSVRC and the one that holds it
 #: Tiny-ImageNet: file, wnid and a box, separated by tabs.
-_ANNOTATIONS: Final = "val_annotations.txt"
+ANNOTATIONS: Final = "val_annotations.txt"
 _MAX_BYTES: Final = 2**26  # that of ImageNet has 2 MB
 
 
@@ -43,7 +43,7 @@ class ValList:
         try:
             file = open_shard(filesystem, self.path, self.limit)
             text = file.read(_MAX_BYTES).decode("utf-8-sig")
-            return _parse(text, "\t" if self.name == _ANNOTATIONS else ",")
+            return _parse(text, "\t" if self.name == ANNOTATIONS else ",")
         except (ShardError, UnicodeDecodeError, csv.Error) as error:
             raise ConfigError(
                 f"ingest.source: {self.path} cannot be read ({error}); put the downloaded file there"
@@ -67,7 +67,7 @@ def find_val_list(filesystem: pafs.FileSystem, path: str, val: str, limit: str) 
     while len(above) < _PARENTS - 1 and parent not in ("", *above):
         above.append(parent)
         parent = posixpath.dirname(parent)
-    limits = dict.fromkeys((f"{val}/{_ANNOTATIONS}", f"{path}/{_KAGGLE}"), limit)
+    limits = dict.fromkeys((f"{val}/{ANNOTATIONS}", f"{path}/{_KAGGLE}"), limit)
     for folder in above:
         limits[posixpath.join(folder, _KAGGLE)] = limit and os.path.join(os.path.realpath(folder), _KAGGLE)
     infos = filesystem.get_file_info(list(limits))

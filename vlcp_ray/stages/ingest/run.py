@@ -213,7 +213,7 @@ def _complete(
         )
     skipped = sum((Counter(json.loads(text)) for text in records["skipped"].to_pylist()), Counter[str]())
     if skipped:
-        log_line(step.title, f"not read, because they are no images by their suffix: {format_skipped(skipped)}")
+        log_line(step.title, f"not read: {format_skipped(skipped)}")
     facts = {"class_names": class_names, "train": train, "val": val, "seconds": time.monotonic() - start}
     facts |= {"skipped": dict(skipped.most_common())} if skipped else {}
     complete_rows(context, step, write, int(pc.sum(records["rows"]).as_py()), facts)

@@ -1,4 +1,4 @@
-"""Choose the first images of every class, in the order of a hash of their ids: the same ones in every layout."""
+"""Choose the first images of every class by a hash of their ids: no worker and no order of files changes them."""
 
 import heapq
 from collections.abc import Container
