@@ -123,12 +123,11 @@ class Inspection:
             yield f"{self.unknown:,} images are of classes that are not in the class list: ingest rejects them"
 
 
-def inspect(settings: Ingest, ipc: int = 1, needs_val: bool = True, seconds: float = COUNTING) -> Inspection:
-    """Look at an image set.
+def inspect(settings: Ingest, ipc: int = 1, seconds: float = COUNTING) -> Inspection:
+    """Look at an image set from which sets are to be distilled and evaluated.
 
     Args:
         ipc: images per class of the largest set.
-        needs_val: whether it must have val images.
         seconds: after which no other part is counted.
     """
     shown = public(settings.source)
@@ -142,7 +141,7 @@ def inspect(settings: Ingest, ipc: int = 1, needs_val: bool = True, seconds: flo
     classes = [ClassCounts(key, name, counts["train", key], counts["val", key]) for key, name in known.items()]
     others = Counter({key: count for (_, key), count in counts.items() if key not in known})
     unlabelled = others.pop("", 0)
-    refused = _refusal(settings, classes, skipped, ipc, needs_val, is_whole=counted == len(parts))
+    refused = _refusal(settings, classes, skipped, ipc, is_whole=counted == len(parts))
     examples = list(_examples(source, parts, settings))
     return Inspection(
         source=shown,
@@ -187,14 +186,7 @@ def _count(
     return images_by_class, skipped, [damage for *_, damage in done if damage], len(done)
 
 
-def _refusal(
-    settings: Ingest,
-    classes: Sequence[ClassCounts],
-    skipped: Counter[str],
-    ipc: int,
-    needs_val: bool,
-    is_whole: bool,
-) -> str:
+def _refusal(settings: Ingest, classes: Sequence[ClassCounts], skipped: Counter[str], ipc: int, is_whole: bool) -> str:
     """Return why `run` would refuse the set, or ""."""
     manifest = {
         "class_names": [one.name for one in classes],
@@ -204,9 +196,9 @@ def _refusal(
         "skipped": dict(skipped),
     }
     try:
-        check_source(settings, needs_val)
+        check_source(settings, needs_val=True)
         if is_whole:
-            check_images(manifest, ipc, needs_val and not settings.val_fraction)
+            check_images(manifest, ipc, needs_val=not settings.val_fraction)
     except ConfigError as error:
         return str(error)
     return ""
