@@ -1,6 +1,7 @@
 """ingest: read the parts of an image set on many workers, check every row, and write IMAGES and REJECTED."""
 
 import json
+import posixpath
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from vlcp_ray.sources.reader import Part, Source
 from vlcp_ray.stages.ingest import STAGE, format_sample, format_skipped
 from vlcp_ray.stages.ingest.duplicates import reject_duplicates
 from vlcp_ray.stages.ingest.label import LabelRows
+from vlcp_ray.stages.ingest.reuse import copy_part, find_reusable
 from vlcp_ray.stages.ingest.sample import OthersDone, Sample, is_sample, sample_part
 from vlcp_ray.store.artifact import Artifact, Step, part_name
 from vlcp_ray.store.uris import public
@@ -55,6 +57,9 @@ def run(context: Context, steps: Sequence[Step]) -> None:
             "ingest.source: the image set has no train split; put `train` into the names of its folders or files"
         )
     chosen = _choose(context, step, source, parts) if is_sample(settings) else dict.fromkeys(range(len(parts)))
+    reusable = find_reusable(context.store, step, settings)
+    if reusable and artifact.read_bytes(_CLASSES) is None:
+        _reuse(context, step, *reusable[0], source.classes)
     _delete_stale(artifact, source.classes)
     label = LabelRows(settings, source.classes.keys, source.classes.names)
     write = WriteRows({"": artifact}, STAGE.name, _IMAGES, IMAGES, "source")
@@ -63,7 +68,25 @@ def run(context: Context, steps: Sequence[Step]) -> None:
     _read_parts(context, step, [(parts[number], sources) for number, sources in chosen.items()], read, done_before)
     run_remote(reject_duplicates, artifact)
     _check_rejected(step, artifact, settings.max_rejected)
-    _complete(context, step, write, source.classes.names, done_before, start)
+    read_before = [artifact.path, *(earlier.path for earlier, _ in reusable)]
+    _complete(context, step, write, source.classes.names, done_before, read_before, start)
+
+
+def _reuse(context: Context, step: Step, earlier: Artifact, had: float, classes: Classes) -> None:
+    """Copy the images of an artifact that has other splits; they are then neither read nor decoded again."""
+    current = _encode(classes)
+    if earlier.read_bytes(_CLASSES) != current:
+        return
+    artifact, wanted, pool = context.artifact(step), context.job.ingest.val_fraction, context.scale.ingest
+    copy = task(copy_part, pool)
+    submit = (partial(copy.remote, earlier, part, had, artifact, wanted) for part in earlier.parts(_IMAGES))
+    copied = sum(in_flight(submit, pool.num_workers))
+    log_line(step.title, f"{copied:,} images are those of {posixpath.basename(earlier.path)}, with other splits")
+    artifact.write_bytes(_CLASSES, current)
+
+
+def _encode(classes: Classes) -> bytes:
+    return json.dumps([list(classes.keys), list(classes.names)]).encode()
 
 
 def _delete_stale(artifact: Artifact, classes: Classes) -> None:
@@ -71,7 +94,7 @@ def _delete_stale(artifact: Artifact, classes: Classes) -> None:
 
     Rejected rows are read again, because their files may have been fixed.
     """
-    current = json.dumps([list(classes.keys), list(classes.names)]).encode()
+    current = _encode(classes)
     same_classes = artifact.read_bytes(_CLASSES) == current
     for folder in (_PARTS, REJECTED_TABLE) if same_classes else (_PARTS, REJECTED_TABLE, _IMAGES):
         if artifact.parts(folder):
@@ -191,9 +214,19 @@ def _count_reasons(artifact: Artifact) -> tuple[int, list[str]]:
 
 
 def _complete(
-    context: Context, step: Step, write: WriteRows, class_names: Sequence[str], done_before: int, start: float
+    context: Context,
+    step: Step,
+    write: WriteRows,
+    class_names: Sequence[str],
+    done_before: int,
+    read_before: Sequence[str],
+    start: float,
 ) -> None:
     """Complete IMAGES, with the class names and the images of each class in its manifest.
+
+    Args:
+        done_before: rows of an earlier attempt, or of an artifact with other splits.
+        read_before: the folders of their artifacts.
 
     Raises:
         ValueError: the image set has lost rows since an earlier attempt.
@@ -209,7 +242,7 @@ def _complete(
     if (still_there := int(pc.sum(records["done"]).as_py() or 0)) != done_before:
         raise ValueError(
             f"ingest: {done_before - still_there} rows that an earlier attempt has read are no longer in the image "
-            f"set; delete {artifact.path} and re-run the same command"
+            f"set; delete {' and '.join(read_before)} and re-run the same command"
         )
     skipped = sum((Counter(json.loads(text)) for text in records["skipped"].to_pylist()), Counter[str]())
     if skipped:

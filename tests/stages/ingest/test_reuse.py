@@ -1,0 +1,79 @@
+"""Tests of images that are not decoded again for another val_fraction."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.image_sets import picture, write_files
+from tests.stages.ingest.test_run import images, ingest, rejected
+from vlcp_ray.stages.ingest.label import split_of_id
+
+pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.filterwarnings("default")]
+
+TRAIN = {f"train/{name}/{i:02d}.jpg": picture(i) for name in ("cat", "dog") for i in range(12)}
+VAL = {f"val/{name}/{i:02d}.jpg": picture(i + 50) for name in ("cat", "dog") for i in range(3)}
+BAD = {"train/cat/bad.jpg": b"text"}
+
+
+def spoil(source: Path, names: list[str]) -> None:
+    for name in names:
+        (source / name).write_bytes(b"no longer a picture")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ingest_with_another_val_fraction_decodes_no_image_again(tmp_path: Path, workers: int) -> None:
+    source = write_files(tmp_path / "set", TRAIN | VAL | BAD)
+    fresh = {
+        fraction: ingest(tmp_path / f"fresh {fraction}", source, val_fraction=fraction, max_rejected=0.1)
+        for fraction in (0.0, 0.2, 0.5)
+    }
+    first, _ = ingest(tmp_path / "root", source, workers, max_rejected=0.1)
+    spoil(source, list(TRAIN))
+    for fraction in (0.2, 0.5):
+        artifact, manifest = ingest(tmp_path / "root", source, workers, val_fraction=fraction, max_rejected=0.1)
+        assert images(artifact).equals(images(fresh[fraction][0]))
+        assert rejected(artifact) == {"train/cat/bad.jpg": "undecodable"}
+        counts = ("rows_in", "rows", "rejected", "splits", "train", "val")
+        assert [manifest[name] for name in counts] == [fresh[fraction][1][name] for name in counts]
+        assert set(images(artifact)["split"].to_pylist()) == {"train", "val"}
+    # And back: the val images of the set itself were read by the first run only.
+    for path in Path(first.path).rglob("*"):
+        path.unlink() if path.is_file() else None
+    again, _ = ingest(tmp_path / "root", source, workers, max_rejected=0.1)
+    assert images(again).equals(images(fresh[0.0][0]))
+
+
+def test_ingest_of_other_images_reads_them_itself(tmp_path: Path) -> None:
+    """Other limits, other classes and samples are other images: nothing is copied."""
+    source = write_files(tmp_path / "set", TRAIN | VAL)
+    ingest(tmp_path / "root", source)
+    spoil(source, ["train/cat/00.jpg"])
+    for settings in ({"max_seconds": 9.0}, {"classes": ["cat", "dog"]}, {"max_per_class": 12}):
+        artifact, _ = ingest(tmp_path / "root", source, val_fraction=0.2, max_rejected=0.1, **settings)
+        assert rejected(artifact) == {"train/cat/00.jpg": "undecodable"}
+
+
+def test_ingest_interrupted_while_it_copies_has_every_row_once(tmp_path: Path) -> None:
+    source = write_files(tmp_path / "set", TRAIN | VAL)
+    ingest(tmp_path / "root", source)
+    artifact, _ = ingest(tmp_path / "root", source, val_fraction=0.25)
+    before = images(artifact)
+    for name in ("manifest.json", "classes.json"):
+        Path(artifact.path, name).unlink()
+    sorted(Path(artifact.path, "images").iterdir())[0].unlink()
+    again, manifest = ingest(tmp_path / "root", source, val_fraction=0.25)
+    assert images(again).equals(before)
+    assert manifest["rows"] == len(TRAIN)
+
+
+def test_ingest_names_both_folders_where_images_are_gone(tmp_path: Path) -> None:
+    source = write_files(tmp_path / "set", TRAIN | VAL)
+    first, _ = ingest(tmp_path / "root", source)
+    (source / "train/cat/03.jpg").unlink()
+    with pytest.raises(ValueError, match=rf"1 rows that .* no longer in .*; delete .* and {first.path} and re-run"):
+        ingest(tmp_path / "root", source, val_fraction=0.25)
+
+
+def test_split_of_id_takes_about_the_share_of_images() -> None:
+    count = sum(split_of_id(f"train/cat/{i}.jpg", 0.2) == "val" for i in range(2000))
+    assert 330 < count < 470
