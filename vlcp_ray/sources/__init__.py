@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pyarrow import fs as pafs
 
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.sources import arrow, digits, folder, listed, npz, parquet, tiny_imagenet, webdataset
+from vlcp_ray.sources import arrow, digits, folder, hub, listed, npz, parquet, tiny_imagenet, webdataset
 from vlcp_ray.sources.classes import LISTS
 from vlcp_ray.sources.layout import Layout
 from vlcp_ray.sources.local_files import leaves, limit_of
@@ -36,7 +36,7 @@ LAYOUTS: Final[dict[str, Layout]] = {
 }
 
 #: Settings that `hashed_settings` leaves out at their defaults.
-_NEWER: Final = ("max_seconds", "follow_links", "config", "class_key", "max_per_class", "max_val_per_class")
+_NEWER: Final = ("max_seconds", "follow_links", "config", "class_key", "revision", "max_per_class", "max_val_per_class")
 
 
 @lru_cache(maxsize=8)
@@ -46,6 +46,7 @@ def open_source(settings: "Ingest") -> Source:
     Raises:
         ConfigError: it does not exist, it is in no known layout, or it lacks a wanted class.
     """
+    uri, _ = hub.at_commit(settings.source, settings.revision)
     if (embedded := LAYOUTS.get(settings.source)) and embedded.embedded:
         if settings.classes or settings.config or settings.class_key or settings.layout not in ("auto", embedded.name):
             raise ConfigError(
@@ -56,7 +57,7 @@ def open_source(settings: "Ingest") -> Source:
     if settings.layout != "auto" and LAYOUTS[settings.layout].embedded:
         raise ConfigError(f"ingest.layout: {settings.source} is not the embedded digits; leave layout out")
     try:
-        filesystem, path = open_uri(settings.source, "ingest.source")
+        filesystem, path = open_uri(uri, "ingest.source")
     except ValueError as error:
         raise ConfigError(str(error)) from error
     try:
@@ -66,24 +67,13 @@ def open_source(settings: "Ingest") -> Source:
     except ConfigError:
         raise
     except Exception as error:  # each storage driver has its own errors
-        fix = hub_fix(settings.source)
+        fix = hub.fix(settings.source)
         raise ConfigError(f"ingest.source: {settings.source} cannot be opened: {error}{fix and f'; {fix}'}") from error
-
-
-def hub_fix(source: str) -> str:
-    """Return what to do about a set of the Hugging Face hub that cannot be read; "" for other sources."""
-    if not source.startswith("hf://"):
-        return ""
-    name = "/".join(source.removeprefix("hf://").removeprefix("datasets/").split("/")[:2])
-    return (
-        "if it is gated or private, accept its terms on its page and set HF_TOKEN; without internet, fetch it "
-        f"elsewhere: hf download {name} --repo-type dataset --local-dir FOLDER, and set ingest.source to that folder"
-    )
 
 
 def _open(filesystem: pafs.FileSystem, path: str, settings: "Ingest") -> Source:
     if filesystem.get_file_info(path).type == pafs.FileType.NotFound:
-        fix = hub_fix(settings.source) or "give the image set's folder, file or URI"
+        fix = hub.fix(settings.source) or "give the image set's folder, file or URI"
         raise ConfigError(f"ingest.source: there is no {settings.source}; {fix}")
     limit = limit_of(filesystem, path, settings.follow_links)
     if settings.config:

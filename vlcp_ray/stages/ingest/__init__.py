@@ -33,6 +33,9 @@ class Ingest(Settings):
     source: str = Field(
         "digits", description="a folder, a file or a URI (s3://, gs://, hf://); `digits`: the embedded digits"
     )
+    revision: str = Field(
+        "", description="branch, tag or commit of a set of the Hugging Face hub; empty: that of the URI, or main"
+    )
     layout: Annotated[str, OneOf(sources.LAYOUTS, ("auto",))] = Field(
         "auto", description="how the images are stored; auto: detected from the files"
     )

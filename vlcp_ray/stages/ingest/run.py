@@ -20,8 +20,8 @@ from vlcp_ray.monitoring.memory import Peaks, measure_peaks, reset_peaks
 from vlcp_ray.monitoring.progress import log_line
 from vlcp_ray.schemas import IMAGES, REJECTED
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.sources import open_source
-from vlcp_ray.sources.classes import Classes, only_numbers
+from vlcp_ray.sources import hub, open_source
+from vlcp_ray.sources.classes import only_numbers
 from vlcp_ray.sources.reader import Part, Source
 from vlcp_ray.stages.ingest import STAGE, format_sample, format_skipped
 from vlcp_ray.stages.ingest.duplicates import reject_duplicates
@@ -33,6 +33,7 @@ from vlcp_ray.store.uris import public
 
 _IMAGES: Final = "images"
 _PARTS: Final = "parts"
+#: The classes of an artifact and the commit of its set on the hub: its rows are of no other.
 _CLASSES: Final = "classes.json"
 #: The record of a part that was read: its number of wanted rows, how many of them were written before, and the number
 #: of files that were not read by their suffix, as JSON.
@@ -48,7 +49,8 @@ def run(context: Context, steps: Sequence[Step]) -> None:
     (step,) = steps
     settings, start, artifact = context.job.ingest, time.monotonic(), context.artifact(step)
     source = open_source(settings)
-    log_line(step.title, f"{public(settings.source)} is {source.description}")
+    _, commit = hub.at_commit(settings.source, settings.revision)
+    log_line(step.title, f"{public(settings.source)} is {source.description}{commit and f', at commit {commit}'}")
     if warning := only_numbers(source.classes.names):
         log_line(step.title, warning)
     parts = [part for part in source.parts() if part.split != "val" or not settings.val_fraction]
@@ -57,10 +59,12 @@ def run(context: Context, steps: Sequence[Step]) -> None:
             "ingest.source: the image set has no train split; put `train` into the names of its folders or files"
         )
     chosen = _choose(context, step, source, parts) if is_sample(settings) else dict.fromkeys(range(len(parts)))
+    classes = [list(source.classes.keys), list(source.classes.names)]
+    version = json.dumps([*classes, commit] if commit else classes).encode()
     reusable = find_reusable(context.store, step, settings)
-    if reusable and artifact.read_bytes(_CLASSES) is None:
-        _reuse(context, step, *reusable[0], source.classes)
-    _delete_stale(artifact, source.classes)
+    if artifact.read_bytes(_CLASSES) is None:
+        _reuse(context, step, reusable, version)
+    _delete_stale(artifact, version)
     label = LabelRows(settings, source.classes.keys, source.classes.names)
     write = WriteRows({"": artifact}, STAGE.name, _IMAGES, IMAGES, "source")
     done_before = count_rows(write, artifact)["ids"]
@@ -72,34 +76,37 @@ def run(context: Context, steps: Sequence[Step]) -> None:
     _complete(context, step, write, source.classes.names, done_before, read_before, start)
 
 
-def _reuse(context: Context, step: Step, earlier: Artifact, had: float, classes: Classes) -> None:
-    """Copy the images of an artifact that has other splits; they are then neither read nor decoded again."""
-    current = _encode(classes)
-    if earlier.read_bytes(_CLASSES) != current:
+def _reuse(context: Context, step: Step, reusable: Sequence[tuple[Artifact, float]], version: bytes) -> None:
+    """Copy the images of an artifact that has other splits; they are then neither read nor decoded again.
+
+    Args:
+        reusable: such artifacts with their `val_fraction`; the first of the same version is copied.
+        version: the content of `_CLASSES`.
+    """
+    same = next((one for one in reusable if one[0].read_bytes(_CLASSES) == version), None)
+    if same is None:
         return
-    artifact, wanted, pool = context.artifact(step), context.job.ingest.val_fraction, context.scale.ingest
-    copy = task(copy_part, pool)
+    (earlier, had), artifact, pool = same, context.artifact(step), context.scale.ingest
+    copy, wanted = task(copy_part, pool), context.job.ingest.val_fraction
     submit = (partial(copy.remote, earlier, part, had, artifact, wanted) for part in earlier.parts(_IMAGES))
     copied = sum(in_flight(submit, pool.num_workers))
+    artifact.write_bytes(_CLASSES, version)
     log_line(step.title, f"{copied:,} images are those of {posixpath.basename(earlier.path)}, with other splits")
-    artifact.write_bytes(_CLASSES, current)
 
 
-def _encode(classes: Classes) -> bytes:
-    return json.dumps([list(classes.keys), list(classes.names)]).encode()
-
-
-def _delete_stale(artifact: Artifact, classes: Classes) -> None:
-    """Delete what an interrupted attempt has written; good rows are kept if the classes are the same.
+def _delete_stale(artifact: Artifact, version: bytes) -> None:
+    """Delete what an interrupted attempt has written; good rows are kept if the set is the same.
 
     Rejected rows are read again, because their files may have been fixed.
+
+    Args:
+        version: the content of `_CLASSES`.
     """
-    current = _encode(classes)
-    same_classes = artifact.read_bytes(_CLASSES) == current
-    for folder in (_PARTS, REJECTED_TABLE) if same_classes else (_PARTS, REJECTED_TABLE, _IMAGES):
+    is_same = artifact.read_bytes(_CLASSES) == version
+    for folder in (_PARTS, REJECTED_TABLE) if is_same else (_PARTS, REJECTED_TABLE, _IMAGES):
         if artifact.parts(folder):
             artifact.delete(folder)
-    artifact.write_bytes(_CLASSES, current)
+    artifact.write_bytes(_CLASSES, version)
 
 
 def _choose(context: Context, step: Step, source: Source, parts: Sequence[Part]) -> dict[int, frozenset[str] | None]:
@@ -249,6 +256,8 @@ def _complete(
         log_line(step.title, f"not read: {format_skipped(skipped)}")
     facts = {"class_names": class_names, "train": train, "val": val, "seconds": time.monotonic() - start}
     facts |= {"skipped": dict(skipped.most_common())} if skipped else {}
+    if commit := hub.at_commit(context.job.ingest.source, context.job.ingest.revision)[1]:
+        facts["commit"] = commit
     complete_rows(context, step, write, int(pc.sum(records["rows"]).as_py()), facts)
 
 

@@ -1,0 +1,73 @@
+"""Image sets of the Hugging Face hub: the commit that is read, and what to do where a set cannot be read."""
+
+from functools import lru_cache
+from typing import Final
+
+from vlcp_ray.settings import ConfigError
+from vlcp_ray.store.uris import public
+
+_SCHEME: Final = "hf://"
+
+
+@lru_cache(maxsize=8)
+def at_commit(source: str, revision: str) -> tuple[str, str]:
+    """Find the commit of a set, so that all workers read the same files.
+
+    Args:
+        source: `ingest.source`; only for `hf://` anything is asked.
+        revision: a branch, a tag or a commit; empty: the one in the URI, or the newest commit of the main branch.
+
+    Returns the URI of the set at this commit and the commit, or the source itself and "".
+
+    Raises:
+        ConfigError: there is no such set or revision, its terms were not accepted, or the hub cannot be reached.
+    """
+    if not source.startswith(_SCHEME):
+        if revision:
+            raise ConfigError(f"ingest.revision: only sets of the hub ({_SCHEME}) have revisions; leave it out")
+        return source, ""
+    try:
+        uri, commit = _find(source, revision)
+    except Exception as error:  # those of the hub, of HTTP and of the network
+        raise ConfigError(_explain(source, revision, error)) from error
+    if revision and not commit:
+        raise ConfigError(f"ingest.revision: {public(source)} is a bucket, which has no revisions; leave it out")
+    return uri, commit
+
+
+def _find(source: str, revision: str) -> tuple[str, str]:
+    from huggingface_hub import HfApi, HfFileSystem  # here, as it takes half a second
+
+    found = HfFileSystem().resolve_path(source, revision=revision or None)
+    if not isinstance(getattr(found, "repo_id", None), str):  # a bucket
+        return source, ""
+    info = HfApi().repo_info(found.repo_id, repo_type=found.repo_type, revision=found.revision)
+    if getattr(info, "gated", False):
+        HfApi().auth_check(found.repo_id, repo_type=found.repo_type)
+    folder = {"dataset": "datasets/", "space": "spaces/"}.get(found.repo_type, "")
+    inner = f"/{found.path_in_repo}" if found.path_in_repo else ""
+    return f"{_SCHEME}{folder}{found.repo_id}@{info.sha}{inner}", str(info.sha)
+
+
+def _explain(source: str, revision: str, error: Exception) -> str:
+    from huggingface_hub import errors
+
+    cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
+    if isinstance(cause, errors.RevisionNotFoundError):
+        what = repr(revision) if revision else "of that name"
+        return f"ingest.revision: {public(source)} has no revision {what}; give a branch, a tag or a commit of its page"
+    said = getattr(cause, "server_message", None) or str(cause).strip()
+    reason = next(iter(said.splitlines()), type(cause).__name__)
+    return f"ingest.source: {public(source)} cannot be opened: {reason}; {fix(source)}"
+
+
+def fix(source: str) -> str:
+    """Return what to do about a set of the hub that cannot be read; "" for other sources."""
+    if not source.startswith(_SCHEME):
+        return ""
+    name = "/".join(source.removeprefix(_SCHEME).removeprefix("datasets/").split("/")[:2]).partition("@")[0]
+    return (
+        "if it is gated or private, accept its terms on its page and log in with hf auth login, or set HF_TOKEN; "
+        f"without internet, fetch it elsewhere: hf download {name} --repo-type dataset --local-dir FOLDER, and set "
+        "ingest.source to that folder"
+    )
