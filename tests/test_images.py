@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from tests.odd_images import TRANSPARENT, odd_images
-from vlcp_ray.images import ImageError, center_crop, check, decode, decode_rows, describe, encode_png, square
+from vlcp_ray.images import HAS_HEIF, ImageError, center_crop, check, decode, decode_rows, describe, encode_png, square
 
 
 def data(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -265,3 +265,23 @@ def test_describe_reads_format_and_size() -> None:
     assert describe(data(red("RGB", (30, 20)), "WEBP")) == ("WEBP", 30, 20)
     with pytest.raises(ImageError):
         describe(b"no image")
+
+
+@pytest.mark.skipif(not HAS_HEIF, reason="pillow-heif is not installed")
+def test_heic_is_checked_turned_and_put_over_white() -> None:
+    image = Image.effect_mandelbrot((64, 48), (-2, -1.5, 1, 1.5), 50).convert("RGB")
+    content = data(image, "HEIF", quality=95)
+    check(content, 64 * 48)
+    assert describe(content) == ("HEIF", 64, 48)
+    assert np.abs(np.asarray(decode(content), int) - np.asarray(image, int)).mean() < 2
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert decode(data(image, "HEIF", exif=exif.tobytes())).size == (48, 64)
+    image.putalpha(0)
+    assert np.asarray(decode(data(image, "HEIF"))).min() == 255
+    with pytest.raises(ImageError, match="pixels, the limit is 100"):
+        check(content, 100)
+    for size in (100, len(content) // 2, len(content) - 10):
+        with pytest.raises(ImageError) as error:
+            check(content[:size], 10**6)
+        assert error.value.reason == "undecodable"

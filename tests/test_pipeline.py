@@ -243,7 +243,9 @@ def test_status_and_plan_show_what_is_complete(
     assert main(["status", *arguments(root, inputs)]) == 0
     assert "240 in = 240 out + 0 rejected" in capsys.readouterr().out
     assert main(["plan", *arguments(root, inputs), "--set", "generate.strength=0.6"]) == 0
-    assert "5 of 19 artifacts to make" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "5 of 19 artifacts to make" in out
+    assert ": 200 train and 40 val images in 5 classes\n" in out
 
 
 @pytest.mark.filterwarnings("default")
@@ -258,7 +260,7 @@ def test_run_with_too_small_a_class_is_refused_before_it_starts(
 
 
 @pytest.mark.filterwarnings("default")
-def test_run_with_a_class_without_images_is_refused_after_ingest(
+def test_run_with_a_class_without_images_is_refused(
     ray_session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = {f"train/{name}/{i}.png": picture(i, "PNG") for name in ("cat", "dog") for i in range(4)}
@@ -267,6 +269,11 @@ def test_run_with_a_class_without_images_is_refused_after_ingest(
     assert main(["run", *job, "ipc=[1]", "--to", "prototype"]) == 2
     assert "class 'cow' has no usable training images, fewer than ipc = 1" in (error := capsys.readouterr().err)
     assert "(not read were 1 .heic5 file)" in error
+    assert not (tmp_path / "root").exists()  # names of files told it
+    (tmp_path / "set/train/cow/1.png").write_bytes(b"no picture")
+    assert main(["run", *job, "ipc=[1]", "--set", "ingest.max_rejected=0.2", "--to", "prototype"]) == 2
+    assert "class 'cow' has no usable training images, fewer than ipc = 1" in capsys.readouterr().err
+    assert list((tmp_path / "root").glob("ingest-*/manifest.json"))  # only decoding told it
     assert main(["run", *job, 'ingest.classes=["cat", "dog"]', "--set", "ipc=[1]", "--to", "ingest"]) == 0
     assert main(["run", *job, 'ingest.classes=["cat", "dog"]', "--set", "ipc=[1]"]) == 2
     assert "class 'dog' of train has no usable val images" in capsys.readouterr().err

@@ -26,7 +26,7 @@ from vlcp_ray.methods.vlcp import METHOD
 from vlcp_ray.monitoring import trackers
 from vlcp_ray.monitoring.logfiles import log_note
 from vlcp_ray.monitoring.printable import printable
-from vlcp_ray.pipeline import check_inputs, graph, largest_ipc, run, state
+from vlcp_ray.pipeline import check_inputs, graph, image_set_lines, largest_ipc, run, state
 from vlcp_ray.scale import load_scale
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.stages import STAGES, evaluate, works
@@ -140,6 +140,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         print(f"{step.title:<34} {step.fingerprint:<14} {state(step, manifests):<9} {note}".rstrip())
     todo = sum(state(step, manifests) != "done" for step in steps)
     print(f"\n{todo} of {len(steps)} artifacts to make under {store.path}")
+    print(*(printable(redact(line)) for line in image_set_lines(job, steps, manifests)), sep="\n")
     used = scale or this_machine()[0]
     print(*requirements(job, steps, used).lines(), *cost_lines(job, graph, store, steps, manifests, scale), sep="\n")
     if arguments.sample:

@@ -28,6 +28,23 @@ FORMATS: Final = (
     *(["HEIF"] if HAS_HEIF else []),
 )
 
+#: How pixels are read, for the reference: what an image may be, and what becomes of it.
+RULES: Final = {
+    "formats": "JPEG, MPO, PNG, APNG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000, AVIF; HEIC where pillow-heif is installed. "
+    "The bytes tell the format, not the suffix",
+    "animation, several pages": "the first picture",
+    "EXIF orientation": "the image is turned upright; a damaged tag is ignored",
+    "transparency": "put over white",
+    "palette, grey": "RGB; the transparent colour of a PNG is put over white at every depth",
+    "16 bits a channel": "scaled to 8; grey with values below 0 or above 65,535, or in floating point, is undecodable",
+    "ICC profile": "converted to sRGB by littleCMS; a damaged profile is ignored",
+    "CMYK without a profile": "RGB as Pillow converts it",
+    "gain map of an HDR photograph": "ignored: the base picture is read",
+    "cut short, broken data": "undecodable",
+    "too large": "too_large above `ingest.max_bytes`, `ingest.max_pixels` or the memory that these need",
+    "too slow": "too_slow above `ingest.max_seconds`, or where a JPEG repeats its scans",
+}
+
 #: Of `serve_checks`: the head of a request, and the line that it begins with.
 CHECK_REQUEST: Final = "=QQd"
 CHECK_READY: Final = b"ready\n"

@@ -10,10 +10,11 @@ from vlcp_ray import sources
 from vlcp_ray.config import Job
 from vlcp_ray.cost.memory import check_memory
 from vlcp_ray.engine.context import Context, versions
+from vlcp_ray.inspection.inspect import format_images, inspect_names
 from vlcp_ray.methods import METHODS
 from vlcp_ray.models.pretrained import check, content_hash
 from vlcp_ray.monitoring.logfiles import logged
-from vlcp_ray.monitoring.progress import View
+from vlcp_ray.monitoring.progress import View, log_line
 from vlcp_ray.monitoring.trackers import Tracker, open_tracker
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.scale import Scale
@@ -21,6 +22,7 @@ from vlcp_ray.settings import ConfigError
 from vlcp_ray.stages import STAGES, evaluate, finetune, ingest, pair, report, teach
 from vlcp_ray.store.artifact import Manifests, Step, Store
 from vlcp_ray.store.lease import acquire_lease
+from vlcp_ray.store.uris import public
 from vlcp_ray.store.verify import check_sizes
 
 
@@ -145,7 +147,7 @@ def run(
 
 
 def check_image_set(job: Job, steps: Sequence[Step], manifests: Manifests, stages: Sequence[str]) -> None:
-    """Refuse an image set that some stages cannot use: by its manifest, or by its files while there is none.
+    """Refuse an image set that some stages cannot use: by its manifest, or by its files, and then say what it is.
 
     Args:
         steps: of the run.
@@ -157,11 +159,26 @@ def check_image_set(job: Job, steps: Sequence[Step], manifests: Manifests, stage
     """
     step = next(step for step in steps if step.stage == ingest.STAGE.name)
     needs_val = evaluate.STAGE.name in stages or teach.STAGE.name in stages
+    ipc = largest_ipc(job) if set(stages) - {ingest.STAGE.name, report.STAGE.name} else 0
     if manifest := manifests.get(step.fingerprint):
-        if set(stages) - {ingest.STAGE.name, report.STAGE.name}:
-            ingest.check_images(manifest, largest_ipc(job), needs_val)
-    else:
-        ingest.check_source(job.ingest, needs_val)
+        if ipc:
+            ingest.check_images(manifest, ipc, needs_val)
+        return
+    found = inspect_names(job.ingest, ipc, needs_val)
+    if found.is_refused:
+        raise ConfigError(found.problems[0])
+    for line in found.short_lines():
+        log_line("image set", line)
+
+
+def image_set_lines(job: Job, steps: Sequence[Step], manifests: Manifests) -> Iterator[str]:
+    """Yield what the image set is, by its manifest or by its files, or why it cannot be opened from here."""
+    step = next(step for step in steps if step.stage == ingest.STAGE.name)
+    if manifest := manifests.get(step.fingerprint):
+        counts = format_images(sum(manifest["train"]), sum(manifest["val"]))
+        yield f"{public(job.ingest.source)}: {counts} in {len(manifest['class_names'])} classes"
+        return
+    yield from inspect_names(job.ingest, largest_ipc(job), needs_val=True).short_lines()
 
 
 def largest_ipc(job: Job) -> int:

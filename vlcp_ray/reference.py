@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 
 from vlcp_ray import schemas
 from vlcp_ray.config import Job
+from vlcp_ray.images import RULES
 from vlcp_ray.methods import METHODS
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.scale import Pool, Prices, Scale, pools
@@ -40,6 +41,7 @@ def reference() -> str:
     parts.append(_settings(Prices, "[prices]"))
     parts += ["## The tables", "Shapes are those of Stable Diffusion at 512 pixels. No column has nulls."]
     parts += [_table(name, schema) for name, schema in _tables().items()]
+    parts += ["## How pixels are read", _rows(("what an image has", "what becomes of it"), RULES.items())]
     parts += ["### Reasons of REJECTED", _rows(("reason", "meaning"), schemas.REASONS.items())]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.image_sets import picture, write_files, write_parquet, write_tar
-from vlcp_ray.inspection.inspect import ClassCounts, inspect
+from vlcp_ray.inspection.inspect import ClassCounts, inspect, inspect_names
 from vlcp_ray.sources import open_source
 from vlcp_ray.stages.ingest import Ingest
 
@@ -143,3 +143,33 @@ def test_inspect_of_tables_leaves_the_memory_limit_of_the_process(tmp_path: Path
     before = resource.getrlimit(resource.RLIMIT_DATA)
     assert inspect(Ingest(source=str(tmp_path))).classes[0].train == 20
     assert resource.getrlimit(resource.RLIMIT_DATA) == before
+
+
+@pytest.mark.parametrize("layout", ["folder", "parquet", "webdataset"])
+def test_inspect_names_counts_files_and_reads_none(tmp_path: Path, layout: str) -> None:
+    root = write_set(tmp_path, layout)
+    found = inspect_names(Ingest(source=str(root)), 5, needs_val=True)
+    assert (found.layout, found.is_refused, found.examples) == (layout, False, ())
+    (line,) = found.short_lines()
+    counts = "; 10 train and 10 val images"
+    assert line.endswith(counts if layout == "folder" else "2 classes")
+    assert line.startswith(f"{root} is {found.description}")
+
+
+def test_inspect_names_refuses_a_class_that_is_too_small_before_images_are_read(tmp_path: Path) -> None:
+    root = write_files(tmp_path, dict.fromkeys([*FILES, "train/cow/1.jpg", "val/cow/1.jpg"], b"no image"))
+    settings = Ingest(source=str(root))
+    assert not inspect_names(settings, 0, needs_val=True).is_refused
+    assert not inspect_names(settings, 1, needs_val=True).is_refused
+    found = inspect_names(settings, 2, needs_val=True)
+    assert "class 'cow' has only 1 usable training images, fewer than ipc = 2" in found.problems[0]
+    assert [line.partition(" ")[0] for line in found.short_lines()] == [str(root), "problem:"]
+
+
+def test_inspect_says_which_images_are_used(tmp_path: Path) -> None:
+    settings = Ingest(source=str(write_files(tmp_path, FILES)), max_per_class=2, val_fraction=0.25)
+    found = inspect_names(settings, 1, needs_val=True)
+    (line,) = found.short_lines()
+    words = "used are 2 train images of each class at most; 0.25 of train becomes val"
+    assert line.endswith(f"; 10 train and 0 val images; {words}")
+    assert words in list(inspect(settings).lines())

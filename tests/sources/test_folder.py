@@ -201,3 +201,25 @@ def test_folder_lists_each_folder_once_while_it_opens(tmp_path: Path, monkeypatc
 def test_folder_wanted_class_with_an_ambiguous_name_is_the_one_of_the_set(tmp_path: Path) -> None:
     files = {f"train/{name}/1.jpg": picture(1) for name in ("panda", "cat")}
     assert open_set(write_files(tmp_path, files), classes=["panda"]).classes.keys == ("panda",)
+
+
+def test_open_source_notes_a_list_of_val_images_that_are_not_there(tmp_path: Path) -> None:
+    train = {f"train/{wnid}/1.JPEG": picture(1) for wnid in ("n01443537", "n01629819")}
+    lines = b"val_0.JPEG\tn01443537\nval_1.JPEG\tn01629819\n"
+    root = write_files(tmp_path / "tiny", train | {"val/val_annotations.txt": lines})
+    assert open_set(root).description.endswith("2 classes; val has no images; val_annotations.txt names 2")
+    root = write_files(tmp_path / "kaggle" / "CLS-LOC", train)
+    (tmp_path / "kaggle" / "LOC_val_solution.csv").write_text("ImageId,PredictionString\nval_1,n01440764 1 2 3 4\n")
+    assert open_set(root).description.endswith("2 classes; there is LOC_val_solution.csv but no val")
+    assert "LOC_val" not in open_set(root, val_fraction=0.5).description
+
+
+def test_read_counts_images_that_the_list_of_val_names_and_val_lacks(tmp_path: Path) -> None:
+    files = {f"train/{wnid}/1.JPEG": picture(1) for wnid in ("n01440764", "n02102040")} | {"val/val_1.JPEG": picture(2)}
+    files["LOC_val_solution.csv"] = (
+        b"ImageId,PredictionString\nval_1,n01440764 1\nval_2,n02102040 1\nval_3,n01443537 1\n"
+    )
+    source, skipped = open_set(write_files(tmp_path, files)), Counter[str]()
+    (part,) = [part for part in source.parts() if part.split == "val"]
+    assert [row["class_key"] for table in source.read(part, (), skipped) for row in table.to_pylist()] == ["n01440764"]
+    assert skipped == {"images that LOC_val_solution.csv names and val lacks": 1}

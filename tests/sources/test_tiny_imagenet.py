@@ -30,6 +30,18 @@ def test_tiny_imagenet_val_labels_are_from_annotations(tmp_path: Path) -> None:
     }
 
 
+def test_tiny_imagenet_counts_val_images_that_are_not_there(tmp_path: Path) -> None:
+    files = {f"train/{wnid}/images/1.JPEG": picture(1) for wnid in ("n01443537", "n01629819")}
+    files |= {"val/images/val_0.JPEG": picture(2)}
+    lines = ["val_0.JPEG\tn01443537", "val_1.JPEG\tn01629819", "val_2.JPEG\tn01443537", "val_3.JPEG\tn09999999"]
+    files["val/val_annotations.txt"] = "\n".join(lines).encode()
+    root = write_files(tmp_path, files)
+    for classes, count in (((), 2), (("n01629819",), 1)):
+        source, skipped = open_set(root, classes=classes), Counter[str]()
+        assert [len(list(source.images(part, skipped))) for part in source.parts() if part.split == "val"]
+        assert skipped == {"images that val_annotations.txt names and val/images lacks": count}
+
+
 def test_tiny_imagenet_with_class_folders_in_val_is_layout_folder(tmp_path: Path) -> None:
     files = {"train/n01443537/images/1.JPEG": picture(1), "val/n01443537/2.JPEG": picture(2)}
     files["val/val_annotations.txt"] = b"2.JPEG\tn01443537"

@@ -80,3 +80,11 @@ def test_val_list_with_an_endless_field_is_refused(tmp_path: Path) -> None:
     (tmp_path / "LOC_val_solution.csv").write_bytes(b"x" * 2**18)
     with pytest.raises(ConfigError, match=r"LOC_val_solution\.csv cannot be read \(field larger than field limit"):
         ValList(str(tmp_path / "LOC_val_solution.csv"), "LOC_val_solution.csv").read(FILESYSTEM)
+
+
+def test_val_list_counts_the_images_that_are_not_there() -> None:
+    val_list = ValList("val/val_annotations.txt", "val_annotations.txt")
+    assert val_list.missing({"a", "b.x", "c"}, ["a.JPEG", "b.x.png", "d.JPEG"], "val") == {
+        "images that val_annotations.txt names and val lacks": 1
+    }
+    assert val_list.missing({"a"}, ["a.JPEG"], "val") == {}

@@ -6,21 +6,24 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from vlcp_ray import images
 from vlcp_ray.monitoring.printable import printable
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.sources import open_source
+from vlcp_ray.sources import hub, open_source
 from vlcp_ray.sources.classes import only_numbers
 from vlcp_ray.sources.reader import Part, Source
-from vlcp_ray.stages.ingest import Ingest, check_images, check_source, format_skipped
+from vlcp_ray.stages.ingest import Ingest, check_images, check_source, format_sample, format_skipped
 from vlcp_ray.stages.ingest.check import checker
 from vlcp_ray.store.uris import public, redact
 
 #: Seconds after which no other part is begun.
 COUNTING: Final = 30.0
+_SHORT_COUNTING: Final = 2.0
 _TABLES: Final = ("parquet", "arrow")
+#: Layouts whose images are counted by reading more than names of files.
+_READ: Final = (*_TABLES, "webdataset")
 _THREADS: Final = 16  # each waits for the disk or the network
 _SHOWN_CLASSES: Final = 20  # with examples
 _EXAMPLES: Final = 4  # of a class
@@ -64,6 +67,7 @@ class Inspection:
         unknown: images of classes that are not in the class list, which ingest rejects.
         skipped: the number of files that are not read, by suffix.
         parts: how many parts of the set were counted, and how many there are.
+        used: which of the images are used, or "" for all.
         problems: why `run` would refuse it, or what is damaged.
         is_refused: whether `run` would refuse it.
         examples: images of the first classes.
@@ -77,6 +81,7 @@ class Inspection:
     unknown: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
     parts: tuple[int, int] = (0, 0)
+    used: str = ""
     problems: Sequence[str] = ()
     is_refused: bool = False
     examples: Sequence[Example] = field(default=(), repr=False)
@@ -95,11 +100,35 @@ class Inspection:
         for problem in self.problems:
             yield printable(f"problem: {problem}")
 
+    def short_lines(self) -> Iterator[str]:
+        """Yield the lines that `plan` and `run` begin with."""
+        if self.layout:
+            about = f"; {self._images()}" if self.parts[0] else ""
+            yield printable(f"{self.source} is {self.description}{about}{self.used and f'; {self.used}'}")
+            yield from self._notes()
+        for problem in self.problems:
+            yield printable(f"problem: {problem}")
+
+    def _images(self) -> str:
+        counted, parts = self.parts
+        about = "" if counted == parts else f" in {counted:,} of {parts:,} parts"
+        return f"{format_images(sum(c.train for c in self.classes), sum(c.val for c in self.classes))}{about}"
+
+    def _notes(self) -> Iterator[str]:
+        if self.skipped:
+            yield printable(f"not read: {format_skipped(self.skipped)}")
+        if warning := only_numbers([one.name for one in self.classes]):
+            yield warning
+        if self.unlabelled:
+            yield f"{self.unlabelled:,} images have no label: ingest rejects them"
+        if self.unknown:
+            yield f"{self.unknown:,} images are of classes that are not in the class list: ingest rejects them"
+
     def _count_lines(self) -> Iterator[str]:
         counted, parts = self.parts
-        about = "" if counted == parts else f" in {counted:,} of {parts:,} parts, which were counted in {COUNTING:g} s"
-        train, val = (sum(getattr(one, split) for one in self.classes) for split in ("train", "val"))
-        yield f"{train:,} train and {val:,} val images{about}"
+        yield f"{self._images()}{'' if counted == parts else f', which were counted in {COUNTING:g} s'}"
+        if self.used:
+            yield self.used
         yield ""
         width = max([len("class"), *(len(printable(one.key)) for one in self.classes[:_LISTED])])
         yield f"{'class':<{width}} {'train':>9} {'val':>9}  name in prompts"
@@ -113,14 +142,12 @@ class Inspection:
             small, large = (choose(sizes, key=lambda size: size[0] * size[1]) for choose in (min, max))
             shown = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
             yield f"a sample: {shown}; from {small[0]} x {small[1]} to {large[0]} x {large[1]} pixels"
-        if self.skipped:
-            yield printable(f"not read: {format_skipped(self.skipped)}")
-        if warning := only_numbers([one.name for one in self.classes]):
-            yield warning
-        if self.unlabelled:
-            yield f"{self.unlabelled:,} images have no label: ingest rejects them"
-        if self.unknown:
-            yield f"{self.unknown:,} images are of classes that are not in the class list: ingest rejects them"
+        yield from self._notes()
+
+
+def format_images(train: int, val: int) -> str:
+    """Format the numbers of images: "9,469 train and 3,925 val images"."""
+    return f"{train:,} train and {val:,} val images"
 
 
 def inspect(settings: Ingest, ipc: int = 1, seconds: float = COUNTING) -> Inspection:
@@ -130,42 +157,90 @@ def inspect(settings: Ingest, ipc: int = 1, seconds: float = COUNTING) -> Inspec
         ipc: images per class of the largest set.
         seconds: after which no other part is counted.
     """
-    shown = public(settings.source)
     try:
         source = open_source(settings)
     except ConfigError as error:
-        return Inspection(shown, problems=[redact(str(error))], is_refused=True)
-    parts = source.parts()
-    counts, skipped, damaged, counted = _count(source, parts, time.monotonic() + seconds)
+        return _refused(settings, error)
+    parts = _used_parts(source, settings)
+    counts = _count(source, parts, time.monotonic() + seconds)
+    examples = list(_examples(source, parts, settings))
+    return _inspection(source, settings, counts, len(parts), ipc, needs_val=True, examples=examples)
+
+
+def inspect_names(settings: Ingest, ipc: int, needs_val: bool) -> Inspection:
+    """Look at an image set in two seconds: its images are counted where names of files tell, and none is read.
+
+    Args:
+        ipc: images per class of the largest set; 0 if none is made.
+        needs_val: whether val images are needed.
+    """
+    try:
+        source = open_source(settings)
+    except ConfigError as error:
+        return _refused(settings, error)
+    parts = _used_parts(source, settings)
+    end = time.monotonic() + (0 if source.layout in _READ else _SHORT_COUNTING)
+    return _inspection(source, settings, _count(source, parts, end), len(parts), ipc, needs_val)
+
+
+def _refused(settings: Ingest, error: ConfigError) -> Inspection:
+    return Inspection(public(settings.source), problems=[redact(str(error))], is_refused=True)
+
+
+def _used_parts(source: Source, settings: Ingest) -> list[Part]:
+    """List the parts that ingest reads: with `val_fraction` those of train only."""
+    return [part for part in source.parts() if part.split != "val" or not settings.val_fraction]
+
+
+def _used(settings: Ingest) -> str:
+    """Return which of the images are used, or "" for all."""
+    sample, share = format_sample(settings), settings.val_fraction
+    return "; ".join([f"used are {sample}"] * bool(sample) + [f"{share:.4g} of train becomes val"] * bool(share))
+
+
+def _inspection(
+    source: Source,
+    settings: Ingest,
+    counted: "_Counts",
+    parts: int,
+    ipc: int,
+    needs_val: bool,
+    examples: Sequence[Example] = (),
+) -> Inspection:
+    counts = counted.images
     known = dict(zip(source.classes.keys, source.classes.names, strict=True))
     classes = [ClassCounts(key, name, counts["train", key], counts["val", key]) for key, name in known.items()]
     others = Counter({key: count for (_, key), count in counts.items() if key not in known})
     unlabelled = others.pop("", 0)
-    refused = _refusal(settings, classes, skipped, ipc, is_whole=counted == len(parts))
-    examples = list(_examples(source, parts, settings))
+    refused = _refusal(settings, classes, counted.skipped, ipc, needs_val, is_whole=counted.parts == parts)
+    _, commit = hub.at_commit(settings.source, settings.revision)
     return Inspection(
-        source=shown,
+        source=public(settings.source),
         layout=source.layout,
-        description=source.description,
+        description=f"{source.description}{commit and f', at commit {commit}'}",
         classes=classes,
         unlabelled=unlabelled,
         unknown=others.total(),
-        skipped=dict(skipped.most_common()),
-        parts=(counted, len(parts)),
-        problems=[redact(text) for text in ([refused] if refused else []) + damaged],
+        skipped=dict(counted.skipped.most_common()),
+        parts=(counted.parts, parts),
+        used=_used(settings),
+        problems=[redact(text) for text in ([refused] if refused else []) + counted.damaged],
         is_refused=bool(refused),
         examples=examples,
     )
 
 
-def _count(
-    source: Source, parts: Sequence[Part], end: float
-) -> tuple[Counter[tuple[str, str]], Counter[str], list[str], int]:
-    """Count the images of all parts that can be begun before `end`, a time of `time.monotonic`.
+class _Counts(NamedTuple):
+    """The images by split and class key, the files that are not read by suffix, what is damaged, and the parts."""
 
-    Returns the images by split and class key, the files that are not read by suffix, what is damaged, and the number of
-    parts.
-    """
+    images: Counter[tuple[str, str]]
+    skipped: Counter[str]
+    damaged: list[str]
+    parts: int
+
+
+def _count(source: Source, parts: Sequence[Part], end: float) -> _Counts:
+    """Count the images of all parts that can be begun before `end`, a time of `time.monotonic`."""
 
     def count(part: Part) -> tuple[Counter[tuple[str, str]], Counter[str], str] | None:
         if time.monotonic() > end:
@@ -183,10 +258,17 @@ def _count(
         done = [one for one in threads.map(count, parts) if one is not None]
     images_by_class = sum((counts for counts, _, _ in done), Counter[tuple[str, str]]())
     skipped = sum((skipped for _, skipped, _ in done), Counter[str]())
-    return images_by_class, skipped, [damage for *_, damage in done if damage], len(done)
+    return _Counts(images_by_class, skipped, [damage for *_, damage in done if damage], len(done))
 
 
-def _refusal(settings: Ingest, classes: Sequence[ClassCounts], skipped: Counter[str], ipc: int, is_whole: bool) -> str:
+def _refusal(
+    settings: Ingest,
+    classes: Sequence[ClassCounts],
+    skipped: Counter[str],
+    ipc: int,
+    needs_val: bool,
+    is_whole: bool,
+) -> str:
     """Return why `run` would refuse the set, or ""."""
     manifest = {
         "class_names": [one.name for one in classes],
@@ -196,9 +278,9 @@ def _refusal(settings: Ingest, classes: Sequence[ClassCounts], skipped: Counter[
         "skipped": dict(skipped),
     }
     try:
-        check_source(settings, needs_val=True)
+        check_source(settings, needs_val)
         if is_whole:
-            check_images(manifest, ipc, needs_val=not settings.val_fraction)
+            check_images(manifest, ipc, needs_val and not settings.val_fraction)
     except ConfigError as error:
         return str(error)
     return ""

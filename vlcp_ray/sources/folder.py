@@ -64,7 +64,7 @@ class ImageFolder:
         tree = list_tree(filesystem, path, self.limit, needs_val=not settings.val_fraction)
         if settings.layout == "auto":
             check_tree(filesystem, path, tree)
-        self.flat_val, self.val_list = tree.flat_val, tree.val_list
+        self.flat_val, self.val_list, self.note = tree.flat_val, tree.val_list, tree.note
         folders = {
             folder: (split, self.glossary.canonical(folder.rpartition("/")[2])) for split, folder in tree.class_folders
         }
@@ -88,6 +88,8 @@ class ImageFolder:
         text = f"an image folder with {' and '.join(splits)}, {self.classes.summary(len(self.keys))}"
         if self.val_list:
             text = f"{text}, those of val from {self.val_list.name}"
+        if self.note:
+            text = f"{text}; {self.note}"
         if not self.outside:
             return text
         return f"{text}; not read are {list_some(sorted(self.outside))}, {OUTSIDE}"
@@ -131,7 +133,9 @@ class ImageFolder:
         """Yield the images of a flat folder that are of a wanted class, or in no list; others are counted."""
         if self.val_list is None:
             raise ValueError(f"{part.path} has no list of classes")
-        labels, wanted = self.val_list.read(self.filesystem), set(self.classes.keys)
+        labels, wanted, infos = self.val_list.read(self.filesystem), set(self.classes.keys), list(infos)
+        named = {name for name, label in labels.items() if self.glossary.canonical(label) in wanted}
+        skipped.update(self.val_list.missing(named, (info.base_name for info in infos), part.path))
         for info in infos:
             key = self.glossary.canonical(labels.get(posixpath.splitext(info.base_name)[0], ""))
             source = f"{part.path}/{info.base_name}"
@@ -176,12 +180,14 @@ class Tree:
         others: the paths of folders beside those of the splits.
         flat_val: the relative path of a folder of val images without class folders, or "".
         val_list: the list of their classes.
+        note: what is there of a val that has no images, or "".
     """
 
     class_folders: Sequence[tuple[str, str]]
     others: Sequence[str] = ()
     flat_val: str = ""
     val_list: ValList | None = None
+    note: str = ""
 
 
 def list_tree(filesystem: pafs.FileSystem, path: str, limit: str, needs_val: bool) -> Tree:
@@ -215,10 +221,23 @@ def list_tree(filesystem: pafs.FileSystem, path: str, limit: str, needs_val: boo
     if not any(split == "train" for split, _ in found):
         raise ConfigError(f"ingest.source: {path} has no class folders of train; move each image into one")
     others = [folder for name, folder in top if not split_of_folder(name)]
-    flat, val_list = "", None
+    flat, val_list, note = "", None, ""
     if needs_val:
         flat, val_list = _find_flat_val(filesystem, path, limit, [name for name in inner if not inner[name]])
-    return Tree(found, others, flat, val_list)
+    if needs_val and not flat and not any(split == "val" for split, _ in found):
+        note = _note_on_val(filesystem, path, limit, vals)
+    return Tree(found, others, flat, val_list, note)
+
+
+def _note_on_val(filesystem: pafs.FileSystem, path: str, limit: str, vals: Sequence[str]) -> str:
+    """Return that there is a list of the classes of val, though there are no images of val."""
+    val_list = find_val_list(filesystem, path, f"{path}/{vals[0] if vals else 'val'}", limit)
+    if val_list is None:
+        return ""
+    count = len(val_list.read(filesystem))
+    return (
+        f"{vals[0]} has no images; {val_list.name} names {count:,}" if vals else f"there is {val_list.name} but no val"
+    )
 
 
 def _class_folders(filesystem: pafs.FileSystem, folder: str) -> list[str]:

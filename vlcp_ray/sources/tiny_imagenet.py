@@ -67,6 +67,10 @@ class TinyImageNet:
         folder = f"{self.path}/{part.path}{'/images' if part.class_key else ''}"
         labels = {} if part.class_key else self.val_list.read(self.filesystem)
         infos = list_images(self.filesystem, folder, False, self.limit, skipped)
+        if labels and skipped is not None:
+            wanted = set(self.classes.keys)
+            named = {name for name, label in labels.items() if self.glossary.canonical(label) in wanted}
+            skipped.update(self.val_list.missing(named, (info.base_name for info in infos), part.path))
         return self._files(part, infos, labels, done)
 
     def _files(

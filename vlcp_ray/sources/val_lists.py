@@ -3,7 +3,7 @@
 import csv
 import os
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -48,6 +48,16 @@ class ValList:
             raise ConfigError(
                 f"ingest.source: {self.path} cannot be read ({error}); put the downloaded file there"
             ) from error
+
+    def missing(self, named: Collection[str], found: Iterable[str], folder: str) -> dict[str, int]:
+        """Count the images that the list names and their folder lacks, by what they are; nothing where all are there.
+
+        Args:
+            named: names without extension, of the images that are wanted.
+            found: the file names in the folder.
+        """
+        count = len(set(named) - {posixpath.splitext(name)[0] for name in found})
+        return {f"images that {self.name} names and {folder} lacks": count} if count else {}
 
 
 def _parse(text: str, delimiter: str) -> dict[str, str]:

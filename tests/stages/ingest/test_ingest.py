@@ -9,7 +9,9 @@ from tests.image_sets import write_files
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.stages.ingest import Ingest, check_images, check_source, format_skipped
 
-MANIFEST: dict[str, Any] = {"class_names": ["cat", "dog", "cow"], "train": [5, 2, 1], "splits": {"train": 8}}
+MANIFEST: dict[str, Any] = {"class_names": ["cat", "dog", "cow"], "train": [5, 2, 1], "val": [0, 0, 0]} | {
+    "splits": {"train": 8}
+}
 
 
 def test_ingest_settings_single_class_becomes_a_tuple() -> None:
@@ -45,6 +47,19 @@ def test_check_images_names_the_classes_without_val() -> None:
     check_images(manifest | {"val": [2, 0, 0]}, 1, needs_val=False)
     with pytest.raises(ConfigError, match="class 'dog' and 1 more of train has no usable val images"):
         check_images(manifest | {"val": [2, 0, 0]}, 1, needs_val=True)
+
+
+def test_check_images_finds_a_class_with_two_names() -> None:
+    manifest = {"class_names": ["Black Cat", "black_cat", "dog"], "train": [5, 0, 5], "val": [0, 2, 2]}
+    words = "; train has 'Black Cat' and val has 'black_cat': if they are one class, rename one of the folders"
+    for ipc in (1, 0):  # the class without train, or without val, is named
+        with pytest.raises(ConfigError) as error:
+            check_images(manifest | {"splits": {"val": 4}}, ipc, needs_val=True)
+        assert words in str(error.value)
+    other = manifest | {"class_names": ["black cat", "dog", "cow"], "splits": {"val": 4}}
+    with pytest.raises(ConfigError) as error:
+        check_images(other, 1, needs_val=True)
+    assert "if they are one class" not in str(error.value)
 
 
 def test_check_source_of_one_class_is_refused(tmp_path: Path) -> None:

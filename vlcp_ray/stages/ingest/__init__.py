@@ -1,5 +1,6 @@
 """ingest: read the image set as IMAGES, with every image checked by decoding it, and REJECTED."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -152,7 +153,7 @@ def check_images(manifest: Mapping[str, Any], ipc: int, needs_val: bool) -> None
         raise ConfigError(
             f"ipc: class {name!r} has {f'only {count}' if count else 'no'} usable training images, fewer than "
             f"ipc = {ipc}{f' (and {len(few) - 1} more classes)' if few[1:] else ''}: lower ipc, add images or leave "
-            f"the class out of ingest.classes{_skipped(manifest)}"
+            f"the class out of ingest.classes{_two_names(manifest, name)}{_skipped(manifest)}"
         )
     if not needs_val:
         return
@@ -165,8 +166,22 @@ def check_images(manifest: Mapping[str, Any], ipc: int, needs_val: bool) -> None
         raise ConfigError(
             f"ingest.source: class {without[0]!r}{f' and {len(without) - 1} more' if without[1:] else ''} of train has "
             "no usable val images; add some, leave the class out of ingest.classes, or set ingest.val_fraction, which "
-            f"takes val from train{_skipped(manifest)}"
+            f"takes val from train{_two_names(manifest, without[0])}{_skipped(manifest)}"
         )
+
+
+def _two_names(manifest: Mapping[str, Any], name: str) -> str:
+    """Return that a class has another name in the other split, as of "Cat" and "cat", or ""."""
+    train, val = ({n for n, c in zip(manifest["class_names"], manifest[s], strict=True) if c} for s in ("train", "val"))
+    for one in sorted(train - val):
+        for other in sorted(val - train):
+            if name in (one, other) and _letters(one) == _letters(other):
+                return f"; train has {one!r} and val has {other!r}: if they are one class, rename one of the folders"
+    return ""
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[\W_]", "", name.casefold())
 
 
 def _skipped(manifest: Mapping[str, Any]) -> str:

@@ -21,7 +21,6 @@ from vlcp_ray.monitoring.progress import log_line
 from vlcp_ray.schemas import IMAGES, REJECTED
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.sources import hub, open_source
-from vlcp_ray.sources.classes import only_numbers
 from vlcp_ray.sources.reader import Part, Source
 from vlcp_ray.stages.ingest import STAGE, format_sample, format_skipped
 from vlcp_ray.stages.ingest.duplicates import reject_duplicates
@@ -29,7 +28,6 @@ from vlcp_ray.stages.ingest.label import LabelRows
 from vlcp_ray.stages.ingest.reuse import copy_part, find_reusable
 from vlcp_ray.stages.ingest.sample import OthersDone, Sample, is_sample, sample_part
 from vlcp_ray.store.artifact import Artifact, Step, part_name
-from vlcp_ray.store.uris import public
 
 _IMAGES: Final = "images"
 _PARTS: Final = "parts"
@@ -50,9 +48,6 @@ def run(context: Context, steps: Sequence[Step]) -> None:
     settings, start, artifact = context.job.ingest, time.monotonic(), context.artifact(step)
     source = open_source(settings)
     _, commit = hub.at_commit(settings.source, settings.revision)
-    log_line(step.title, f"{public(settings.source)} is {source.description}{commit and f', at commit {commit}'}")
-    if warning := only_numbers(source.classes.names):
-        log_line(step.title, warning)
     parts = [part for part in source.parts() if part.split != "val" or not settings.val_fraction]
     if not parts:
         raise ConfigError(
