@@ -9,7 +9,7 @@ import pytest
 from tests.image_sets import picture, write_files, write_parquet, write_tar
 from vlcp_ray.inspection.inspect import ClassCounts, inspect, inspect_names
 from vlcp_ray.sources import open_source
-from vlcp_ray.stages.ingest import Ingest
+from vlcp_ray.stages.ingest import Expect, Ingest
 
 FILES = {
     f"{split}/{name}/{i}.jpg": picture(i) for split in ("train", "val") for name in ("cat", "dog") for i in range(5)
@@ -164,6 +164,14 @@ def test_inspect_names_refuses_a_class_that_is_too_small_before_images_are_read(
     found = inspect_names(settings, 2, needs_val=True)
     assert "class 'cow' has only 1 usable training images, fewer than ipc = 2" in found.problems[0]
     assert [line.partition(" ")[0] for line in found.short_lines()] == [str(root), "problem:"]
+
+
+def test_inspect_says_that_the_job_expects_other_images(tmp_path: Path) -> None:
+    root = str(write_files(tmp_path, FILES))
+    for train, is_other in ((10, False), (20, True)):
+        settings = Ingest(source=root, expect=Expect(classes=2, train=train, val=10, gib=1))
+        for lines in (inspect(settings).lines(), inspect_names(settings, 1, needs_val=True).short_lines()):
+            assert any(line.startswith("the job expects 20 train and 10 val images") for line in lines) == is_other
 
 
 def test_inspect_says_which_images_are_used(tmp_path: Path) -> None:

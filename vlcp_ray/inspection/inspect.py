@@ -14,7 +14,7 @@ from vlcp_ray.settings import ConfigError
 from vlcp_ray.sources import hub, open_source
 from vlcp_ray.sources.classes import only_numbers
 from vlcp_ray.sources.reader import Part, Source
-from vlcp_ray.stages.ingest import Ingest, check_images, check_source, format_sample, format_skipped
+from vlcp_ray.stages.ingest import Ingest, check_images, check_source, compare_expected, format_sample, format_skipped
 from vlcp_ray.stages.ingest.check import checker
 from vlcp_ray.store.uris import public, redact
 
@@ -66,6 +66,7 @@ class Inspection:
         unlabelled: images without a label, which ingest rejects.
         unknown: images of classes that are not in the class list, which ingest rejects.
         skipped: the number of files that are not read, by suffix.
+        unexpected: that the numbers of images are not those that the job expects, or "".
         parts: how many parts of the set were counted, and how many there are.
         used: which of the images are used, or "" for all.
         problems: why `run` would refuse it, or what is damaged.
@@ -80,6 +81,7 @@ class Inspection:
     unlabelled: int = 0
     unknown: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
+    unexpected: str = ""
     parts: tuple[int, int] = (0, 0)
     used: str = ""
     problems: Sequence[str] = ()
@@ -119,6 +121,8 @@ class Inspection:
             yield printable(f"not read: {format_skipped(self.skipped)}")
         if warning := only_numbers([one.name for one in self.classes]):
             yield warning
+        if self.unexpected:
+            yield self.unexpected
         if self.unlabelled:
             yield f"{self.unlabelled:,} images have no label: ingest rejects them"
         if self.unknown:
@@ -213,6 +217,7 @@ def _inspection(
     others = Counter({key: count for (_, key), count in counts.items() if key not in known})
     unlabelled = others.pop("", 0)
     refused = _refusal(settings, classes, counted.skipped, ipc, needs_val, is_whole=counted.parts == parts)
+    totals = [sum(getattr(one, split) for one in classes) for split in ("train", "val")]
     _, commit = hub.at_commit(settings.source, settings.revision)
     return Inspection(
         source=public(settings.source),
@@ -222,6 +227,7 @@ def _inspection(
         unlabelled=unlabelled,
         unknown=others.total(),
         skipped=dict(counted.skipped.most_common()),
+        unexpected=compare_expected(settings, *totals) if counted.parts == parts else "",
         parts=(counted.parts, parts),
         used=_used(settings),
         problems=[redact(text) for text in ([refused] if refused else []) + counted.damaged],

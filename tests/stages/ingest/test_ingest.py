@@ -7,7 +7,7 @@ import pytest
 
 from tests.image_sets import write_files
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.stages.ingest import Ingest, check_images, check_source, format_skipped
+from vlcp_ray.stages.ingest import Expect, Ingest, check_images, check_source, compare_expected, format_skipped
 
 MANIFEST: dict[str, Any] = {"class_names": ["cat", "dog", "cow"], "train": [5, 2, 1], "val": [0, 0, 0]} | {
     "splits": {"train": 8}
@@ -60,6 +60,18 @@ def test_check_images_finds_a_class_with_two_names() -> None:
     with pytest.raises(ConfigError) as error:
         check_images(other, 1, needs_val=True)
     assert "if they are one class" not in str(error.value)
+
+
+def test_compare_expected_warns_of_another_split() -> None:
+    settings = Ingest(expect=Expect(classes=10, train=12_894, val=500, gib=1.4))
+    assert compare_expected(settings, 12_894, 500) == ""
+    assert compare_expected(settings, 12_300, 480) == ""
+    text = "the job expects 12,894 train and 500 val images, the set has 9,469 and 3,925: another split"
+    assert compare_expected(settings, 9_469, 3_925).startswith(text)
+    assert compare_expected(settings, 12_894, 3_925)
+    assert compare_expected(settings.model_copy(update={"val_fraction": 0.1}), 12_894, 1_300) == ""
+    assert compare_expected(settings.model_copy(update={"max_per_class": 5}), 50, 50) == ""
+    assert compare_expected(Ingest(), 1, 1) == ""
 
 
 def test_check_source_of_one_class_is_refused(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from vlcp_ray.config import Job, load_job
-from vlcp_ray.stages.report.published import Published, published
+from vlcp_ray.stages.report.published import Published, other_split, published
 
 JOBS = Path(__file__).parents[3] / "jobs"
 SETS = ("imagenette", "imagewoof", "imageidc", "imagenet100", "imagenet1k", "cifar10", "cifar100", "tiny-imagenet")
@@ -32,6 +32,24 @@ def test_published_imagenette_equals_the_paper() -> None:
     figures = published("mine", ("imagenette",), 10)
     assert Published("minimax", "ResNetAP-10", 10, "vlcp", 64.8, 3.6) in figures
     assert Published("minimax", "ResNetAP-10", 50, "random", 76.1, None) in figures
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_other_split_is_told_of_another_number_of_images(name: str) -> None:
+    job = load_job(JOBS / f"{name}.toml")
+    assert job.ingest.expect
+    train, val = job.ingest.expect.train, job.ingest.expect.val
+    assert other_split(job.name, job.ingest.classes, {"train": train, "val": val}) == ""
+    assert other_split(job.name, job.ingest.classes, {"train": train - train // 50, "val": val}) == ""
+    assert other_split(job.name, job.ingest.classes, {}) == ""
+    for splits in ({"train": train * 9 // 10, "val": val}, {"train": train, "val": 2 * val}, {"train": train}):
+        assert f"They are of {train:,} train and {val:,} val" in other_split(job.name, job.ingest.classes, splits)
+
+
+def test_other_split_of_fast_ais_archive_is_told() -> None:
+    text = other_split("mine", ("imagenette",), {"train": 9469, "val": 3925})
+    assert "this job has 9,469 and 3,925, so that its scores cannot be compared with them" in text
+    assert other_split("digits", (), {"train": 1297, "val": 500}) == ""
 
 
 def test_published_of_other_image_sets_is_empty() -> None:

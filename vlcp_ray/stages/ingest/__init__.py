@@ -87,6 +87,7 @@ class Ingest(Settings):
 
 
 _LISTED: Final = 8  # suffixes
+_TOLERANCE: Final = 0.05  # relative difference from the expected number of images above which a warning is shown
 _NO_VAL: Final = (
     "no val images, on which sets are evaluated; set ingest.val_fraction, which takes val from train, or stop earlier: "
     "--to generate"
@@ -112,6 +113,20 @@ def format_skipped(skipped: Mapping[str, int]) -> str:
 def _format_count(what: str, count: int) -> str:
     is_suffix = what.startswith(".") or what == NO_SUFFIX
     return f"{count:,} {what} file{'s' * (count > 1)}" if is_suffix else f"{count:,} {what}"
+
+
+def compare_expected(settings: Ingest, train: int, val: int) -> str:
+    """Return that the numbers of images are not those that the job expects, or ""."""
+    expect = settings.expect
+    if not expect or settings.max_per_class or settings.max_val_per_class:
+        return ""
+    pairs = [(train, expect.train), *([] if settings.val_fraction else [(val, expect.val)])]
+    if all(abs(count - wanted) <= _TOLERANCE * wanted for count, wanted in pairs):
+        return ""
+    return (
+        f"the job expects {expect.train:,} train and {expect.val:,} val images, the set has {train:,} and {val:,}: "
+        "another split, or part of the set? Published figures are of what the job expects"
+    )
 
 
 def check_source(settings: Ingest, needs_val: bool) -> None:

@@ -22,7 +22,7 @@ from vlcp_ray.schemas import IMAGES, REJECTED
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.sources import hub, open_source
 from vlcp_ray.sources.reader import Part, Source
-from vlcp_ray.stages.ingest import STAGE, format_sample, format_skipped
+from vlcp_ray.stages.ingest import STAGE, compare_expected, format_sample, format_skipped
 from vlcp_ray.stages.ingest.duplicates import reject_duplicates
 from vlcp_ray.stages.ingest.label import LabelRows
 from vlcp_ray.stages.ingest.reuse import copy_part, find_reusable
@@ -39,7 +39,6 @@ _PART_RECORD: Final = pa.schema(
     [(name, pa.string()) for name in ("path", "split", "skipped")] + [(name, pa.int64()) for name in ("rows", "done")]
 )
 _MAX_REASONS: Final = 10
-_TOLERANCE: Final = 0.05  # relative difference from the expected number of images above which a warning is logged
 
 
 def run(context: Context, steps: Sequence[Step]) -> None:
@@ -233,13 +232,10 @@ def _complete(
     Raises:
         ValueError: the image set has lost rows since an earlier attempt.
     """
-    artifact, expect = context.artifact(step), context.job.ingest.expect
+    artifact = context.artifact(step)
     train, val = run_remote(_count_classes, artifact, len(class_names))
-    if expect and not is_sample(context.job.ingest) and abs(sum(train) - expect.train) > _TOLERANCE * expect.train:
-        log_line(
-            step.title,
-            f"the job expects about {expect.train:,} training images, the set has {sum(train):,}: check ingest.source",
-        )
+    if warning := compare_expected(context.job.ingest, sum(train), sum(val)):
+        log_line(step.title, warning)
     records = artifact.table(_PARTS, _PART_RECORD)
     if (still_there := int(pc.sum(records["done"]).as_py() or 0)) != done_before:
         raise ValueError(

@@ -1,12 +1,13 @@
 """Accuracies that papers publish, by image set, protocol, network and number of images per class."""
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any, Final
 
+_TOLERANCE: Final = 0.05  # relative difference of images: some are rejected, and an average stands for some sets
 _KEYS: Final = ("set", "classes", "protocol", "network", "ipc")
 
 
@@ -30,10 +31,10 @@ def published(name: str, class_lists: Sequence[str], classes: int) -> list[Publi
         class_lists: `ingest.classes`, which identifies the subsets of ImageNet-1K.
         classes: number of classes of the images: the figures do not hold for a part of a set.
     """
-    image_set = "" if len(class_lists) > 1 else class_lists[0] if class_lists else name
+    image_set = _image_set(name, class_lists)
     return [
         Published(block["protocol"], block["network"], ipc, method, value[0], value[1] if len(value) > 1 else None)
-        for block in _figures()
+        for block in _content()["figures"]
         if block["set"] == image_set and block["classes"] == classes
         for method, values in block.items()
         if method not in _KEYS
@@ -41,7 +42,29 @@ def published(name: str, class_lists: Sequence[str], classes: int) -> list[Publi
     ]
 
 
+def other_split(name: str, class_lists: Sequence[str], splits: Mapping[str, int]) -> str:
+    """Return that the figures are of other train and val images than a job has, or "".
+
+    Args:
+        splits: the number of images of each split.
+    """
+    wanted = _content()["images"].get(_image_set(name, class_lists))
+    if not wanted or not splits:
+        return ""
+    train, val = (splits.get(split, 0) for split in ("train", "val"))
+    if abs(train - wanted[0]) <= _TOLERANCE * wanted[0] and abs(val - wanted[1]) <= _TOLERANCE * wanted[1]:
+        return ""
+    return (
+        f"They are of {wanted[0]:,} train and {wanted[1]:,} val images; this job has {train:,} and {val:,}, so that "
+        "its scores cannot be compared with them."
+    )
+
+
+def _image_set(name: str, class_lists: Sequence[str]) -> str:
+    return "" if len(class_lists) > 1 else class_lists[0] if class_lists else name
+
+
 @cache
-def _figures() -> tuple[dict[str, Any], ...]:
+def _content() -> dict[str, Any]:
     text = resources.files(__package__).joinpath("published.toml").read_text(encoding="utf-8")
-    return tuple(tomllib.loads(text)["figures"])
+    return tomllib.loads(text)
