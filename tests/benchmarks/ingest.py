@@ -1,4 +1,4 @@
-"""Measure ingest: its rate against a plain multiprocess Pillow loop, and the driver's memory as sets grow.
+"""Measure ingest: its rate against a plain multiprocess Pillow loop, the driver's memory as sets grow, and inspect.
 
     python -m tests.benchmarks.ingest            a few minutes and 1.5 GiB of temporary disk on 2 cores
 
@@ -34,11 +34,13 @@ REPEATS = 50  # of the 120 photographs
 CLASSES = 5  # gives a class about as many images as one of ImageNet has
 PAIRS = 5
 SIZES = (2_000, 10_000, 100_000)
+INSPECTED = 100_000  # files, in 1,000 classes
 
 
 def main() -> None:
-    """Print both measurements."""
+    """Print all measurements."""
     with tempfile.TemporaryDirectory() as scratch:
+        looking(Path(scratch))
         rate(Path(scratch))
         memory(Path(scratch))
 
@@ -82,6 +84,22 @@ def photographs(folder: Path) -> list[Path]:
                     for copy in range(REPEATS):
                         (place / f"{copy}-{name}").write_bytes(content)
     return sorted(folder.rglob("*.jpg"))
+
+
+def looking(scratch: Path) -> None:
+    """Measure `vlcp-ray inspect` of a folder of many small files, as a process of its own."""
+    content = io.BytesIO()
+    Image.effect_noise((64, 64), 100).convert("RGB").save(content, "JPEG")
+    for number in range(INSPECTED):
+        split = "val" if number % 10_000 < 1_000 else "train"
+        place = scratch / "many" / split / f"class {number % 1_000:03d}"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{number}.jpg").write_bytes(content.getvalue())
+    for _ in range(3):
+        start = time.perf_counter()
+        command = [sys.executable, "-m", "vlcp_ray.cli", "inspect", str(scratch / "many")]
+        out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        print(f"inspect of {INSPECTED:,} files: {time.perf_counter() - start:.1f} s; {out.splitlines()[1]}")
 
 
 def memory(scratch: Path) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
-from pathlib import PurePosixPath
 from typing import Final, NamedTuple
 
 import pyarrow as pa
@@ -117,7 +116,7 @@ def _is_file_error(error: OSError) -> bool:
 
 def is_image(name: str) -> bool:
     """Return whether a file is an image by the extension of its name."""
-    return PurePosixPath(name).suffix.lower() in SUFFIXES
+    return local_files.suffix_of(name) in SUFFIXES
 
 
 def list_images(

