@@ -279,6 +279,19 @@ def test_run_with_a_class_without_images_is_refused(
     assert "class 'dog' of train has no usable val images" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("default")
+def test_run_of_a_sample_shows_both_estimates_and_reads_the_sample(
+    ray_session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", str(JOB), "--root", str(tmp_path), "--sample", "4", "--to", "ingest"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "estimate with --sample, and without:"
+    sample, whole = (float(line.split()[5]) for line in lines[1:3])
+    assert 0 < sample < whole
+    assert any("; used are 4 train and 4 val images of each class at most" in line for line in lines)
+    assert any("80 in = 80 out + 0 rejected" in line for line in lines)
+
+
 def test_complete_with_lost_rows_is_refused(tmp_path: Path) -> None:
     from vlcp_ray.engine.context import Context
 

@@ -27,7 +27,7 @@ from vlcp_ray.monitoring import trackers
 from vlcp_ray.monitoring.logfiles import log_note
 from vlcp_ray.monitoring.printable import printable
 from vlcp_ray.pipeline import check_inputs, graph, image_set_lines, largest_ipc, run, state
-from vlcp_ray.scale import load_scale
+from vlcp_ray.scale import Scale, load_scale
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.stages import STAGES, evaluate, works
 from vlcp_ray.stages.ingest import format_skipped
@@ -144,13 +144,16 @@ def _plan(arguments: argparse.Namespace) -> int:
     used = scale or this_machine()[0]
     print(*requirements(job, steps, used).lines(), *cost_lines(job, graph, store, steps, manifests, scale), sep="\n")
     if arguments.sample:
-        whole = load_job(arguments.job, arguments.whole)
-        lines = cost_lines(whole, graph, store, graph(whole), {}, scale)
-        total = next((line for line in lines if line.startswith("all ")), "unknown, without ingest.expect")
-        print(f"\nwithout --sample:\n{total}")
+        print(f"\nwithout --sample:\n{_total(load_job(arguments.job, arguments.whole), store, scale)}")
     stages = dict.fromkeys(step.stage for step in steps if state(step, manifests) != "done")
     check_memory(job, list(stages), used)
     return 0
+
+
+def _total(job: Job, store: Store, scale: Scale | None) -> str:
+    """Return the last line of the estimate of a job of which nothing is made yet."""
+    lines = cost_lines(job, graph, store, graph(job), {}, scale)
+    return next((line for line in lines if line.startswith("all ")), "unknown, without ingest.expect")
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
@@ -189,6 +192,9 @@ def _run(arguments: argparse.Namespace) -> int:
         _check_root(arguments.root)
     scale = load_scale(arguments.scale) if arguments.scale else None
     job, store, _ = _open(arguments)
+    if arguments.sample:
+        whole = load_job(arguments.job, arguments.whole)
+        print(f"estimate with --sample, and without:\n{_total(job, store, scale)}\n{_total(whole, store, scale)}")
     from vlcp_ray.monitoring import terminal
 
     trackers.check_installed(arguments.track)

@@ -21,6 +21,7 @@ from diffusers import (
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from vlcp_ray.models.batches import Batches
+from vlcp_ray.models.clip_tokens import load_tokenizer
 from vlcp_ray.models.pretrained import folder
 from vlcp_ray.stages.generate import Generate
 
@@ -52,8 +53,7 @@ def load_unet(base_model: str, device: str) -> UNet2DConditionModel:
 
 def load_text(base_model: str, device: str, dtype: torch.dtype) -> tuple[CLIPTokenizer, CLIPTextModel]:
     """Load the tokenizer and the frozen text encoder."""
-    tokenizer = CLIPTokenizer.from_pretrained(folder(base_model), subfolder="tokenizer")
-    return tokenizer, _load_part(CLIPTextModel, base_model, "text_encoder", device, dtype)
+    return load_tokenizer(base_model), _load_part(CLIPTextModel, base_model, "text_encoder", device, dtype)
 
 
 def load_pipeline(

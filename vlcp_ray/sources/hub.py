@@ -37,9 +37,10 @@ def at_commit(source: str, revision: str) -> tuple[str, str]:
 
 def _find(source: str, revision: str) -> tuple[str, str]:
     from huggingface_hub import HfApi, HfFileSystem  # here, as it takes half a second
+    from huggingface_hub.hf_file_system import HfFileSystemResolvedRepositoryPath
 
     found = HfFileSystem().resolve_path(source, revision=revision or None)
-    if not isinstance(getattr(found, "repo_id", None), str):  # a bucket
+    if not isinstance(found, HfFileSystemResolvedRepositoryPath):  # a bucket
         return source, ""
     info = HfApi().repo_info(found.repo_id, repo_type=found.repo_type, revision=found.revision)
     if getattr(info, "gated", False):

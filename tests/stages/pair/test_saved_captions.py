@@ -12,7 +12,8 @@ from tests.s3 import Proxy
 from vlcp_ray.demo import digits
 from vlcp_ray.schemas import IMAGES, conform, reject
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.stages.pair.saved_captions import CaptionTable, LoadSavedCaptions, open_captions
+from vlcp_ray.stages.pair.saved_captions import CaptionTable, LoadSavedCaptions, check_names, open_captions
+from vlcp_ray.store.artifact import Artifact
 from vlcp_ray.store.files import write
 from vlcp_ray.store.io import AccessError, open_uri
 
@@ -190,3 +191,196 @@ def test_load_saved_captions_that_are_no_utf8_names_the_setting(tmp_path: Path) 
     (tmp_path / "a.csv").write_bytes(b"image_id,caption\n" + b"a,b\n" * 300_000 + b"x,\xff\xfe\n")
     with pytest.raises(ConfigError, match=r"caption\.source: .*a\.csv cannot be read"):
         LoadSavedCaptions(str(tmp_path / "a.csv"))
+
+
+IDS = ["train/cat/Cat1.jpg", "train/cat/cat2.jpg", "train/dog/d1.png"]
+THREE = pa.table({"image_id": IDS, "reason": [""] * 3})
+
+
+def write_captions(folder: Path, suffix: str, encoding: str, text: str = "caf\u00e9, {}") -> str:
+    """Write captions of the three images as CSV or JSON lines, and return the file's path."""
+    rows = [{"image_id": image_id, "caption": text.format(number)} for number, image_id in enumerate(IDS)]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    if suffix.lower() == ".csv":
+        lines = ["image_id,caption", *(f'{row["image_id"]},"{row["caption"]}"' for row in rows)]
+    path = folder / f"captions{suffix}"
+    path.write_bytes(("\n".join(lines) + "\n").encode(encoding))
+    return str(path)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".CSV", ".JSONL"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_load_saved_captions_reads_utf8_with_and_without_a_mark(tmp_path: Path, suffix: str, encoding: str) -> None:
+    path = write_captions(tmp_path, suffix, encoding)
+    captions = LoadSavedCaptions(path)(THREE)["caption"].to_pylist()
+    assert captions == ["caf\u00e9, 0", "caf\u00e9, 1", "caf\u00e9, 2"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "latin-1"])
+def test_load_saved_captions_in_another_encoding_is_refused(tmp_path: Path, suffix: str, encoding: str) -> None:
+    path = write_captions(tmp_path, suffix, encoding)
+    with pytest.raises(ConfigError, match=r"^caption\.source: .* its text is not UTF-8; save it as UTF-8$"):
+        LoadSavedCaptions(path)
+    if (suffix, encoding) != (".jsonl", "latin-1"):  # Arrow looks at the text of JSON only when it is used
+        with pytest.raises(ConfigError, match=r"is not UTF-8; save it as UTF-8$"):
+            open_captions(path)
+
+
+def test_load_saved_captions_of_csv_takes_names_and_captions_as_they_are_written(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('image_id,caption\n007,12\n08,"two\nlines"\n2020-01-01,NA\n')
+    table = pa.table({"image_id": ["007", "08", "2020-01-01", "7"], "reason": [""] * 4})
+    captioned = LoadSavedCaptions(str(tmp_path / "a.csv"))(table)
+    assert captioned["caption"].to_pylist() == ["12", "two\nlines", "NA", ""]
+    (tmp_path / "dates.jsonl").write_text('{"image_id": "2020-01-01", "caption": "2021-02-03"}\n')
+    captioned = LoadSavedCaptions(str(tmp_path / "dates.jsonl"))(table)
+    assert captioned["caption"].to_pylist() == ["", "", "2021-02-03", ""]
+
+
+def test_load_saved_captions_of_csv_in_blocks_keeps_captions_of_several_lines(tmp_path: Path) -> None:
+    rows = [*IDS, *(f"other/{number}.jpg" for number in range(60_000))]
+    caption = "one line,\nand another,\nand a third\nand a last"
+    lines = (f'{name},"{caption}"' for name in rows)  # 4 MiB, several blocks of Arrow
+    (tmp_path / "a.csv").write_text("\n".join(["image_id,caption", *lines]))
+    captions = LoadSavedCaptions(str(tmp_path / "a.csv"))
+    assert captions(THREE)["caption"].to_pylist() == [caption] * 3
+    assert len(captions.captions.index) == len(rows)
+
+
+@pytest.mark.parametrize("names", [("Image_ID", "Caption"), ("image_id", " caption"), ("file_name", "caption")])
+def test_load_saved_captions_finds_columns_whose_meaning_is_plain(tmp_path: Path, names: tuple[str, str]) -> None:
+    table = pa.table([IDS, ["a", "b", "c"]], list(names))
+    parquet.write_table(table, tmp_path / "a.parquet")
+    assert LoadSavedCaptions(str(tmp_path / "a.parquet"))(THREE)["caption"].to_pylist() == ["a", "b", "c"]
+
+
+def test_open_captions_with_other_columns_lists_those_that_there_are(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("image_id,description\nx,y\n")
+    with pytest.raises(ConfigError, match=r"^caption\.source: the table lacks caption; it has image_id, description, "):
+        open_captions(str(tmp_path / "a.csv"))
+    many = pa.table({f"column{number}": [1] for number in range(40)})
+    parquet.write_table(many, tmp_path / "many.parquet")
+    with pytest.raises(
+        ConfigError, match=r"it has column0, .*, column9 and 30 more, but needs image_id and caption, or"
+    ):
+        open_captions(str(tmp_path / "many.parquet"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="it has no columns, but needs"):
+        open_captions(str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize("caption", [["a", "b"], [{"raw": "a"}], {"raw": "a"}])
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl"])
+def test_open_captions_of_lists_and_records_asks_for_one_text(tmp_path: Path, name: str, caption: object) -> None:
+    rows = [{"image_id": image_id, "caption": caption} for image_id in IDS]
+    if name == "a.jsonl":
+        (tmp_path / name).write_text("\n".join(map(json.dumps, rows)))
+    else:
+        parquet.write_table(pa.Table.from_pylist(rows), tmp_path / name)
+    with pytest.raises(
+        ConfigError, match=r"^caption\.source: column 'caption' .*, not text; write one caption for each"
+    ):
+        open_captions(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", '[{"image_id": "x", "caption": "y"}]', "JSON lines: .*; write one JSON object a line$"),
+        ("a.csv", "image_id,caption\nx,a cat, red\n", "CSV: .*; put captions with commas in double quotes$"),
+        ("a.jsonl", "", "JSON lines: Empty JSON stream; write one JSON object a line$"),
+    ],
+)
+def test_open_captions_that_are_not_of_the_format_names_the_fix(
+    tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ConfigError, match=rf"^caption\.source: .* cannot be read as {message}"):
+        open_captions(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["cat/Cat1.jpg", "cat/cat2.jpg", "dog/d1.png"],
+        ["Cat1.jpg", "cat2.jpg", "d1.png"],
+        ["./Cat1.jpg", "./cat2.jpg", "././d1.png"],
+        ["./cat/Cat1.jpg", "./cat/cat2.jpg", "./dog/d1.png"],
+        ["cat\\Cat1.jpg", "cat\\cat2.jpg", ".\\dog\\d1.png"],
+        ["C:\\data\\cat\\Cat1.jpg", "C:\\data\\cat\\cat2.jpg", "C:\\data\\dog\\d1.png"],
+        ["cat/Cat1.JPG", "cat/cat2.webp", "dog/d1"],
+        ["/data/train/cat/Cat1.jpg", "/data/train/cat/cat2.jpg", "/data/train/dog/d1.png"],
+    ],
+)
+def test_caption_table_finds_file_names_however_their_paths_are_written(names: list[str]) -> None:
+    captions = CaptionTable(pa.table({"file_name": names, "text": ["a", "b", "c"]}))
+    assert captions(THREE)["caption"].to_pylist() == ["a", "b", "c"]
+
+
+def test_caption_table_finds_ids_with_backslashes_and_leading_dots() -> None:
+    names = [f"./{IDS[0]}", IDS[1].replace("/", "\\"), IDS[2]]
+    assert CaptionTable(caption_table(dict.fromkeys(names, "x")))(THREE)["caption"].to_pylist() == ["x"] * 3
+
+
+@pytest.mark.parametrize("name", ["cat/cat1.jpg", "Cat/Cat1.jpg", "CAT/CAT1.JPG"])
+def test_caption_table_with_one_name_in_another_case_is_refused(name: str) -> None:
+    captions = CaptionTable(pa.table({"file_name": [name, "cat/cat2.jpg", "dog/d1.png"], "text": ["a", "b", "c"]}))
+    stem = name.partition(".")[0]
+    with pytest.raises(
+        ConfigError, match=rf"^caption\.source: the table has '{stem}' and the image set 'cat/Cat1'; wri"
+    ):
+        captions(THREE)
+
+
+def test_caption_table_distinguishes_images_whose_names_differ_in_their_case() -> None:
+    images = pa.table({"image_id": ["a/x.jpg", "a/X.jpg"], "reason": ["", ""]})
+    captioned = CaptionTable(caption_table({"a/x.jpg": "small", "a/X.jpg": "large"}))(images)
+    assert captioned["caption"].to_pylist() == ["small", "large"]
+
+
+def test_caption_table_leaves_out_rows_without_a_name() -> None:
+    captions = CaptionTable(pa.table({"file_name": ["cat/Cat1.jpg", None, None], "text": ["a", "b", "c"]}))
+    assert captions(THREE)["caption"].to_pylist() == ["a", "", ""]
+
+
+def write_images(folder: Path, train: list[str], val: list[str]) -> Artifact:
+    filesystem, path = open_uri(str(folder), "--root")
+    artifact = Artifact(filesystem, path)
+    for split, ids in {"train": train, "val": val}.items():
+        rows = [{"image_id": image_id, "split": split, "label": 0, "class_name": "x", "source": ""} for image_id in ids]
+        images = conform(pa.Table.from_pylist([row | {"image": b""} for row in rows]), IMAGES)
+        artifact.write_table(f"images/{split}.parquet", images)
+    return artifact
+
+
+def test_check_names_counts_the_training_images_of_the_table(tmp_path: Path) -> None:
+    parquet.write_table(caption_table({IDS[0]: "a", IDS[2]: "b", "val/x.jpg": "c"}), tmp_path / "a.parquet")
+    images = write_images(tmp_path / "images", IDS, ["val/x.jpg"])
+    assert check_names(str(tmp_path / "a.parquet"), images) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ["1", "2"],
+            "none of the 3 training images is in .*a.parquet, whose first name is '1'; theirs is 'train/cat/Ca",
+        ),
+        (
+            [],
+            "none of the 3 training images is in .*a.parquet, which has no rows; theirs is .*: write names as the",
+        ),
+        (
+            [*IDS[1:], IDS[0].lower()],
+            "the table has 'train/cat/cat1.jpg' and the image set 'train/cat/Cat1.jpg'; write",
+        ),
+    ],
+)
+def test_check_names_that_are_not_those_of_the_images_is_refused(
+    tmp_path: Path, names: list[str], message: str
+) -> None:
+    empty = caption_table({"a": "b"}).slice(0, 0)
+    parquet.write_table(caption_table(dict.fromkeys(names, "x")) if names else empty, tmp_path / "a.parquet")
+    images = write_images(tmp_path / "images", IDS, ["val/x.jpg"])
+    with pytest.raises(ConfigError, match=rf"^caption\.source: {message}"):
+        check_names(str(tmp_path / "a.parquet"), images)

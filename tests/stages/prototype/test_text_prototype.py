@@ -1,5 +1,6 @@
 """Tests of the choice of text prototypes, against plain loops, and where it differs from the released code."""
 
+import random
 from collections import Counter
 
 import numpy as np
@@ -134,6 +135,52 @@ def test_representative_words_with_ties_are_in_order_of_cluster() -> None:
     indices, count = representative_words(words, np.array([1, 2]), 2)
     assert [words.vocabulary[i] for i in indices] == ["alpha", "beta"]
     assert list(count) == [1, 1]
+
+
+def ordinary_captions(count: int, words: int, seed: int = 0) -> list[str]:
+    """Make captions of `words` words each, out of 60 different ones."""
+    vocabulary = [start + end for start in "bcdfghjklmnp" for end in ("ator", "elan", "ivor", "omet", "usky")]
+    rng = random.Random(seed)
+    return [" ".join(rng.choices(vocabulary, k=words)) for _ in range(count)]
+
+
+@pytest.mark.parametrize("matching", ["word", "substring"])
+def test_very_long_caption_is_neither_counted_nor_chosen(matching: Matching) -> None:
+    ordinary, (very_long,) = ordinary_captions(50, 60), ordinary_captions(1, 5000, seed=1)
+    captions = [*ordinary[:25], very_long, *ordinary[25:]]
+    without = find_candidate_words(ordinary, "thing", 1.0, matching)
+    words = find_candidate_words(captions, "thing", 1.0, matching)
+    for seed in range(10):  # clusters that contain it
+        others = np.sort(np.random.default_rng(seed).choice(50, 20, replace=False))
+        members = np.sort([25, *(others + (others >= 25))])
+        choice = choose_text_prototype(words, members, np.zeros(21), 30)
+        expected = choose_text_prototype(without, others, np.zeros(20), 30)
+        assert (captions[choice.row], choice.words) == (ordinary[expected.row], expected.words)
+
+
+def test_very_long_caption_is_chosen_where_the_cluster_has_no_other() -> None:
+    captions = [*ordinary_captions(4, 60), *ordinary_captions(2, 5000), " "]
+    words = find_candidate_words(captions, "thing", 1.0, "word")
+    assert choose_text_prototype(words, np.array([4]), np.zeros(1), 30).row == 4
+    assert choose_text_prototype(words, np.array([5, 6]), np.array([1.0, 0.0]), 30).row == 5
+
+
+def test_caption_of_four_times_the_usual_length_is_chosen_and_a_longer_one_is_not() -> None:
+    for usual in (400, 4000):  # characters, so that the limits are 1,500 and 16,000
+        limit = max(1500, 4 * usual)
+        for length, is_chosen in ((limit, True), (limit + 1, False)):
+            captions = ["red tail".ljust(usual, "."), "blue fin".ljust(usual, "."), "red tail fin".ljust(length, ".")]
+            words = find_candidate_words(captions, "", 1.0, "word")
+            choice = choose_text_prototype(words, np.arange(3), np.zeros(3), 30)
+            assert choice.row == (2 if is_chosen else 0)
+
+
+def test_captions_of_a_class_that_are_all_long_are_usual() -> None:
+    captions = [*ordinary_captions(20, 800), ""]  # with "" no word is in all captions
+    words = find_candidate_words(captions, "thing", 1.0, "word")
+    assert not words.is_very_long.any()
+    best, top = reference(captions, list(range(20)), "thing", 1.0, 30, "word")
+    assert choose_text_prototype(words, np.arange(20), np.zeros(20), 30) == TextPrototype(best, tuple(top))
 
 
 @pytest.mark.parametrize("captions", [["the", "", "an an"], ["1 2", " ", "x9"]])

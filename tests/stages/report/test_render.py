@@ -260,6 +260,12 @@ def test_render_compares_images_and_bytes_with_the_train_split() -> None:
     assert "1,024 \N{MULTIPLICATION SIGN}" in page.text  # a mebibyte against a kibibyte
 
 
+def test_render_shows_how_many_captions_are_too_long_if_any_are() -> None:
+    sentence = "3 of 1,297 captions are longer than the 77 tokens"
+    assert f"{sentence}." in Page(render(dataclasses.replace(full_report(), too_long=sentence))).text
+    assert "captions are longer" not in Page(render(full_report())).text
+
+
 def test_render_shows_dropped_words_outliers_and_tsne() -> None:
     page = Page(render(full_report()))
     assert "digit 100 %" in page.text
@@ -302,6 +308,9 @@ def test_render_lists_published_figures_of_the_image_set() -> None:
     report = dataclasses.replace(EMPTY, scores=table, class_lists=["imagenette"], class_names=names)
     page = Page(render(report))
     assert "64.8 ± 3.6" in page.text
+    assert "cannot be compared" not in page.text
+    other = Page(render(dataclasses.replace(report, splits={"train": 9469, "val": 3925})))
+    assert "They are of 12,894 train and 500 val images; this job has 9,469 and 3,925" in other.text
     assert "No figures are published" in Page(render(dataclasses.replace(EMPTY, scores=table))).text
 
 

@@ -59,7 +59,8 @@ def write_pair(context: Context, step: Step) -> None:
     table = conform(pa.table(columns), pairs_schema((4, 1, 1), (2, 1, 1), 1))
     context.artifact(step).write_table("pairs/0.parquet", table)
     reject(context, step, "0-00", "empty_caption")
-    context.complete(step, rows_in=len(rows) + 1, rows=len(rows), rejected=1, seconds=2.0)
+    lengths = {"captions": len(rows), "too_long": 1, "encoder_tokens": 77}
+    context.complete(step, rows_in=len(rows) + 1, rows=len(rows), rejected=1, seconds=2.0, caption_lengths=lengths)
 
 
 def reject(context: Context, step: Step, image_id: str, reason: str) -> None:
@@ -136,6 +137,10 @@ def test_run_shows_dropped_words_and_tsne_of_every_class(page: Page) -> None:
     assert page.text.count("round 100 %") == tables.CLASSES
     assert len(page.all("g", "centres")) == 2 * tables.CLASSES  # before and after the removal of outliers
     assert [f"class {label}, 12 images" in page.text for label in range(tables.CLASSES)] == [True] * tables.CLASSES
+
+
+def test_run_shows_how_many_captions_are_too_long(page: Page) -> None:
+    assert "1 of 48 captions is longer than the 77 tokens that the text encoder reads at once" in page.text
 
 
 def test_run_shows_images_of_rows_rejected_after_ingest(page: Page) -> None:

@@ -36,7 +36,11 @@ _VLLM_GIB: Final = 1.5  # for a first batch and CUDA graphs of a model of 7B par
 class Caption(Settings):
     """How training images are captioned."""
 
-    source: str = Field("", description="a table of saved captions with image_id and caption; empty: run the model")
+    source: str = Field(
+        "",
+        description="a table of saved captions (parquet, JSON lines or CSV) with image_id and caption, or file_name "
+        "and text; empty: run the model",
+    )
     missing: Literal["reject", "describe"] = Field(
         "reject", description="images that the table lacks are rejected, or described by the model"
     )
@@ -82,6 +86,14 @@ class Encode(Settings):
     )
     train_resolution: Size = Field(512, description="side in pixels of the centre crop that fine-tuning trains on")
     seed: int = Field(0, description="seed of the posterior samples; latents are shared by all seeds of the job")
+
+
+def format_too_long(count: int, captions: int, length: int) -> str:
+    """Format how many captions the text encoder does not read at once: "3 of 40 captions are longer than ..."."""
+    return (
+        f"{count:,} of {captions:,} captions {'is' if count == 1 else 'are'} longer than the {length} tokens that the "
+        f"text encoder reads at once: fine-tuning reads the first {length}, generation all of a text prototype"
+    )
 
 
 def pairs_schema(latent: tuple[int, int, int], moments: tuple[int, int, int], views: int = 2) -> pa.Schema:

@@ -8,15 +8,19 @@ from typing import Final
 from vlcp_ray.config import Job
 from vlcp_ray.engine.context import Context
 from vlcp_ray.engine.streaming import RowWork, filter_rows, read, run_rows
+from vlcp_ray.engine.tasks import run_remote
 from vlcp_ray.engine.writing import WriteRows, complete_rows, done_ids
+from vlcp_ray.models.clip_tokens import count_too_long, load_tokenizer
 from vlcp_ray.models.pretrained import latent_shape
+from vlcp_ray.monitoring.progress import log_line
 from vlcp_ray.scale import Pool, Scale
-from vlcp_ray.stages.pair import STAGE, Caption, pairs_schema
-from vlcp_ray.store.artifact import Step
+from vlcp_ray.stages.pair import STAGE, Caption, format_too_long, pairs_schema
+from vlcp_ray.store.artifact import Artifact, Step
 
 #: Batches of the VAE in one call of an actor: the images of the later ones are decoded while it encodes the first.
 _BATCHES_PER_CALL: Final = 4
 _COLUMNS: Final = ("image_id", "label", "class_name", "split", "image", "source")
+_PARTS_AT_ONCE: Final = 256  # files of PAIRS whose captions are in memory
 
 
 def run(context: Context, steps: Sequence[Step]) -> None:
@@ -29,6 +33,8 @@ def run(context: Context, steps: Sequence[Step]) -> None:
     schema = pairs_schema(latent_shape(job.base_model, job.encode.resolution), (2 * channels, height, width), 1 + flip)
     write = WriteRows({"": artifact}, STAGE.name, "pairs", schema)
 
+    if job.caption.source:
+        _check_names(context, step)
     rows = read(context.input(step, "images"), "images", _COLUMNS)
     rows = filter_rows(rows, done=done_ids(write, artifact), where={"split": "train"})
     captions = _caption_works(job.caption, scale)
@@ -40,7 +46,37 @@ def run(context: Context, steps: Sequence[Step]) -> None:
             encode = replace(encode, pool=encode.pool.model_copy(update={"min_workers": None}))
     total = sum(manifest["train"])
     seconds = run_rows(context, [step], rows, [*captions, encode], write, total, rows_per_block)
-    complete_rows(context, step, write, total, {"seconds": seconds})
+    lengths = run_remote(count_lengths, artifact, job.base_model)
+    if lengths["too_long"]:
+        log_line(step.title, format_too_long(lengths["too_long"], lengths["captions"], lengths["encoder_tokens"]))
+    complete_rows(context, step, write, total, {"seconds": seconds, "caption_lengths": lengths})
+
+
+def count_lengths(pairs: Artifact, base_model: str) -> dict[str, int]:
+    """Count the captions of PAIRS, and those that the text encoder does not read at once.
+
+    They are counted in the files, so that the numbers of a resumed run are those of the whole table.
+    """
+    tokenizer, parts = load_tokenizer(base_model), pairs.parts("pairs")
+    captions = too_long = 0
+    for start in range(0, len(parts), _PARTS_AT_ONCE):
+        texts = pairs.read_parts(parts[start : start + _PARTS_AT_ONCE], ["caption"])["caption"].to_pylist()
+        captions, too_long = captions + len(texts), too_long + count_too_long(tokenizer, texts)
+    return {"captions": captions, "too_long": too_long, "encoder_tokens": tokenizer.model_max_length}
+
+
+def _check_names(context: Context, step: Step) -> None:
+    """Compare the names of saved captions with those of the images before anything is encoded."""
+    images, found = run_remote(_read_names, context.job.caption.source, context.input(step, "images"))
+    if found < images:
+        fate = "the model describes the others" if context.job.caption.uses_model else "the others are rejected"
+        log_line(step.title, f"caption.source has {found:,} of {images:,} training images; {fate}")
+
+
+def _read_names(uri: str, images: Artifact) -> tuple[int, int]:
+    from vlcp_ray.stages.pair.saved_captions import check_names  # imports pandas, which the driver does not need
+
+    return check_names(uri, images)
 
 
 def _encode_work(job: Job, pool: Pool) -> RowWork:

@@ -1,19 +1,37 @@
 """Load saved captions from a table, instead of running a model."""
 
-from typing import Final
+from functools import cached_property
+from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
+from pyarrow import csv
+from pyarrow import fs as pafs
 
 from vlcp_ray import schemas
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.store.files import check_access
+from vlcp_ray.store.artifact import Artifact
+from vlcp_ray.store.files import check_access, read
 from vlcp_ray.store.io import open_uri, retry
 from vlcp_ray.store.tables import check_types
 
 _FORMATS: Final = {".jsonl": "json", ".json": "json", ".csv": "csv"}
+_EXPECTED: Final = {
+    "json": "JSON lines",
+    "csv": "CSV",
+    "parquet": "parquet (JSON lines end in .jsonl, CSV in .csv)",
+}
+_FIXES: Final = {
+    "json": "; write one JSON object a line",
+    "csv": "; put captions with commas in double quotes",
+    "parquet": "",
+}
+_NOT_UTF8: Final = "its text is not UTF-8; save it as UTF-8"
+_SHOWN: Final = 10  # columns of a table, in an error
 
 
 class LoadSavedCaptions:
@@ -28,42 +46,158 @@ class LoadSavedCaptions:
         Raises:
             ConfigError: it cannot be read.
         """
-        table = open_captions(uri)
-        # Only these columns: the table may be PAIRS of an earlier run, whose latents are large.
-        columns = [name for name in ("image_id", "caption", "file_name", "text") if name in table.schema.names]
-        try:
-            captions = table.to_table(columns=columns)
-        except (OSError, ValueError, NotImplementedError) as error:
-            raise ConfigError(f"caption.source: {uri} cannot be read: {str(error).splitlines()[0]}") from error
-        self.captions = CaptionTable(captions, keeps_missing)
+        self.captions = CaptionTable(_read(uri), keeps_missing)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Add `caption` (see `CaptionTable`)."""
         return self.captions(table)
 
 
-def open_captions(uri: str) -> pads.Dataset:
-    """Open the table of captions at a URI, and read the schema of its first file.
+def check_names(uri: str, images: Artifact) -> tuple[int, int]:
+    """Compare the names of a table of captions with those of all training images, before any image is encoded.
+
+    Args:
+        images: IMAGES.
+
+    Returns:
+        The number of training images, and how many of them are in the table.
 
     Raises:
-        ConfigError: it does not exist, is neither parquet nor JSON lines nor CSV, or the store refuses access.
+        ConfigError: the table cannot be read, no image is in it, names differ in their case, or a file name is that of
+            two images.
+    """
+    rows = images.table("images", schemas.IMAGES, ["image_id", "split"])
+    image_ids = rows.filter(pc.equal(rows["split"], "train"))["image_id"]
+    captions = CaptionTable(_read(uri))
+    found = int((captions.find(image_ids) >= 0).sum())
+    if len(image_ids) and not found:
+        first = f"whose first name is {captions.index[0]!r}" if len(captions.index) else "which has no rows"
+        raise ConfigError(
+            f"caption.source: none of the {len(image_ids):,} training images is in {uri}, {first}; theirs is "
+            f"{image_ids[0].as_py()!r}: write names as the image set has them"
+        )
+    return len(image_ids), found
+
+
+def open_captions(uri: str) -> pads.Dataset:
+    """Open the table of captions at a URI, and check the columns of its first file.
+
+    Raises:
+        ConfigError: it does not exist, is neither parquet nor JSON lines nor CSV, lacks a column or has one that is no
+            text, or the store refuses access.
     """
     try:
         filesystem, path = open_uri(uri, "caption.source")
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    file_format = next((kind for end, kind in _FORMATS.items() if path.endswith(end)), "parquet")
+    kind = _format(path)
+    table = _open(uri, filesystem, path, kind)
+    columns = _find_columns(table.schema)
+    is_binary = any(table.schema.field(name).type == pa.binary() for name in columns)
+    if kind == "csv" and is_binary:  # Arrow's type for text that is not UTF-8
+        raise _refusal(uri, kind, _NOT_UTF8)
+    _check_text(table.schema, columns)
+    return table if kind == "parquet" else _open(uri, filesystem, path, kind, _as_text(table.schema, columns, kind))
+
+
+def _open(uri: str, filesystem: pafs.FileSystem, path: str, kind: str, schema: pa.Schema | None = None) -> pads.Dataset:
+    # A model's answer may have several lines.
+    reader = pads.CsvFileFormat(csv.ParseOptions(newlines_in_values=True)) if kind == "csv" else kind
     try:
-        table = pads.dataset(path, filesystem=filesystem, format=file_format)
+        table = pads.dataset(path, schema, filesystem=filesystem, format=reader)
         check_types(table.schema, None, "the table", "write captions as plain text")
-        return table
     except (OSError, ValueError) as error:
         retry(lambda: check_access(filesystem, path), f"read caption.source {path}")
-        usual = "parquet (JSON lines end in .jsonl, CSV in .csv)"
-        expected = {"json": "JSON lines", "csv": "CSV"}.get(file_format, usual)
+        if isinstance(error, FileNotFoundError):
+            raise _refusal(uri, kind, "there is no such file") from error
+        if kind != "parquet" and _is_utf16(filesystem, path):
+            raise _refusal(uri, kind, _NOT_UTF8) from error
+        fix = _FIXES[kind] if isinstance(error, pa.ArrowInvalid) else ""
+        raise _refusal(uri, kind, f"{_reason(error)}{fix}") from error
+    if kind != "parquet" and any(_is_utf16(filesystem, file) for file in table.files[:1]):
+        raise _refusal(uri, kind, _NOT_UTF8)
+    return table
+
+
+def _as_text(schema: pa.Schema, columns: tuple[str, str], kind: str) -> pa.Schema:
+    """Give columns the type of text that Arrow takes for numbers or times: "007" for 7, a date for midnight."""
+    for name in columns:
+        number = schema.get_field_index(name)
+        if kind == "csv" or pa.types.is_timestamp(schema.types[number]):
+            schema = schema.set(number, pa.field(name, pa.string()))
+    return schema
+
+
+def _read(uri: str) -> pa.Table:
+    """Read the columns of names and captions.
+
+    Raises:
+        ConfigError: the table cannot be read.
+    """
+    table = open_captions(uri)
+    try:
+        # Only these columns: the table may be PAIRS of an earlier run, whose latents are large.
+        captions: pa.Table = table.to_table(columns=list(_find_columns(table.schema)))
+        captions.validate(full=True)  # of JSON and parquet Arrow takes any bytes as text
+    except (OSError, ValueError, NotImplementedError) as error:
+        is_encoding = isinstance(error, ValueError) and "utf8" in str(error).lower()
+        reason = _NOT_UTF8 if is_encoding else _reason(error)
+        raise _refusal(uri, _format(uri.partition("?")[0]), reason) from error
+    return captions
+
+
+def _format(path: str) -> str:
+    return next((kind for end, kind in _FORMATS.items() if path.lower().endswith(end)), "parquet")
+
+
+def _is_utf16(filesystem: pafs.FileSystem, path: str) -> bool:
+    """Return whether a file has the first bytes of UTF-16: a mark of the order of bytes, or zeros."""
+    if filesystem.get_file_info(path).type != pafs.FileType.File:  # a folder of files
+        return False
+    start = retry(lambda: read(filesystem, path, 4), f"read {path}")[:4]
+    return start[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in start
+
+
+def _reason(error: Exception) -> str:
+    """Return the last part of an error of Arrow, which says what is wrong in the file."""
+    return str(error).splitlines()[0].rpartition("Invalid: ")[2]
+
+
+def _refusal(uri: str, kind: str, reason: str) -> ConfigError:
+    return ConfigError(f"caption.source: {uri} cannot be read as {_EXPECTED[kind]}: {reason}")
+
+
+def _find_columns(schema: pa.Schema) -> tuple[str, str]:
+    """Find the columns of names and captions; their names may have other case or spaces around them.
+
+    Raises:
+        ConfigError: one is missing.
+    """
+    columns = {name.strip().lower(): name for name in schema.names} | {name: name for name in schema.names}
+    if "image_id" in columns:
+        wanted = ("image_id", "caption")
+    else:
+        wanted = ("file_name", "caption" if "caption" in columns and "text" not in columns else "text")
+    if missing := [name for name in wanted if name not in columns]:
+        has = ", ".join(schema.names[:_SHOWN]) or "no columns"
+        more = f" and {len(schema.names) - _SHOWN} more" if len(schema.names) > _SHOWN else ""
         raise ConfigError(
-            f"caption.source: {uri} cannot be read as {expected}: {str(error).splitlines()[0]}"
-        ) from error
+            f"caption.source: the table lacks {' and '.join(missing)}; it has {has}{more}, but needs image_id and "
+            "caption, or file_name and text"
+        )
+    return columns[wanted[0]], columns[wanted[1]]
+
+
+def _check_text(schema: pa.Schema, columns: tuple[str, str]) -> None:
+    """Refuse columns of names and captions that are no text.
+
+    Raises:
+        ConfigError: one is binary, a list or a record.
+    """
+    for name, fix in zip(columns, ("write one name a row", "write one caption for each image"), strict=True):
+        kind = schema.field(name).type
+        if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+            raise ConfigError(f"caption.source: column {name!r} of the table is {kind}, not text; {fix}, as text")
 
 
 class CaptionTable:
@@ -72,58 +206,44 @@ class CaptionTable:
     def __init__(self, captions: pa.Table, keeps_missing: bool = False) -> None:
         """Index a table of image_id and caption, or of file_name and text as the released code writes them.
 
-        File names are compared without their extension, and with their last folder if the table has folders.
+        File names are compared without their extension, and with their last folder if the table has folders. Names may
+        be written with `./` in front, and with Windows' backslashes.
 
         Args:
             keeps_missing: whether images that are not in the table get "" instead of being rejected.
 
         Raises:
-            ValueError: a column is missing or is no text, or an image_id or file name occurs twice.
+            ConfigError: a column is missing or is no text, or an image_id or file name occurs twice.
         """
-        self.keeps_missing, self.is_case_checked = keeps_missing, False
-        names = ("image_id", "caption") if "image_id" in captions.column_names else ("file_name", "text")
-        if missing := [name for name in names if name not in captions.column_names]:
-            raise ValueError(
-                f"caption.source: the table lacks {' and '.join(missing)}; it has {', '.join(captions.column_names)}, "
-                "but needs image_id and caption, or file_name and text"
-            )
-        for name in names:
-            kind = captions[name].type
-            if pa.types.is_nested(kind) or pa.types.is_binary(kind):
-                raise ValueError(f"caption.source: column {name!r} of the table is {kind}, not text")
-        image_ids = pc.cast(captions[names[0]], pa.string()).combine_chunks()
-        self.captions = pc.cast(captions[names[1]], pa.string()).combine_chunks()
-        self.n_folders = _count_folders(image_ids) if names[0] == "file_name" else None
-        self.image_of: dict[str, str] = {}  # file name -> image_id
-        if self.n_folders is not None:
-            image_ids = _file_names(image_ids, self.n_folders)
-        counts = pc.value_counts(image_ids)
+        self.keeps_missing = keeps_missing
+        name, caption = columns = _find_columns(captions.schema)
+        _check_text(captions.schema, columns)
+        captions = captions.filter(captions[name].is_valid())
+        names = _plain_paths(pc.cast(captions[name], pa.string()).combine_chunks())
+        self.captions = pc.cast(captions[caption], pa.string()).combine_chunks()
+        self.n_folders: int | None = None  # of file names; None: the names are ids
+        if name.strip().lower() == "file_name":
+            self.n_folders = _count_folders(names)
+            names = _file_names(names, self.n_folders)
+        counts = pc.value_counts(names)
         repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
         if len(repeated):
-            raise ValueError(
+            raise ConfigError(
                 f"caption.source: {len(repeated)} ids occur more than once, for example {repeated[0].as_py()!r}; "
                 "keep one row of each"
             )
         # pandas hashes the ids once; Arrow would for every batch: at ImageNet's size nearly all of the time.
-        self.index = pd.Index(image_ids.to_numpy(zero_copy_only=False))
+        self.index = pd.Index(names.to_numpy(zero_copy_only=False))
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Add `caption`; rejects images that are not in the table (`missing_caption`) or have no word in it
         (`empty_caption`), unless missing ones are kept.
 
         Raises:
-            ValueError: two images have the same file name, or all names differ from the table's in their case only.
+            ConfigError: see `find`.
         """
-        image_ids = table["image_id"]
-        if self.n_folders is not None:
-            image_ids = _file_names(image_ids, self.n_folders)
-        matches = self.index.get_indexer(image_ids.to_numpy(zero_copy_only=False))  # -1: not in the table
+        matches = self.find(table["image_id"])
         positions = pa.array(matches, mask=matches < 0)
-        if not self.is_case_checked and len(matches) and (matches < 0).all():
-            self._check_case(image_ids)
-        if self.n_folders is not None:
-            in_table = positions.is_valid()
-            self._check_unique(image_ids.filter(in_table), table["image_id"].filter(in_table))
         missing = pc.indices_nonzero(pc.is_null(positions)).to_pylist()
         captions = pc.fill_null(self.captions.take(positions), "")
         empty = pc.indices_nonzero(pc.equal(pc.utf8_trim_whitespace(captions), "")).to_pylist()
@@ -137,24 +257,57 @@ class CaptionTable:
         kept = pc.if_else(pc.equal(rejected["reason"], ""), captions, "")
         return schemas.with_column(rejected, "caption", kept)
 
-    def _check_case(self, image_ids: pa.ChunkedArray) -> None:
-        """Refuse a table none of whose names are those of the images, but would be in lower case."""
-        self.is_case_checked = True  # once: with `keeps_missing` many batches may have none
-        lower = {name.lower(): name for name in self.index}
-        for name in image_ids.to_pylist():
-            if other := lower.get(name.lower()):
-                raise ValueError(
-                    f"caption.source: the table has {other!r} and the image set {name!r}; write names in the same case"
-                )
+    def find(self, image_ids: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+        """Find the rows of images in the table: (n,), -1 for those that are not in it.
 
-    def _check_unique(self, file_names: pa.ChunkedArray, image_ids: pa.ChunkedArray) -> None:
-        """Check that each file name is that of one image, in this batch and all earlier ones."""
-        for name, image_id in zip(file_names.to_pylist(), image_ids.to_pylist(), strict=True):
-            if self.image_of.setdefault(name, image_id) != image_id:
-                raise ValueError(
-                    f"caption.source: the file name {name!r} matches {self.image_of[name]} and {image_id}; "
-                    "write the table's file names with the folder of their class"
-                )
+        Raises:
+            ConfigError: an image's name differs from one of the table in its case only, or two images have the same
+                file name.
+        """
+        names = _plain_paths(image_ids)
+        if self.n_folders is not None:
+            names = _file_names(names, self.n_folders)
+        matches: npt.NDArray[np.int64] = self.index.get_indexer(names.to_numpy(zero_copy_only=False))
+        self._check_case(names.filter(pa.array(matches < 0)))
+        if self.n_folders is not None:
+            self._check_unique(image_ids, matches)
+        return matches
+
+    @cached_property
+    def _lower_case(self) -> tuple[Any, npt.NDArray[np.int64]]:
+        """The different names in lower case, as an index, and the row of each: the first one of several."""
+        lower = self.index.str.lower()
+        rows = np.flatnonzero(~lower.duplicated())
+        return lower[rows], rows
+
+    def _check_case(self, missing: pa.ChunkedArray) -> None:
+        """Refuse names that are not in the table, but would be in lower case."""
+        if not len(missing) or not len(self.index):
+            return
+        lower, rows = self._lower_case
+        found = lower.get_indexer(pc.utf8_lower(missing).to_numpy(zero_copy_only=False))
+        if (found >= 0).any():
+            first = int((found >= 0).argmax())
+            name, other = missing[first].as_py(), self.index[rows[found[first]]]
+            raise ConfigError(
+                f"caption.source: the table has {other!r} and the image set {name!r}; write names in the same case"
+            )
+
+    def _check_unique(self, image_ids: pa.ChunkedArray, matches: npt.NDArray[np.int64]) -> None:
+        """Check that no two images have the same row."""
+        row, count = np.unique(matches[matches >= 0], return_counts=True)
+        if (count > 1).any():
+            repeated = row[count > 1][0]
+            first, second = (image_ids[i].as_py() for i in np.flatnonzero(matches == repeated)[:2].tolist())
+            raise ConfigError(
+                f"caption.source: the file name {self.index[repeated]!r} matches {first} and {second}; "
+                "write the table's file names with the folder of their class"
+            )
+
+
+def _plain_paths(paths: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Write paths with slashes instead of Windows' backslashes, and without `./` in front."""
+    return pc.replace_substring_regex(pc.replace_substring(paths, "\\", "/"), r"^(\./)+", "")
 
 
 def _count_folders(file_names: pa.Array) -> int:

@@ -1,10 +1,17 @@
-"""Choose text prototypes: of each cluster the caption with most of its representative words."""
+"""Choose text prototypes: of each cluster the caption with most of its representative words.
+
+All words of a caption count, also those behind the 77 tokens that fine-tuning reads: generation reads a text prototype
+to its end, in slices. LLaVA's captions are assumed to have 120 tokens (`cost/rates.py`), so that without their ends the
+texts would not be those of the released code. But a caption that is far longer than the others has nearly all words,
+and many of them often: one of 5,000 words is the text of each cluster that contains it. Such captions are left out
+(`_find_very_long`).
+"""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +20,11 @@ from vlcp_ray.models.words import document_frequency, split_words, tokenize
 
 Matching = Literal["word", "substring"]
 Integers = npt.NDArray[np.integer[Any]]
+
+#: A caption is very long with more characters than these, about four slices of 77 tokens, and than four times the
+#: median of its class. 120 tokens of LLaVA have about 600; where it repeats itself to the end, 1,024 have about 5,000.
+_LONG: Final = 1_500
+_TIMES_MEDIAN: Final = 4
 
 
 @dataclass(frozen=True)
@@ -28,6 +40,7 @@ class CandidateWords:
     word: Integers  # (tokens,) indices into vocabulary
     row: Integers  # (tokens,) indices into captions, ascending
     matching: Matching
+    is_very_long: npt.NDArray[np.bool_]  # (captions,), see `_find_very_long`
 
 
 @dataclass(frozen=True)
@@ -57,7 +70,16 @@ def find_candidate_words(captions: Sequence[str], class_name: str, max_df: float
     is_kept = np.array([candidate not in names for candidate in vocabulary], dtype=bool)
     is_kept &= document_frequency(word, row, len(vocabulary)) < math.ceil(Fraction(str(max_df)) * len(captions))
     kept_tokens = is_kept[word]
-    return CandidateWords(captions, vocabulary, word[kept_tokens], row[kept_tokens], matching)
+    return CandidateWords(
+        captions, vocabulary, word[kept_tokens], row[kept_tokens], matching, _find_very_long(captions)
+    )
+
+
+def _find_very_long(captions: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """Find the captions that are far longer than those of their class: (n,)."""
+    length = np.array([len(caption) for caption in captions], dtype=np.int64)
+    is_very_long: npt.NDArray[np.bool_] = length > max(_LONG, _TIMES_MEDIAN * np.median(length) if len(length) else 0)
+    return is_very_long
 
 
 def representative_words(words: CandidateWords, members: Integers, n_words: int) -> tuple[Integers, Integers]:
@@ -83,7 +105,7 @@ def choose_text_prototype(
     """Choose the caption of a cluster that contains most of its representative words.
 
     Where every score is 0 (the released code continues with an empty text), choose the caption of the image nearest to
-    the centroid.
+    the centroid. Very long captions are neither counted nor chosen, unless the cluster has no others.
 
     Args:
         words: of the whole class.
@@ -94,6 +116,9 @@ def choose_text_prototype(
     Raises:
         ValueError: every caption of the cluster is empty.
     """
+    is_usual = ~words.is_very_long[members]
+    if any(words.captions[i].strip() for i in members[is_usual]):
+        members, distances = members[is_usual], distances[is_usual]
     top, count = representative_words(words, members, n_words)
     contains = _contains_word if words.matching == "word" else _contains_substring
     scores = contains(words, members, top) @ count  # (m, k) @ (k,)

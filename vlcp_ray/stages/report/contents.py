@@ -138,6 +138,7 @@ class Report:
         class_lists: the selected classes or class lists, `ingest.classes`.
         splits: number of images by split, without the rejected ones.
         skipped: number of files of the image set that were not read, by suffix.
+        too_long: how many captions are longer than what the text encoder reads at once, in words; "" for none.
         train_bytes: bytes of the image files of the train split.
         class_names: by label.
         dropped_words: by label, words with the share of the class's captions that contain them.
@@ -162,6 +163,7 @@ class Report:
     class_lists: Sequence[str] = ()
     splits: Mapping[str, int] = field(default_factory=dict)
     skipped: Mapping[str, int] = field(default_factory=dict)
+    too_long: str = ""
     train_bytes: int | None = None
     class_names: Sequence[str] = ()
     dropped_words: Mapping[int, Sequence[tuple[str, float]]] = field(default_factory=dict)

@@ -76,6 +76,7 @@ def _gather(context: Context, steps: Sequence[Step]) -> Report:
         class_lists=context.job.ingest.classes,
         splits=manifest["splits"],
         skipped=manifest.get("skipped", {}),
+        too_long=_too_long_captions([context.manifest(step) for step in by_stage[pair.STAGE.name]]),
         train_bytes=run_remote(count_bytes, context.artifact(images), "images", "train"),
         class_names=manifest["class_names"],
         dropped_words=_dropped_words(context, main_set, budget) if main_set else {},
@@ -90,6 +91,14 @@ def _gather(context: Context, steps: Sequence[Step]) -> Report:
         ),
         command=public(context.command),
     )
+
+
+def _too_long_captions(pairs: Sequence[Mapping[str, Any]]) -> str:
+    """Format the number of captions that are too long, from the manifest of PAIRS, if the job has it."""
+    for lengths in (manifest.get("caption_lengths", {}) for manifest in pairs):
+        if lengths.get("too_long"):
+            return pair.format_too_long(lengths["too_long"], lengths["captions"], lengths["encoder_tokens"])
+    return ""
 
 
 def _facts() -> dict[str, str]:
