@@ -280,6 +280,23 @@ def test_run_with_a_class_without_images_is_refused(
 
 
 @pytest.mark.filterwarnings("default")
+def test_run_with_a_class_without_captions_is_refused_before_fine_tuning(
+    ray_session: None, tiny_stable_diffusion: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"train/{name}/{i}.png" for name in ("cat", "cow", "dog") for i in range(3)]
+    write_files(tmp_path / "set", {name: picture(number, "PNG") for number, name in enumerate(names)})
+    rows = [{"image_id": name, "caption": "an animal"} for name in names if "cow" not in name]
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    job = [str(JOB), "--root", str(tmp_path / "root"), "--set", f"ingest.source={tmp_path}/set"]
+    job += ["--set", f"caption.source={tmp_path}/captions.jsonl", "--set", f"base_model={tiny_stable_diffusion}"]
+    for _ in range(2):  # after pair, and where PAIRS is complete
+        assert main(["run", *job, "--set", "ipc=[1]", "--to", "prototype"]) == 2
+        error = capsys.readouterr().err
+        assert "class 'cow' has 0 of its 3 training images left in PAIRS, fewer than ipc = 1" in error
+    assert not list((tmp_path / "root").glob("finetune-*/manifest.json"))
+
+
+@pytest.mark.filterwarnings("default")
 def test_run_of_a_sample_shows_both_estimates_and_reads_the_sample(
     ray_session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

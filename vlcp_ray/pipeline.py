@@ -139,9 +139,8 @@ def run(
                 with logged(store, job.name, stage.name, _log_header(context, to_make)):
                     resources.wait_for_resources(context.scale, stage)
                     stage.run(context, to_make)
-                    if stage.name == ingest.STAGE.name:
-                        made = {step.fingerprint: context.manifest(step) for step in to_make}
-                        check_image_set(job, steps, made, [stage.name for stage in stages_left])
+                    if stage.name in (ingest.STAGE.name, pair.STAGE.name):
+                        check_image_set(job, steps, context.manifests, [stage.name for stage in stages_left])
                 view.end_stage(stage.name)
             yield from mine
 
@@ -163,6 +162,9 @@ def check_image_set(job: Job, steps: Sequence[Step], manifests: Manifests, stage
     if manifest := manifests.get(step.fingerprint):
         if ipc:
             ingest.check_images(manifest, ipc, needs_val)
+        pairs = next((manifests.get(step.fingerprint) for step in steps if step.stage == pair.STAGE.name), None)
+        if pairs and set(stages) - {ingest.STAGE.name, pair.STAGE.name, report.STAGE.name}:
+            pair.check_pairs(pairs, manifest, ipc)
         return
     found = inspect_names(job.ingest, ipc, needs_val)
     if found.is_refused:

@@ -8,7 +8,7 @@ import pytest
 
 from vlcp_ray.config import Job
 from vlcp_ray.settings import ConfigError, build
-from vlcp_ray.stages.pair import Caption, hashed_settings, pairs_schema
+from vlcp_ray.stages.pair import Caption, check_pairs, hashed_settings, pairs_schema
 
 
 @pytest.mark.parametrize(
@@ -46,3 +46,12 @@ def test_hashed_settings_with_saved_captions_ignore_the_model(tmp_path: Path) ->
     described = hashed(source=str(table), missing="describe")
     assert described != hashed(source=str(table))
     assert described != hashed(source=str(table), missing="describe", temperature=1)
+
+
+def test_check_pairs_names_a_class_that_lost_its_captions() -> None:
+    images = {"class_names": ["cat", "cow", "dog"], "train": [9, 8, 7]}
+    check_pairs({"train": [5, 5, 5]}, images, 5)
+    check_pairs({}, images, 7)  # of an earlier version, which did not count
+    message = r"class 'cow' has 0 of its 8 training images left in PAIRS, fewer than ipc = 5 \(and 1 more classes\): "
+    with pytest.raises(ConfigError, match=message):
+        check_pairs({"train": [5, 0, 4]}, images, 5)

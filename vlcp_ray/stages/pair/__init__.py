@@ -1,6 +1,6 @@
 """pair: caption and encode IMAGES(train) to PAIRS in one streaming plan."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 import pyarrow as pa
@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from vlcp_ray.models import pretrained
 from vlcp_ray.schemas import column, identity_columns
-from vlcp_ray.settings import Positive, Settings, Size
+from vlcp_ray.settings import ConfigError, Positive, Settings, Size
 from vlcp_ray.sources import LAYOUTS
 from vlcp_ray.stages.stage import Load, Memory, Stage, Work
 
@@ -94,6 +94,28 @@ def format_too_long(count: int, captions: int, length: int) -> str:
         f"{count:,} of {captions:,} captions {'is' if count == 1 else 'are'} longer than the {length} tokens that the "
         f"text encoder reads at once: fine-tuning reads the first {length}, generation all of a text prototype"
     )
+
+
+def check_pairs(pairs: Mapping[str, Any], images: Mapping[str, Any], ipc: int) -> None:
+    """Check that the classes of PAIRS can be distilled: images without a caption or a latent were rejected.
+
+    Args:
+        pairs, images: the manifests of PAIRS and IMAGES.
+        ipc: images per class of the largest set.
+
+    Raises:
+        ConfigError: a class has fewer rows than `ipc`. The message names the class and the fix.
+    """
+    names, left = images["class_names"], pairs.get("train", images["train"])
+    few = [name for name, count in zip(names, left, strict=True) if count < ipc]
+    if few:
+        count, total = (counts[names.index(few[0])] for counts in (left, images["train"]))
+        raise ConfigError(
+            f"ipc: class {few[0]!r} has {count} of its {total} training images left in PAIRS, fewer than ipc = {ipc}"
+            f"{f' (and {len(few) - 1} more classes)' if few[1:] else ''}: the others have no caption or no latent, as "
+            'REJECTED says; add captions to caption.source, set caption.missing = "describe", lower ipc, or leave the '
+            "class out of ingest.classes"
+        )
 
 
 def pairs_schema(latent: tuple[int, int, int], moments: tuple[int, int, int], views: int = 2) -> pa.Schema:

@@ -1,9 +1,10 @@
 """pair: caption and encode every training image, in one streaming plan of two actor pools."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from vlcp_ray.config import Job
 from vlcp_ray.engine.context import Context
@@ -46,23 +47,26 @@ def run(context: Context, steps: Sequence[Step]) -> None:
             encode = replace(encode, pool=encode.pool.model_copy(update={"min_workers": None}))
     total = sum(manifest["train"])
     seconds = run_rows(context, [step], rows, [*captions, encode], write, total, rows_per_block)
-    lengths = run_remote(count_lengths, artifact, job.base_model)
+    counts = run_remote(count_captions, artifact, job.base_model, len(manifest["class_names"]))
+    lengths = counts["caption_lengths"]
     if lengths["too_long"]:
         log_line(step.title, format_too_long(lengths["too_long"], lengths["captions"], lengths["encoder_tokens"]))
-    complete_rows(context, step, write, total, {"seconds": seconds, "caption_lengths": lengths})
+    complete_rows(context, step, write, total, {"seconds": seconds, **counts})
 
 
-def count_lengths(pairs: Artifact, base_model: str) -> dict[str, int]:
-    """Count the captions of PAIRS, and those that the text encoder does not read at once.
+def count_captions(pairs: Artifact, base_model: str, n_classes: int) -> dict[str, Any]:
+    """Count the captions of PAIRS by class, and those that the text encoder does not read at once.
 
     They are counted in the files, so that the numbers of a resumed run are those of the whole table.
     """
     tokenizer, parts = load_tokenizer(base_model), pairs.parts("pairs")
-    captions = too_long = 0
+    labels, too_long = Counter[int](), 0
     for start in range(0, len(parts), _PARTS_AT_ONCE):
-        texts = pairs.read_parts(parts[start : start + _PARTS_AT_ONCE], ["caption"])["caption"].to_pylist()
-        captions, too_long = captions + len(texts), too_long + count_too_long(tokenizer, texts)
-    return {"captions": captions, "too_long": too_long, "encoder_tokens": tokenizer.model_max_length}
+        rows = pairs.read_parts(parts[start : start + _PARTS_AT_ONCE], ["caption", "label"])
+        labels.update(rows["label"].to_pylist())
+        too_long += count_too_long(tokenizer, rows["caption"].to_pylist())
+    lengths = {"captions": labels.total(), "too_long": too_long, "encoder_tokens": tokenizer.model_max_length}
+    return {"train": [labels[label] for label in range(n_classes)], "caption_lengths": lengths}
 
 
 def _check_names(context: Context, step: Step) -> None:
