@@ -18,7 +18,7 @@ CSV = b"file_name,label\n0.jpg,cat\n1.jpg,dog\n2.jpg,cat\n3.jpg,dog\n"
 
 def test_metadata_names_the_classes_of_the_images_beside_it(tmp_path: Path) -> None:
     files = FOUR | {"train/metadata.csv": b"\xef\xbb\xbf" + CSV, "validation/0.jpg": picture(9)}
-    files["validation/metadata.jsonl"] = b'{"file_name": "0.jpg", "label": "dog", "text": "a dog"}\n\n'
+    files["validation/metadata.jsonl"] = b'\xef\xbb\xbf{"file_name": "0.jpg", "label": "dog", "text": "a dog"}\n\n'
     source = open_set(write_files(tmp_path, files))
     assert source.description == "the images of metadata.csv and metadata.jsonl with train and val, 2 classes"
     table = read_all(source)
@@ -291,8 +291,10 @@ CUB = {
 }
 
 
-def test_cub_has_the_splits_of_its_lists_and_readable_names(tmp_path: Path) -> None:
-    source = open_set(write_files(tmp_path, CUB))
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_cub_has_the_splits_of_its_lists_and_readable_names(tmp_path: Path, mark: bytes) -> None:
+    lists = {name: mark + content for name, content in CUB.items() if name.endswith(".txt")}
+    source = open_set(write_files(tmp_path, CUB | lists))
     assert source.description == "the lists of CUB with train and val, 2 classes"
     assert source.classes.names == ("Black footed Albatross", "Laysan Albatross")
     assert by_source(read_all(source), "split") == {

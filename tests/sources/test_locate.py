@@ -7,7 +7,7 @@ from pyarrow import fs as pafs
 
 from tests.image_sets import write_files
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.sources.locate import locate, refuse_archives
+from vlcp_ray.sources.locate import locate
 
 FILESYSTEM = pafs.LocalFileSystem()
 KAGGLE = {
@@ -47,27 +47,6 @@ def test_locate_names_the_image_sets_below_a_folder_that_is_none(tmp_path: Path)
     root = write_files(tmp_path / "two", {"a/train/cat/1.jpg": b"", "b/train/cat/1.jpg": b""})
     with pytest.raises(ConfigError, match=r"it holds \S+/two/a, \S+/two/b; give one of them"):
         locate(FILESYSTEM, str(root), "")
-
-
-@pytest.mark.parametrize(
-    ("name", "command"),
-    [
-        ("set.zip", "unzip -q {0}/set.zip -d {0}/unpacked"),
-        ("set.TGZ", "mkdir -p {0}/unpacked && tar -xf {0}/set.TGZ -C {0}/unpacked"),
-        ("my set.tar.gz", "mkdir -p {0}/unpacked && tar -xf '{0}/my set.tar.gz' -C {0}/unpacked"),
-    ],
-)
-def test_refuse_archives_gives_the_command_that_unpacks_them(tmp_path: Path, name: str, command: str) -> None:
-    write_files(tmp_path, {name: b"", ".DS_Store": b"", "README.md": b""})
-    for source in (tmp_path, tmp_path / name):
-        with pytest.raises(ConfigError) as error:
-            refuse_archives(FILESYSTEM, str(source))
-        assert f"unpack it: {command.format(tmp_path)}, and set ingest.source" in str(error.value)
-
-
-def test_refuse_archives_leaves_sets_beside_archives(tmp_path: Path) -> None:
-    for number, name in enumerate(("cat/1.jpg", "0.tar", "1.jpg")):
-        refuse_archives(FILESYSTEM, str(write_files(tmp_path / str(number), {name: b"", "backup.zip": b""})))
 
 
 def test_locate_does_not_follow_links_out_of_the_set(tmp_path: Path) -> None:

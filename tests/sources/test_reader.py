@@ -7,7 +7,19 @@ from pyarrow import fs as pafs
 
 from tests.image_sets import write_files
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.sources.reader import RAW, Row, find_shards, has_shards, image_id, split_of, split_of_folder, tables
+from vlcp_ray.sources.reader import (
+    RAW,
+    Row,
+    find_shards,
+    has_extension,
+    has_shards,
+    image_id,
+    near_shards,
+    split_of,
+    split_of_folder,
+    suffix_among,
+    tables,
+)
 
 
 def test_tables_of_many_rows_have_at_most_256_rows() -> None:
@@ -82,3 +94,18 @@ def test_find_shards_skips_hidden_files_and_test_beside_val(tmp_path: Path) -> N
     assert not has_shards(filesystem, str(tmp_path), "parquet")
     with pytest.raises(ConfigError, match=r"has no \.parquet file"):
         find_shards(filesystem, str(tmp_path), "parquet", "")
+
+
+def test_extensions_of_several_parts_are_found_in_any_case(tmp_path: Path) -> None:
+    kinds, filesystem = ("tar", "tar.gz"), pafs.LocalFileSystem()
+    names = ("train-0.tar", "train-1.TAR.GZ", "val/0.tar.gz", "labels.json.gz", "x.targz", "tar", "tar.gz")
+    write_files(tmp_path / "set", dict.fromkeys(names, b""))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "set" / "link").symlink_to(tmp_path / "other")
+    found = {"train-0.tar": "train", "train-1.TAR.GZ": "train", "val/0.tar.gz": "val"}
+    root, limit = str(tmp_path / "set"), str(tmp_path / "set")
+    assert find_shards(filesystem, root, kinds, limit)[1] == found | {"link": "train"}  # told when it is opened
+    assert find_shards(pafs.SubTreeFileSystem(str(tmp_path), filesystem), "set", kinds, "")[1] == found
+    assert sorted(near_shards(filesystem, root, kinds)) == [f"{root}/{name}" for name in sorted(found)]
+    assert [suffix_among(name, kinds) for name in names[:3]] == [".tar", ".TAR.GZ", ".tar.gz"]
+    assert not any(has_extension(name, kinds) for name in names[3:])

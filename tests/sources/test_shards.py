@@ -1,6 +1,7 @@
 """Tests of reading shards from a store that fails: reads are tried again, and no file is called damaged for it."""
 
 import errno
+import gzip
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,9 @@ def write_set(folder: Path, kind: str) -> Any:
         return Parquet
     members = [(f"{i}.{name}", content) for i in range(9) for name, content in (("jpg", picture(i)), ("cls", b"cat"))]
     write_tar(folder / "train-0.tar", members)
+    if kind == "tar.gz":
+        (folder / "train-0.tar.gz").write_bytes(gzip.compress((folder / "train-0.tar").read_bytes()))
+        (folder / "train-0.tar").unlink()
     return WebDataset
 
 
@@ -77,7 +81,7 @@ def rows_of(source: Any) -> list[tuple[str, str]]:
     return [(row["source"], row["reason"]) for table in tables for row in table.to_pylist()]
 
 
-@pytest.mark.parametrize("kind", ["parquet", "tar"])
+@pytest.mark.parametrize("kind", ["parquet", "tar", "tar.gz"])
 def test_shard_on_a_flaky_network_has_all_rows(tmp_path: Path, kind: str) -> None:
     reader, calls = write_set(tmp_path, kind), [0]
 
@@ -91,7 +95,7 @@ def test_shard_on_a_flaky_network_has_all_rows(tmp_path: Path, kind: str) -> Non
     assert calls[0] > 2
 
 
-@pytest.mark.parametrize("kind", ["parquet", "tar"])
+@pytest.mark.parametrize("kind", ["parquet", "tar", "tar.gz"])
 @pytest.mark.parametrize("error", [RESET, RuntimeError("an error of a driver's own"), PermissionError("denied")])
 def test_shard_whose_store_fails_after_it_was_opened_ends_the_run_as_store_error(
     tmp_path: Path, kind: str, error: Exception

@@ -1,5 +1,6 @@
 """Tests of opening a source: the layout is detected, errors are one sentence, and the hashed settings."""
 
+import gzip
 import subprocess
 import sys
 import tempfile
@@ -148,6 +149,11 @@ READ: dict[str, tuple[dict[str, bytes], str, tuple[int, int]]] = {
         "WebDataset with 1 train file, 2 classes",
         (2, 0),
     ),
+    "gzip": (
+        {"0.tar.gz": gzip.compress(tar_of(("0.jpg", IMAGE), ("0.cls", b"a"), ("1.jpg", IMAGE), ("1.cls", b"b")))},
+        "WebDataset with 1 train file, 2 classes",
+        (2, 0),
+    ),
     "repeated members": (
         {"0.tar": tar_of(("0.jpg", IMAGE), ("0.cls", b"a"), ("0.jpg", IMAGE), ("0.cls", b"a"))},
         "WebDataset with 1 train file, 1 class",
@@ -173,6 +179,11 @@ REFUSED: dict[str, tuple[dict[str, bytes], str]] = {
         {f"{wnid}.tar": tar_of((f"{wnid}_1.JPEG", IMAGE)) for wnid in ("n01440764", "n02102040")},
         "each tar of .* is a class; unpack them",
     ),
+    "class folders in a tar": (
+        {"0.tar": tar_of(("a/0.jpg", IMAGE), ("b/1.jpg", IMAGE))},
+        "unpack it: mkdir -p .* tar -xf",
+    ),
+    "images in a tar": ({"0.tar": tar_of(("0.jpg", IMAGE), ("1.jpg", IMAGE))}, "unpack it: mkdir -p .* tar -xf"),
     "no class": ({"0.tar": tar_of(("0.jpg", IMAGE), ("0.json", b"{}"))}, "no sample of .* names a class"),
 }
 

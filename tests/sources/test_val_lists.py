@@ -22,7 +22,7 @@ def test_find_val_list_of_kaggle_is_found_in_the_folders_above(tmp_path: Path) -
 
 
 def test_find_val_list_beside_the_images_comes_first(tmp_path: Path) -> None:
-    annotations = b"val_0.JPEG\tn01443537\t0\t0\t9\t9\nval_1.x.JPEG\tn01629819\t0\n"
+    annotations = b"\xef\xbb\xbfval_0.JPEG\tn01443537\t0\t0\t9\t9\nval_1.x.JPEG\tn01629819\t0\n"
     root = write_files(tmp_path, {"LOC_val_solution.csv": KAGGLE, "val/val_annotations.txt": annotations})
     found = find_val_list(FILESYSTEM, str(root), f"{root}/val", str(root))
     assert found is not None

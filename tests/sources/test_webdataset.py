@@ -1,13 +1,22 @@
 """Tests of the WebDataset layout: labels, repeated keys, and broken tars of which no row is lost."""
 
+import gzip
 import json
 import subprocess
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from tests.image_sets import SHARED, by_source, open_set, picture, read_all, write_parquet, write_tar
+from tests.hostile import labelled, tar_header, tar_sample
+from tests.image_sets import SHARED, by_source, open_set, picture, read_all, write_files, write_parquet, write_tar
 from vlcp_ray.settings import ConfigError
+from vlcp_ray.sources.gzip_shards import GzipShard
+from vlcp_ray.sources.reader import Part, Source
+
+IMAGE = picture(1)
 
 
 def sample(key: str, image: bytes, **label: object) -> list[tuple[str, bytes]]:
@@ -233,3 +242,170 @@ def test_webdataset_wanted_class_with_an_ambiguous_name_is_that_of_the_labels(tm
     image = picture(1)
     write_tar(tmp_path / "0.tar", [("1.jpg", image), ("1.cls", b"panda"), ("2.jpg", image), ("2.cls", b"cat")])
     assert open_set(tmp_path, classes=["panda", "cat"]).classes.keys == ("panda", "cat")
+
+
+@pytest.mark.parametrize("mark", ["\ufeff", ""])
+def test_webdataset_labels_may_begin_with_a_byte_order_mark(tmp_path: Path, mark: str) -> None:
+    texts = {"1.cls": "cat", "2.json": '{"label": "dog"}', "3.cls": "1"}
+    members = [
+        member for name, text in texts.items() for member in ((f"{name[0]}.jpg", IMAGE), (name, (mark + text).encode()))
+    ]
+    write_tar(tmp_path / "0.tar", members)
+    (tmp_path / "names.txt").write_bytes(f"{mark}cat\ncow\ndog\n".encode())
+    table = read_all(open_set(tmp_path, class_list=str(tmp_path / "names.txt")))
+    assert by_source(table, "class_key") == {"0.tar:1": "cat", "0.tar:2": "dog", "0.tar:3": "cow"}
+
+
+def pack(file: Path, end: str = ".gz", level: int = 9) -> Path:
+    """Put a gzip file in the place of a tar."""
+    packed = file.with_name(f"{file.name}{end}") if end == ".gz" else file.with_suffix(end)
+    packed.write_bytes(gzip.compress(file.read_bytes(), level))
+    file.unlink()
+    return packed
+
+
+def cats(count: int) -> list[tuple[str, bytes]]:
+    return [member for number in range(count) for member in sample(f"{number}", picture(number), cls="cat")]
+
+
+def test_webdataset_in_gzip_has_the_rows_of_the_tars(tmp_path: Path) -> None:
+    for folder in ("plain", "packed"):
+        write_tar(tmp_path / folder / "set-train-0.tar", cats(5))
+        members = [*sample("a/1", picture(6), wnid="n01440764"), *sample("a/2", picture(7)), ("3.cls", b"cat")]
+        write_tar(tmp_path / folder / "set-train-1.tar", members)
+        write_tar(tmp_path / folder / "val" / "0.tar", sample("9", picture(9, size=(200, 200)), cls="cat"))
+    pack(tmp_path / "packed" / "set-train-0.tar")
+    pack(tmp_path / "packed" / "val" / "0.tar", ".tgz")  # one is left as it is
+    plain, packed = (open_set(tmp_path / folder, max_bytes=5_000) for folder in ("plain", "packed"))
+    assert packed.description == plain.description == "WebDataset with 2 train files and 1 val file, 2 classes"
+    assert packed.splits == {"train", "val"}
+    expected, table = read_all(plain), read_all(packed)
+    assert len(table) == 9
+    assert sorted(table["reason"].to_pylist()) == [""] * 6 + ["no_label", "too_large", "unreadable"]
+    for name in ("image_id", "class_key", "split", "image", "reason", "detail"):
+        assert table[name].to_pylist() == expected[name].to_pylist()
+    assert [name.replace(".tgz", ".tar").replace(".gz", "") for name in table["source"].to_pylist()] == expected[
+        "source"
+    ].to_pylist()
+    rows = {name: reason for name, reason in by_source(table, "reason").items() if name.startswith("set-train-0")}
+    assert set(by_source(read_all(packed, list(rows)[1:]), "source")) & set(rows) == {next(iter(rows))}
+    listed = [image for part in packed.parts() for image in packed.images(part, ids=True)]
+    assert sorted(image.image_id for image in listed) == sorted(table["image_id"].to_pylist())
+
+
+@pytest.mark.parametrize("name", ["train.tar", "train.tar.gz"])
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_webdataset_is_unpacked_by_its_first_bytes_not_by_its_name(tmp_path: Path, name: str, is_packed: bool) -> None:
+    content = write_tar(tmp_path / "x", cats(2)).read_bytes()
+    (tmp_path / name).write_bytes(gzip.compress(content) if is_packed else content)
+    for source in (tmp_path, tmp_path / name):
+        assert set(by_source(read_all(open_set(source)), "source")) == {f"{name}:0", f"{name}:1"}
+
+
+def test_webdataset_in_gzip_is_unpacked_once_for_each_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large member behind the image does not send the reader back, and is not held."""
+    noise = np.random.default_rng(0).bytes(3 * 2**20)
+    image = picture(2, "PNG", size=(800, 600))
+    others = [
+        [(f"{number}.png", image), (f"{number}.cls", b"cat"), (f"{number}.npy", noise), (f"{number}.seg.png", image)]
+        for number in range(3)
+    ]
+    whole = write_tar(tmp_path / "train.tar", [member for members in others for member in members])
+    size, shards = whole.stat().st_size, list[GzipShard]()
+    pack(whole, level=1)
+    source, begin = open_set(tmp_path), GzipShard._begin
+    monkeypatch.setattr(GzipShard, "_begin", lambda shard: (shards.append(shard), begin(shard))[1])
+    tracemalloc.start()
+    rows = [(row["image"] == image, row["reason"]) for (part,) in [source.parts()] for row in read_rows(source, part)]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert rows == [(True, "")] * 3
+    assert len(shards) <= 2  # opened, and from the start again behind the first header
+    assert max(shard._unpacked for shard in shards) <= size + 2**20
+    assert peak < 3 * (3 * len(image)) + 2**24
+
+
+def read_rows(source: Source, part: Part) -> list[dict[str, Any]]:
+    return [row for table in source.read(part, ()) for row in table.to_pylist()]
+
+
+def test_webdataset_in_gzip_holds_no_image_that_is_too_large(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).bytes(2**24)
+    file = pack(write_tar(tmp_path / "train.tar", [*cats(1), *sample("big", noise, cls="cat")]), level=1)
+    del noise
+    source = open_set(file, max_bytes=2**20)
+    tracemalloc.start()
+    table = read_all(source)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert by_source(table, "reason") == {"train.tar.gz:0": "", "train.tar.gz:big": "too_large"}
+    assert peak < 2**23
+
+
+@pytest.mark.parametrize("cut", [0.3, 0.6, 0.9, -1])
+def test_webdataset_gzip_that_is_cut_short_keeps_the_rows_before_it(tmp_path: Path, cut: float) -> None:
+    file = pack(write_tar(tmp_path / "train.tar", cats(20)), level=1)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(cut * len(whole)) if cut > 0 else -1])
+    table = read_all(open_set(file))
+    good = [name for name, reason in by_source(table, "reason").items() if not reason]
+    bad = {name: detail for name, detail in by_source(table, "detail").items() if name not in good}
+    assert all(by_source(table, "image")[name] == picture(int(name.rpartition(":")[2])) for name in good)
+    assert len(good) >= 20 * abs(cut) - 2
+    assert 1 <= len(bad) <= 2  # the sample at the cut, and what may have followed
+    assert [detail for name, detail in bad.items() if "from byte" in name] == ["the gzip file is cut short"]
+    with pytest.raises(ValueError, match=r"train\.tar\.gz: the gzip file is cut short"):
+        list(open_set(file).images(open_set(file).parts()[0]))
+
+
+def test_webdataset_gzip_with_damaged_bytes_keeps_the_rows_before_them(tmp_path: Path) -> None:
+    file = pack(write_tar(tmp_path / "train.tar", cats(20)), level=0)
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1  # of its length
+    file.write_bytes(content)
+    reasons = by_source(read_all(open_set(file)), "reason")
+    assert sorted(reasons.values()) == [""] * 20 + ["unreadable"]
+    file.write_bytes(file.read_bytes()[:-8] + gzip.compress(bytes(10))[:-8])
+    assert "unreadable" in by_source(read_all(open_set(file)), "reason").values()
+
+
+def test_webdataset_gzip_that_is_none_beside_a_good_one_costs_one_row(tmp_path: Path) -> None:
+    pack(write_tar(tmp_path / "train-0.tar", cats(3)))
+    (tmp_path / "train-1.tar.gz").write_bytes(b"\x1f\x8b this is text" * 100)
+    (tmp_path / "train-2.tgz").write_bytes(b"")
+    reasons = by_source(read_all(open_set(tmp_path)), "reason")
+    assert sorted(reasons.values()) == ["", "", "", "unreadable", "unreadable"]
+    assert {name for name, reason in reasons.items() if reason} == {
+        "train-1.tar.gz:whole file",
+        "train-2.tgz:whole file",
+    }
+
+
+def test_webdataset_gzip_bomb_ends_with_one_row(tmp_path: Path) -> None:
+    bomb = tar_sample("1", IMAGE) + tar_header("1.bin", 2**30) + bytes(10**8)
+    (tmp_path / "train.tar.gz").write_bytes(gzip.compress(bomb))
+    del bomb
+    tracemalloc.start()
+    table = read_all(open_set(tmp_path))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [bool(reason) for reason in table["reason"].to_pylist()] == [False, True]
+    assert "bytes of the gzip file unpack to more than" in table["detail"].to_pylist()[1]
+    assert peak < 2**24
+
+
+def test_webdataset_in_gzip_has_sparse_members_and_no_links(tmp_path: Path) -> None:
+    content = bytes(3 * 2**20) + b"end"
+    write_files(tmp_path / "files", {"x.cls": b"cat"})
+    with (tmp_path / "files" / "x.png").open("wb") as file:
+        file.seek(3 * 2**20)
+        file.write(b"end")
+    command = ["tar", "--format=gnu", "--sparse", "-cf", "x.tar", "x.png", "x.cls"]
+    subprocess.run(command, cwd=tmp_path / "files", check=True)
+    sparse = (tmp_path / "files" / "x.tar").read_bytes()
+    assert len(sparse) < 20_000
+    link = labelled("y", tar_header("y.png", kind=b"2", link="1.png"))
+    (tmp_path / "train.tgz").write_bytes(gzip.compress(tar_sample("1", IMAGE) + link + sparse))
+    table = read_all(open_set(tmp_path / "train.tgz"))
+    assert by_source(table, "image") == {"train.tgz:1": IMAGE, "train.tgz:x": content, "train.tgz:y": b""}
+    assert by_source(table, "detail")["train.tgz:y"] == "y.png is a link to 1.png, which is not followed in a gzip file"

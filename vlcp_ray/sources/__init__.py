@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any, Final
 from pyarrow import fs as pafs
 
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.sources import arrow, digits, folder, hub, listed, npz, parquet, tiny_imagenet, webdataset
+from vlcp_ray.sources import arrow, cifar, digits, folder, hub, listed, npz, parquet, tiny_imagenet, webdataset
+from vlcp_ray.sources.archives import refuse_archives
 from vlcp_ray.sources.classes import LISTS
 from vlcp_ray.sources.layout import Layout
 from vlcp_ray.sources.local_files import leaves, limit_of
-from vlcp_ray.sources.locate import locate, refuse_archives
+from vlcp_ray.sources.locate import locate
 from vlcp_ray.sources.reader import Source, list_folders, list_some, listings_kept
 from vlcp_ray.store.files import check_access
 from vlcp_ray.store.io import content_hash, open_uri, retry
@@ -27,6 +28,7 @@ LAYOUTS: Final[dict[str, Layout]] = {
         tiny_imagenet.LAYOUT,
         listed.CUB,
         listed.METADATA,
+        cifar.LAYOUT,
         parquet.LAYOUT,
         webdataset.LAYOUT,
         arrow.LAYOUT,

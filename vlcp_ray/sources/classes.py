@@ -218,7 +218,7 @@ def _read_text(uri: str) -> str:
     try:
         filesystem, path = open_uri(uri, "ingest.class_list")
         content = retry(lambda: files.read(filesystem, path), f"read ingest.class_list {path}")
-        return content.decode("utf-8")
+        return content.decode("utf-8-sig")
     except AccessError:
         raise
     except (OSError, ValueError) as error:

@@ -12,6 +12,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from vlcp_ray.settings import ConfigError
+from vlcp_ray.sources.archives import has_tars
 from vlcp_ray.sources.classes import Classes, load_glossary, resolve
 from vlcp_ray.sources.folder import NO_CLASSES
 from vlcp_ray.sources.image_files import ImageFile, is_image, read_files
@@ -351,7 +352,7 @@ def _has_metadata(filesystem: pafs.FileSystem, path: str) -> bool:
     if filesystem.get_file_info(path).is_file:
         return False
     lists = _metadata_files(filesystem, path)
-    if not lists or any(has_shards(filesystem, path, extension) for extension in ("tar", "parquet")):
+    if not lists or has_shards(filesystem, path, "parquet") or has_tars(filesystem, path):
         return False
     folders = {f"{path}/{posixpath.dirname(name)}".rstrip("/") for _, name in lists}
     if any(_has_classes(filesystem, folder) for folder in folders | _splits_beside(filesystem, path, folders)):

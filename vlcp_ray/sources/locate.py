@@ -1,7 +1,5 @@
 """Find the folder of an image set in the folder that a user gives, which often is one or two folders too high."""
 
-import posixpath
-import shlex
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -17,12 +15,6 @@ _MAX_DEPTH: Final = 4  # ILSVRC/Data/CLS-LOC/train
 _CHECKED: Final = 8  # folders of a folder: those of a thousand classes are all alike
 _MAX_LISTED: Final = 64
 _TABLES: Final = ("tar", "parquet", "npz", "arrow")
-#: The commands that unpack archives, by the end of their name.
-_ARCHIVES: Final = {
-    ".zip": "unzip -q {0} -d {1}",
-    ".7z": "7z x {0} -o{1}",
-    ".rar": "unrar x {0} {1}/",
-} | dict.fromkeys((".tgz", ".tar.gz", ".tar.bz2", ".tar.xz"), "mkdir -p {1} && tar -xf {0} -C {1}")
 
 
 def locate(filesystem: pafs.FileSystem, path: str, limit: str) -> str:
@@ -52,30 +44,6 @@ def locate(filesystem: pafs.FileSystem, path: str, limit: str) -> str:
             'ingest.layout = "folder" if its folders are the classes'
         )
     return path
-
-
-def refuse_archives(filesystem: pafs.FileSystem, path: str) -> None:
-    """Refuse an archive of a folder tree, or a folder of nothing else.
-
-    Raises:
-        ConfigError: the command that unpacks it.
-    """
-    info = filesystem.get_file_info(path)
-    if info.is_file:
-        names = [info.path]
-    else:
-        infos = list_folder(filesystem, path)
-        if any(not info.is_file or info.extension in _TABLES or is_image(info.base_name) for info in infos):
-            return
-        names = sorted(info.path for info in infos)
-    for name in names:
-        if unpack := next((command for end, command in _ARCHIVES.items() if name.lower().endswith(end)), None):
-            target = posixpath.join(posixpath.dirname(name), "unpacked")
-            command = unpack.format(shlex.quote(name), shlex.quote(target))
-            raise ConfigError(
-                f"ingest.source: {name} is an archive, which is not read as it is; unpack it: {command}, and set "
-                f"ingest.source = {target!r}"
-            )
 
 
 def has_train(filesystem: pafs.FileSystem, folders: Sequence[tuple[str, str]]) -> bool:

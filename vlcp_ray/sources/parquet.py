@@ -26,6 +26,7 @@ from vlcp_ray.sources.reader import (
     lost_shard,
     split_of,
     split_of_folder,
+    suffix_among,
     tables,
 )
 from vlcp_ray.sources.shards import ShardError, ShardFile, open_shard
@@ -40,6 +41,7 @@ from vlcp_ray.sources.table_columns import (
     make_row,
 )
 from vlcp_ray.sources.table_files import TableFiles
+from vlcp_ray.sources.tars import EXTENSIONS
 
 if TYPE_CHECKING:
     from vlcp_ray.stages.ingest import Ingest
@@ -395,8 +397,12 @@ def _has_parquet(filesystem: pafs.FileSystem, path: str) -> bool:
         return True
     folders = [path, *(folder for name, folder in list_folders(filesystem, path) if split_of_folder(name))]
     tables, tars = (
-        {f"{folder}/{name.rpartition('.')[0]}" for folder in folders for name in list_shards(filesystem, folder, kind)}
-        for kind in ("parquet", "tar")
+        {
+            f"{folder}/{name.removesuffix(suffix_among(name, kind))}"
+            for folder in folders
+            for name in list_shards(filesystem, folder, kind)
+        }
+        for kind in ("parquet", EXTENSIONS)
     )
     return not tables or bool(tables - tars)
 

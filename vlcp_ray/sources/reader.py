@@ -14,7 +14,7 @@ from pyarrow import fs as pafs
 
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.sources.classes import Classes
-from vlcp_ray.sources.local_files import walk
+from vlcp_ray.sources.local_files import suffix_of, walk
 
 #: The columns of unchecked rows. `class_key` is a key of `Classes`, "" for an image without a label. `source` is unique
 #: in the set: the file, tar member or table row with the image. `reason` and `detail` are set if it could not be read.
@@ -24,6 +24,8 @@ RAW: Final = pa.schema(
     + [(name, pa.string()) for name in ("reason", "detail")]
 )
 
+#: An extension without its dot, in lower case, or several of one kind: "parquet", ("tar", "tar.gz").
+Extensions = str | tuple[str, ...]
 #: Characters of a label: a longer one is a text and no class.
 MAX_LABEL: Final = 1024
 _MAX_CLASSES: Final = 100_000  # ImageNet-21k has 21,841
@@ -197,8 +199,25 @@ def split_of_folder(name: str) -> str:
     return split_of(found[1]) if found else ""
 
 
-def find_shards(filesystem: pafs.FileSystem, path: str, extension: str, limit: str) -> tuple[str, dict[str, str]]:
-    """Find all files with an extension, at a path or below it.
+def has_extension(name: str, extensions: Extensions) -> bool:
+    """Return whether a file name has one of the extensions, in lower case or capitals."""
+    return bool(suffix_among(name, extensions))
+
+
+def suffix_among(name: str, extensions: Extensions) -> str:
+    """Return the end of a file name that is one of the extensions, as it is written, with its dot: ".tar.gz", or ""."""
+    ends = (f".{extension}" for extension in _as_tuple(extensions))
+    return next((name[-len(end) :] for end in ends if name.lower().endswith(end)), "")
+
+
+def _as_tuple(extensions: Extensions) -> tuple[str, ...]:
+    return (extensions,) if isinstance(extensions, str) else extensions
+
+
+def find_shards(
+    filesystem: pafs.FileSystem, path: str, extensions: Extensions, limit: str
+) -> tuple[str, dict[str, str]]:
+    """Find all files with one of some extensions, at a path or below it.
 
     The split of a file is a word in its path, train if there is none. If no file is val, those of test are val.
 
@@ -214,13 +233,16 @@ def find_shards(filesystem: pafs.FileSystem, path: str, extension: str, limit: s
         path, _, name = path.rpartition("/")
         return path, {name: "train"}
     if isinstance(filesystem, pafs.LocalFileSystem):
-        names = sorted(file.path[len(path) + 1 :] for file in walk(path, {f".{extension}"}, limit))
+        suffixes = {suffix_of(f"x.{extension}") for extension in _as_tuple(extensions)}
+        found = (file.path[len(path) + 1 :] for file in walk(path, suffixes, limit))
+        # A folder that is a link may have any name.
+        names = sorted(name for name in found if has_extension(name, extensions) or suffix_of(name) not in suffixes)
     else:
         infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
-        names = sorted(i.path[len(path) + 1 :] for i in infos if i.is_file and i.extension == extension)
+        names = sorted(i.path[len(path) + 1 :] for i in infos if i.is_file and has_extension(i.base_name, extensions))
         names = [name for name in names if not is_hidden(name)]
     if not names:
-        raise ConfigError(f"ingest.source: {path} has no .{extension} file")
+        raise ConfigError(f"ingest.source: {path} has no .{_as_tuple(extensions)[0]} file")
     splits = {name: split_of(name) or "train" for name in names}
     if "val" not in splits.values():
         splits = {name: "val" if split == "test" else split for name, split in splits.items()}
@@ -249,28 +271,33 @@ def list_folder(filesystem: pafs.FileSystem, path: str) -> list[pafs.FileInfo]:
     return kept[path]
 
 
-def has_shards(filesystem: pafs.FileSystem, path: str, extension: str) -> bool:
-    """Return whether there are files with an extension in a folder, its first folders, or folders of splits in them."""
+def has_shards(filesystem: pafs.FileSystem, path: str, extensions: Extensions) -> bool:
+    """Return whether a path is a file with one of some extensions, or a folder with such files: see `near_shards`."""
     info = filesystem.get_file_info(path)
     if info.is_file:
-        return bool(info.extension == extension)
+        return has_extension(info.base_name, extensions)
+    return any(True for _ in near_shards(filesystem, path, extensions))
+
+
+def near_shards(filesystem: pafs.FileSystem, path: str, extensions: Extensions) -> Iterator[str]:
+    """Yield the paths of files with one of some extensions in a folder, its first folders, or those of splits in them.
+
+    One folder is listed after the other, as more are asked for.
+    """
     folders = [folder for _, folder in list_folders(filesystem, path)[:_FOLDERS_CHECKED]]
-    if any(list_shards(filesystem, folder, extension) for folder in [path, *folders]):
-        return True
-    # <configuration>/<split>/0000.parquet, as the hub converts sets
-    splits = [
-        inner
-        for folder in folders
-        for name, inner in list_folders(filesystem, folder)[:_FOLDERS_CHECKED]
-        if split_of_folder(name.removeprefix("partial-"))
-    ]
-    return any(list_shards(filesystem, folder, extension) for folder in splits)
+    for folder in [path, *folders]:
+        yield from (f"{folder}/{name}" for name in list_shards(filesystem, folder, extensions))
+    for folder in folders:
+        # <configuration>/<split>/0000.parquet, as the hub converts sets
+        for name, inner in list_folders(filesystem, folder)[:_FOLDERS_CHECKED]:
+            if split_of_folder(name.removeprefix("partial-")):
+                yield from (f"{inner}/{shard}" for shard in list_shards(filesystem, inner, extensions))
 
 
-def list_shards(filesystem: pafs.FileSystem, folder: str, extension: str) -> list[str]:
-    """List the names of the files with an extension in a folder itself, without hidden ones."""
+def list_shards(filesystem: pafs.FileSystem, folder: str, extensions: Extensions) -> list[str]:
+    """List the names of the files with one of some extensions in a folder itself, without hidden ones."""
     infos = list_folder(filesystem, folder)
-    return [info.base_name for info in infos if info.is_file and info.extension == extension]
+    return [info.base_name for info in infos if info.is_file and has_extension(info.base_name, extensions)]
 
 
 def list_folders(filesystem: pafs.FileSystem, path: str) -> list[tuple[str, str]]:

@@ -8,13 +8,19 @@ import hashlib
 import posixpath
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
 
-from vlcp_ray.sources.shards import ShardError, ShardFile
+from pyarrow import fs as pafs
+
+from vlcp_ray.sources.gzip_shards import GzipShard, is_gzip
+from vlcp_ray.sources.shards import ShardError, ShardFile, open_shard
 from vlcp_ray.store.io import StoreError
+
+#: The extensions of the files that are read as tars.
+EXTENSIONS: Final = ("tar", "tar.gz", "tgz")
 
 _MAX_HEADER: Final = 2**20  # bytes of all the headers of one member: its name, its pax records, its sparse map
 _MAX_NAME: Final = 4096  # characters; PATH_MAX of Linux
@@ -65,15 +71,18 @@ class Tar:
 
     Memory: nothing is kept of a member that was read; for a tar with links 300 bytes of each of its first two million
     members, to which links may lead. A tar of more than four million members is read up to there.
+
+    In a gzip file links are not followed, and a member is read before the header behind it: see `keep`.
     """
 
-    def __init__(self, file: ShardFile) -> None:
+    def __init__(self, file: ShardFile | GzipShard) -> None:
         """Read the first header.
 
         Raises:
             ShardError: the file is no tar.
         """
-        self.file = file
+        self.file, self.is_packed = file, isinstance(file, GzipShard)
+        self._kept: dict[int, bytes | ShardError] = {}  # by the start of the member
         self.end = 0  # of the last header that could be read
         self._is_too_long = False
         self._links: dict[bytes, Content | bytes] | None = None
@@ -98,12 +107,33 @@ class Tar:
                 kind = _KINDS.get(header.type, f"a member of the type {header.type!r}")
                 yield Member(name, None, f"{kind}, not a regular file")
 
+    def keep(self, contents: Collection[Content]) -> None:
+        """Read some members ahead for `read`, and forget all others: for a tar that is packed.
+
+        Only the header behind a sample tells that the sample has ended. To go back from there may mean to unpack all
+        that lies before it.
+        """
+        self._kept = {one.start: self._kept[one.start] for one in contents if one.start in self._kept}
+        for content in contents:
+            if content.start not in self._kept:
+                try:
+                    self._kept[content.start] = self._read(content)
+                except ShardError as error:
+                    self._kept[content.start] = error
+
     def read(self, content: Content) -> bytes:
         """Read the bytes of a member.
 
         Raises:
             ShardError: the tar ends before them.
         """
+        if content.start not in self._kept:
+            return self._read(content)
+        if isinstance(found := self._kept[content.start], ShardError):
+            raise found
+        return found
+
+    def _read(self, content: Content) -> bytes:
         if content.pieces is None:
             return self._read_at(content.start, content.size)
         if sum(size for _, size in content.pieces) > content.size:
@@ -128,12 +158,15 @@ class Tar:
         """
         if self._is_too_long:
             return f"the tar has more than {_MAX_MEMBERS:,} members; split it into several"
-        size = self.file.size
-        self.file.seek(min(self.end, size))
-        rest = self.file.read(_MAX_PADDING + 1)
-        if self.end < size and len(rest) <= _MAX_PADDING and not any(rest):
+        self.file.seek(self.end)
+        try:
+            rest = self.file.read(_MAX_PADDING + 1)
+        except ShardError as error:
+            return str(error)
+        if 0 < len(rest) <= _MAX_PADDING and not any(rest):
             return ""
-        return f"the tar is cut short or broken at byte {self.end} of {size}"
+        whole = f"of {self.file.size}" if isinstance(self.file, ShardFile) else "of what the gzip file unpacks to"
+        return f"the tar is cut short or broken at byte {self.end} {whole}"
 
     def _headers(self) -> Iterator[tarfile.TarInfo]:
         """Read the headers one after the other, and keep none; ends at the first that cannot be used."""
@@ -160,6 +193,8 @@ class Tar:
             return
 
     def _link(self, name: str, header: tarfile.TarInfo) -> Member:
+        if self.is_packed:
+            return Member(name, None, f"a link to {_shortened(header.linkname)}, which is not followed in a gzip file")
         if self._links is None:
             self._links = self._index()
         target = _target(header)
@@ -182,10 +217,24 @@ class Tar:
         return index
 
 
+def open_tar(filesystem: pafs.FileSystem, path: str, limit: str) -> Tar:
+    """Open a tar, which may be packed with gzip, and read its first header.
+
+    Args:
+        limit: as of `open_shard`.
+
+    Raises:
+        ShardError: it cannot be opened, or is no tar.
+        StoreError: the store fails.
+    """
+    file = open_shard(filesystem, path, limit)
+    return Tar(GzipShard(file) if is_gzip(file) else file)
+
+
 class _Headers:
     """The file as tarfile sees it: it reads headers only, and no more than 1 MiB for one member."""
 
-    def __init__(self, file: ShardFile) -> None:
+    def __init__(self, file: ShardFile | GzipShard) -> None:
         self.file, self.name, self.position = file, file.path, 0
         self.begin()
 

@@ -1,19 +1,16 @@
 """The layout `webdataset`: tars whose consecutive members of one key form a sample: an image and `cls` or `json`."""
 
-import hashlib
 import json
 import re
-from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 from pyarrow import fs as pafs
 
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.sources.classes import Classes, expand, is_wnid, load_glossary, resolve
-from vlcp_ray.sources.image_files import SUFFIXES
+from vlcp_ray.sources.archives import check_tars, has_tars, refusal
+from vlcp_ray.sources.classes import Classes, expand, load_glossary, resolve
 from vlcp_ray.sources.layout import Layout
 from vlcp_ray.sources.local_files import limit_of
 from vlcp_ray.sources.reader import (
@@ -24,44 +21,28 @@ from vlcp_ray.sources.reader import (
     check_class_count,
     find_shards,
     format_split_counts,
-    has_shards,
     image_id,
     list_some,
     lost_shard,
     tables,
     utf8,
 )
-from vlcp_ray.sources.shards import ShardError, open_shard
-from vlcp_ray.sources.tars import Member, Tar
+from vlcp_ray.sources.samples import MAX_LABEL_BYTES, Sample, samples
+from vlcp_ray.sources.shards import ShardError
+from vlcp_ray.sources.tars import EXTENSIONS, Member, Tar, open_tar
 
 if TYPE_CHECKING:
     from vlcp_ray.stages.ingest import Ingest
 
 #: Fields of a sample's json that may name its class; the first that has a value is used.
 _CLASS_FIELDS: Final = ("wnid", "class_name", "class", "label", "cls")
-_EXTENSION: Final = re.compile(r"([a-z_][a-z0-9_-]*\.)*[^.]*")
-_READ: Final = SUFFIXES | {".cls", ".json"}
-_MAX_LABEL_BYTES: Final = 2**20  # of a cls or json member; a longer one is broken
-_MAX_MEMBERS: Final = 64  # of a sample that are kept; others are ignored
-
-
-@dataclass(frozen=True)
-class Sample:
-    """The members of a key by their extension; `name` is the key, with a number if the tar had the key before."""
-
-    key: str
-    name: str
-    members: dict[str, Member] = field(default_factory=dict)
-
-    def image(self) -> Member | None:
-        """Return the member that is the image: of `jpg`, or of the only one like `input.jpg`."""
-        exact = next((m for ext, m in self.members.items() if f".{ext}" in SUFFIXES), None)
-        others = [m for ext, m in self.members.items() if f".{ext.rpartition('.')[2]}" in SUFFIXES]
-        return exact or (others[0] if len(others) == 1 else None)
 
 
 class WebDataset:
-    """Read tars named after their splits: `imagenet1k-train-0000.tar`, `val/000.tar`; without such a word, train."""
+    """Read tars named after their splits: `imagenet1k-train-0000.tar`, `val/000.tar.gz`; without such a word, train.
+
+    Memory: one image and one label; of a tar that is packed with gzip 8 MiB more.
+    """
 
     layout = "webdataset"
 
@@ -69,11 +50,12 @@ class WebDataset:
         """List the tars; all labels are read if neither `classes` nor `class_list` names the classes.
 
         Raises:
-            ConfigError: label numbers have no names, or a tar cannot be read.
+            ConfigError: the tars are archives of other files, label numbers have no names, or no tar can be read.
         """
         self.filesystem, self.max_bytes = filesystem, settings.max_bytes
         self.limit = limit_of(filesystem, path, settings.follow_links)
-        self.path, self.files = find_shards(filesystem, path, "tar", self.limit)
+        self.path, self.files = find_shards(filesystem, path, EXTENSIONS, self.limit)
+        check_tars(filesystem, self.path, self.files, self.limit)
         self.glossary = load_glossary(settings.class_list)
         self.is_subset = bool(settings.classes)
         self.fields = (settings.class_key,) if settings.class_key else _CLASS_FIELDS
@@ -100,7 +82,7 @@ class WebDataset:
         except ShardError as error:
             raise ValueError(f"{part.path}: {error}") from error
         wanted = frozenset(self.classes.keys)
-        for sample in _samples(tar):
+        for sample in samples(tar):
             key, _ = self._read_label(tar, sample)
             if key in wanted or not self._is_class(key):
                 row_id = image_id(part.split, key, sample.key)
@@ -118,7 +100,7 @@ class WebDataset:
             yield lost_shard(part, str(error))
             return
         wanted = frozenset(self.classes.keys)
-        for sample in _samples(tar):
+        for sample in samples(tar, self.max_bytes):
             if f"{part.path}:{sample.name}" not in done:
                 key, detail = self._read_label(tar, sample)
                 if key in wanted or not self._is_class(key):
@@ -193,9 +175,10 @@ class WebDataset:
             except ShardError as error:
                 errors.append(f"{path} cannot be read as a tar ({error})")
                 continue
-            for sample in _samples(tar):
+            for sample in samples(tar):
                 keys.add(self._read_label(tar, sample)[0])
-                example = example or sample
+                if example is None or (sample.is_labelled() and not example.is_labelled()):
+                    example = sample
                 check_class_count(keys)
         if len(errors) == len(self.files):
             raise ConfigError(f"ingest.source: {errors[0]}; download it again")
@@ -204,24 +187,13 @@ class WebDataset:
         return keys - {""}
 
     def _open(self, path: str) -> Tar:
-        return Tar(open_shard(self.filesystem, f"{self.path}/{path}", self.limit))
+        return open_tar(self.filesystem, f"{self.path}/{path}", self.limit)
 
 
 def _without_class(path: str, files: Mapping[str, str], sample: Sample) -> str:
     """Say what to do about tars whose samples name no class."""
-    if any(extension in ("tar", "gz", "zip") for extension in sample.members):
-        tar, folder = f"{path}/{next(iter(files))}", f"{path}/train"
-        return (
-            f"ingest.source: {tar} holds other archives ({next(iter(sample.members.values())).name}), as the original "
-            f"archive of ImageNet; unpack them into a folder for each class: mkdir -p {folder} && "
-            f"tar -xf {tar} -C {folder} && for t in {folder}/*.tar; do mkdir ${{t%.tar}} && tar -xf $t -C ${{t%.tar}} "
-            "&& rm $t; done"
-        )
-    if all(is_wnid(file.rpartition("/")[2].removesuffix(".tar")) for file in files):
-        return (
-            f"ingest.source: each tar of {path} is a class; unpack them into a folder each: cd {path} && "
-            "for t in *.tar; do mkdir ${t%.tar} && tar -xf $t -C ${t%.tar} && rm $t; done"
-        )
+    if not sample.is_labelled():
+        return refusal(path, files, sample)
     return (
         f"ingest.class_key: no sample of {path} names a class; they have {list_some(sample.members)}; set "
         "ingest.class_key to the field of the json that does"
@@ -232,42 +204,6 @@ class _LabelError(Exception):
     """A label that cannot be read; the message says why."""
 
 
-def _samples(tar: Tar) -> Iterator[Sample]:
-    """Group neighbouring members whose names agree up to the first dot into samples."""
-    seen: set[int] = set()  # digests, so that memory is some 70 bytes for each sample
-    repeated: Counter[int] = Counter()
-    sample: Sample | None = None
-    for member in tar:
-        key, extension = _split_name(member.name)
-        if member.content is None and f".{extension}" not in SUFFIXES:
-            continue  # a device or a link to nothing that is no image
-        if sample is None or key != sample.key or extension in sample.members:
-            if sample:
-                yield sample
-            digest = int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest())
-            if digest in seen:
-                repeated[digest] += 1
-            seen.add(digest)
-            sample = Sample(key, f"{key} again {repeated[digest]}" if digest in repeated else key)
-        if len(sample.members) < _MAX_MEMBERS:
-            sample.members[extension] = member
-    if sample:
-        yield sample
-
-
-def _split_name(name: str) -> tuple[str, str]:
-    """Split a member's path into WebDataset's key and extension, at the first dot after the folder.
-
-    At the last dot where an image or a label has numbers or words before its suffix: 22.05.png is not of the sample 22.
-    """
-    folder, slash, file = name.rpartition("/")
-    stem, _, extension = file.partition(".")
-    is_read = f".{extension.rpartition('.')[2].lower()}" in _READ
-    if is_read and not _EXTENSION.fullmatch(extension.lower()):
-        stem, _, extension = file.rpartition(".")
-    return f"{folder}{slash}{stem}", extension.lower()
-
-
 def _read_text(tar: Tar, member: Member) -> str:
     """Read a cls or json member.
 
@@ -276,10 +212,10 @@ def _read_text(tar: Tar, member: Member) -> str:
     """
     if member.content is None:
         raise _LabelError(f"{member.name} is {member.problem}")
-    if member.content.size > _MAX_LABEL_BYTES:
-        raise _LabelError(f"{member.name} has {member.content.size} bytes, the limit is {_MAX_LABEL_BYTES}")
+    if member.content.size > MAX_LABEL_BYTES:
+        raise _LabelError(f"{member.name} has {member.content.size} bytes, the limit is {MAX_LABEL_BYTES}")
     try:
-        return tar.read(member.content).decode()
+        return tar.read(member.content).decode("utf-8-sig")
     except (ShardError, UnicodeDecodeError) as error:
         raise _LabelError(f"{member.name}: {error}") from error
 
@@ -302,10 +238,4 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int) or (isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,18}", value) is not None)
 
 
-LAYOUT: Final = Layout(
-    "webdataset",
-    "*train*.tar (WebDataset)",
-    lambda filesystem, path: has_shards(filesystem, path, "tar"),
-    WebDataset,
-    has_class_key=True,
-)
+LAYOUT: Final = Layout("webdataset", "*train*.tar or .tar.gz (WebDataset)", has_tars, WebDataset, has_class_key=True)
