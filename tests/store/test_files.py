@@ -48,6 +48,9 @@ def test_files_are_written_listed_read_and_deleted(place: tuple[pafs.FileSystem,
     assert files.list_files(filesystem, folder, recursive=True) == [*top, big]
     assert files.list_folders(filesystem, folder) == ["inner"]
     assert [files.read(filesystem, file.path) for file in top] == [b"one", b"two"]
+    assert [files.read(filesystem, f"{folder}/a.txt", limit)[:2] for limit in (1, 2)] == [b"on"] * 2
+    assert files.read(filesystem, f"{folder}/a.txt", 3) == b"one"
+    assert 10**7 < len(files.read(filesystem, big.path, 10**7)) < BIG
     assert b"".join(files.stream(filesystem, big)) == b"x" * BIG
     files.download(filesystem, big, tmp_path / "copy" / "big")
     assert (tmp_path / "copy" / "big").read_bytes() == b"x" * BIG

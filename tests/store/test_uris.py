@@ -96,6 +96,12 @@ def test_remembered_secret_is_hidden_alone(monkeypatch: pytest.MonkeyPatch) -> N
     assert redact("key AKIAPLANTED, abc/def+g or abc%2Fdef%2Bg in bucket") == "key ***, *** or *** in bucket"
 
 
+def test_remember_leaves_words_shorter_than_six_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uris, "_opened", set())
+    remember("s3://sixsix:fives@bucket/a")
+    assert redact("sixsix and fives") == "*** and fives"
+
+
 def test_public_of_settings_keeps_their_shape() -> None:
     settings = {"a": ("x", 's3://KEYKEY:a"SECRET@b'), "b": {"c": [1, None]}}
     assert public(settings) == {"a": ("x", "s3://***@b"), "b": {"c": [1, None]}}

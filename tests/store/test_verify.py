@@ -64,6 +64,14 @@ def test_check_sizes_refuses_missing_and_cut_files_and_names_the_folder(artifact
         check_sizes(store, [STEP], store.manifests([STEP]))
 
 
+def test_check_sizes_counts_missing_and_cut_files(artifact: Artifact) -> None:
+    store = Store.at(str(Path(artifact.path).parent))
+    Path(artifact.path, "pairs", "a.parquet").unlink()
+    Path(artifact.path, "note.json").write_bytes(b"")
+    with pytest.raises(ConfigError, match="2 files are not as listed"):
+        check_sizes(store, [STEP], store.manifests([STEP]))
+
+
 def test_check_sizes_accepts_manifests_without_a_list(tmp_path: Path) -> None:
     store = Store.at(str(tmp_path))
     store.artifact(STEP).complete(COUNTS)
