@@ -40,7 +40,7 @@ def test_job_defaults_are_those_of_the_paper() -> None:
         50,
         "cartoon, anime, painting",
     )
-    assert (settings.evaluate.learning_rate, settings.evaluate.batch_size, settings.evaluate.repeats) == (0.01, 64, 3)
+    assert (settings.evaluate.learning_rate, settings.evaluate.batch_size, settings.evaluate.repeats) == (None, None, 3)
     assert settings.evaluate.protocols == ("minimax",)
     assert (settings.evaluate.temperature, settings.evaluate.epochs, settings.evaluate.rded_epochs) == (20, None, None)
 
@@ -73,7 +73,7 @@ def test_job_defaults_are_those_of_the_paper() -> None:
         ),
         ({"evaluate": {"protocols": ["rded"], "factor": 3}}, "input_size must be a multiple of factor, 3, not 224"),
         (
-            {"evaluate": {"protocols": ["rded"], "input_size": 32}},
+            {"evaluate": {"protocols": ["rded"], "networks": ["ConvNet-3"], "input_size": 32}},
             "teach.input_size must be evaluate.input_size, 32, not 224",
         ),
         ({"compare": {"methods": ["randm"]}}, "compare.methods.0"),

@@ -289,7 +289,7 @@ def check_evaluate(machine: Machine) -> Iterator[Row]:
         fields: dict[str, Any] = {"input_size": size, "epochs": epochs, "validations": 1}
         teacher = build_teacher(Teach(network=network, input_size=size), _CLASSES, size, seed=1)
         trial = Trial("random", protocol, network, count // _CLASSES, 0, 0)
-        flops = model_flops(machine.job()).classify(network, size, Evaluate().width, _CLASSES)
+        flops = model_flops(machine.job()).classify(network, size, Evaluate().width, _CLASSES, PROTOCOLS[protocol].norm)
         each = flops * (TRAINING_PASSES + PROTOCOLS[protocol].needs_teacher)
         for precision in ("float32", "bf16"):
             settings = Evaluate(protocols=(protocol,), networks=(network,), precision=precision, **fields)

@@ -78,5 +78,5 @@ def test_classify_equals_the_count_of_the_built_network(network: str, size: int)
     with torch.device("meta"):
         built = build_classifier(network, num_classes=100, input_size=size, width=64, seed=0, norm="batch").eval()
     expected = torch_flops(built, torch.empty(1, 3, size, size, device="meta"))
-    flops = model_flops(build(Job, {"name": "x"}, "x")).classify(network, size, 64, 100)
+    flops = model_flops(build(Job, {"name": "x"}, "x")).classify(network, size, 64, 100, "batch")
     assert flops == pytest.approx(expected, rel=1e-3)

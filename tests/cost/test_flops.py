@@ -34,7 +34,7 @@ def test_model_flops_of_an_uncounted_model_are_nan() -> None:
     assert math.isnan(flops.decode(64))
     assert math.isnan(flops.embed_text())
     assert math.isnan(flops.caption("What is it?", 60))
-    assert flops.classify("ResNet-18", 224, 0, 10) > 0
+    assert flops.classify("ResNet-18", 224, 0, 10, "batch") > 0
 
 
 def test_caption_flops_grow_with_the_prompt_and_faster_than_its_length() -> None:

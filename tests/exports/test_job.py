@@ -47,7 +47,13 @@ def test_export_to_s3_writes_the_files_of_a_local_export(exported: Export, s3: S
 
 def test_export_card_has_the_scores_of_its_set_only(job: Job, exported: Export, tmp_path: Path) -> None:
     store = Store.at(str(tmp_path / "runs"))
-    row = dict.fromkeys(SCORES.names, 0) | {"protocol": "minimax", "network": "ConvNet-3", "curve": [], "per_class": []}
+    row = dict.fromkeys(SCORES.names, 0) | {
+        "protocol": "minimax",
+        "network": "ConvNet-3",
+        "curve": [],
+        "per_class": [0.0] * 6,
+    }
+    row |= {"outcome": ""}
     for step in graph(job):
         if step.stage == "evaluate" and step.key.get("method") in ("vlcp", "random"):
             trial = row | {"trial_id": step.title, "confusion": [], "top1_last": 0.25} | dict(step.key)

@@ -1,10 +1,14 @@
 """Tests of the classifiers, against the published networks."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
+from torchvision.models.resnet import BasicBlock
 
-from vlcp_ray.models.classifiers import AveragePool2, InBfloat16, build_classifier, head_of
+from vlcp_ray.models.classifiers import AveragePool2, InBfloat16, PooledBlock, build_classifier, head_of
+from vlcp_ray.models.networks import Norm
 
 
 def parameters(network: nn.Module) -> int:
@@ -37,7 +41,7 @@ def test_classifier_with_instance_norm_has_published_number_of_parameters(
         ("ResNet-18-modified", 10, 11_173_962),
         ("ResNet-18-modified", 200, 11_271_432),  # 190 more outputs of 512 weights and a bias
         ("ConvNet-3", 10, 320_010),  # 2 * 128 parameters per norm layer, for both norms
-        ("ResNetAP-10", 10, 4_910_922),
+        ("ResNetAP-10", 10, 4_910_922 - 3 * 64 * (49 - 9)),  # a stem of 3x3 in place of 7x7
     ],
 )
 def test_classifier_with_batch_norm_has_published_number_of_parameters(
@@ -70,7 +74,7 @@ def test_resnet_ap_10_halves_by_pooling_not_by_strides() -> None:
     assert {convolution.stride for convolution in convolutions} == {(1, 1)}
     assert len(convolutions) == 1 + 4 * 2 + 3  # stem, two per block, a shortcut in each block that widens
     features = network[:-3](torch.zeros(1, 3, 64, 64))
-    assert features.shape == (1, 512, 2, 2)  # halved twice in the stem and once in each of three blocks
+    assert features.shape == (1, 512, 8, 8)  # halved once in each of three blocks
 
 
 @pytest.mark.parametrize(("name", "depth"), [("ConvNet-3", 3), ("ConvNet-4", 4), ("ConvNet-5", 5), ("ConvNet-6", 6)])
@@ -82,7 +86,7 @@ def test_conv_net_has_depth_of_its_name_and_a_logit_per_class(name: str, depth: 
 
 def test_conv_net_of_too_small_image_is_refused() -> None:
     build_classifier("ConvNet-6", num_classes=2, input_size=64, width=8, seed=0)
-    with pytest.raises(ValueError, match=r"evaluate\.input_size: ConvNet-6 .* needs 64 pixels or more, not 32"):
+    with pytest.raises(ValueError, match=r"input_size: ConvNet-6 .* needs images of 64 pixels or more, not 32"):
         build_classifier("ConvNet-6", num_classes=2, input_size=32, width=8, seed=0)
 
 
@@ -121,12 +125,44 @@ def test_average_pool_2_equals_torch_with_gradient(size: int) -> None:
     torch.testing.assert_close(gradient, wanted)
 
 
-def test_resnet_ap_10_stem_keeps_the_size_before_it_pools() -> None:
-    network = build_classifier("ResNetAP-10", num_classes=2, input_size=64, width=1, seed=0)
-    assert network[0](torch.zeros(1, 3, 64, 64)).shape == (1, 64, 64, 64)
-    assert network[:5](torch.zeros(1, 3, 64, 64)).shape == (1, 64, 16, 16)
-    shapes = [block.path[0](torch.zeros(1, block.path[0].in_channels, 8, 8)).shape for block in network[5:9]]
-    assert shapes == [(1, width, 8, 8) for width in (64, 128, 256, 512)]
+@pytest.mark.parametrize(
+    ("size", "kernel", "after"), [(28, 3, 28), (64, 3, 64), (65, 3, 32), (96, 3, 48), (128, 3, 64), (224, 7, 56)]
+)
+@pytest.mark.parametrize("name", ["ResNetAP-10", "ResNet-18"])
+def test_resnet_with_instance_norm_has_the_stem_of_train_models(name: str, size: int, kernel: int, after: int) -> None:
+    """ResNet-18 pools by 3x3 of stride 2, so that an odd side is rounded up; its large stem also has stride 2."""
+    network = build_classifier(name, num_classes=2, input_size=size, width=1, seed=0)
+    first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+    assert first.kernel_size == (kernel, kernel)
+    sides: list[int] = []
+    block = next(m for m in network.modules() if isinstance(m, PooledBlock | BasicBlock))
+    block.register_forward_pre_hook(lambda module, inputs: sides.append(inputs[0].shape[-1]))
+    network(torch.zeros(1, 3, size, size))
+    assert sides == [33 if (name, size) == ("ResNet-18", 65) else after]
+
+
+@pytest.mark.parametrize(
+    ("name", "norm"), [("ResNetAP-10", "instance"), ("ResNetAP-10", "batch"), ("ResNet-18", "instance")]
+)
+def test_resnet_starts_he_normal(name: str, norm: Norm) -> None:
+    """N(0, sqrt(2 / (k k c_out))) as train_models of MinimaxDiffusion: torch's default is smaller by sqrt(6)."""
+    network = build_classifier(name, num_classes=10, input_size=64, width=1, seed=0, norm=norm)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            wanted = math.sqrt(2 / (module.kernel_size[0] * module.kernel_size[1] * module.out_channels))
+            assert float(module.weight.detach().std()) == pytest.approx(wanted, rel=0.05)
+            assert float(module.weight.detach().abs().max()) > 2.5 * wanted  # no uniform distribution
+        if isinstance(module, nn.GroupNorm | nn.BatchNorm2d):
+            assert (float(module.weight.detach().min()), float(module.weight.detach().max())) == (1, 1)
+            assert not module.bias.any()
+
+
+def test_conv_net_and_modified_resnet_start_as_torchs_default() -> None:
+    network = build_classifier("ConvNet-3", num_classes=10, input_size=32, width=64, seed=0)
+    weights = [module.weight.detach() for module in network.modules() if isinstance(module, nn.Conv2d)]
+    assert all(float(w.abs().max()) <= 1 / math.sqrt(w[0].numel()) for w in weights)
+    modified = build_classifier("ResNet-18-modified", num_classes=10, input_size=32, width=1, seed=0, norm="batch")
+    assert float(next(modified.parameters()).detach().abs().max()) <= 1 / math.sqrt(27)  # RDED replaces its stem
 
 
 @pytest.mark.parametrize("name", ["ConvNet-3", "ResNet-18-modified"])

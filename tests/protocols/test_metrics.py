@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vlcp_ray.protocols.metrics import accuracy, confusion_matrix, predict
+from vlcp_ray.protocols.metrics import accuracy, confusion_matrix, is_chance, predict
 
 
 class FixedRanks(torch.nn.Module):
@@ -37,3 +37,22 @@ def test_predict_runs_in_eval_mode_and_restores_the_mode() -> None:
 def test_confusion_matrix_has_a_row_for_every_label() -> None:
     predicted, labels = torch.tensor([0, 1, 1, 2, 0]), torch.tensor([0, 1, 2, 2, 2])
     assert confusion_matrix(predicted, labels, 4).tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("top1", "images", "classes", "expected"),
+    [
+        (0.1, 100, 10, True),
+        (0.22, 100, 10, True),  # 0.1 + 4 * 0.03
+        (0.221, 100, 10, False),
+        (0.1045, 10_000, 10, True),
+        (0.2, 10_000, 10, False),
+        (0.5, 1000, 2, True),
+        (0.5, 16, 2, None),  # 0.5 + 4 * 0.125: all of them may be guessed
+        (0.9, 17, 2, True),
+    ],
+)
+def test_is_chance_of_accuracies_that_guessing_may_have(
+    top1: float, images: int, classes: int, expected: bool | None
+) -> None:
+    assert is_chance(top1, images, classes) is expected

@@ -24,17 +24,18 @@ def test_learning_rate_at_equals_torchs_schedule(epochs: int) -> None:
 
 def test_train_keeps_the_learning_rate_of_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a constant gradient of 1, no momentum and no decay, a weight falls by the sum of the learning rates."""
-    monkeypatch.setattr(minimax, "RECIPE", Recipe(momentum=0.0, weight_decay=0.0))
+    monkeypatch.setattr(minimax, "RECIPE", Recipe(momentum=0.0, weight_decay=(0.0, 0.0)))
     monkeypatch.setattr(minimax, "loss", lambda network, *rest: network.weight.sum())
     network = torch.nn.Linear(1, 1, bias=False)
     start = network.weight.item()
     images = (torch.zeros(5, 3, 8, 8), torch.zeros(5))  # three steps of 2, 2 and 1
-    assert list(minimax.train(network, images, Evaluate(batch_size=2), epochs=6, seed=0)) == [1, 2, 3, 4, 5, 6]
+    epochs = minimax.train(network, images, Evaluate(batch_size=2), epochs=6, seed=0)
+    assert [epoch.number for epoch in epochs] == [1, 2, 3, 4, 5, 6]
     assert start - network.weight.item() == pytest.approx(3 * 0.01 * (4 + 0.2 + 0.04), rel=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("ipc", "few", "many"),
+    ("ipc", "epochs", "of_100"),
     [
         (1, 3000, 2000),
         (2, 2000, 1300),
@@ -47,9 +48,9 @@ def test_train_keeps_the_learning_rate_of_an_epoch(monkeypatch: pytest.MonkeyPat
         (501, 300, 200),
     ],
 )
-def test_epochs_for_follows_the_table(ipc: int, few: int, many: int) -> None:
-    assert epochs_for(Evaluate(), ipc, 10) == epochs_for(Evaluate(), ipc, 99) == few
-    assert epochs_for(Evaluate(), ipc, 100) == epochs_for(Evaluate(), ipc, 1000) == many
+def test_epochs_for_follows_the_table_and_cuts_those_of_100_classes(ipc: int, epochs: int, of_100: int) -> None:
+    assert {epochs_for(Evaluate(), ipc, classes) for classes in (2, 10, 99, 101, 200, 1000)} == {epochs}
+    assert epochs_for(Evaluate(), ipc, 100) == of_100
 
 
 def test_epochs_for_with_settings_and_full_split() -> None:
@@ -79,12 +80,47 @@ def test_train_takes_steps_of_sgd_with_momentum_and_decay(monkeypatch: pytest.Mo
     torch.nn.init.constant_(network.weight, 3.0)
     images = (torch.zeros(4, 3, 8, 8), torch.zeros(4))
     settings = Evaluate(batch_size=2, learning_rate=0.5)
-    assert list(minimax.train(network, images, settings, epochs=3, seed=0)) == [1, 2, 3]
+    assert [epoch.number for epoch in minimax.train(network, images, settings, epochs=3, seed=0)] == [1, 2, 3]
     weight, momentum = 3.0, 0.0
     for rate in (0.5, 0.5, 0.5, 0.5, 0.5 * 0.2**2, 0.5 * 0.2**2):
         momentum = 0.9 * momentum + 1 + 5e-4 * weight
         weight -= rate * momentum
     assert network.weight.item() == pytest.approx(weight, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("classes", "settings", "batch", "rate", "decay"),
+    [
+        (10, {}, 64, 0.01, 5e-4),
+        (100, {}, 64, 0.01, 5e-4),
+        (101, {}, 128, 0.1, 1e-4),
+        (1000, {}, 128, 0.1, 1e-4),
+        (1000, {"batch_size": 50, "learning_rate": 0.02}, 50, 0.02, 1e-4),
+    ],
+)
+def test_train_of_many_classes_has_the_released_values(
+    classes: int,
+    settings: dict[str, float],
+    batch: int,
+    rate: float,
+    decay: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[torch.optim.SGD] = []
+    sizes: list[int] = []
+    sgd = torch.optim.SGD
+    monkeypatch.setattr(torch.optim, "SGD", lambda *a, **k: made.append(sgd(*a, **k)) or made[0])
+
+    def record(network: torch.nn.Linear, pixels: torch.Tensor, *rest: object) -> torch.Tensor:
+        sizes.append(len(pixels))
+        return network.weight.sum()
+
+    monkeypatch.setattr(minimax, "loss", record)
+    images = (torch.zeros(130, 3, 1, 1), torch.zeros(130))
+    network = torch.nn.Linear(1, 1)
+    next(minimax.train(network, images, Evaluate.model_validate(settings), epochs=9, seed=0, num_classes=classes))
+    group = made[0].param_groups[0]
+    assert (sizes[0], group["lr"], group["weight_decay"], group["momentum"]) == (batch, rate, decay, 0.9)
 
 
 def test_train_of_another_seed_takes_another_order() -> None:

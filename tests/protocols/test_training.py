@@ -1,5 +1,7 @@
 """Tests of the training loop."""
 
+import math
+
 import pytest
 import torch
 
@@ -24,7 +26,7 @@ def test_train_takes_every_image_once_an_epoch_in_a_new_order() -> None:
         batch_size=4,
         generator=torch.Generator().manual_seed(0),
     )
-    assert list(trained) == [1, 2, 3]
+    assert [epoch.number for epoch in trained] == [1, 2, 3]
     assert [len(batch) for batch in recorded] == [4, 4, 2] * 3
     epochs = [[image for batch in recorded[i : i + 3] for image in batch] for i in (0, 3, 6)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 3
@@ -58,3 +60,20 @@ def test_batches_joins_a_too_small_last_batch(count: int, size: int, min_batch: 
     assert [len(part) for part in parts] == sizes
     assert torch.cat(parts).tolist() == list(range(count))
     assert steps_per_epoch(count, size, min_batch) == len(sizes)
+
+
+def test_train_yields_the_mean_loss_of_each_epoch() -> None:
+    weight = torch.zeros(1, requires_grad=True)
+    losses = iter([1.0, 2.0, 6.0, 0.0, 0.0, float("nan")])
+    epochs = train(
+        torch.optim.SGD([weight]),
+        (torch.zeros(6, 1), torch.zeros(6)),
+        lambda pixels, labels: weight.sum() + next(losses),
+        lambda step: 0.0,
+        epochs=2,
+        batch_size=2,
+        generator=torch.Generator().manual_seed(0),
+    )
+    first, second = (float(epoch.loss) for epoch in epochs)
+    assert first == 3
+    assert math.isnan(second)

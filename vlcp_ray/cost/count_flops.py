@@ -10,20 +10,21 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlcp_ray.cost.flops import TEXT_TOKENS, side_terms, token_terms, unet_terms
-from vlcp_ray.models.networks import NETWORKS
+from vlcp_ray.models.networks import FEATURES, NETWORKS, Norm, Stem
 from vlcp_ray.models.pretrained import folder
 
 PAPER: Final[Mapping[str, Mapping[str, Any]]] = json.loads(
     Path(__file__).with_name("paper.json").read_text(encoding="utf-8")
 )
-_IMAGE_SIDE: Final = 224  # pixels, for the networks
+#: Sides of the images, in pixels, for each stem of the networks.
+_IMAGE_SIDES: Final[Mapping[Stem, int]] = {"small": 64, "middle": 128, "large": 224}
 _LATENT_SIDES: Final = (16, 32, 64)  # divisible by every downsampling of the models
 _LENGTHS: Final = (64, 128, 256)  # tokens
 
@@ -57,13 +58,23 @@ def count(part: str, settings: Mapping[str, Any]) -> Count:
     return {"parameters": sum(p.numel() for p in model.parameters()), **_COUNTERS[part](model)}
 
 
-def count_network(name: str) -> float:
-    """Count the operations of a forward pass per pixel of the image; they are proportional to its area."""
+def count_network(name: str) -> dict[Stem, float]:
+    """Count the operations of a forward pass but for the last layer, per pixel of the image, by stem."""
+    return {
+        network.stem(side, norm): _flops_per_pixel(name, side, norm)
+        for network in (NETWORKS[name],)
+        for side in _IMAGE_SIDES.values()
+        for norm in get_args(Norm)
+    }
+
+
+def _flops_per_pixel(name: str, side: int, norm: Norm) -> float:
     from vlcp_ray.models.classifiers import build_classifier
 
     with torch.device("meta"):
-        network = build_classifier(name, num_classes=1, input_size=_IMAGE_SIDE, width=0, seed=0, norm="batch")
-    return _flops(lambda: network.eval()(torch.empty(1, 3, _IMAGE_SIDE, _IMAGE_SIDE, device="meta"))) / _IMAGE_SIDE**2
+        network = build_classifier(name, num_classes=1, input_size=side, width=0, seed=0, norm=norm)
+    flops = _flops(lambda: network.eval()(torch.empty(1, 3, side, side, device="meta")))
+    return (flops - 2 * FEATURES) / side**2  # without the last layer
 
 
 def counts() -> dict[str, Any]:

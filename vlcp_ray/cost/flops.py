@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from vlcp_ray.config import Job
-from vlcp_ray.models.networks import NETWORKS
+from vlcp_ray.models.networks import NETWORKS, Norm
 from vlcp_ray.models.pretrained import count_parameters
 
 TEXT_TOKENS: Final = 77  # ids in a slice of text for CLIP
@@ -80,9 +80,9 @@ class ModelFlops:
         language = (read + tokens) * count["token"] + token_pairs * count["token_pair"]
         return float(count["image"] + language + tokens * count["head"])
 
-    def classify(self, network: str, size: int, width: int, classes: int) -> float:
+    def classify(self, network: str, size: int, width: int, classes: int, norm: Norm) -> float:
         """Count a forward pass of a classifier over an image of size x size pixels."""
-        return NETWORKS[network].forward_flops(size, width, classes)
+        return NETWORKS[network].forward_flops(size, width, classes, norm)
 
 
 def model_flops(job: Job) -> ModelFlops:

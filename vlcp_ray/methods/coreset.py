@@ -8,6 +8,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from vlcp_ray.methods.method import Run
+from vlcp_ray.models.networks import TEACHER_NORM
 from vlcp_ray.stages import evaluate, generate
 from vlcp_ray.stages.stage import Load
 
@@ -57,7 +58,7 @@ def select_by_features(
 def feature_loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]:
     """Yield the load of computing the features of every training image once."""
     teach, images = inputs.job.teach, inputs.images
-    each = inputs.models.classify(teach.network, teach.input_size, teach.width, images.classes)
+    each = inputs.models.classify(teach.network, teach.input_size, teach.width, images.classes, TEACHER_NORM)
     count = generate.count_images(inputs, steps)
     yield Load(evaluate.CLASSIFY, count, images.train * each, units=images.classes)
 

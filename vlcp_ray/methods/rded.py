@@ -12,6 +12,7 @@ from PIL import Image
 
 from vlcp_ray.images import Pixels, decode, encode_png
 from vlcp_ray.methods.method import Method, Run
+from vlcp_ray.models.networks import TEACHER_NORM
 from vlcp_ray.schemas import SYNTHETIC, conform
 from vlcp_ray.seeds import seed_for
 from vlcp_ray.stages import evaluate, generate
@@ -319,7 +320,7 @@ def _settings(job: "Job", base_model: str) -> dict[str, Any]:
 def _loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]:
     teach, classes = inputs.job.teach, inputs.images.classes
     crops = CROPS * POOL * classes * len({step.key["seed"] for step in steps})
-    each = inputs.models.classify(teach.network, teach.input_size, teach.width, classes)
+    each = inputs.models.classify(teach.network, teach.input_size, teach.width, classes, TEACHER_NORM)
     yield Load(evaluate.CLASSIFY, generate.count_images(inputs, steps), crops * each, units=classes)
 
 

@@ -2,14 +2,12 @@
 
 from collections.abc import Callable
 from pkgutil import resolve_name
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from vlcp_ray.models.networks import NETWORKS
+from vlcp_ray.models.networks import NETWORKS, Norm, Stem, check_input_size
 
-Norm = Literal["instance", "batch"]
 NormLayer = Callable[[int], nn.Module]
 
 
@@ -19,8 +17,10 @@ def build_classifier(
     """Build a classifier with its initial weights: (n, 3, input_size, input_size) -> (n, num_classes) logits.
 
     ConvNet-D: D blocks of [3x3 convolution of `width` channels, norm, ReLU, average pool 2] and a linear head.
-    ResNet-18: torchvision's. ResNet-18-modified: the same with a 3x3 convolution of stride 1 as its stem and no max
-    pool, for small images. ResNetAP-10: one block per stage, and average pooling in place of strides.
+    ResNet-18: torchvision's with batch norm; with instance norm its stem follows from the size of the images, as in
+    train_models of MinimaxDiffusion. ResNet-18-modified: the same with the stem for small images. ResNetAP-10: one
+    block per stage, average pooling in place of strides, and such a stem. Convolutions of ResNets begin with normal
+    values of the standard deviation sqrt(2 / (k k c_out)), those of ConvNets as torch's default.
     The weights depend on `seed` only; the global random state is neither read nor changed.
 
     Args:
@@ -33,13 +33,15 @@ def build_classifier(
             `nn.BatchNorm2d`.
 
     Raises:
-        ValueError: `input_size` is too small for the poolings of a ConvNet.
+        ValueError: `input_size` is too small for the network.
     """
-    layer: NormLayer = _instance_norm if norm == "instance" else nn.BatchNorm2d
+    network, layer = NETWORKS[name], _instance_norm if norm == "instance" else nn.BatchNorm2d
+    check_input_size([name], input_size, norm)
     with torch.random.fork_rng(devices=[]):  # no devices: layers are made on the CPU
         torch.default_generator.manual_seed(seed)
-        network: nn.Module = resolve_name(NETWORKS[name].build)(name, num_classes, input_size, width, layer)
-        return network
+        stem = network.stem(input_size, norm)
+        built: nn.Module = resolve_name(network.build)(name, num_classes, input_size, width, layer, stem)
+        return built
 
 
 class InBfloat16(nn.Module):
@@ -61,52 +63,49 @@ def head_of(network: nn.Module) -> nn.Linear:
     return [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
 
 
-def resnet_18(name: str, num_classes: int, input_size: int, width: int, norm: NormLayer) -> nn.Module:
-    """Build torchvision's ResNet-18."""
+def resnet_18(name: str, num_classes: int, input_size: int, width: int, norm: NormLayer, stem: Stem) -> nn.Module:
+    """Build torchvision's ResNet-18, with the stem for the size of the images."""
     from torchvision.models import resnet18  # here, because it takes a second to load and the ConvNets do not need it
 
     network: nn.Module = resnet18(num_classes=num_classes, norm_layer=norm)
+    if stem != "large":
+        network.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+    if stem == "small":
+        network.maxpool = nn.Identity()
+    if norm is _instance_norm:
+        _start_he_normal(network)
     return network
 
 
-def resnet_18_modified(name: str, num_classes: int, input_size: int, width: int, norm: NormLayer) -> nn.Module:
-    """Build ResNet-18 with the stem for small images."""
-    network = resnet_18(name, num_classes, input_size, width, norm)
-    network.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
-    network.maxpool = nn.Identity()
-    return network
-
-
-def conv_net(name: str, num_classes: int, input_size: int, width: int, norm: NormLayer) -> nn.Module:
-    """Build a ConvNet with one block for each of its poolings.
-
-    Raises:
-        ValueError: the image is too small for them.
-    """
+def conv_net(name: str, num_classes: int, input_size: int, width: int, norm: NormLayer, stem: Stem) -> nn.Module:
+    """Build a ConvNet with one block for each of its poolings; it has no stem."""
     depth = NETWORKS[name].poolings
-    side = input_size // 2**depth
-    if side == 0:
-        raise ValueError(
-            f"evaluate.input_size: {name} halves the image {depth} times, so it needs {2**depth} pixels or more, "
-            f"not {input_size}; raise input_size or use a shallower network"
-        )
     blocks = [_block(width if level else 3, width, norm) for level in range(depth)]
-    return nn.Sequential(*blocks, nn.Flatten(), nn.Linear(width * side**2, num_classes))
+    return nn.Sequential(*blocks, nn.Flatten(), nn.Linear(width * (input_size // 2**depth) ** 2, num_classes))
 
 
-def resnet_ap_10(name: str, num_classes: int, input_size: int, width: int, norm: NormLayer) -> nn.Module:
+def resnet_ap_10(name: str, num_classes: int, input_size: int, width: int, norm: NormLayer, stem: Stem) -> nn.Module:
     """Build ResNetAP-10."""
-    return nn.Sequential(
-        nn.Conv2d(3, 64, kernel_size=7, padding=3, bias=False),
+    side, poolings = {"small": (3, 0), "middle": (3, 1), "large": (7, 2)}[stem]
+    network = nn.Sequential(
+        nn.Conv2d(3, 64, kernel_size=side, padding=side // 2, bias=False),
         norm(64),
         nn.ReLU(inplace=True),
-        AveragePool2(),
-        AveragePool2(),
+        *(AveragePool2() for _ in range(poolings)),
         *(PooledBlock(max(64, width // 2), width, norm) for width in (64, 128, 256, 512)),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Linear(512, num_classes),
     )
+    _start_he_normal(network)
+    return network
+
+
+def _start_he_normal(network: nn.Module) -> None:
+    """Draw the weights of all convolutions from N(0, sqrt(2 / (k k c_out))); norms and linear layers stay."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 def _instance_norm(channels: int) -> nn.GroupNorm:

@@ -1,11 +1,21 @@
 """The classifiers that can be trained, one row each. Imports no library, so that the settings can list them."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal, get_args
 
-_FEATURES: Final = 512  # inputs of the last layer of every ResNet here
+#: Inputs of the last layer of every ResNet here.
+FEATURES: Final = 512
+
+
+#: The first layers of a ResNet, by the largest side of the images that they are for (MinimaxDiffusion's train_models):
+#: small, a 3x3 convolution; middle, the same and a pooling; large, a 7x7 convolution and poolings.
+Stem = Literal["small", "middle", "large"]
+Norm = Literal["instance", "batch"]
+#: The norm of teachers, as RDED trains them.
+TEACHER_NORM: Final = "batch"
+_STEMS: Final[tuple[tuple[int, Stem], ...]] = ((64, "small"), (128, "middle"))
 
 
 @dataclass(frozen=True)
@@ -15,45 +25,84 @@ class Network:
     Args:
         name: as `evaluate.networks` and `teach.network` name it.
         build: `module:function` that builds it (see `models.classifiers.build_classifier`).
-        poolings: how many times a ConvNet halves the image, from which its operations follow; 0 for the other networks,
-            which take any image size.
-        flops_per_pixel: operations of a forward pass of the other networks per pixel of the image, for one class, as
-            counted by `python -m vlcp_ray.cost.count_flops`; NaN where not counted.
+        smallest: the smallest side of an image in pixels, by norm: a map of one place has nothing to normalise within
+            an image, so that a network with instance norm would not see the image.
+        poolings: how many times a ConvNet halves the image, from which its operations follow; 0 for the other networks.
+        stems: the stem of a ResNet by norm, where it does not follow from the size of the images.
+        flops_per_pixel: by stem, operations of a forward pass of the other networks per pixel of the image, without the
+            last layer, as counted by `python -m vlcp_ray.cost.count_flops`.
         published: torchvision's name of its weights for ImageNet-1K, if there are some.
     """
 
     name: str
     build: str
+    smallest: Mapping[Norm, int]
     poolings: int = 0
-    flops_per_pixel: float = math.nan
+    stems: Mapping[Norm, Stem] = field(default_factory=dict)
+    flops_per_pixel: Mapping[Stem, float] = field(default_factory=dict)
     published: str = ""
 
-    def forward_flops(self, size: int, width: int, classes: int) -> float:
+    def stem(self, size: int, norm: Norm) -> Stem:
+        """Return the stem of a ResNet for images of size x size pixels."""
+        by_size: Stem = next((stem for limit, stem in _STEMS if size <= limit), "large")
+        return self.stems.get(norm, by_size)
+
+    def forward_flops(self, size: int, width: int, classes: int, norm: Norm) -> float:
         """Count the operations of a forward pass over an image of size x size pixels, `width` as in a ConvNet."""
         if not self.poolings:
-            return self.flops_per_pixel * size**2 + 2 * _FEATURES * classes
+            per_pixel = self.flops_per_pixel.get(self.stem(size, norm), math.nan)
+            return per_pixel * size**2 + 2 * FEATURES * classes
         sides = [size // 2**level for level in range(self.poolings + 1)]
         channels = [3] + [width] * self.poolings
         convolutions = sum(2 * 9 * channels[n] * width * sides[n] ** 2 for n in range(self.poolings))
         return float(convolutions + 2 * width * sides[self.poolings] ** 2 * classes)
 
 
+def _conv_net(depth: int) -> Network:
+    smallest: dict[Norm, int] = dict.fromkeys(get_args(Norm), 2**depth)
+    return Network(f"ConvNet-{depth}", "vlcp_ray.models.classifiers:conv_net", smallest, poolings=depth)
+
+
 NETWORKS: Final[Mapping[str, Network]] = {
     network.name: network
     for network in (
-        Network("ConvNet-3", "vlcp_ray.models.classifiers:conv_net", poolings=3),
-        Network("ConvNet-4", "vlcp_ray.models.classifiers:conv_net", poolings=4),
-        Network("ConvNet-5", "vlcp_ray.models.classifiers:conv_net", poolings=5),
-        Network("ConvNet-6", "vlcp_ray.models.classifiers:conv_net", poolings=6),
-        Network("ResNetAP-10", "vlcp_ray.models.classifiers:resnet_ap_10", flops_per_pixel=72576.02040816327),
+        *map(_conv_net, (3, 4, 5, 6)),
+        Network(
+            "ResNetAP-10",
+            "vlcp_ray.models.classifiers:resnet_ap_10",
+            {"instance": 16, "batch": 8},
+            flops_per_pixel={"small": 863616.0, "middle": 218496.0, "large": 72576.0},
+        ),
         Network(
             "ResNet-18",
             "vlcp_ray.models.classifiers:resnet_18",
-            flops_per_pixel=72288.02040816327,
+            {"instance": 9, "batch": 1},
+            stems={"batch": "large"},  # torchvision's, as RDED trains it
+            flops_per_pixel={"small": 1084800.0, "middle": 273792.0, "large": 72288.0},
             published="ResNet18_Weights.IMAGENET1K_V1",
         ),
         Network(
-            "ResNet-18-modified", "vlcp_ray.models.classifiers:resnet_18_modified", flops_per_pixel=1084800.0204081633
+            "ResNet-18-modified",
+            "vlcp_ray.models.classifiers:resnet_18",
+            {"instance": 9, "batch": 1},
+            stems={"instance": "small", "batch": "small"},
+            flops_per_pixel={"small": 1084800.0},
         ),
     )
 }
+
+
+def check_input_size(names: Iterable[str], size: int, norm: Norm) -> None:
+    """Refuse networks that cannot learn from images of size x size pixels.
+
+    Raises:
+        ValueError: names the network, the size that it needs, and the networks that fit.
+    """
+    fitting = [network.name for network in NETWORKS.values() if size >= network.smallest[norm]]
+    for name in names:
+        if name not in fitting:
+            others = f", or take {', '.join(fitting)}" if fitting else ""
+            raise ValueError(
+                f"input_size: {name} with {norm} norm needs images of {NETWORKS[name].smallest[norm]} pixels or more, "
+                f"not {size}, to have something to learn from; raise input_size{others}"
+            )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vlcp_ray.models.batches import Batches
 from vlcp_ray.models.classifiers import build_classifier, head_of
-from vlcp_ray.models.networks import NETWORKS
+from vlcp_ray.models.networks import NETWORKS, TEACHER_NORM
 from vlcp_ray.protocols.augment import normalise
 from vlcp_ray.protocols.metrics import BATCH
 from vlcp_ray.stages.teach import Teach
@@ -22,7 +22,12 @@ _BATCHES: Final = Batches(BATCH, "teach.input_size")  # as small as an earlier c
 def build_teacher(settings: Teach, num_classes: int, input_size: int, seed: int) -> nn.Module:
     """Build the teacher's network with batch norm and with initial weights that depend on the seed only."""
     return build_classifier(
-        settings.network, num_classes=num_classes, input_size=input_size, width=settings.width, seed=seed, norm="batch"
+        settings.network,
+        num_classes=num_classes,
+        input_size=input_size,
+        width=settings.width,
+        seed=seed,
+        norm=TEACHER_NORM,
     )
 
 

@@ -1,5 +1,6 @@
 """Metrics of a classifier: predicted labels, accuracies and confusion matrices."""
 
+import math
 from typing import Final
 
 import numpy as np
@@ -16,6 +17,7 @@ BATCH: Final = 64
 GPU_BATCH: Final = 128
 
 _RANKS: Final = 5
+_DEVIATIONS: Final = 4  # the best of a hundred validations of a network that guesses is seldom above
 
 
 @torch.inference_mode()
@@ -57,6 +59,16 @@ def accuracy(predicted: Tensor, labels: Tensor) -> tuple[float, float]:
     """Compute top-1 and top-5 (or top-k) accuracy, as fractions of 1, of predictions (n, k) for the labels (n,)."""
     hits = (predicted == labels[:, None]).double()
     return float(hits[:, 0].mean()), float(hits.sum(1).mean())
+
+
+def is_chance(top1: float, images: int, classes: int) -> bool | None:
+    """Return whether guessing has such an accuracy: at most four of its standard deviations above one of the classes.
+
+    None where so few images cannot tell: guessing might have them all right.
+    """
+    share = 1 / classes
+    bound = share + _DEVIATIONS * math.sqrt(share * (1 - share) / images)
+    return top1 <= bound if bound < 1 else None
 
 
 def confusion_matrix(predicted: Tensor, labels: Tensor, num_classes: int) -> npt.NDArray[np.int64]:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from vlcp_ray.protocols.labelled_images import Split
+    from vlcp_ray.protocols.training import Epoch
     from vlcp_ray.stages.evaluate import Evaluate
 
 
@@ -20,21 +21,26 @@ class Recipe:
     """Constants of the protocol, as published in MinimaxDiffusion's code.
 
     Args:
-        momentum, weight_decay: of SGD.
+        momentum: of SGD.
+        weight_decay, learning_rate, batch_size: of SGD, its first epoch and its steps: up to `many_classes`, beyond.
         gamma: factor of the learning rate at 2/3 of the epochs and again at 5/6.
         epochs: training epochs as (largest ipc, epochs).
         epochs_beyond: training epochs for a larger ipc than those of the table.
-        many_classes: number of classes from which on the epochs are reduced by a third.
+        fewer_epochs: number of classes with which the epochs are reduced by a third; neither with fewer nor with more.
+        many_classes: number of classes beyond which the second of each two values holds.
         crop_scale: the smallest and the largest share of the image's area that a crop covers.
         jitter: largest change of brightness, contrast and saturation, as a fraction of 1.
         lighting: standard deviation of the PCA lighting.
     """
 
     momentum: float = 0.9
-    weight_decay: float = 5e-4
+    weight_decay: tuple[float, float] = (5e-4, 1e-4)
+    learning_rate: tuple[float, float] = (0.01, 0.1)
+    batch_size: tuple[int, int] = (64, 128)
     gamma: float = 0.2
     epochs: tuple[tuple[int, int], ...] = ((1, 3000), (10, 2000), (50, 1500), (200, 1000), (500, 500))
     epochs_beyond: int = 300
+    fewer_epochs: int = 100
     many_classes: int = 100
     crop_scale: tuple[float, float] = (0.5, 1.0)
     jitter: float = 0.4
@@ -50,14 +56,14 @@ def epochs_for(settings: "Evaluate", ipc: int, num_classes: int) -> int:
     Args:
         settings: `epochs` and `full_epochs`.
         ipc: images per class; 0 for the full train split.
-        num_classes: with 100 classes or more, the table's number is reduced by a third and rounded down to hundreds.
+        num_classes: with exactly 100 classes the table's number is reduced by a third and rounded down to hundreds.
     """
     if ipc == 0:
         return settings.full_epochs
     if settings.epochs is not None:
         return settings.epochs
     epochs = next((epochs for limit, epochs in RECIPE.epochs if ipc <= limit), RECIPE.epochs_beyond)
-    return epochs if num_classes < RECIPE.many_classes else epochs * 2 // 3 // 100 * 100
+    return epochs * 2 // 3 // 100 * 100 if num_classes == RECIPE.fewer_epochs else epochs
 
 
 def learning_rate_at(epoch: int, epochs: int, base: float) -> float:
@@ -75,33 +81,37 @@ def train(
     ipc: int = 0,
     num_classes: int = 0,
     teacher: "nn.Module | None" = None,
-) -> Iterator[int]:
-    """Train with hard labels and yield the number of each epoch, from 1, when it ends.
+) -> Iterator["Epoch"]:
+    """Train with hard labels and yield each epoch when it ends.
 
     Args:
         network: changed in place.
         images: the training set, on the network's device.
-        settings: batch size, learning rate and flip.
+        settings: batch size and learning rate, or none for those of the protocol, and flip.
         epochs: number of epochs.
         seed: of the order of the images and of their augmentation.
-        ipc, num_classes, teacher: unused; other protocols need them.
+        num_classes: with more than 100, batches, learning rate and weight decay are others.
+        ipc, teacher: unused; other protocols need them.
     """
     import torch
 
     from vlcp_ray.protocols import training
 
     generator = torch.Generator().manual_seed(seed)
+    which = int(num_classes > RECIPE.many_classes)
+    learning_rate = settings.learning_rate or RECIPE.learning_rate[which]
+    batch_size = settings.batch_size or RECIPE.batch_size[which]
     optimizer = torch.optim.SGD(
-        network.parameters(), settings.learning_rate, RECIPE.momentum, weight_decay=RECIPE.weight_decay, fused=True
+        network.parameters(), learning_rate, RECIPE.momentum, weight_decay=RECIPE.weight_decay[which], fused=True
     )
-    steps = training.steps_per_epoch(len(images[1]), settings.batch_size)
+    steps = training.steps_per_epoch(len(images[1]), batch_size)
     yield from training.train(
         optimizer,
         images,
         lambda pixels, labels: loss(network, pixels, labels, generator, settings.flip),
-        lambda step: learning_rate_at(step // steps, epochs, settings.learning_rate),
+        lambda step: learning_rate_at(step // steps, epochs, learning_rate),
         epochs=epochs,
-        batch_size=settings.batch_size,
+        batch_size=batch_size,
         generator=generator,
     )
 

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Literal
 
+from vlcp_ray.models.networks import Norm
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -35,7 +37,7 @@ class Protocol:
     name: str
     summary: str
     labels: Literal["hard", "soft"]
-    norm: Literal["instance", "batch"]
+    norm: Norm
     epochs: Callable[["Evaluate", int, int], int]
     resize: Callable[[int], int]
     training: str
@@ -62,7 +64,7 @@ class Protocol:
         return [epoch for epoch in range(1, epochs + 1) if self.should_validate(epoch, epochs, validations)]
 
     def train(self, *arguments: Any, **options: Any) -> Any:
-        """Call the function named by `training`: it trains a network and yields the number of each finished epoch."""
+        """Call the function named by `training`: it trains a network and yields each epoch (`training.Epoch`)."""
         return resolve_name(self.training)(*arguments, **options)
 
 

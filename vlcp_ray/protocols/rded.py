@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from vlcp_ray.protocols.labelled_images import Split
+    from vlcp_ray.protocols.training import Epoch
     from vlcp_ray.stages.evaluate import Evaluate
 
 
@@ -90,8 +91,8 @@ def train(
     ipc: int,
     num_classes: int,
     teacher: "nn.Module | None" = None,
-) -> Iterator[int]:
-    """Train with a teacher's soft labels and yield the number of each epoch, from 1, when it ends.
+) -> Iterator["Epoch"]:
+    """Train with a teacher's soft labels and yield each epoch when it ends.
 
     Args:
         network: changed in place.

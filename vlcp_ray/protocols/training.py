@@ -1,11 +1,25 @@
 """The training loop of the protocols and of the teacher."""
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from vlcp_ray.protocols.labelled_images import Split
+
+
+class Epoch(NamedTuple):
+    """An epoch that has ended.
+
+    Args:
+        number: from 1.
+        loss: mean of its steps, a scalar on the device of the images.
+    """
+
+    number: int
+    loss: Tensor
+
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # pixels (n, 3, s, s) uint8 and labels (n,) -> a scalar
 
@@ -20,8 +34,8 @@ def train(
     batch_size: int,
     generator: torch.Generator,
     min_batch: int = 1,
-) -> Iterator[int]:
-    """Train on all images in a new random order each epoch, and yield the number of each epoch, from 1, when it ends.
+) -> Iterator[Epoch]:
+    """Train on all images in a new random order each epoch, and yield each epoch when it ends.
 
     Args:
         optimizer: of the parameters that are trained; its learning rate is set at every step.
@@ -36,6 +50,7 @@ def train(
     step = 0
     for epoch in range(epochs):
         order = torch.randperm(len(images[1]), generator=generator).to(images[1].device)
+        losses = []
         for batch in batches(order, batch_size, min_batch):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step)
@@ -43,8 +58,9 @@ def train(
             optimizer.zero_grad()
             value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
+            losses.append(value.detach())
             step += 1
-        yield epoch + 1
+        yield Epoch(epoch + 1, torch.stack(losses).mean())
 
 
 def batches(order: Tensor, size: int, min_batch: int = 1) -> list[Tensor]:

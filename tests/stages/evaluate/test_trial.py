@@ -10,7 +10,7 @@ import torch
 
 from tests.labelled_digits import NAMES, digits
 from vlcp_ray.config import Evaluate, Teach
-from vlcp_ray.models.teacher import load_teacher
+from vlcp_ray.models.teacher import build_teacher, load_teacher
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.protocols.labelled_images import LabelledImages
 from vlcp_ray.schemas import conform
@@ -147,11 +147,12 @@ def test_run_trial_accepts_read_only_arrays() -> None:
 
 
 def test_run_trial_reports_best_and_last_validation(monkeypatch: pytest.MonkeyPatch) -> None:
-    results = iter([(0.3, 0.5), (0.9, 0.95), (0.6, 0.8)])
+    results = iter([(0.3, 0.5), (0.9, 0.95), (0.6, 0.8), (1.0, 1.0)])  # the last one on the training images
     monkeypatch.setattr(trial_module, "accuracy", lambda predicted, labels: next(results))
     row = run(settings=SETTINGS.model_copy(update={"epochs": 3}))
     assert (row["top1_best"], row["top1_last"], row["top5_last"]) == (0.9, 0.6, 0.8)
     assert row["curve"] == [0.3, 0.9, 0.6]
+    assert (row["train_top1"], row["outcome"]) == (1.0, "")
 
 
 def test_run_trial_with_two_classes_has_full_top5() -> None:
@@ -193,12 +194,43 @@ def test_run_trial_without_a_fitting_teacher_is_refused(teacher: torch.nn.Module
 
 
 @pytest.mark.parametrize("trial", [TRIAL, SOFT], ids=["minimax", "rded"])
-def test_run_trial_curve_has_the_validated_epochs(trial: Trial) -> None:
+def test_run_trial_curve_has_the_validated_epochs(trial: Trial, teacher: torch.nn.Module) -> None:
     settings = SETTINGS.model_copy(update={"epochs": 7, "rded_epochs": 11, "validations": 3})
-    teacher = load_teacher(
-        TEACH, train_teacher(TRAIN, VAL, NAMES, TEACH.model_copy(update={"epochs": 1}), 0, "cpu").state
-    )
     row = run_trial(TRAIN, VAL, NAMES, settings, trial, "cpu", teacher if trial == SOFT else None)
     epochs = PROTOCOLS[trial.protocol].validated_epochs(row["epochs"], settings.validations)
     assert len(epochs) == len(row["curve"])
     assert epochs[-1] == row["epochs"]
+
+
+def test_run_trial_that_cannot_learn_is_marked(teacher: torch.nn.Module) -> None:
+    """A learning rate that ruins the network, and a teacher of random weights."""
+    fast = run(settings=SETTINGS.model_copy(update={"learning_rate": 1e6, "epochs": 3}))
+    assert fast["outcome"] in ("diverged", "did_not_learn")
+    guessing = build_teacher(TEACH, 10, 16, seed=1).eval()
+    blind = run(SOFT, SETTINGS.model_copy(update={"epochs": 30}), guessing)
+    assert blind["outcome"] == "did_not_learn"
+    assert float(blind["train_top1"]) < 0.3  # type: ignore[arg-type]
+    assert run(SOFT, SETTINGS, teacher)["outcome"] == ""
+
+
+def test_run_trial_with_a_network_that_sees_one_place_did_not_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Blind(torch.nn.Module):
+        """Normalises a map of one place, which leaves zeros."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = torch.nn.Linear(3, 10)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.head(torch.nn.functional.group_norm(images.mean((2, 3), keepdim=True), 3).flatten(1))
+
+    monkeypatch.setattr(trial_module, "build_classifier", lambda name, **options: Blind())
+    row = run()
+    assert row["outcome"] == "did_not_learn"
+    assert row["train_top1"] == pytest.approx(0.1, abs=0.05)
+
+
+def test_run_trial_on_the_digits_has_learned(row: dict[str, object]) -> None:
+    assert row["outcome"] == ""
+    assert float(row["train_top1"]) > 0.8  # type: ignore[arg-type]
+    assert 0 < float(row["train_loss"]) < 2.3  # type: ignore[arg-type]

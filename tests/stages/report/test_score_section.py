@@ -73,7 +73,7 @@ def test_evaluation_views_with_one_ipc_or_one_validation_have_no_curve() -> None
 def test_evaluation_views_class_accuracies_include_the_full_split() -> None:
     shown = view(trials("vlcp", 2, (0.8, 0.6)), trials("full", 0, (0.9,)))["classes"]
     assert shown["methods"] == ["vlcp", "full"]
-    assert [row["name"] for row in shown["rows"]] == ["cat", "dog"]
+    assert [row["name"] for row in shown["rows"]] == ["cat", "dog", "2", "3", "4", "5"]
     assert shown["rows"][0]["values"] == pytest.approx([0.7, 0.9])
     assert shown["left_out"] == 0
 
@@ -244,3 +244,12 @@ def test_score_rows_mark_ours_and_published_ones() -> None:
     assert (rows[2]["network"], rows[2]["difference"], rows[2]["significant"]) == ("ConvNet-3", None, None)
     assert rows[0]["text"]["label_robust"] == "0.293"
     assert set(rows[2]["text"]) == set(rows[0]["text"])
+
+
+def test_evaluation_views_leave_out_trials_that_failed() -> None:
+    good, bad = trials("vlcp", 2, (0.8,)), trials("random", 2, (0.1, 0.1))
+    failed = [row | {"outcome": "did_not_learn"} for row in bad]
+    assert view(good, failed) == view(good)
+    assert evaluation_views(scores(failed), NAMES) == []
+    half = view(good, [bad[0], failed[1]])
+    assert half["classes"] == view(good, bad[:1])["classes"]

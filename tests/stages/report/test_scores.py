@@ -28,7 +28,10 @@ def trials(method: str, ipc: int, values: Sequence[float], network: str = "ConvN
             "epochs": 3,
             "seconds": 1.5,
             "curve": [0.1, value],
-            "per_class": [value, value],
+            "per_class": [value] * 6,
+            "train_top1": 1.0,
+            "train_loss": 0.5,
+            "outcome": "",
             "confusion": [2, 0, 1, 1],
         }
         for i, value in enumerate(values)
@@ -206,7 +209,7 @@ def test_score_summary_means_are_of_each_metric() -> None:
 
 def test_scores_json_is_rounded_to_six_decimals() -> None:
     (row,) = scores_json(scores([trials("vlcp", 2, (1 / 3,))[0] | {"seconds": 1234.5678}]))
-    assert (row["top1_last"], row["curve"], row["per_class"]) == (0.333333, [0.1, 0.333333], [0.333333] * 2)
+    assert (row["top1_last"], row["curve"], row["per_class"]) == (0.333333, [0.1, 0.333333], [0.333333] * 6)
     assert (row["seconds"], row["ipc"], row["trial_id"]) == (1234.567749, 2, "vlcp-2-ConvNet-3-0")  # of a float32
 
 
@@ -244,3 +247,47 @@ def test_dd_ranking_takes_fractions_up_to_their_limits() -> None:
     ):
         with pytest.raises(ValueError, match="fraction"):
             label_robust_score(hlr, ior, weight)
+
+
+def failed(rows: list[dict[str, Any]], outcome: str) -> list[dict[str, Any]]:
+    return [row | {"outcome": outcome, "train_loss": math.nan} for row in rows]
+
+
+def test_failed_trials_are_in_no_mean_and_no_star() -> None:
+    good, bad = trials("vlcp", 2, (0.8, 0.82, 0.81)), trials("random", 2, (0.5, 0.52, 0.1))
+    table = scores(good, [*bad[:2], *failed(bad[2:], "did_not_learn")])
+    ours, random = score_summary(table)
+    assert (random["n"], random["failed"], random["top1_last_mean"]) == (2, {"did_not_learn": 1}, pytest.approx(0.51))
+    assert (ours["n"], ours["failed"], random["significant"]) == (3, {}, True)
+    lines = score_table(table).splitlines()
+    assert "2 of 3" in lines[2]
+    assert lines[-1] == "not counted: minimax, ConvNet-3, random at 2 per class: 1 of 3 did not learn"
+    assert [row["train_loss"] for row in scores_json(table)].count(None) == 1
+    json.dumps(scores_json(table), allow_nan=False)
+
+
+@pytest.mark.parametrize("method", ["vlcp", "random", "full"])
+def test_a_method_whose_trials_all_failed_has_no_numbers(method: str) -> None:
+    groups = {
+        "vlcp": trials("vlcp", 2, (0.8,)),
+        "random": trials("random", 2, (0.5,)),
+        "full": trials("full", 0, (0.9,)),
+    }
+    groups[method] = failed(groups[method], "diverged")
+    rows = {row["method"]: row for row in score_summary(scores(*groups.values()))}
+    assert (rows[method]["n"], rows[method]["top1_last_mean"], rows[method]["difference"]) == (0, None, None)
+    assert all(row["label_robust"] is None for row in rows.values())
+    assert rows["random"]["significant"] is None
+    claim, _ = headline(list(rows.values()), 10, 100)
+    assert (claim == "") == (method == "vlcp")
+    text = score_table(scores(*groups.values()))
+    assert f"{method} {'on the full train split' if method == 'full' else 'at 2 per class'}: 1 of 1 diverged" in text
+    json.dumps(list(rows.values()), allow_nan=False)
+
+
+def test_score_table_of_up_to_five_classes_has_no_top5() -> None:
+    rows = trials("vlcp", 2, (0.8,))
+    assert "top-5" in score_table(scores(rows)).splitlines()[0]
+    few = score_table(scores([row | {"per_class": [0.8] * 5} for row in rows])).splitlines()
+    assert "top-5" not in few[0]
+    assert "100.0" not in few[1]

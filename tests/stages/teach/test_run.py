@@ -11,6 +11,7 @@ from torchvision.models import ResNet18_Weights
 
 from vlcp_ray.config import Teach, load_job
 from vlcp_ray.demo import digits
+from vlcp_ray.models.teacher import build_teacher
 from vlcp_ray.protocols.labelled_images import load_split
 from vlcp_ray.schemas import IMAGES, conform
 from vlcp_ray.sources.classes import expand, load_glossary
@@ -95,7 +96,7 @@ def images(tmp_path: Path) -> Artifact:
     return artifact
 
 
-SETTINGS = Teach(network="ConvNet-3", width=8, input_size=16, epochs=4, batch_size=30, validations=2, flip=False)
+SETTINGS = Teach(network="ConvNet-3", width=8, input_size=16, epochs=20, batch_size=30, validations=2, flip=False)
 
 
 def test_train_or_load_writes_the_weights_of_its_metrics(images: Artifact, tmp_path: Path) -> None:
@@ -118,3 +119,13 @@ def test_train_or_load_writes_the_weights_of_its_metrics(images: Artifact, tmp_p
     found = _train_or_load(images, again, loaded, digits.CLASS_NAMES, "cpu")
     assert found == {"top1": metrics["top1"], "top5": metrics["top5"], "curve": [metrics["top1"]]}
     assert again.read_bytes(WEIGHTS) == target.read_bytes(WEIGHTS)
+
+
+def test_train_or_load_of_random_weights_is_refused(images: Artifact, tmp_path: Path) -> None:
+    state = build_teacher(SETTINGS, len(digits.CLASS_NAMES), 16, seed=0).state_dict()
+    torch.save(state, tmp_path / "teacher.pth")
+    loaded = SETTINGS.model_copy(update={"checkpoint": str(tmp_path / "teacher.pth")})
+    target = Store.at(str(tmp_path)).artifact(Step("teach", 1, {}))
+    with pytest.raises(ValueError, match=r"teach\.checkpoint: top-1 on val is .*guessing among 10 classes; check"):
+        _train_or_load(images, target, loaded, digits.CLASS_NAMES, "cpu")
+    assert target.read_bytes(WEIGHTS) is None

@@ -81,6 +81,7 @@ def test_train_teacher_takes_nesterov_steps_of_its_schedule(monkeypatch: pytest.
         return sum((weight.sum() for weight in network.parameters()), torch.zeros(()))
 
     monkeypatch.setattr(train, "_loss", loss)
+    monkeypatch.setattr(train, "is_chance", lambda *_: False)  # this loss teaches nothing
     settings = SETTINGS.model_copy(update={"epochs": 2, "batch_size": 10, "validations": 1, "learning_rate": 0.1})
     few = digits(0, 21)
     trained = train_teacher(few, VAL, NAMES, settings, 0, "cpu")
@@ -120,3 +121,11 @@ def test_learning_rate_at_the_end_of_the_rise_is_the_highest() -> None:
     assert learning_rate_at(0, 5, 1.0) == pytest.approx(0.5)
     assert learning_rate_at(1, 5, 1.0) == pytest.approx(0.5 * (1 + math.cos(math.pi / 8)))
     assert learning_rate_at(4, 5, 1.0) == pytest.approx(0.5 * (1 + math.cos(math.pi * 7 / 8)))
+
+
+def test_train_teacher_that_does_not_learn_is_refused() -> None:
+    settings = SETTINGS.model_copy(update={"epochs": 1, "learning_rate": 1e-9})
+    with pytest.raises(
+        ValueError, match=r"the teacher did not learn: top-1 on its training images is .*guessing among 10"
+    ):
+        train_teacher(digits(0, 100), VAL, NAMES, settings, 0, "cpu")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from vlcp_ray.models.networks import NETWORKS
+from vlcp_ray.models.networks import NETWORKS, TEACHER_NORM, check_input_size
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.schemas import column
 from vlcp_ray.settings import OneOf, Positive, Settings, check_unique
@@ -39,8 +39,13 @@ class Evaluate(Settings):
         100, description="validations spread over a training; rded skips those before the last fifth"
     )
     repeats: Positive = Field(3, description="trainings of each network on each set")
-    batch_size: Positive = Field(64, description="minimax only: images per training step")
-    learning_rate: float = Field(0.01, gt=0, description="minimax only: learning rate of the first epoch")
+    batch_size: Positive | None = Field(
+        None, description="minimax only: images per training step; none: 64, and 128 for more than 100 classes"
+    )
+    learning_rate: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="minimax only: learning rate of the first epoch; none: 0.01, and 0.1 for more than 100 classes",
+    )
     precision: Precision = Field(
         "float32", description="that classifiers compute in; bf16 uses the matrix units of GPUs since Ampere"
     )
@@ -61,6 +66,10 @@ class Evaluate(Settings):
         check_unique(self, "protocols", "networks")
         if self.input_size % self.factor:
             raise ValueError(f"input_size must be a multiple of factor, {self.factor}, not {self.input_size}")
+        for name in self.protocols:
+            check_input_size(self.networks, self.input_size, PROTOCOLS[name].norm)
+        if self.rded_batch_size == 1:
+            raise ValueError("rded_batch_size must be 2 or more: batch norm learns nothing from one image")
         for protocol in PROTOCOLS.values():
             for name in protocol.settings:
                 if protocol.name not in self.protocols and getattr(self, name) != type(self).model_fields[name].default:
@@ -82,6 +91,18 @@ SCORES: Final = pa.schema(
         column("top1_last", pa.float32(), "accuracy on val after the last epoch, a fraction of 1"),
         column("top1_best", pa.float32(), "best accuracy on val over all validations, a fraction of 1"),
         column("top5_last", pa.float32(), "top-5 accuracy on val after the last epoch, a fraction of 1"),
+        column(
+            "train_top1",
+            pa.float32(),
+            "accuracy on the training images themselves, by their labels, after the last epoch, a fraction of 1",
+        ),
+        column("train_loss", pa.float32(), "mean training loss of the last epoch; not a number where it diverged"),
+        column(
+            "outcome",
+            pa.string(),
+            "empty, or why the scores are not counted: `did_not_learn` (accuracies of guessing on val and on the "
+            "training images) or `diverged` (a loss that is not finite)",
+        ),
         column("epochs", pa.int32(), "training epochs"),
         column("seconds", pa.float32(), "wall-clock seconds of the trial"),
         column(
@@ -160,7 +181,8 @@ _EXCLUDED_FOR_FULL: Final = {
 
 def _first_network_flops(job: "Job") -> int:
     settings = job.evaluate
-    return int(NETWORKS[settings.networks[0]].forward_flops(settings.input_size, settings.width, 1))
+    norm = PROTOCOLS[settings.protocols[0]].norm
+    return int(NETWORKS[settings.networks[0]].forward_flops(settings.input_size, settings.width, 1, norm))
 
 
 CLASSIFY: Final = Work(
@@ -204,8 +226,8 @@ def _trial_flops(inputs: "CostInputs", trial: Trial) -> float:
     settings, teach, images = inputs.job.evaluate, inputs.job.teach, inputs.images
     protocol = PROTOCOLS[trial.protocol]
     epochs = _epochs(inputs, trial)
-    student = inputs.models.classify(trial.network, settings.input_size, settings.width, images.classes)
-    teacher = inputs.models.classify(teach.network, settings.input_size, teach.width, images.classes)
+    student = inputs.models.classify(trial.network, settings.input_size, settings.width, images.classes, protocol.norm)
+    teacher = inputs.models.classify(teach.network, settings.input_size, teach.width, images.classes, TEACHER_NORM)
     per_image = TRAINING_PASSES * student + (teacher if protocol.needs_teacher else 0.0)
     validation_passes = len(protocol.validated_epochs(epochs, settings.validations)) * images.val
     return epochs * _images(inputs, trial) * per_image + validation_passes * student
@@ -213,7 +235,7 @@ def _trial_flops(inputs: "CostInputs", trial: Trial) -> float:
 
 STAGE: Final = Stage(
     "evaluate",
-    version=3,
+    version=4,
     summary="SYNTHETIC + IMAGES(val) -> SCORES",
     tables={"scores": SCORES},
     pools=("evaluate",),

@@ -43,7 +43,7 @@ def _make_batch(job: Job, pool: Pool, precision: Precision) -> Batch:
     protocol = next(protocol for protocol in PROTOCOLS.values() if not protocol.needs_teacher)
     trial = Trial(METHOD.name, protocol.name, network, 1, 0, 0)
     class_names, device = [str(number) for number in range(_CLASSES)], "cuda" if pool.num_gpus else "cpu"
-    each = NETWORKS[network].forward_flops(size, job.evaluate.width, _CLASSES)
+    each = NETWORKS[network].forward_flops(size, job.evaluate.width, _CLASSES, protocol.norm)
 
     def batch() -> BatchDone:
         with memory_retained():

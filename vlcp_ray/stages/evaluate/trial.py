@@ -1,5 +1,6 @@
 """Train a classifier from scratch on a set of labelled images, and test it on real ones."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -12,7 +13,8 @@ from vlcp_ray.models.batches import naming_memory_fix
 from vlcp_ray.models.classifiers import InBfloat16, build_classifier
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.protocols.labelled_images import LabelledImages, Split, check_split, to_device
-from vlcp_ray.protocols.metrics import accuracy, batches_for, confusion_matrix, predict
+from vlcp_ray.protocols.metrics import accuracy, batches_for, confusion_matrix, is_chance, predict
+from vlcp_ray.protocols.training import Epoch
 from vlcp_ray.seeds import seed_for
 from vlcp_ray.stages.evaluate import Evaluate, Trial
 
@@ -84,7 +86,7 @@ def run_trial(
             teacher=checked,
         )
         should_validate = partial(protocol.should_validate, epochs=epochs, validations=settings.validations)
-        results = _train_and_validate(network, trained_epochs, val, device, classes, should_validate)
+        results = _train_and_validate(network, trained_epochs, train, val, device, classes, should_validate)
     return {
         "trial_id": trial.trial_id,
         "protocol": trial.protocol,
@@ -101,7 +103,8 @@ def run_trial(
 
 def _train_and_validate(
     network: nn.Module,
-    trained_epochs: Iterator[int],
+    trained_epochs: Iterator[Epoch],
+    train: LabelledImages,
     val: LabelledImages,
     device: str,
     classes: int,
@@ -109,20 +112,41 @@ def _train_and_validate(
 ) -> dict[str, Any]:
     """Train to the end, validate after the epochs that `should_validate` selects, and return columns of SCORES."""
     labels = torch.tensor(val.labels, device=device)
-    accuracies, predicted, batches = [], labels[:, None], batches_for(device)
+    accuracies, predicted, batches, loss = [], labels[:, None], batches_for(device), labels[:1].float()
     for epoch in trained_epochs:
-        if should_validate(epoch):
+        loss = epoch.loss
+        if should_validate(epoch.number):
             predicted = predict(network, val.pixels, device, batches)
             accuracies.append(accuracy(predicted, labels))
     counts = confusion_matrix(predicted[:, 0], labels, classes)
+    on_train = predict(network, train.pixels, device, batches)
+    train_top1, _ = accuracy(on_train, torch.tensor(train.labels, device=device))
+    best = max(top1 for top1, _ in accuracies)
+    guesses = (is_chance(train_top1, len(train.labels), classes), is_chance(best, len(val.labels), classes))
     return {
+        "train_top1": train_top1,
+        "train_loss": float(loss),
+        "outcome": _outcome(float(loss), guesses),
         "top1_last": accuracies[-1][0],
-        "top1_best": max(top1 for top1, _ in accuracies),
+        "top1_best": best,
         "top5_last": accuracies[-1][1],
         "curve": [top1 for top1, _ in accuracies],
         "per_class": (counts.diagonal() / counts.sum(1).clip(min=1)).tolist(),
         "confusion": counts.flatten().tolist() if classes <= _MAX_CONFUSION_CLASSES else [],
     }
+
+
+def _outcome(loss: float, guesses: Sequence[bool | None]) -> str:
+    """Return why a training is no score, or "".
+
+    Args:
+        loss: of the last epoch.
+        guesses: whether the accuracies are those of guessing, of `is_chance`.
+    """
+    if not math.isfinite(loss):
+        return "diverged"
+    known = [guess for guess in guesses if guess is not None]
+    return "did_not_learn" if known and all(known) else ""
 
 
 @torch.inference_mode()

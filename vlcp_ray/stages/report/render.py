@@ -19,7 +19,7 @@ from vlcp_ray.stages.report.cost_section import costs, format_bytes, format_dura
 from vlcp_ray.stages.report.images import preview, preview_side
 from vlcp_ray.stages.report.published import other_split, published
 from vlcp_ray.stages.report.score_section import evaluation_views, insignificant, score_rows
-from vlcp_ray.stages.report.scores import headline, score_summary
+from vlcp_ray.stages.report.scores import failures, has_top5, headline, score_summary
 from vlcp_ray.stages.report.sets_section import GROUP_CLASSES, class_groups, count_images, set_views
 
 #: Rejected rows shown for each reason.
@@ -81,6 +81,8 @@ def _score_views(report: Report) -> Row:
         "score_rows": score_rows(summary, figures),
         "evaluation_views": evaluation_views(report.scores, report.class_names, figures),
         "insignificant": insignificant(summary),
+        "failures": failures(summary),
+        "has_top5": has_top5(summary),
         "published": figures,
         "other_split": other_split(report.title, report.class_lists, report.splits),
         "method_names": {"ours": vlcp.METHOD.name, "baseline": random_images.METHOD.name},

@@ -11,7 +11,7 @@ from vlcp_ray.methods import full, random_images, vlcp
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.stages.report import charts
 from vlcp_ray.stages.report.published import Published
-from vlcp_ray.stages.report.scores import format_metrics, protocol_network_ipc, score_summary
+from vlcp_ray.stages.report.scores import format_metrics, format_trials, protocol_network_ipc, score_summary
 
 #: More curves than this cover each other: vlcp, random and the best three of the other methods.
 MAX_CURVES: Final = 5
@@ -37,6 +37,7 @@ def score_rows(summary: Sequence[Row], figures: Sequence[Published] = ()) -> lis
     rows: list[Row] = []
     for i, row in enumerate(summary):
         text = format_metrics(row) | {name: _fraction(row[name]) for name in _DD_RANKING}
+        text["trials"] = format_trials(row)
         rows.append(row | {"text": text, "is_published": False, "is_ours": row["method"] == vlcp.METHOD.name})
         key = protocol_network_ipc(row)
         if i + 1 == len(summary) or protocol_network_ipc(summary[i + 1]) != key:
@@ -59,7 +60,7 @@ def insignificant(summary: Sequence[Row]) -> list[str]:
 
 def _published_row(figure: Published) -> Row:
     top1_best = f"{figure.top1_best:.1f}" + ("" if figure.std is None else f" ± {figure.std:.1f}")
-    empty = dict.fromkeys(("top1_last", "top5_last", "difference", *_DD_RANKING), "")
+    empty = dict.fromkeys(("trials", "top1_last", "top5_last", "difference", *_DD_RANKING), "")
     keys = {"protocol": figure.protocol, "network": figure.network, "ipc": figure.ipc, "method": figure.method}
     flags = {"is_published": True, "is_ours": False, "significant": None, "difference": None}
     return keys | flags | {"text": empty | {"top1_best": top1_best}}
@@ -77,7 +78,8 @@ def evaluation_views(scores: pa.Table, class_names: Sequence[str], figures: Sequ
     `classes`, accuracies by class and method; `confusion`, of the first method; and `ipc`, the largest, at which
     learning curves, class accuracies and confusion were measured.
     """
-    summary, trials = score_summary(scores), scores.to_pylist()
+    summary = [row for row in score_summary(scores) if row["n"]]
+    trials = [trial for trial in scores.to_pylist() if not trial["outcome"]]
     ours = [figure for figure in figures if figure.method == vlcp.METHOD.name]
     views = []
     for protocol, network in dict.fromkeys((row["protocol"], row["network"]) for row in summary):

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -26,6 +27,8 @@ _COLUMNS: Final = (
     "robust",
     "vlcp ahead",
 )
+_NUMERIC: Final = ("ipc", "trials")
+_TOP: Final = 5
 _NOTE: Final = (
     "percent, mean ± standard deviation over trials; * difference > 2 std; robust: DD-Ranking's label-robust score"
 )
@@ -40,8 +43,9 @@ def score_summary(scores: pa.Table) -> list[Row]:
         scores: SCORES.
 
     Returns rows by protocol, network and ipc, with the methods in the order of METHODS and the full train split last.
-    Each row has the four keys, `n` (trials), and of each metric `_mean` and `_std` (sample standard deviation), in
-    fractions of 1; `_std` is None for one trial. Further:
+    Each row has the four keys, `n` (trials that count), `failed` (the number of others by outcome), `classes`, and of
+    each metric `_mean` and `_std` (sample standard deviation), in fractions of 1, over the trials that count; `_mean`
+    is None without such a trial, `_std` with fewer than two. Further:
 
     `difference`: vlcp's top1_last minus the row's at the same ipc, in points; None for vlcp's own row and without one.
     `difference_std`: root of the sum of the two variances, not divided by n, as trials on one set are not independent;
@@ -67,18 +71,23 @@ def score_table(scores: pa.Table) -> str:
     rows = score_summary(scores)
     if not rows:
         return "no scores yet"
-    lines = [list(_COLUMNS), *(_line(row) for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(_COLUMNS))]
-    numeric = ("ipc", "trials")
+    lines = [_line(row) for row in rows]
+    columns = [name for name in _COLUMNS if name != "top-5" or has_top5(rows)]
+    cells = [columns, *([line[name] for name in columns] for line in lines)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
     padded = [
-        [c.rjust(w) if name in numeric else c.ljust(w) for name, c, w in zip(_COLUMNS, line, widths, strict=True)]
-        for line in lines
+        [c.rjust(w) if name in _NUMERIC else c.ljust(w) for name, c, w in zip(columns, row, widths, strict=True)]
+        for row in cells
     ]
-    return "\n".join([*("  ".join(line).rstrip() for line in padded), _NOTE])
+    failed = [f"not counted: {text}" for text in failures(rows)]
+    return "\n".join([*("  ".join(line).rstrip() for line in padded), _NOTE, *failed])
 
 
 def scores_json(scores: pa.Table) -> list[Row]:
-    """List the trials as plain objects with the fields of SCORES, by trial_id; numbers are rounded to six decimals."""
+    """List the trials as plain objects with the fields of SCORES, by trial_id; numbers are rounded to six decimals.
+
+    A loss that is not finite is None.
+    """
     rows = scores.select(SCORES.names).sort_by("trial_id").to_pylist()
     return [{name: _rounded(value) for name, value in row.items()} for row in rows]
 
@@ -138,6 +147,7 @@ def headline(summary: Sequence[Row], classes: int | None, train_rows: int | None
 
     Returns the claim, a sentence without its full stop, and the basis of the claim; both empty without rows of vlcp.
     """
+    summary = [row for row in summary if row["n"]]
     ours = [row for row in summary if row["method"] == vlcp.METHOD.name]
     if not ours:
         return "", ""
@@ -159,7 +169,7 @@ def headline(summary: Sequence[Row], classes: int | None, train_rows: int | None
 
 def format_metrics(row: Row) -> dict[str, str]:
     """Format the metrics and the difference of a summary row: `83.1 ± 0.5`, without ± where there is no std."""
-    text = {m: _format(100 * row[f"{m}_mean"], row[f"{m}_std"] and 100 * row[f"{m}_std"]) for m in METRICS}
+    text = {m: _format_percent(row[f"{m}_mean"], row[f"{m}_std"]) for m in METRICS}
     difference = row["difference"]
     return text | {"difference": "" if difference is None else _format(difference, row["difference_std"], "+.1f")}
 
@@ -178,20 +188,24 @@ def _fraction(value: float) -> float:
 def _rounded(value: Any) -> Any:
     if isinstance(value, list):
         return [_rounded(item) for item in value]
-    return round(value, 6) if isinstance(value, float) else value
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else None  # JSON has no NaN
+    return value
 
 
 def _means_and_stds(trials: Sequence[Row]) -> Row:
-    result: Row = {"n": len(trials)}
+    counted = [trial for trial in trials if not trial["outcome"]]
+    failed = Counter(trial["outcome"] for trial in trials if trial["outcome"])
+    result: Row = {"n": len(counted), "failed": dict(failed), "classes": len(trials[0]["per_class"])}
     for metric in METRICS:
-        values = [trial[metric] for trial in trials]
-        result[f"{metric}_mean"] = statistics.fmean(values)
+        values = [trial[metric] for trial in counted]
+        result[f"{metric}_mean"] = statistics.fmean(values) if values else None
         result[f"{metric}_std"] = statistics.stdev(values) if len(values) > 1 else None
     return result
 
 
 def _difference(ours: Row | None, row: Row) -> Row:
-    if ours is None or row["method"] == vlcp.METHOD.name:
+    if ours is None or not ours["n"] or not row["n"] or row["method"] == vlcp.METHOD.name:
         return {"difference": None, "difference_std": None, "significant": None}
     points = 100 * (ours["top1_last_mean"] - row["top1_last_mean"])
     stds = (ours["top1_last_std"], row["top1_last_std"])
@@ -208,12 +222,13 @@ def _dd_ranking(row: Row, rows: Sequence[Row]) -> Row:
         """Return the mean top1_last of the row that differs from this one in these keys only."""
         key = {name: row[name] for name in _GROUP} | changed
         means = [other["top1_last_mean"] for other in rows if all(other[name] == key[name] for name in _GROUP)]
-        return means[0] if means else None
+        return means[0] if means else None  # of one row; None where all of its trials failed
 
     hard = {"protocol": next(protocol.name for protocol in PROTOCOLS.values() if protocol.labels == "hard")}
     whole, own = mean(**hard, method=full.METHOD.name, ipc=0), mean(**hard)
     random = mean(method=random_images.METHOD.name)
-    if row["method"] in (random_images.METHOD.name, full.METHOD.name) or whole is None or own is None or random is None:
+    is_set = row["method"] not in (random_images.METHOD.name, full.METHOD.name)
+    if not is_set or not row["n"] or whole is None or own is None or random is None:
         return {"hlr": None, "ior": None, "label_robust": None}
     hlr, ior = hard_label_recovery(whole, own), improvement_over_random(row["top1_last_mean"], random)
     return {"hlr": hlr, "ior": ior, "label_robust": label_robust_score(hlr, ior)}
@@ -223,12 +238,42 @@ def _method_order(method: str) -> tuple[int, str]:
     return (list(METHODS).index(method) if method in METHODS else len(METHODS)), method
 
 
-def _line(row: Row) -> list[str]:
+def _line(row: Row) -> dict[str, str]:
+    """Return the cells of a summary row by column."""
     text = format_metrics(row)
-    star = " *" if row["significant"] else ""
-    keys = [row["protocol"], row["network"], str(row["ipc"] or "all"), row["method"], str(row["n"])]
+    keys = [row["protocol"], row["network"], str(row["ipc"] or "all"), row["method"], format_trials(row)]
     robust = "" if row["label_robust"] is None else f"{row['label_robust']:.3f}"
-    return [*keys, *(text[metric] for metric in METRICS), robust, text["difference"] + star]
+    ahead = text["difference"] + (" *" if row["significant"] else "")
+    return dict(zip(_COLUMNS, [*keys, *(text[metric] for metric in METRICS), robust, ahead], strict=True))
+
+
+def has_top5(summary: Sequence[Row]) -> bool:
+    """Return whether top-5 accuracy says something: of up to five classes it is always 1."""
+    return any(row["classes"] > _TOP for row in summary)
+
+
+def format_trials(row: Row) -> str:
+    """Format the number of trials of a summary row: "3", or "2 of 3" where one failed."""
+    failed = sum(row["failed"].values())
+    return f"{row['n']} of {row['n'] + failed}" if failed else str(row["n"])
+
+
+def failures(summary: Sequence[Row]) -> list[str]:
+    """List the trials that are not counted: "minimax, ResNet-18, vlcp at 10 per class: 1 of 3 did not learn"."""
+    return [
+        f"{row['protocol']}, {row['network']}, {row['method']} {_where(row['ipc'])}: {count} of "
+        f"{row['n'] + sum(row['failed'].values())} {outcome.replace('_', ' ')}"
+        for row in summary
+        for outcome, count in row["failed"].items()
+    ]
+
+
+def _where(ipc: int) -> str:
+    return f"at {ipc:,} per class" if ipc else "on the full train split"
+
+
+def _format_percent(mean: float | None, std: float | None) -> str:
+    return "" if mean is None else _format(100 * mean, std and 100 * std)
 
 
 def _format(value: float, std: float | None, form: str = ".1f") -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from vlcp_ray.models.networks import NETWORKS
+from vlcp_ray.models.networks import NETWORKS, TEACHER_NORM, check_input_size
 from vlcp_ray.settings import ConfigError, OneOf, Positive, Settings
 from vlcp_ray.stages import evaluate
 from vlcp_ray.stages.stage import TRAINING_PASSES, Load, Stage
@@ -52,6 +52,9 @@ class Teach(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        check_input_size([self.network], self.input_size, TEACHER_NORM)
+        if self.batch_size == 1:
+            raise ValueError("batch_size must be 2 or more: batch norm learns nothing from one image")
         if self.checkpoint == TORCHVISION and not NETWORKS[self.network].published:
             known = ", ".join(name for name, network in NETWORKS.items() if network.published)
             raise ValueError(
@@ -97,7 +100,7 @@ def hashed_settings(job: "Job") -> dict[str, Any]:
 
 def _loads(inputs: "CostInputs", _: Sequence["Step"]) -> Iterator[Load]:
     settings, images = inputs.job.teach, inputs.images
-    each = inputs.models.classify(settings.network, settings.input_size, settings.width, images.classes)
+    each = inputs.models.classify(settings.network, settings.input_size, settings.width, images.classes, TEACHER_NORM)
     training_passes = 0 if settings.checkpoint else TRAINING_PASSES * settings.epochs * images.train
     validation_passes = images.val * (1 if settings.checkpoint else min(settings.validations, settings.epochs))
     yield Load(evaluate.CLASSIFY, images.train, each * (training_passes + validation_passes), units=1)
@@ -113,7 +116,7 @@ def _check(job: "Job") -> None:
 
 STAGE: Final = Stage(
     "teach",
-    version=2,
+    version=3,
     summary="IMAGES -> the network that gives soft labels and features",
     pools=evaluate.STAGE.pools,
     loads=_loads,

@@ -58,14 +58,18 @@ def _train_or_load_on_all_cores(
 def _train_or_load(
     images: Artifact, artifact: Artifact, settings: Teach, class_names: Sequence[str], device: str
 ) -> dict[str, Any]:
-    """Write the weights and return the metrics on val: top1, top5 and the curve."""
+    """Write the weights and return the metrics on val: top1, top5 and the curve; also top1 on the training images.
+
+    Raises:
+        ValueError: the teacher guesses, so that its soft labels would say nothing.
+    """
     import torch
     from safetensors.torch import save
 
     from vlcp_ray.models.batches import naming_memory_fix
     from vlcp_ray.models.teacher import load_teacher
     from vlcp_ray.protocols.labelled_images import load_split
-    from vlcp_ray.protocols.metrics import accuracy, predict
+    from vlcp_ray.protocols.metrics import accuracy, is_chance, predict
     from vlcp_ray.stages.teach.train import train_teacher
 
     size, threads = settings.input_size, count_cores()
@@ -74,12 +78,18 @@ def _train_or_load(
         state = _read_checkpoint(settings, class_names)
         predicted = predict(load_teacher(settings, state).to(device), val.pixels, device)
         top1, top5 = accuracy(predicted, torch.tensor(val.labels, device=device))
+        if is_chance(top1, len(val.labels), len(class_names)):
+            raise ValueError(
+                f"teach.checkpoint: top-1 on val is {top1:.1%}, as by guessing among {len(class_names)} classes; check "
+                "that the weights are of these classes, in the order of their names"
+            )
         metrics: dict[str, Any] = {"top1": top1, "top5": top5, "curve": [top1]}
     else:
         train = load_split(images, "train", size, size, threads)
         with naming_memory_fix(_TOO_LITTLE_MEMORY):
             trained = train_teacher(train, val, class_names, settings, 0, device)
         state, metrics = trained.state, {"top1": trained.top1, "top5": trained.top5, "curve": list(trained.curve)}
+        metrics["train_top1"] = trained.train_top1
     artifact.write_bytes(WEIGHTS, save({name: value.contiguous() for name, value in state.items()}))
     return metrics
 

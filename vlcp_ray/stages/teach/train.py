@@ -12,7 +12,7 @@ from vlcp_ray.models.teacher import build_teacher
 from vlcp_ray.protocols import training
 from vlcp_ray.protocols.augment import augment_without_jitter, random_shift
 from vlcp_ray.protocols.labelled_images import LabelledImages, check_split, to_device
-from vlcp_ray.protocols.metrics import accuracy, batches_for, predict
+from vlcp_ray.protocols.metrics import accuracy, batches_for, is_chance, predict
 from vlcp_ray.protocols.protocol import should_validate
 from vlcp_ray.seeds import seed_for
 from vlcp_ray.stages.teach import RECIPE, Teach
@@ -22,10 +22,11 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class TrainedTeacher:
-    """A trained teacher: its weights on the CPU, and its accuracies on val as fractions of 1."""
+    """A trained teacher: its weights on the CPU, and its accuracies on val but for `train_top1`, as fractions of 1."""
 
     state: State
     class_names: tuple[str, ...]
+    train_top1: float
     top1: float
     top5: float
     curve: tuple[float, ...]
@@ -50,7 +51,8 @@ def train_teacher(
         device: torch device.
 
     Raises:
-        ValueError: a set is empty, has images of another size, or labels without a class name.
+        ValueError: a set is empty, has images of another size, or labels without a class name; or the network learned
+            nothing.
     """
     for split, name in ((train, "train"), (val, "val")):
         check_split(split, f"teach: the {name} set", settings.input_size, class_names)
@@ -77,10 +79,18 @@ def train_teacher(
     accuracies, batches = [], batches_for(device)
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         for epoch in trained:
-            if should_validate(epoch, settings.epochs, settings.validations):
+            if should_validate(epoch.number, settings.epochs, settings.validations):
                 accuracies.append(accuracy(predict(network, val.pixels, device, batches), val_labels))
+    train_top1, _ = accuracy(predict(network, train.pixels, device, batches), images[1])
+    best, classes = max(top1 for top1, _ in accuracies), len(class_names)
+    if is_chance(train_top1, len(train.labels), classes) and is_chance(best, len(val.labels), classes):
+        raise ValueError(
+            f"teach: the teacher did not learn: top-1 on its training images is {train_top1:.1%}, on val {best:.1%} at "
+            f"best, as by guessing among {classes} classes; raise teach.epochs, lower teach.learning_rate, or take "
+            "another teach.network"
+        )
     state = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
-    return TrainedTeacher(state, tuple(class_names), *accuracies[-1], tuple(top1 for top1, _ in accuracies))
+    return TrainedTeacher(state, tuple(class_names), train_top1, *accuracies[-1], tuple(top1 for top1, _ in accuracies))
 
 
 def learning_rate_at(step: int, steps: int, highest: float) -> float:
