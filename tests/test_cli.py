@@ -325,7 +325,7 @@ def test_run_after_sigterm_exits_143_and_removes_its_lease(number: signal.Signal
         text=True,
     )
     assert run.stdout is not None
-    assert run.stdout.readline().startswith("scale")  # Ray is up
+    assert any(line.startswith("scale") for line in iter(run.stdout.readline, ""))  # Ray is up
     run.send_signal(number)
     _, error = run.communicate(timeout=60)
     assert run.returncode == code

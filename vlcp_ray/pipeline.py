@@ -177,7 +177,7 @@ def image_set_lines(job: Job, steps: Sequence[Step], manifests: Manifests) -> It
     """Yield what the image set is, by its manifest or by its files, or why it cannot be opened from here."""
     step = next(step for step in steps if step.stage == ingest.STAGE.name)
     if manifest := manifests.get(step.fingerprint):
-        counts = format_images(sum(manifest["train"]), sum(manifest["val"]))
+        counts = format_images(*(manifest.get("splits", {}).get(split, 0) for split in ("train", "val")))
         yield f"{public(job.ingest.source)}: {counts} in {len(manifest['class_names'])} classes"
         return
     yield from inspect_names(job.ingest, largest_ipc(job), needs_val=True).short_lines()

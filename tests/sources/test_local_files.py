@@ -171,3 +171,18 @@ def test_file_that_grows_behind_its_size_is_too_large(root: Path) -> None:
     assert bad_rows(root, follow_links=True, max_bytes=len(max(CLASSES.values(), key=len))) == {
         "train/cat/status.png": f"more bytes than its size says, the limit is {len(max(CLASSES.values(), key=len))}"
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix"),
+    [("a.JPG", ".jpg"), ("a.b.png", ".png"), ("a.", "no suffix"), ("a", "no suffix"), (".a", "no suffix")],
+)
+def test_suffix_of_is_what_files_are_counted_by(name: str, suffix: str) -> None:
+    assert local_files.suffix_of(name) == suffix
+
+
+def test_walk_counts_every_other_file_once(tmp_path: Path) -> None:
+    write_files(tmp_path, dict.fromkeys(["a.txt", "b.txt", "deeper/c.txt", "d.jpg", "noext", ".hidden"], b""))
+    skipped: dict[str, int] = {}
+    assert [file.base_name for file in walk(str(tmp_path), {".jpg"}, "", skipped=skipped)] == ["d.jpg"]
+    assert skipped == {".txt": 3, "no suffix": 1}

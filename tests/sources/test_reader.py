@@ -7,9 +7,11 @@ from pyarrow import fs as pafs
 
 from tests.image_sets import write_files
 from vlcp_ray.settings import ConfigError
+from vlcp_ray.sources import reader
 from vlcp_ray.sources.reader import (
     RAW,
     Row,
+    check_class_count,
     find_shards,
     has_extension,
     has_shards,
@@ -109,3 +111,15 @@ def test_extensions_of_several_parts_are_found_in_any_case(tmp_path: Path) -> No
     assert sorted(near_shards(filesystem, root, kinds)) == [f"{root}/{name}" for name in sorted(found)]
     assert [suffix_among(name, kinds) for name in names[:3]] == [".tar", ".TAR.GZ", ".tar.gz"]
     assert not any(has_extension(name, kinds) for name in names[3:])
+
+
+def test_check_class_count_takes_as_many_as_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "_MAX_CLASSES", 3)
+    check_class_count({"a", "b", "c"})
+    with pytest.raises(ConfigError, match=r"more than 3 values, so they are no classes; select classes with"):
+        check_class_count({"a", "b", "c", "d"})
+
+
+def test_tables_count_the_bytes_of_names_too() -> None:
+    rows = [Row(str(i), "cat", "train", "n" * 2**20, b"x" * 2**20) for i in range(40)]
+    assert [len(table) for table in tables(rows)] == [16, 16, 8]

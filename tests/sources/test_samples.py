@@ -61,3 +61,16 @@ def test_sample_contents_are_its_labels_and_the_image_that_is_read(tmp_path: Pat
     expected = [sample.members[name].content for name in ("cls", "json", "jpg")]
     assert sample.contents(1) == expected
     assert sample.contents(0) == expected[:2]
+
+
+def test_sample_image_is_the_only_one_of_a_longer_extension(tmp_path: Path) -> None:
+    both, one, exact = (
+        grouped(tmp_path, *names)[0]
+        for names in (
+            ("1.input.jpg", "1.target.jpg", "1.cls"),
+            ("1.input.jpg", "1.cls"),
+            ("1.input.jpg", "1.jpg", "1.cls"),
+        )
+    )
+    assert both.image() is None
+    assert [sample.image().name for sample in (one, exact)] == ["1.input.jpg", "1.jpg"]

@@ -144,3 +144,19 @@ def test_only_shard_that_is_damaged_is_refused_with_fix(tmp_path: Path) -> None:
     (tmp_path / "train.tar").write_bytes(b"text" * 500)
     with pytest.raises(ConfigError, match=r"cannot be read as a tar .*; download it again"):
         WebDataset(pafs.LocalFileSystem(), str(tmp_path), Ingest(source=str(tmp_path)))
+
+
+def test_shard_file_reads_ahead_and_asks_once_for_what_it_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(bytes(range(256)) * 1024)
+    asked: list[tuple[int, int]] = []
+    request = ShardFile._request
+    monkeypatch.setattr(ShardFile, "_request", lambda f, at, size: asked.append((at, size)) or request(f, at, size))
+    with ShardFile(pafs.LocalFileSystem(), str(tmp_path / "file")) as file:
+        file.window = 1000
+        for at, size in ((0, 10), (10, 900), (990, 10), (500, 1), (995, 10), (1995, 1), (300, 2000)):
+            file.seek(at)
+            assert file.read(size) == (bytes(range(256)) * 1024)[at : at + size]
+        assert asked == [(0, 1000), (995, 1000), (1995, 1000), (300, 2000)]
+        assert file.readable()

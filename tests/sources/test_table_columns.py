@@ -65,6 +65,12 @@ def test_find_columns_reads_labels_whose_meaning_is_plain(kind: pa.DataType, is_
             find_columns(schema, KNOWN, "")
 
 
+def test_find_columns_finds_the_image_by_its_bytes_wherever_they_stand() -> None:
+    for fields in ([("bytes", pa.binary()), ("path", pa.string())], [("path", pa.string()), ("bytes", pa.binary())]):
+        schema = pa.schema([("picture", pa.struct(fields)), ("label", pa.string())])
+        assert find_columns(schema, KNOWN, "").image == "picture"
+
+
 @pytest.mark.parametrize("kind", [pa.int64(), pa.float64(), pa.bool_(), pa.list_(pa.int8())])
 def test_find_columns_of_numbers_without_names_asks_for_them(kind: pa.DataType) -> None:
     schema = pa.schema([("image", pa.binary()), ("label", kind)])

@@ -409,3 +409,10 @@ def test_webdataset_in_gzip_has_sparse_members_and_no_links(tmp_path: Path) -> N
     table = read_all(open_set(tmp_path / "train.tgz"))
     assert by_source(table, "image") == {"train.tgz:1": IMAGE, "train.tgz:x": content, "train.tgz:y": b""}
     assert by_source(table, "detail")["train.tgz:y"] == "y.png is a link to 1.png, which is not followed in a gzip file"
+
+
+def test_webdataset_image_of_exactly_max_bytes_is_read(tmp_path: Path) -> None:
+    image = picture(1)
+    file = write_tar(tmp_path / "train.tar", sample("0", image, cls="cat"))
+    for limit, reason in ((len(image), ""), (len(image) - 1, "too_large")):
+        assert by_source(read_all(open_set(file, max_bytes=limit)), "reason") == {"train.tar:0": reason}

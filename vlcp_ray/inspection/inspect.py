@@ -23,7 +23,7 @@ COUNTING: Final = 30.0
 _SHORT_COUNTING: Final = 2.0
 _TABLES: Final = ("parquet", "arrow")
 #: Layouts whose images are counted by reading more than names of files.
-_READ: Final = (*_TABLES, "webdataset")
+_READ: Final = (*_TABLES, "webdataset", "digits")
 _THREADS: Final = 16  # each waits for the disk or the network
 _SHOWN_CLASSES: Final = 20  # with examples
 _EXAMPLES: Final = 4  # of a class
