@@ -76,6 +76,10 @@ def test_job_defaults_are_those_of_the_paper() -> None:
             {"evaluate": {"protocols": ["rded"], "networks": ["ConvNet-3"], "input_size": 32}},
             "teach.input_size must be evaluate.input_size, 32, not 224",
         ),
+        (
+            {"ingest": {"max_per_class": 5}, "ipc": [1, 6]},
+            "ingest.max_per_class, 5, is below the largest ipc, 6; raise",
+        ),
         ({"compare": {"methods": ["randm"]}}, "compare.methods.0"),
     ],
 )
@@ -151,4 +155,4 @@ def test_sample_overrides_limit_images_and_sets_and_name_the_run() -> None:
     assert (job.name, job.ipc) == ("digits-sample-4", (1, 2))
     assert (job.ingest.max_per_class, job.ingest.max_val_per_class, job.ingest.max_rejected) == (4, 4, 0.1)
     with pytest.raises(ConfigError, match=r"--sample: the job sets ingest\.max_per_class or max_val"):
-        sample_overrides(path, ["ingest.max_per_class=3"], 4)
+        sample_overrides(path, ["ingest.max_per_class=5"], 4)

@@ -65,6 +65,11 @@ class Job(Settings):
             raise ValueError(
                 f"generate.image_size must be a multiple of evaluate.factor, {evaluate.factor}, not {size}"
             )
+        if 0 < self.ingest.max_per_class < max(self.ipc):
+            raise ValueError(
+                f"ingest.max_per_class, {self.ingest.max_per_class}, is below the largest ipc, {max(self.ipc)}; raise "
+                "it or lower ipc"
+            )
         trains_full = [name for name in PROTOCOLS if PROTOCOLS[name].trains_full]
         if self.compare.methods == ("full",) and not set(trains_full) & set(evaluate.protocols):
             raise ValueError(

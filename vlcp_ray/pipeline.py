@@ -10,7 +10,7 @@ from vlcp_ray import sources
 from vlcp_ray.config import Job
 from vlcp_ray.cost.memory import check_memory
 from vlcp_ray.engine.context import Context, versions
-from vlcp_ray.inspection.inspect import format_images, inspect_names
+from vlcp_ray.inspection.inspect import format_images, inspect_names, inspect_without_reading
 from vlcp_ray.methods import METHODS
 from vlcp_ray.models.pretrained import check, content_hash
 from vlcp_ray.monitoring.logfiles import logged
@@ -180,7 +180,7 @@ def image_set_lines(job: Job, steps: Sequence[Step], manifests: Manifests) -> It
         counts = format_images(*(manifest.get("splits", {}).get(split, 0) for split in ("train", "val")))
         yield f"{public(job.ingest.source)}: {counts} in {len(manifest['class_names'])} classes"
         return
-    yield from inspect_names(job.ingest, largest_ipc(job), needs_val=True).short_lines()
+    yield from inspect_without_reading(job.ingest, largest_ipc(job)).short_lines()
 
 
 def largest_ipc(job: Job) -> int:

@@ -2,13 +2,15 @@
 
 import json
 import resource
+import socket
 from pathlib import Path
 
 import pytest
 
 from tests.image_sets import picture, write_files, write_parquet, write_tar
-from vlcp_ray.inspection.inspect import ClassCounts, inspect, inspect_names
+from vlcp_ray.inspection.inspect import ClassCounts, inspect, inspect_names, inspect_without_reading
 from vlcp_ray.sources import open_source
+from vlcp_ray.sources.webdataset import WebDataset
 from vlcp_ray.stages.ingest import Expect, Ingest
 
 FILES = {
@@ -162,7 +164,7 @@ def test_inspect_names_refuses_a_class_that_is_too_small_before_images_are_read(
     assert not inspect_names(settings, 0, needs_val=True).is_refused
     assert not inspect_names(settings, 1, needs_val=True).is_refused
     found = inspect_names(settings, 2, needs_val=True)
-    assert "class 'cow' has only 1 usable training images, fewer than ipc = 2" in found.problems[0]
+    assert "class 'cow' has only 1 usable training image, fewer than ipc = 2" in found.problems[0]
     assert [line.partition(" ")[0] for line in found.short_lines()] == [str(root), "problem:"]
 
 
@@ -181,3 +183,45 @@ def test_inspect_says_which_images_are_used(tmp_path: Path) -> None:
     words = "used are 2 train images of each class at most; 0.25 of train becomes val"
     assert line.endswith(f"; 10 train and 0 val images; {words}")
     assert words in list(inspect(settings).lines())
+
+
+def test_inspect_says_why_a_list_cannot_be_read_and_not_what_follows_from_it(tmp_path: Path) -> None:
+    files = {f"train/{wnid}/1.JPEG": picture(1) for wnid in ("n01440764", "n02102040")} | {"val/v_1.JPEG": picture(2)}
+    root = write_files(tmp_path, files | {"LOC_val_solution.csv": b"x" * 2**18})
+    for found in (inspect(Ingest(source=str(root))), inspect_names(Ingest(source=str(root)), 1, needs_val=True)):
+        assert found.is_refused
+        assert "LOC_val_solution.csv cannot be read" in found.problems[0]
+
+
+def test_inspect_of_a_list_of_both_splits_counts_train_alone_where_val_is_taken_from_it(tmp_path: Path) -> None:
+    lines = [
+        "file_name,label,split",
+        *(f"{i}.jpg,{'cat' if i % 2 else 'dog'},{'test' if i < 4 else 'train'}" for i in range(10)),
+    ]
+    files = {f"{i}.jpg": picture(i) for i in range(10)} | {"metadata.csv": "\n".join(lines).encode()}
+    root = write_files(tmp_path, files)
+    for fraction, counts in ((0.0, "6 train and 4 val images"), (0.5, "6 train and 0 val images")):
+        assert counts in list(inspect(Ingest(source=str(root), val_fraction=fraction)).lines())
+
+
+def test_inspect_without_reading_leaves_the_labels_of_tars_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_set(tmp_path, "webdataset")
+    monkeypatch.setattr(WebDataset, "_read_classes", lambda self: pytest.fail("all tars are read"))
+    (line,) = inspect_without_reading(Ingest(source=str(root)), 1).short_lines()
+    assert line == f"{root} is in the layout webdataset; its classes are in its labels, which a run reads"
+    named = inspect_without_reading(Ingest(source=str(root), classes=("n01440764", "n02102040")), 1)
+    assert named.description == "WebDataset with 1 train file and 1 val file, 2 classes"
+    assert inspect_without_reading(Ingest(source=str(write_files(tmp_path / "f", FILES))), 1).classes == COUNTS
+
+
+def test_inspect_without_reading_does_not_wait_for_a_silent_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlcp_ray.inspection.inspect._REMOTE_WAIT", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        uri = f"s3://key:secret@bucket/set?endpoint_override=http://127.0.0.1:{port}&region=x"
+        found = inspect_without_reading(Ingest(source=uri), 1)
+    shown = f"s3://***@bucket/set?endpoint_override=http://127.0.0.1:{port}&region=x"
+    assert list(found.short_lines()) == [f"problem: ingest.source: {shown} has not answered in 0.3 s"]
+    assert not found.is_refused

@@ -212,6 +212,14 @@ def test_open_source_notes_a_list_of_val_images_that_are_not_there(tmp_path: Pat
     (tmp_path / "kaggle" / "LOC_val_solution.csv").write_text("ImageId,PredictionString\nval_1,n01440764 1 2 3 4\n")
     assert open_set(root).description.endswith("2 classes; there is LOC_val_solution.csv but no val")
     assert "LOC_val" not in open_set(root, val_fraction=0.5).description
+    (tmp_path / "tiny/val/val_annotations.txt").write_bytes(b"\xff\xfe")
+    assert open_set(tmp_path / "tiny").description.endswith("there is val_annotations.txt, which cannot be read")
+
+
+def test_open_source_whose_val_is_taken_from_train_has_the_classes_of_train(tmp_path: Path) -> None:
+    root = write_files(tmp_path, FILES | {"val/cow/1.jpg": picture(9)})
+    assert open_set(root).classes.keys == ("cat", "cow", "dog")
+    assert open_set(root, val_fraction=0.5).classes.keys == ("cat", "dog")
 
 
 def test_read_counts_images_that_the_list_of_val_names_and_val_lacks(tmp_path: Path) -> None:

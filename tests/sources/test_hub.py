@@ -79,7 +79,11 @@ def test_open_source_reads_a_folder_of_a_set_of_tables(pets: Hub, tmp_path: Path
             r"ingest\.revision: hf://.* has no revision 'v9'; give a branch, a tag or a",
         ),
         ("hf://datasets/owner/pets@v9", "", r"ingest\.revision: hf://.* has no revision of that name; "),
-        ("hf://datasets/owner/pets@v1", "main", r"ingest\.source: .*Revision specified .* not the same"),
+        (
+            "hf://datasets/owner/pets@v1",
+            "main",
+            r"ingest\.revision: .* names another one than 'main'; leave one of them out",
+        ),
         (
             "hf://datasets/owner/none",
             "",
@@ -108,4 +112,6 @@ def test_open_source_of_a_gated_set_says_how_to_log_in(pets: Hub) -> None:
 
 def test_fix_names_the_set_without_its_revision_and_folder() -> None:
     assert "hf download owner/pets --repo-type" in hub.fix("hf://datasets/owner/pets@v1/plain")
+    assert "hf download owner/app --repo-type space" in hub.fix("hf://spaces/owner/app")
+    assert "hf download owner/net --repo-type model" in hub.fix("hf://owner/net@v1/images")
     assert hub.fix("/data/pets") == ""

@@ -18,7 +18,7 @@ def test_find_val_list_of_kaggle_is_found_in_the_folders_above(tmp_path: Path) -
     root = write_files(tmp_path, files) / "ILSVRC/Data/CLS-LOC"
     found = find_val_list(FILESYSTEM, str(root), f"{root}/val", str(root))
     assert found is not None
-    assert found.read(FILESYSTEM) == {"ImageId": "PredictionString", "val_1": "n01440764", "val_2": "n02102040"}
+    assert found.read(FILESYSTEM) == {"val_1": "n01440764", "val_2": "n02102040"}
 
 
 def test_find_val_list_beside_the_images_comes_first(tmp_path: Path) -> None:

@@ -3,15 +3,16 @@
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import islice
+from threading import Thread
 from typing import Any, Final, NamedTuple
 
 from vlcp_ray import images
 from vlcp_ray.monitoring.printable import printable
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.sources import hub, open_source
+from vlcp_ray.sources import hub, open_source, recognise
 from vlcp_ray.sources.classes import only_numbers
 from vlcp_ray.sources.reader import Part, Source
 from vlcp_ray.stages.ingest import Ingest, check_images, check_source, compare_expected, format_sample, format_skipped
@@ -21,6 +22,7 @@ from vlcp_ray.store.uris import public, redact
 #: Seconds after which no other part is begun.
 COUNTING: Final = 30.0
 _SHORT_COUNTING: Final = 2.0
+_REMOTE_WAIT: Final = 10.0  # seconds for a store
 _TABLES: Final = ("parquet", "arrow")
 #: Layouts whose images are counted by reading more than names of files.
 _READ: Final = (*_TABLES, "webdataset", "digits")
@@ -163,11 +165,11 @@ def inspect(settings: Ingest, ipc: int = 1, seconds: float = COUNTING) -> Inspec
     """
     try:
         source = open_source(settings)
+        parts = _used_parts(source, settings)
+        counts = _count(source, settings, parts, time.monotonic() + seconds)
+        examples = list(_examples(source, parts, settings))
     except ConfigError as error:
         return _refused(settings, error)
-    parts = _used_parts(source, settings)
-    counts = _count(source, parts, time.monotonic() + seconds)
-    examples = list(_examples(source, parts, settings))
     return _inspection(source, settings, counts, len(parts), ipc, needs_val=True, examples=examples)
 
 
@@ -180,11 +182,43 @@ def inspect_names(settings: Ingest, ipc: int, needs_val: bool) -> Inspection:
     """
     try:
         source = open_source(settings)
+        parts = _used_parts(source, settings)
+        end = time.monotonic() + (0 if source.layout in _READ else _SHORT_COUNTING)
+        counts = _count(source, settings, parts, end)
     except ConfigError as error:
         return _refused(settings, error)
-    parts = _used_parts(source, settings)
-    end = time.monotonic() + (0 if source.layout in _READ else _SHORT_COUNTING)
-    return _inspection(source, settings, _count(source, parts, end), len(parts), ipc, needs_val)
+    return _inspection(source, settings, counts, len(parts), ipc, needs_val)
+
+
+def inspect_without_reading(settings: Ingest, ipc: int) -> Inspection:
+    """Look at an image set as `inspect_names` does, but wait for no store, and read no labels among the images."""
+    if "://" not in settings.source:
+        return _inspect_without_reading(settings, ipc)
+    found: Future[Inspection] = Future()
+
+    def work() -> None:
+        try:
+            found.set_result(_inspect_without_reading(settings, ipc))
+        except BaseException as error:
+            found.set_exception(error)
+
+    Thread(target=work, daemon=True).start()  # an executor would wait for it at the end of the process
+    try:
+        return found.result(_REMOTE_WAIT)
+    except TimeoutError:
+        problem = f"ingest.source: {public(settings.source)} has not answered in {_REMOTE_WAIT:g} s"
+        return Inspection(public(settings.source), problems=[problem])
+
+
+def _inspect_without_reading(settings: Ingest, ipc: int) -> Inspection:
+    try:
+        layout = recognise(settings)
+    except ConfigError as error:
+        return _refused(settings, error)
+    if layout.reads_all and not settings.classes and not settings.class_list:
+        text = f"in the layout {layout.name}; its classes are in its labels, which a run reads"
+        return Inspection(public(settings.source), layout.name, text, used=_used(settings))
+    return inspect_names(settings, ipc, needs_val=True)
 
 
 def _refused(settings: Ingest, error: ConfigError) -> Inspection:
@@ -216,7 +250,9 @@ def _inspection(
     classes = [ClassCounts(key, name, counts["train", key], counts["val", key]) for key, name in known.items()]
     others = Counter({key: count for (_, key), count in counts.items() if key not in known})
     unlabelled = others.pop("", 0)
-    refused = _refusal(settings, classes, counted.skipped, ipc, needs_val, is_whole=counted.parts == parts)
+    refused = _refusal(
+        settings, classes, counted.skipped, ipc, needs_val, is_whole=counted.parts == parts and not counted.damaged
+    )
     totals = [sum(getattr(one, split) for one in classes) for split in ("train", "val")]
     _, commit = hub.at_commit(settings.source, settings.revision)
     return Inspection(
@@ -227,7 +263,7 @@ def _inspection(
         unlabelled=unlabelled,
         unknown=others.total(),
         skipped=dict(counted.skipped.most_common()),
-        unexpected=compare_expected(settings, *totals) if counted.parts == parts else "",
+        unexpected=compare_expected(settings, *totals) if counted.parts == parts and not counted.damaged else "",
         parts=(counted.parts, parts),
         used=_used(settings),
         problems=[redact(text) for text in ([refused] if refused else []) + counted.damaged],
@@ -245,7 +281,7 @@ class _Counts(NamedTuple):
     parts: int
 
 
-def _count(source: Source, parts: Sequence[Part], end: float) -> _Counts:
+def _count(source: Source, settings: Ingest, parts: Sequence[Part], end: float) -> _Counts:
     """Count the images of all parts that can be begun before `end`, a time of `time.monotonic`."""
 
     def count(part: Part) -> tuple[Counter[tuple[str, str]], Counter[str], str] | None:
@@ -254,7 +290,10 @@ def _count(source: Source, parts: Sequence[Part], end: float) -> _Counts:
         counts, skipped, damage = Counter[tuple[str, str]](), Counter[str](), ""
         try:
             for image in source.images(part, skipped):
-                counts[image.split, image.class_key] += 1
+                if image.split != "val" or not settings.val_fraction:
+                    counts[image.split, image.class_key] += 1
+        except ConfigError:  # of all of the set, as a list that cannot be read
+            raise
         except ValueError as error:
             damage = str(error)
         return counts, skipped, damage

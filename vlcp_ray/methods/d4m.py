@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from vlcp_ray.methods.method import Method
 from vlcp_ray.methods.vlcp import WITHOUT_BOTH
+from vlcp_ray.stages import prototype
 
 if TYPE_CHECKING:
     from vlcp_ray.config import Job
@@ -16,8 +17,8 @@ def _settings(job: "Job", base_model: str) -> dict[str, Any]:
 
 
 def _clustering(job: "Job") -> dict[str, Any]:
-    """Return the settings of a clustering that removes no outliers."""
-    return job.prototype.model_dump() | {"contamination": 0.0}
+    """Return the settings that determine a clustering that removes no outliers."""
+    return prototype.hashed_settings(job.prototype.model_copy(update={"contamination": 0.0}))
 
 
 METHOD: Final = Method(

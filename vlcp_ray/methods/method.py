@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from vlcp_ray.stages import prototype
 from vlcp_ray.stages.stage import Load
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Method:
         inputs: the artifacts that a set is made from: images, prototypes, model or teacher.
         code: `module:name` of its class or function.
         settings: the settings that determine its sets, given the job and the content hash of its base model.
-        clustering: the settings of the prototypes that it uses.
+        clustering: the settings that determine the prototypes that it uses.
         loads: the work of making its sets, for methods that the stage generate does not make.
     """
 
@@ -47,5 +48,5 @@ class Method:
     inputs: tuple[str, ...]
     code: str = ""
     settings: Callable[["Job", str], dict[str, Any]] = lambda job, base_model: {}
-    clustering: Callable[["Job"], dict[str, Any]] = lambda job: job.prototype.model_dump()
+    clustering: Callable[["Job"], dict[str, Any]] = lambda job: prototype.hashed_settings(job.prototype)
     loads: Callable[["CostInputs", Sequence["Step"]], Iterator[Load]] = lambda inputs, steps: iter(())

@@ -1,5 +1,7 @@
 """Layouts of labelled image sets: the list of them, and how a set is recognised and opened."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -48,24 +50,26 @@ def open_source(settings: "Ingest") -> Source:
     Raises:
         ConfigError: it does not exist, it is in no known layout, or it lacks a wanted class.
     """
-    uri, _ = hub.at_commit(settings.source, settings.revision)
-    if (embedded := LAYOUTS.get(settings.source)) and embedded.embedded:
-        if settings.classes or settings.config or settings.class_key or settings.layout not in ("auto", embedded.name):
-            raise ConfigError(
-                "ingest.source: the embedded digits have one layout and ten classes; leave out layout, classes, config "
-                "and class_key"
-            )
-        return embedded.open(pafs.LocalFileSystem(), "", settings)
-    if settings.layout != "auto" and LAYOUTS[settings.layout].embedded:
-        raise ConfigError(f"ingest.layout: {settings.source} is not the embedded digits; leave layout out")
+    with _naming_the_source(settings), listings_kept():
+        filesystem, path, layout = _recognise(settings)
+        return layout.open(filesystem, path, settings)
+
+
+def recognise(settings: "Ingest") -> Layout:
+    """Find the layout of the image set, by the names of its first files.
+
+    Raises:
+        ConfigError: it does not exist, or it is in no known layout.
+    """
+    with _naming_the_source(settings), listings_kept():
+        return _recognise(settings)[2]
+
+
+@contextmanager
+def _naming_the_source(settings: "Ingest") -> Iterator[None]:
+    """Turn errors of stores into errors that name the image set."""
     try:
-        filesystem, path = open_uri(uri, "ingest.source")
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    try:
-        retry(lambda: check_access(filesystem, path), f"list {settings.source}")
-        with listings_kept():
-            return _open(filesystem, path, settings)
+        yield
     except ConfigError:
         raise
     except Exception as error:  # each storage driver has its own errors
@@ -73,23 +77,44 @@ def open_source(settings: "Ingest") -> Source:
         raise ConfigError(f"ingest.source: {settings.source} cannot be opened: {error}{fix and f'; {fix}'}") from error
 
 
-def _open(filesystem: pafs.FileSystem, path: str, settings: "Ingest") -> Source:
+def _recognise(settings: "Ingest") -> tuple[pafs.FileSystem, str, Layout]:
+    """Return where the set is, and its layout."""
+    uri, _ = hub.at_commit(settings.source, settings.revision)
+    if (embedded := LAYOUTS.get(settings.source)) and embedded.embedded:
+        if settings.classes or settings.config or settings.class_key or settings.layout not in ("auto", embedded.name):
+            raise ConfigError(
+                "ingest.source: the embedded digits have one layout and ten classes; leave out layout, classes, config "
+                "and class_key"
+            )
+        return pafs.LocalFileSystem(), "", embedded
+    if settings.layout != "auto" and LAYOUTS[settings.layout].embedded:
+        raise ConfigError(f"ingest.layout: {settings.source} is not the embedded digits; leave layout out")
+    try:
+        filesystem, path = open_uri(uri, "ingest.source")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    retry(lambda: check_access(filesystem, path), f"list {settings.source}")
     if filesystem.get_file_info(path).type == pafs.FileType.NotFound:
         fix = hub.fix(settings.source) or "give the image set's folder, file or URI"
         raise ConfigError(f"ingest.source: there is no {settings.source}; {fix}")
+    path, layout = _find_layout(filesystem, path, settings)
+    if settings.class_key and not layout.has_class_key:
+        raise ConfigError(f"ingest.class_key: the layout {layout.name} has no such field; leave it out")
+    return filesystem, path, layout
+
+
+def _find_layout(filesystem: pafs.FileSystem, path: str, settings: "Ingest") -> tuple[str, Layout]:
+    """Return the folder of the set, which may lie in the given one, and its layout."""
     limit = limit_of(filesystem, path, settings.follow_links)
     if settings.config:
         path = _configuration(filesystem, path, settings.config, limit)
     if settings.layout != "auto":
-        layout = LAYOUTS[settings.layout]
-    else:
-        refuse_archives(filesystem, path)
-        layout = _detect(filesystem, path)
-        if layout is folder.LAYOUT and (found := locate(filesystem, path, limit)) != path:
-            path, layout = found, _detect(filesystem, found)
-    if settings.class_key and not layout.has_class_key:
-        raise ConfigError(f"ingest.class_key: the layout {layout.name} has no such field; leave it out")
-    return layout.open(filesystem, path, settings)
+        return path, LAYOUTS[settings.layout]
+    refuse_archives(filesystem, path)
+    layout = _detect(filesystem, path)
+    if layout is folder.LAYOUT and (found := locate(filesystem, path, limit)) != path:
+        return found, _detect(filesystem, found)
+    return path, layout
 
 
 def _configuration(filesystem: pafs.FileSystem, path: str, name: str, limit: str) -> str:

@@ -1,12 +1,11 @@
 """The layout `cifar`: the unpacked python archives of CIFAR-10 and CIFAR-100, whose files are pickles of arrays."""
 
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import pyarrow as pa
 from pyarrow import fs as pafs
 
 from vlcp_ray.images import encode_png
@@ -14,11 +13,11 @@ from vlcp_ray.settings import ConfigError
 from vlcp_ray.sources.classes import Classes, load_glossary, resolve
 from vlcp_ray.sources.layout import Layout
 from vlcp_ray.sources.local_files import limit_of
-from vlcp_ray.sources.locate import has_data, holds_images
+from vlcp_ray.sources.locate import has_images, holds_images
+from vlcp_ray.sources.numbered import NumberedImages
 from vlcp_ray.sources.pickles import Array, Blob, read_bytes, read_pickle
 from vlcp_ray.sources.reader import (
     MAX_LABEL,
-    Listing,
     Part,
     Row,
     format_split_counts,
@@ -26,7 +25,6 @@ from vlcp_ray.sources.reader import (
     list_folder,
     list_folders,
     list_some,
-    tables,
     utf8,
 )
 from vlcp_ray.sources.shards import ShardError, open_shard
@@ -68,10 +66,10 @@ class Batch:
     names: tuple[str, ...]
 
 
-class Cifar:
+class Cifar(NumberedImages):
     """Read the files of CIFAR, whose images become PNG files; nothing is unpickled, see `pickles`.
 
-    Memory: labels and file names, and the pixels of 5,000 images, which have 15 MB.
+    Memory: labels and file names, and twice the pixels of 5,000 images, which have 15 MB.
     """
 
     layout = "cifar"
@@ -80,16 +78,20 @@ class Cifar:
         """Read class names, labels and file names, and no pixels.
 
         Raises:
-            ConfigError: a file is missing, damaged or of another form, or a wanted class is not there.
+            ConfigError: a file of train is missing, one is damaged or of another form, or a wanted class is not there.
         """
         self.filesystem, self.max_bytes = filesystem, settings.max_bytes
         self.path, form = _find(filesystem, path)
         self.limit = limit_of(filesystem, path, settings.follow_links)
         glossary = load_glossary(settings.class_list)
-        self.numbers = tuple(map(glossary.canonical, self._read_names(form)))
         files = {info.base_name for info in list_folder(filesystem, self.path)}
-        train = form.train[: max(n for n, name in enumerate(form.train, 1) if name in files)]
-        splits = dict.fromkeys(train, "train") | ({form.val: "val"} if form.val in files else {})
+        if missing := [name for name in form.train if name not in files]:
+            raise ConfigError(
+                f"ingest.source: {self.path} has no {list_some(missing)}, of which CIFAR has {len(form.train)}; unpack "
+                "the archive again"
+            )
+        self.numbers = tuple(map(glossary.canonical, self._read_names(form)))
+        splits = dict.fromkeys(form.train, "train") | ({form.val: "val"} if form.val in files else {})
         self.batches = {name: self._read_batch(name, split, form.labels) for name, split in splits.items()}
         self.keys = frozenset(self.numbers)
         self.classes: Classes = resolve(self.keys, settings.classes, glossary)
@@ -113,24 +115,10 @@ class Cifar:
             for start in range(0, len(batch.labels), _ROWS)
         ]
 
-    def images(self, part: Part, skipped: object = None, ids: bool = False) -> Iterator[Listing]:
-        for number in self._numbers(part, ()):
-            key, source = self._key(part.path, number), self._source(part, number)
-            yield Listing(part.split, key, source, self._id(part, number))
-
-    def read(self, part: Part, done: Container[str], skipped: object = None) -> Iterator[pa.Table]:
-        yield from tables(self._rows(part, self._numbers(part, done)))
-
-    def _numbers(self, part: Part, done: Container[str]) -> list[int]:
-        """List the images of a part that are wanted, or of no class, and are not done."""
-        keys = ((number, self._key(part.path, number)) for number in range(part.start, part.end))
-        numbers = (number for number, key in keys if key in self.wanted or key not in self.keys)
-        return [number for number in numbers if self._source(part, number) not in done]
-
     def _rows(self, part: Part, numbers: Sequence[int]) -> Iterator[Row]:
         content, error = self._read_pixels(part) if numbers else (b"", "")
         for number in numbers:
-            key, row_id, source = self._key(part.path, number), self._id(part, number), self._source(part, number)
+            key, row_id, source = self._key(part, number), self._id(part, number), self._source(part, number)
             if error:
                 yield Row(row_id, key, part.split, source, b"", "unreadable", error)
                 continue
@@ -152,13 +140,12 @@ class Cifar:
         except ShardError as error:
             return b"", f"{part.path} is damaged ({error}); download it again"
 
-    def _key(self, name: str, number: int) -> str:
-        """Return the class key of an image: `#` and the label number where no class has it."""
+    def _key(self, part: Part, number: int) -> str:
+        return self._class_key(part.path, number)
+
+    def _class_key(self, name: str, number: int) -> str:
         label = self.batches[name].labels[number]
         return self.numbers[label] if 0 <= label < len(self.numbers) else f"#{label}"
-
-    def _source(self, part: Part, number: int) -> str:
-        return f"{part.path}#{number}"
 
     def _id(self, part: Part, number: int) -> str:
         """Return the id of an image from its file name; with its place where it has none, or another has it."""
@@ -167,12 +154,12 @@ class Cifar:
             return row_id
         names = self.batches[part.path].names
         name = f"{part.path}/{number:05d}/{names[number] if names else ''}"
-        return image_id(part.split, self._key(part.path, number), name)
+        return image_id(part.split, self._key(part, number), name)
 
     def _name_id(self, name: str, number: int) -> str:
         batch = self.batches[name]
         file_name = batch.names[number] if batch.names else f"{name}/{number:05d}"
-        return image_id(batch.split, self._key(name, number), file_name)
+        return image_id(batch.split, self._class_key(name, number), file_name)
 
     def _read_names(self, form: Form) -> list[str]:
         """Read the class names in the order of their label numbers. Raises ConfigError if they are none."""
@@ -222,7 +209,8 @@ def _texts(values: Any, most: int) -> list[str] | None:
         isinstance(value, bytes | str) and len(value) <= most for value in values
     ):
         return None
-    return [_text(value) for value in values]
+    texts = {value: _text(value) for value in values}  # a pickle can repeat one value any number of times
+    return [texts[value] for value in values]
 
 
 def _text(value: bytes | str) -> str:
@@ -259,7 +247,7 @@ def _is_cifar(filesystem: pafs.FileSystem, path: str) -> bool:
     if not found or found == [path]:
         return bool(found)
     others = [folder for _, folder in list_folders(filesystem, path)[:_CHECKED] if folder not in found]
-    return not has_data(filesystem, path) and not any(holds_images(filesystem, folder) for folder in others)
+    return not has_images(filesystem, path) and not any(holds_images(filesystem, folder) for folder in others)
 
 
 LAYOUT: Final = Layout("cifar", "CIFAR's cifar-10-batches-py or cifar-100-python", _is_cifar, Cifar)

@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 from typing import Final
 
@@ -49,9 +49,22 @@ class Glossary:
     names: Mapping[str, str]
     numbers: tuple[str, ...] = ()
 
+    @cached_property
+    def _keys_by_name(self) -> Mapping[str, str]:
+        former = {name: key for key, others in _FORMER.items() for name in others}
+        return former | {name: key for key, name in self.names.items()}
+
+    @cached_property
+    def _keys_by_synonym(self) -> Mapping[str, tuple[str, ...]]:
+        found: dict[str, tuple[str, ...]] = {}
+        for key, name in self.names.items():
+            for synonym in {part.strip().casefold() for part in name.split(",")} | _FORMER.get(key, frozenset()):
+                found[synonym] = (*found.get(synonym, ()), key)
+        return found
+
     def canonical(self, name: str) -> str:
         """Return the key of a class from its key or its name; an unknown name is its own key."""
-        return name if name in self.names else _keys_by_name(tuple(self.names.items())).get(name, name)
+        return name if name in self.names else self._keys_by_name.get(name, name)
 
     def find(self, name: str) -> str:
         """Return the key of a class that a user names: by its key, its name, or one of the names in it ("tench").
@@ -62,7 +75,7 @@ class Glossary:
         key = self.canonical(name)
         if key in self.names:
             return key
-        found = _keys_by_synonym(tuple(self.names.items())).get(name.casefold(), ())
+        found = self._keys_by_synonym.get(name.casefold(), ())
         if len(found) > 1:
             both = " or ".join(f"{one} ({self.names[one]})" for one in found)
             raise ConfigError(f"ingest.classes: {name!r} is a name of several classes; give {both}")
@@ -70,27 +83,11 @@ class Glossary:
 
     def is_exact(self, name: str) -> bool:
         """Return whether a name means one key only: none of the other names of a class."""
-        synonyms = _keys_by_synonym(tuple(self.names.items()))
-        return self.canonical(name) in self.names or name.casefold() not in synonyms
+        return self.canonical(name) in self.names or name.casefold() not in self._keys_by_synonym
 
     def key_of(self, number: int) -> str | None:
         """Return the key of a label number; None if it lies outside the list."""
         return self.numbers[number] if 0 <= number < len(self.numbers) else None
-
-
-@cache
-def _keys_by_name(names: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
-    former = {name: key for key, others in _FORMER.items() for name in others}
-    return former | {name: key for key, name in names}
-
-
-@cache
-def _keys_by_synonym(names: tuple[tuple[str, str], ...]) -> Mapping[str, tuple[str, ...]]:
-    found: dict[str, tuple[str, ...]] = {}
-    for key, name in names:
-        for synonym in {part.strip().casefold() for part in name.split(",")} | _FORMER.get(key, frozenset()):
-            found[synonym] = (*found.get(synonym, ()), key)
-    return found
 
 
 def load_glossary(class_list: str) -> Glossary:

@@ -211,7 +211,7 @@ def list_tree(filesystem: pafs.FileSystem, path: str, limit: str, needs_val: boo
     inner = {name: _class_folders(filesystem, folder) for name, folder in top if split_of_folder(name)}
     vals = [name for name in inner if split_of_folder(name) == "val"]
     val = "val" if any(inner[name] or has_data(filesystem, f"{path}/{name}") for name in vals) else "test"
-    used = {"train": "train", val: "val"}
+    used = {"train": "train", val: "val"} if needs_val else {"train": "train"}
     found = [
         (used[split_of_folder(split)], f"{split}/{name}")
         for split, names in inner.items()
@@ -234,10 +234,12 @@ def _note_on_val(filesystem: pafs.FileSystem, path: str, limit: str, vals: Seque
     val_list = find_val_list(filesystem, path, f"{path}/{vals[0] if vals else 'val'}", limit)
     if val_list is None:
         return ""
-    count = len(val_list.read(filesystem))
-    return (
-        f"{vals[0]} has no images; {val_list.name} names {count:,}" if vals else f"there is {val_list.name} but no val"
-    )
+    if not vals:
+        return f"there is {val_list.name} but no val"
+    try:
+        return f"{vals[0]} has no images; {val_list.name} names {len(val_list.read(filesystem)):,}"
+    except ConfigError:  # only a note: no image of val is read
+        return f"{vals[0]} has no images; there is {val_list.name}, which cannot be read"
 
 
 def _class_folders(filesystem: pafs.FileSystem, folder: str) -> list[str]:

@@ -54,6 +54,8 @@ def _explain(source: str, revision: str, error: Exception) -> str:
     from huggingface_hub import errors
 
     cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
+    if revision and isinstance(error, ValueError) and "Revision specified" in str(error):
+        return f"ingest.revision: {public(source)} names another one than {revision!r}; leave one of them out"
     if isinstance(cause, errors.RevisionNotFoundError):
         what = repr(revision) if revision else "of that name"
         return f"ingest.revision: {public(source)} has no revision {what}; give a branch, a tag or a commit of its page"
@@ -66,9 +68,11 @@ def fix(source: str) -> str:
     """Return what to do about a set of the hub that cannot be read; "" for other sources."""
     if not source.startswith(_SCHEME):
         return ""
-    name = "/".join(source.removeprefix(_SCHEME).removeprefix("datasets/").split("/")[:2]).partition("@")[0]
+    parts = source.removeprefix(_SCHEME).split("/")
+    kind = {"datasets": "dataset", "spaces": "space"}.get(parts[0], "model")
+    name = "/".join(parts[:2] if kind == "model" else parts[1:3]).partition("@")[0]
     return (
         "if it is gated or private, accept its terms on its page and log in with hf auth login, or set HF_TOKEN; "
-        f"without internet, fetch it elsewhere: hf download {name} --repo-type dataset --local-dir FOLDER, and set "
+        f"without internet, fetch it elsewhere: hf download {name} --repo-type {kind} --local-dir FOLDER, and set "
         "ingest.source to that folder"
     )

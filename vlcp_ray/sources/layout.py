@@ -23,6 +23,7 @@ class Layout:
         open: list the files and return a reader of the set. Raises ConfigError if the set has no classes, or lacks a
             wanted one.
         has_class_key: whether `ingest.class_key` names something in it.
+        reads_all: whether opening a set may read all of it: its labels lie among the images.
         embedded: whether the set comes with the package; its `ingest.source` is then the name of the layout.
     """
 
@@ -31,4 +32,5 @@ class Layout:
     detects: Callable[[pafs.FileSystem, str], bool]
     open: Callable[[pafs.FileSystem, str, "Ingest"], Source]
     has_class_key: bool = False
+    reads_all: bool = False
     embedded: bool = False

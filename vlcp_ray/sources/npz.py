@@ -4,14 +4,13 @@ import io
 import math
 import zipfile
 import zlib
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 from numpy.lib import format as npy
 from pyarrow import fs as pafs
 
@@ -22,17 +21,8 @@ from vlcp_ray.sources.image_files import is_image
 from vlcp_ray.sources.layout import Layout
 from vlcp_ray.sources.local_files import limit_of
 from vlcp_ray.sources.locate import holds_images
-from vlcp_ray.sources.reader import (
-    Listing,
-    Part,
-    Row,
-    image_id,
-    list_folder,
-    list_folders,
-    list_shards,
-    list_some,
-    tables,
-)
+from vlcp_ray.sources.numbered import NumberedImages
+from vlcp_ray.sources.reader import Part, Row, image_id, list_folder, list_folders, list_shards, list_some
 from vlcp_ray.sources.shards import ShardError, open_shard
 from vlcp_ray.store.io import StoreError
 
@@ -57,7 +47,7 @@ class Images:
     shape: tuple[int, ...]
 
 
-class NumpyArchive:
+class NumpyArchive(NumberedImages):
     """Read the arrays of an .npz file, whose images become PNG files; nothing is unpickled.
 
     Memory: the labels as numbers, of at most 4 million images for each split, and one image at a time.
@@ -122,26 +112,10 @@ class NumpyArchive:
             for start in range(0, images.count, _ROWS)
         ]
 
-    def images(self, part: Part, skipped: object = None, ids: bool = False) -> Iterator[Listing]:
-        for number in self._numbers(part, ()):
-            yield Listing(part.split, self._key(part, number), self._source(part, number), self._id(part, number))
-
-    def read(self, part: Part, done: Container[str], skipped: object = None) -> Iterator[pa.Table]:
-        yield from tables(self._rows(part, self._numbers(part, done)))
-
-    def _numbers(self, part: Part, done: Container[str]) -> list[int]:
-        """List the images of a part that are wanted, or of no class, and are not done."""
-        keys = ((number, self._key(part, number)) for number in range(part.start, part.end))
-        numbers = (number for number, key in keys if key in self.wanted or key not in self.keys)
-        return [number for number in numbers if self._source(part, number) not in done]
-
     def _key(self, part: Part, number: int) -> str:
         """Return the class key of an image: `#` and the label number where it is outside the list."""
         label = int(self.numbers[part.split][number])
         return self.glossary.key_of(label) or f"#{label}"
-
-    def _source(self, part: Part, number: int) -> str:
-        return f"{part.path}#{number}"
 
     def _id(self, part: Part, number: int) -> str:
         return image_id(part.split, self._key(part, number), f"{number:07d}")

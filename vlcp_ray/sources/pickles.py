@@ -15,11 +15,13 @@ from vlcp_ray.sources.shards import ShardError, ShardFile
 
 _MAX_FILE: Final = 2**28  # bytes; the largest file of CIFAR-100 has 155 MB
 _MAX_STEPS: Final = 2**20  # opcodes; that file has 200,000, or 500,000 where Python 3 has written it for Python 2
-_MAX_READ: Final = 2**25  # bytes of everything but the arrays
+#: Bytes of everything but the arrays, and of what is made of them; that file has 5 million as Python 3 has written it.
+_MAX_READ: Final = 2**23
 _INLINE: Final = 2**16  # bytes of a text; a longer one is left in the file
-_MAX_LINE: Final = 256  # characters of the name of a module or a function
+_MAX_NAME: Final = 64  # bytes of the name of a module or a function with its end; those of numpy have 23
 _PIECE: Final = 2**20  # bytes
 _MAX_STATE: Final = 8  # values of the state of a numpy type
+_MAX_SIDES: Final = 8  # of an array
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ _NAMES: Final = {
 def read_pickle(file: ShardFile) -> Any:
     """Read a pickle of protocol 2 to 5. Dicts have names as keys; text of Python 2 is bytes.
 
-    Memory: 32 MiB of the file; what is longer than 64 KiB is not read, see `read_bytes`.
+    Memory: 8 MiB of the file; what is longer than 64 KiB is not read, see `read_bytes`.
 
     Raises:
         ShardError: the file is damaged, too large, or has anything else in it.
@@ -104,7 +106,7 @@ def read_bytes(file: ShardFile, data: bytes | Blob, start: int, size: int) -> by
     if isinstance(data, bytes):
         content = data[start : start + size]
     elif data.is_text:
-        content = _read_text(file, data, start + size)[start:]
+        content = _read_text(file, data, start, start + size)
     else:
         file.seek(data.start + start)
         content = file.read(min(size, max(data.size - start, 0)))
@@ -113,21 +115,23 @@ def read_bytes(file: ShardFile, data: bytes | Blob, start: int, size: int) -> by
     return content
 
 
-def _read_text(file: ShardFile, blob: Blob, end: int) -> bytes:
-    """Return the first `end` characters of a text, each as a byte."""
+def _read_text(file: ShardFile, blob: Blob, start: int, end: int) -> bytes:
+    """Return the characters of a text from `start` to `end`, each as a byte; of those before it holds a piece."""
     decoder, content = codecs.getincrementaldecoder("utf-8")(), bytearray()
     file.seek(blob.start)
-    left = blob.size
+    left, at = blob.size, 0
     try:
-        while left > 0 and len(content) < end:
+        while left > 0 and at < end:
             piece = file.read(min(left, _PIECE))
             if not piece:
                 break
             left -= len(piece)
-            content += decoder.decode(piece).encode("latin-1")
+            decoded = decoder.decode(piece).encode("latin-1")
+            content += decoded[max(start - at, 0) : end - at]
+            at += len(decoded)
     except UnicodeError as error:
         raise ShardError(f"its bytes are written as other text ({type(error).__name__})") from error
-    return bytes(content[:end])
+    return bytes(content)
 
 
 class _Machine:
@@ -140,10 +144,13 @@ class _Machine:
         self.memo: dict[int, Any] = {}
         file.seek(0)
 
-    def take(self, size: int) -> bytes:
+    def spend(self, size: int) -> None:
         self.left -= size
         if self.left < 0:
             raise ShardError(f"it has more than {_MAX_READ:,} bytes besides its arrays")
+
+    def take(self, size: int) -> bytes:
+        self.spend(size)
         content = self.file.read(size)
         if len(content) < size:
             raise ShardError("it is cut short")
@@ -187,17 +194,24 @@ class _Machine:
     def push_name(self, module: object, name: object) -> None:
         full = f"{_name(module)}.{_name(name)}"
         if full not in _NAMES:
-            raise ShardError(f"it names {full[:_MAX_LINE]!r}, which arrays of numpy do not need, so it is not read")
+            raise ShardError(f"it names {full[: 2 * _MAX_NAME]!r}, which arrays of numpy do not need, so it is not read")
         self.stack.append(_NAMES[full])
 
     def line(self) -> bytes:
-        line = self.file.readline(_MAX_LINE)
-        self.left -= len(line)
-        return line.rstrip(b"\r\n")
+        start = self.file.tell()
+        name, end, _ = self.file.read(_MAX_NAME).partition(b"\n")  # readline would read each byte alone
+        if not end:
+            raise ShardError(f"it has a name without an end in {_MAX_NAME} bytes, so it is not read")
+        self.spend(len(name) + 1)
+        self.file.seek(start + len(name) + 1)
+        return name
 
     def call(self) -> None:
         arguments, function = _checked(self.stack.pop(), tuple), self.stack.pop()
-        self.stack.append(_call(function, arguments))
+        value = _call(function, arguments)
+        if isinstance(value, bytes):  # one text of the memo can be encoded any number of times
+            self.spend(len(value))
+        self.stack.append(value)
 
     def build(self) -> None:
         state, value = _checked(self.stack.pop(), tuple), self.stack.pop()
@@ -231,7 +245,9 @@ def _call(function: Any, arguments: tuple[Any, ...]) -> Any:
 
 
 def _array(shape: Any, dtype: Any, data: Any) -> Array:
-    is_shape = isinstance(shape, tuple) and all(type(side) is int and side >= 0 for side in shape)
+    # A long tuple of the memo could be the shape of any number of arrays.
+    is_shape = isinstance(shape, tuple) and len(shape) <= _MAX_SIDES
+    is_shape = is_shape and all(type(side) is int and side >= 0 for side in shape)
     if dtype is not _Known.BYTE or not is_shape or not isinstance(data, bytes | Blob):
         raise ShardError("it has an array of another form than bytes in rows")
     return Array(shape, data)

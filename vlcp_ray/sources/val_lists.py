@@ -14,6 +14,7 @@ from vlcp_ray.sources.shards import ShardError, open_shard
 
 #: Kaggle's archive of ImageNet has this list four folders above its images of val: ImageId,PredictionString.
 _KAGGLE: Final = "LOC_val_solution.csv"
+_HEAD: Final = "ImageId"  # of its first line
 _PARENTS: Final = 4  # folders above val: CLS-LOC, Data, ILSVRC and the one that holds it
 #: Tiny-ImageNet: file, wnid and a box, separated by tabs.
 ANNOTATIONS: Final = "val_annotations.txt"
@@ -62,7 +63,8 @@ class ValList:
 
 def _parse(text: str, delimiter: str) -> dict[str, str]:
     rows = csv.reader(text.splitlines(), delimiter=delimiter, quoting=csv.QUOTE_NONE)
-    return {posixpath.splitext(row[0])[0]: row[1].split()[0] for row in rows if len(row) > 1 and row[1].strip()}
+    named = (row for row in rows if len(row) > 1 and row[1].strip() and row[0] != _HEAD)
+    return {posixpath.splitext(row[0])[0]: row[1].split()[0] for row in named}
 
 
 def find_val_list(filesystem: pafs.FileSystem, path: str, val: str, limit: str) -> ValList | None:

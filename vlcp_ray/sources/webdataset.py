@@ -238,4 +238,6 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int) or (isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,18}", value) is not None)
 
 
-LAYOUT: Final = Layout("webdataset", "*train*.tar or .tar.gz (WebDataset)", has_tars, WebDataset, has_class_key=True)
+LAYOUT: Final = Layout(
+    "webdataset", "*train*.tar or .tar.gz (WebDataset)", has_tars, WebDataset, has_class_key=True, reads_all=True
+)

@@ -21,8 +21,8 @@ def test_ingest_settings_single_class_becomes_a_tuple() -> None:
 @pytest.mark.parametrize(
     ("ipc", "message"),
     [
-        (2, "class 'cow' has only 1 usable training images, fewer than ipc = 2: lower ipc"),
-        (3, r"class 'cow' has only 1 usable training images, fewer than ipc = 3 \(and 1 more classes\): lower ipc"),
+        (2, "class 'cow' has only 1 usable training image, fewer than ipc = 2: lower ipc, add images, or name the"),
+        (3, r"class 'cow' has only 1 usable training image, fewer than ipc = 3 \(and 1 more class\): lower ipc"),
     ],
 )
 def test_check_images_below_ipc_names_the_smallest_class(ipc: int, message: str) -> None:
@@ -32,7 +32,9 @@ def test_check_images_below_ipc_names_the_smallest_class(ipc: int, message: str)
 
 
 def test_check_images_names_a_class_without_images() -> None:
-    with pytest.raises(ConfigError, match="class 'cow' has no usable training images, fewer than ipc = 1"):
+    with pytest.raises(
+        ConfigError, match="class 'cow' has no usable training images, fewer than ipc = 1: add images, or name"
+    ):
         check_images(MANIFEST | {"train": [5, 2, 0]}, 1, needs_val=False)
 
 
@@ -69,7 +71,9 @@ def test_compare_expected_warns_of_another_split() -> None:
     text = "the job expects 12,894 train and 500 val images, the set has 9,469 and 3,925: another split"
     assert compare_expected(settings, 9_469, 3_925).startswith(text)
     assert compare_expected(settings, 12_894, 3_925)
-    assert compare_expected(settings.model_copy(update={"val_fraction": 0.1}), 12_894, 1_300) == ""
+    assert compare_expected(settings.model_copy(update={"val_fraction": 0.1}), 11_600, 1_294) == ""
+    assert compare_expected(settings.model_copy(update={"val_fraction": 0.1}), 12_894, 0) == ""
+    assert compare_expected(settings.model_copy(update={"val_fraction": 0.1}), 8_500, 969)
     assert compare_expected(settings.model_copy(update={"max_per_class": 5}), 50, 50) == ""
     assert compare_expected(Ingest(), 1, 1) == ""
 

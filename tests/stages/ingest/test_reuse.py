@@ -66,12 +66,44 @@ def test_ingest_interrupted_while_it_copies_has_every_row_once(tmp_path: Path) -
     assert manifest["rows"] == len(TRAIN)
 
 
-def test_ingest_names_both_folders_where_images_are_gone(tmp_path: Path) -> None:
+def test_ingest_reads_all_again_where_copied_images_are_gone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = write_files(tmp_path / "set", TRAIN | VAL)
     first, _ = ingest(tmp_path / "root", source)
     (source / "train/cat/03.jpg").unlink()
-    with pytest.raises(ValueError, match=rf"1 rows that .* no longer in .*; delete .* and {first.path} and re-run"):
-        ingest(tmp_path / "root", source, val_fraction=0.25)
+    (source / "train/cat/04.jpg").write_bytes(picture(77))
+    artifact, manifest = ingest(tmp_path / "root", source, val_fraction=0.25)
+    assert f"1 images of {Path(first.path).name} are no longer in the image set: all are read again" in (
+        capsys.readouterr().out
+    )
+    fresh, _ = ingest(tmp_path / "fresh", source, val_fraction=0.25)
+    assert images(artifact).equals(images(fresh))
+    assert "copied-from.txt" not in manifest["files"]
+    assert Path(first.path, "manifest.json").exists()
+
+
+def test_ingest_copies_the_images_of_train_alone_from_a_list_of_both_splits(tmp_path: Path) -> None:
+    lines = ["file_name,label,split"]
+    lines += [f"{i}.jpg,{('cat', 'dog')[i % 2]},{'test' if i % 5 == 4 else 'train'}" for i in range(20)]
+    files = {f"{i}.jpg": picture(i) for i in range(20)} | {"metadata.csv": "\n".join(lines).encode()}
+    source = write_files(tmp_path / "set", files)
+    fresh = {f: ingest(tmp_path / f"fresh {f}", source, val_fraction=f) for f in (0.0, 0.3, 0.6)}
+    assert fresh[0.0][1]["splits"] == {"train": 16, "val": 4}
+    assert sum(fresh[0.3][1]["splits"].values()) == 16  # val is taken from train, in place of the set's own
+    for order in ((0.3, 0.0, 0.6), (0.0, 0.6, 0.3)):
+        for fraction in order:
+            artifact, manifest = ingest(tmp_path / f"root {order}", source, val_fraction=fraction)
+            assert images(artifact).equals(images(fresh[fraction][0]))
+            assert manifest["splits"] == fresh[fraction][1]["splits"]
+
+
+@pytest.mark.parametrize("content", [b"{", b'{"version": 3, "settings": null}', b'{"version": 3, "settings": {}}'])
+def test_ingest_beside_an_artifact_that_cannot_be_read_reads_the_images(tmp_path: Path, content: bytes) -> None:
+    source = write_files(tmp_path / "set", TRAIN | VAL)
+    write_files(tmp_path / "root", {"ingest-0123456789ab/manifest.json": content})
+    _, manifest = ingest(tmp_path / "root", source, val_fraction=0.25)
+    assert manifest["rows"] == len(TRAIN)
 
 
 def test_split_of_id_takes_about_the_share_of_images() -> None:

@@ -33,7 +33,7 @@ BAD = {
 
 def ingest(root: Path, source: Path, workers: int = 2, **settings: Any) -> tuple[Artifact, dict[str, Any]]:
     open_set(source)  # clears the cache: the files may have changed
-    job = build(Job, {"name": "x", "ingest": {"source": str(source), "max_pixels": 1000} | settings}, "x")
+    job = build(Job, {"name": "x", "ipc": [1], "ingest": {"source": str(source), "max_pixels": 1000} | settings}, "x")
     context = Context(job, Scale(rows_per_block=3, ingest=Pool(num_workers=workers)), Store.at(str(root)))
     step = graph(job)[0]
     run_ingest(context, [step])

@@ -120,7 +120,9 @@ def compare_expected(settings: Ingest, train: int, val: int) -> str:
     expect = settings.expect
     if not expect or settings.max_per_class or settings.max_val_per_class:
         return ""
-    pairs = [(train, expect.train), *([] if settings.val_fraction else [(val, expect.val)])]
+    pairs = [(train, expect.train), (val, expect.val)]
+    if settings.val_fraction:  # val is a part of train
+        pairs = [(train + val, expect.train)]
     if all(abs(count - wanted) <= _TOLERANCE * wanted for count, wanted in pairs):
         return ""
     return (
@@ -165,10 +167,13 @@ def check_images(manifest: Mapping[str, Any], ipc: int, needs_val: bool) -> None
     few = sorted((count, name) for name, count in counts.items() if count < ipc)
     if few:
         count, name = few[0]
+        more = len(few) - 1
+        others = f" (and {more} more {'classes' if more > 1 else 'class'})" if more else ""
+        lower = "lower ipc, add images" if count else "add images"
         raise ConfigError(
-            f"ipc: class {name!r} has {f'only {count}' if count else 'no'} usable training images, fewer than "
-            f"ipc = {ipc}{f' (and {len(few) - 1} more classes)' if few[1:] else ''}: lower ipc, add images or leave "
-            f"the class out of ingest.classes{_two_names(manifest, name)}{_skipped(manifest)}"
+            f"ipc: class {name!r} has {f'only {count}' if count else 'no'} usable training "
+            f"{'image' if count == 1 else 'images'}, fewer than ipc = {ipc}{others}: {lower}, or name the other "
+            f"classes in ingest.classes{_two_names(manifest, name)}{_skipped(manifest)}"
         )
     if not needs_val:
         return
@@ -180,8 +185,8 @@ def check_images(manifest: Mapping[str, Any], ipc: int, needs_val: bool) -> None
     if without := [name for name, count in val.items() if not count]:
         raise ConfigError(
             f"ingest.source: class {without[0]!r}{f' and {len(without) - 1} more' if without[1:] else ''} of train has "
-            "no usable val images; add some, leave the class out of ingest.classes, or set ingest.val_fraction, which "
-            f"takes val from train{_two_names(manifest, without[0])}{_skipped(manifest)}"
+            "no usable val images; add some, name the other classes in ingest.classes, or set ingest.val_fraction, "
+            f"which takes val from train{_two_names(manifest, without[0])}{_skipped(manifest)}"
         )
 
 

@@ -13,7 +13,7 @@ from vlcp_ray.stages.ingest.sample import is_sample
 from vlcp_ray.store import files
 from vlcp_ray.store.artifact import Artifact, Step, Store, part_name
 from vlcp_ray.store.files import File
-from vlcp_ray.store.io import retry
+from vlcp_ray.store.io import StoreError, retry
 
 _SPLIT: Final = "val_fraction"
 
@@ -32,15 +32,21 @@ def find_reusable(store: Store, step: Step, settings: Ingest) -> list[tuple[Arti
         if not name.startswith(f"{STAGE.name}-") or name == f"{STAGE.name}-{step.fingerprint}":
             continue
         artifact = Artifact(store.filesystem, f"{store.path}/{name}")
-        manifest = artifact.manifest()
-        if manifest and manifest.get("version") == step.version and _same(manifest.get("settings", {}), step):
+        try:
+            manifest = artifact.manifest()
+        except StoreError:  # of another set, or damaged: then the images are read
+            continue
+        if manifest and manifest.get("version") == step.version and _same(manifest.get("settings"), step):
             found.append((artifact, float(manifest["settings"][_SPLIT])))
     return found
 
 
-def _same(settings: dict[str, Any], step: Step) -> bool:
+def _same(settings: Any, step: Step) -> bool:
+    """Return whether a manifest's settings are those of a step but for the share of val."""
     mine = json.loads(json.dumps(step.settings))  # as a manifest has them: lists in place of tuples
-    return settings.keys() == mine.keys() and all(settings[name] == mine[name] for name in mine if name != _SPLIT)
+    if not isinstance(settings, dict) or settings.keys() != mine.keys():
+        return False
+    return all(settings[name] == mine[name] for name in mine if name != _SPLIT)
 
 
 def copy_part(source: Artifact, part: File, had: float, to: Artifact, wanted: float) -> int:

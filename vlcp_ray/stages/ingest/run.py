@@ -33,6 +33,8 @@ _IMAGES: Final = "images"
 _PARTS: Final = "parts"
 #: The classes of an artifact and the commit of its set on the hub: its rows are of no other.
 _CLASSES: Final = "classes.json"
+#: The name of the artifact whose images were copied.
+_COPIED: Final = "copied-from.txt"
 #: The record of a part that was read: its number of wanted rows, how many of them were written before, and the number
 #: of files that were not read by their suffix, as JSON.
 _PART_RECORD: Final = pa.schema(
@@ -54,53 +56,76 @@ def run(context: Context, steps: Sequence[Step]) -> None:
         )
     chosen = _choose(context, step, source, parts) if is_sample(settings) else dict.fromkeys(range(len(parts)))
     classes = [list(source.classes.keys), list(source.classes.names)]
-    version = json.dumps([*classes, commit] if commit else classes).encode()
-    reusable = find_reusable(context.store, step, settings)
+    identity = json.dumps([*classes, commit] if commit else classes).encode()
     if artifact.read_bytes(_CLASSES) is None:
-        _reuse(context, step, reusable, version)
-    _delete_stale(artifact, version)
+        _reuse(context, step, identity)
+    _delete_stale(artifact, identity)
     label = LabelRows(settings, source.classes.keys, source.classes.names)
     write = WriteRows({"": artifact}, STAGE.name, _IMAGES, IMAGES, "source")
     done_before = count_rows(write, artifact)["ids"]
     read = ReadPart(source, label, write, artifact)
-    _read_parts(context, step, [(parts[number], sources) for number, sources in chosen.items()], read, done_before)
+    wanted = [(parts[number], sources) for number, sources in chosen.items()]
+    _read_parts(context, step, wanted, read, done_before)
+    if (lost := done_before - _still_there(artifact)) and (copied := artifact.read_bytes(_COPIED)):
+        log_line(step.title, f"{lost:,} images of {copied.decode()} are no longer in the image set: all are read again")
+        _delete_all(artifact)
+        _read_parts(context, step, wanted, read, done_before := 0)
     run_remote(reject_duplicates, artifact)
     _check_rejected(step, artifact, settings.max_rejected)
-    read_before = [artifact.path, *(earlier.path for earlier, _ in reusable)]
-    _complete(context, step, write, source.classes.names, done_before, read_before, start)
+    _complete(context, step, write, source.classes.names, done_before, start)
 
 
-def _reuse(context: Context, step: Step, reusable: Sequence[tuple[Artifact, float]], version: bytes) -> None:
+def _reuse(context: Context, step: Step, identity: bytes) -> None:
     """Copy the images of an artifact that has other splits; they are then neither read nor decoded again.
 
     Args:
-        reusable: such artifacts with their `val_fraction`; the first of the same version is copied.
-        version: the content of `_CLASSES`.
+        identity: the content of `_CLASSES`; an artifact with the same one is copied.
     """
-    same = next((one for one in reusable if one[0].read_bytes(_CLASSES) == version), None)
+    artifact, pool = context.artifact(step), context.scale.ingest
+    found = find_reusable(context.store, step, context.job.ingest)
+    same = next((one for one in found if one[0].read_bytes(_CLASSES) == identity), None)
     if same is None:
         return
-    (earlier, had), artifact, pool = same, context.artifact(step), context.scale.ingest
-    copy, wanted = task(copy_part, pool), context.job.ingest.val_fraction
+    if artifact.parts(_IMAGES):  # an interrupted copy, perhaps of another artifact
+        artifact.delete(_IMAGES)
+    (earlier, had), copy, wanted = same, task(copy_part, pool), context.job.ingest.val_fraction
     submit = (partial(copy.remote, earlier, part, had, artifact, wanted) for part in earlier.parts(_IMAGES))
     copied = sum(in_flight(submit, pool.num_workers))
-    artifact.write_bytes(_CLASSES, version)
-    log_line(step.title, f"{copied:,} images are those of {posixpath.basename(earlier.path)}, with other splits")
+    artifact.write_bytes(_COPIED, posixpath.basename(earlier.path).encode())
+    artifact.write_bytes(_CLASSES, identity)
+    log_line(
+        step.title,
+        f"{copied:,} images are copied from {earlier.path}, with other splits; if the image set has changed since, "
+        f"delete that folder and {artifact.path}",
+    )
 
 
-def _delete_stale(artifact: Artifact, version: bytes) -> None:
+def _still_there(artifact: Artifact) -> int:
+    """Count the rows of earlier attempts, or of the artifact that was copied, that the image set still has."""
+    return int(pc.sum(artifact.table(_PARTS, _PART_RECORD, ["done"])["done"]).as_py() or 0)
+
+
+def _delete_all(artifact: Artifact) -> None:
+    """Delete all rows, and the note that they were copied."""
+    for folder in (_PARTS, REJECTED_TABLE, _IMAGES):
+        if artifact.parts(folder):
+            artifact.delete(folder)
+    artifact.delete_files([file for file in artifact.files() if file.name == _COPIED])
+
+
+def _delete_stale(artifact: Artifact, identity: bytes) -> None:
     """Delete what an interrupted attempt has written; good rows are kept if the set is the same.
 
     Rejected rows are read again, because their files may have been fixed.
 
     Args:
-        version: the content of `_CLASSES`.
+        identity: the content of `_CLASSES`.
     """
-    is_same = artifact.read_bytes(_CLASSES) == version
+    is_same = artifact.read_bytes(_CLASSES) == identity
     for folder in (_PARTS, REJECTED_TABLE) if is_same else (_PARTS, REJECTED_TABLE, _IMAGES):
         if artifact.parts(folder):
             artifact.delete(folder)
-    artifact.write_bytes(_CLASSES, version)
+    artifact.write_bytes(_CLASSES, identity)
 
 
 def _choose(context: Context, step: Step, source: Source, parts: Sequence[Part]) -> dict[int, frozenset[str] | None]:
@@ -154,6 +179,8 @@ class ReadPart:
         reset_peaks(STAGE.name)
         left_out = done_rows if chosen is None else OthersDone(chosen, done_rows)
         for table in self.source.read(part, left_out, skipped):
+            if self.label.settings.val_fraction:  # a list may hold rows of both splits
+                table = table.filter(pc.not_equal(table["split"], "val"))
             rows += len(table)
             rejected += self.write(self.label(table))["rejected"][0].as_py()
         texts = [part.path, part.split, json.dumps(skipped)]
@@ -220,14 +247,12 @@ def _complete(
     write: WriteRows,
     class_names: Sequence[str],
     done_before: int,
-    read_before: Sequence[str],
     start: float,
 ) -> None:
     """Complete IMAGES, with the class names and the images of each class in its manifest.
 
     Args:
-        done_before: rows of an earlier attempt, or of an artifact with other splits.
-        read_before: the folders of their artifacts.
+        done_before: rows of an earlier attempt, or of the artifact that was copied.
 
     Raises:
         ValueError: the image set has lost rows since an earlier attempt.
@@ -237,10 +262,10 @@ def _complete(
     if warning := compare_expected(context.job.ingest, sum(train), sum(val)):
         log_line(step.title, warning)
     records = artifact.table(_PARTS, _PART_RECORD)
-    if (still_there := int(pc.sum(records["done"]).as_py() or 0)) != done_before:
+    if lost := done_before - _still_there(artifact):
         raise ValueError(
-            f"ingest: {done_before - still_there} rows that an earlier attempt has read are no longer in the image "
-            f"set; delete {' and '.join(read_before)} and re-run the same command"
+            f"ingest: {lost} rows that an earlier attempt has read are no longer in the image set; delete "
+            f"{artifact.path} and re-run the same command"
         )
     skipped = sum((Counter(json.loads(text)) for text in records["skipped"].to_pylist()), Counter[str]())
     if skipped:

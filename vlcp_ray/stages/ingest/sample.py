@@ -61,7 +61,7 @@ def sample_part(source: Source, settings: Ingest, number: int, part: Part) -> Sa
     pending: dict[tuple[str, str], list[Place]] = {}
     try:
         for image in source.images(part, ids=True):
-            if image.class_key not in wanted:
+            if image.class_key not in wanted or (settings.val_fraction and image.split == "val"):
                 continue
             split = split_of_id(image.image_id, settings.val_fraction) if settings.val_fraction else image.split
             places = pending.setdefault((split, image.class_key), [])

@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import pyarrow as pa
 from pydantic import Field
@@ -34,6 +35,30 @@ class Prototype(Settings):
     matching: Literal["word", "substring"] = Field(
         "word", description="find words as whole words, or as substrings like the released code"
     )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Constants of the choice of text prototypes, which no setting changes.
+
+    A caption with more characters than both limits is very long. 120 tokens of LLaVA have about 600 characters; where
+    it repeats itself to the end, 1,024 have about 5,000.
+
+    Args:
+        long: the first limit, about four slices of 77 tokens.
+        times_median: the second limit, in medians of the captions of a class.
+    """
+
+    long: int = 1_500
+    times_median: int = 4
+
+
+RECIPE: Final = Recipe()
+
+
+def hashed_settings(settings: Prototype) -> dict[str, Any]:
+    """Collect the settings that determine PROTOTYPES and MEMBERS of given PAIRS, seed and ipc."""
+    return settings.model_dump() | {"recipe": asdict(RECIPE)}
 
 
 def prototypes_schema(latent: tuple[int, int, int]) -> pa.Schema:
@@ -78,7 +103,10 @@ def group_by_settings(steps: Sequence["Step"]) -> list[tuple[Prototype, list["St
     groups: dict[str, list[Step]] = {}
     for step in steps:
         groups.setdefault(json.dumps(step.settings, sort_keys=True), []).append(step)
-    return [(Prototype(**group[0].settings), group) for group in groups.values()]
+    return [
+        (Prototype(**{name: group[0].settings[name] for name in Prototype.model_fields}), group)
+        for group in groups.values()
+    ]
 
 
 def cluster_flops(values: float, images: float, clusters: float, n_init: int) -> float:
@@ -106,7 +134,7 @@ def _loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]:
 
 STAGE: Final = Stage(
     "prototype",
-    version=2,
+    version=3,
     summary="PAIRS -> PROTOTYPES + MEMBERS, a class at a time",
     tables={"prototypes": prototypes_schema((4, 64, 64)), "members": MEMBERS},
     pools=("prototype",),

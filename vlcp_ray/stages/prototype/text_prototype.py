@@ -11,20 +11,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from vlcp_ray.models.words import document_frequency, split_words, tokenize
+from vlcp_ray.stages.prototype import RECIPE
 
 Matching = Literal["word", "substring"]
 Integers = npt.NDArray[np.integer[Any]]
-
-#: A caption is very long with more characters than these, about four slices of 77 tokens, and than four times the
-#: median of its class. 120 tokens of LLaVA have about 600; where it repeats itself to the end, 1,024 have about 5,000.
-_LONG: Final = 1_500
-_TIMES_MEDIAN: Final = 4
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,8 @@ def find_candidate_words(captions: Sequence[str], class_name: str, max_df: float
 def _find_very_long(captions: Sequence[str]) -> npt.NDArray[np.bool_]:
     """Find the captions that are far longer than those of their class: (n,)."""
     length = np.array([len(caption) for caption in captions], dtype=np.int64)
-    is_very_long: npt.NDArray[np.bool_] = length > max(_LONG, _TIMES_MEDIAN * np.median(length) if len(length) else 0)
+    usual = np.median(length) if len(length) else 0
+    is_very_long: npt.NDArray[np.bool_] = length > max(RECIPE.long, RECIPE.times_median * usual)
     return is_very_long
 
 
