@@ -1,6 +1,7 @@
 """Tests of the list of compared methods."""
 
 import inspect
+from dataclasses import asdict
 from pkgutil import resolve_name
 
 import pytest
@@ -12,6 +13,7 @@ from vlcp_ray.methods.method import Method
 from vlcp_ray.pipeline import graph
 from vlcp_ray.stages import evaluate, ingest, select
 from vlcp_ray.stages.ingest import Expect
+from vlcp_ray.stages.prototype import RECIPE
 from vlcp_ray.stages.stage import Load
 
 JOB = load_job("jobs/digits-compare.toml")
@@ -53,7 +55,7 @@ def test_rded_hashes_its_crops_and_their_pool() -> None:
 def test_method_clustering_is_that_of_the_job_but_for_d4m(method: Method) -> None:
     job = JOB.model_copy(update={"prototype": JOB.prototype.model_copy(update={"contamination": 0.25})})
     changed = {"contamination": 0.0} if method.name == "d4m" else {}
-    assert method.clustering(job) == job.prototype.model_dump() | changed
+    assert method.clustering(job) == job.prototype.model_dump() | {"recipe": asdict(RECIPE)} | changed
 
 
 def test_generated_methods_differ_in_text_and_model_only() -> None:

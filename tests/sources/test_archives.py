@@ -3,9 +3,12 @@
 import gzip
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import pytest
 from pyarrow import fs as pafs
 
@@ -18,6 +21,7 @@ IMAGE = picture(1)
 TREE = [(f"train/{name}/{number}.jpg", IMAGE) for name in ("cat", "dog") for number in range(2)]
 FLAT = [("0.jpg", IMAGE), ("1.jpg", IMAGE)]
 SAMPLES = [(f"{number}.{end}", content) for number in range(2) for end, content in (("jpg", IMAGE), ("cls", b"cat"))]
+HINT = '; if samples with labels follow in them, set ingest.layout = "webdataset"'
 ENDS = ["tar", "tar.gz", "tgz", "TGZ"]
 
 
@@ -33,7 +37,9 @@ def unpack(source: Path, **settings: str) -> Path:
     """Run the command that the refusal of a set gives; returns the folder that it names."""
     with pytest.raises(ConfigError, match=r"unpack (it|them): ") as error:
         open_set(source, **settings)
-    command, _, found = str(error.value).split(" unpack ")[1].partition(": ")[2].partition(", and set ingest.source = ")
+    assert str(error.value).endswith(HINT) == (settings.get("layout") != "webdataset")
+    message = str(error.value).removesuffix(HINT)
+    command, _, found = message.split(" unpack ")[1].partition(": ")[2].partition(", and set ingest.source = ")
     subprocess.run(["sh", "-c", command], check=True)
     root = source.parent if source.is_file() else source
     assert found == repr(str(root / "unpacked"))
@@ -49,6 +55,70 @@ def test_refuse_archives_gives_the_command_that_unpacks_them(tmp_path: Path, nam
         quoted = f"'{tmp_path}/{name}'" if " " in name else f"{tmp_path}/{name}"
         command = f"unzip -q {quoted} -d {tmp_path}/unpacked"
         assert f"unpack it: {command}, and set ingest.source" in str(error.value)
+
+
+@pytest.mark.parametrize("end", ["tar.bz2", "tbz2", "tbz", "tar.xz", "txz", "TXZ", "tar.zst", "tzst", "7z", "rar"])
+def test_refuse_archives_of_other_tars_gives_the_command_that_unpacks_them(tmp_path: Path, end: str) -> None:
+    root = write_files(tmp_path / "a set", {f"0.{end}": b""})
+    with pytest.raises(ConfigError, match=rf"/a set/0\.{end} is an archive, which is not read as it is; unpack it: "):
+        open_set(root)
+    if "b" in end or "x" in end.lower():
+        with tarfile.open(root / f"0.{end}", "w:bz2" if "b" in end else "w:xz") as tar:
+            tar.add(write_files(tmp_path / "tree", dict(TREE)), "set")
+        with pytest.raises(ConfigError) as error:
+            open_set(root)
+        subprocess.run(["sh", "-c", str(error.value).split("unpack it: ")[1].split(", and set")[0]], check=True)
+        assert len(read_all(open_set(root / "unpacked"))) == 4
+
+
+def tar_of(members: list[tuple[str, bytes]]) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        return write_tar(Path(folder, "x.tar"), members).read_bytes()
+
+
+STORED: list[tuple[dict[str, list[tuple[str, bytes]]], str, str]] = [
+    ({"b.tar": TREE}, "download it and unpack it: ", ", upload the folder unpacked, and set ingest.source to it"),
+    (
+        {"my 0.tar": FLAT, "val/my 1.tar": FLAT},
+        "download them and unpack them: ",
+        ", upload the folder unpacked, and set ingest.source to it",
+    ),
+    (
+        {f"{wnid}.tar": [(f"{wnid}_1.JPEG", IMAGE)] for wnid in ("n01440764", "n02102040")},
+        "download the folder, and in it unpack them into a folder each: ",
+        "; then upload the folders, and set ingest.source to where they are",
+    ),
+    (
+        {"ILSVRC2012_img_train.tar": [("n01440764.tar", tar_of(FLAT))]},
+        "download the folder, and in it unpack them into a folder for each class: ",
+        "; then upload the folder train, and set ingest.source to where they are",
+    ),
+]
+
+
+@pytest.mark.parametrize(("tars", "begin", "end"), STORED)
+def test_archives_in_a_store_are_unpacked_where_they_were_downloaded(
+    tmp_path: Path, tars: dict[str, list[tuple[str, bytes]]], begin: str, end: str
+) -> None:
+    store: Any = fsspec.filesystem("memory")
+    for name, members in tars.items():
+        store.pipe(f"/{tmp_path.name}/set/{name}", archive(tmp_path / name, members).read_bytes())
+    with pytest.raises(ConfigError, match=f"/{tmp_path.name}/set") as error:
+        open_set(f"memory://{tmp_path.name}/set")
+    command, _, rest = str(error.value).partition(begin)[2].partition(end)
+    assert rest in ("", HINT)
+    subprocess.run(["sh", "-c", command], check=True, cwd=tmp_path)
+    found = next(folder for folder in (tmp_path / "unpacked", tmp_path / "train", tmp_path) if folder.is_dir())
+    assert len(read_all(open_set(found))) == {"b": 4, "m": 4, "n": 2, "I": 2}[min(tars)[0]]
+
+
+def test_zip_in_a_store_is_unpacked_where_it_was_downloaded(tmp_path: Path) -> None:
+    store: Any = fsspec.filesystem("memory")
+    store.pipe(f"/{tmp_path.name}/set/my set.zip", b"PK")
+    command = "unzip -q 'my set.zip' -d unpacked"
+    message = f"set/my set.zip is an archive, which is not read as it is; download it and unpack it: {command}, upload"
+    with pytest.raises(ConfigError, match=message):
+        open_set(f"memory://{tmp_path.name}/set")
 
 
 def test_refuse_archives_leaves_sets_beside_archives(tmp_path: Path) -> None:
@@ -136,6 +206,16 @@ def test_tar_beside_what_it_was_unpacked_to_is_not_read(tmp_path: Path) -> None:
     assert open_set(listed).layout == "metadata"
 
 
+@pytest.mark.parametrize("end", ENDS)
+def test_tar_beside_the_folder_that_it_was_unpacked_to_is_not_read(tmp_path: Path, end: str) -> None:
+    root = write_files(tmp_path, {f"set/{name}": content for name, content in TREE})
+    archive(root / f"set.{end}", [(f"set/{name}", content) for name, content in TREE])
+    source = open_set(root)
+    assert (source.description, len(read_all(source))) == ("an image folder with train, 2 classes", 4)
+    write_files(root / "set", {f"other/old.{end}": b"x" * 600})  # no folder of images
+    assert len(read_all(open_set(root))) == 4
+
+
 def test_tar_of_samples_beside_images_is_read(tmp_path: Path) -> None:
     root = write_files(tmp_path, {"examples/0.jpg": IMAGE})
     archive(root / "train.tar.gz", SAMPLES)
@@ -162,6 +242,28 @@ def test_parquet_of_img2dataset_beside_packed_tars_is_not_the_set(tmp_path: Path
     archive(tmp_path / "00000.tar.gz", [("0.jpg", IMAGE), ("0.json", b'{"label": "cat"}')])
     write_parquet(tmp_path / "00000.parquet", [(IMAGE, "0.jpg", 0)], ["dog"])
     assert open_set(tmp_path).classes.keys == ("cat",)
+
+
+@pytest.mark.parametrize("labelled", range(9))
+def test_tars_of_which_one_has_samples_are_read(tmp_path: Path, labelled: int) -> None:
+    for number in range(9):
+        archive(tmp_path / f"train-{number}.tar", SAMPLES if number == labelled else FLAT)
+    assert len(read_all(open_set(tmp_path, layout="webdataset"))) == 18
+    if labelled == 7:  # of nine eight are looked at
+        with pytest.raises(ConfigError, match="are archives of files without labels"):
+            open_set(tmp_path)
+        return
+    assert len(read_all(open_set(tmp_path))) == 18
+    write_files(tmp_path, {"examples/0.jpg": IMAGE})
+    assert open_set(tmp_path).layout == "webdataset"
+
+
+def test_tar_of_images_in_the_given_layout_is_rows_without_labels(tmp_path: Path) -> None:
+    file = archive(tmp_path / "train.tar", FLAT)
+    table = read_all(open_set(file, layout="webdataset", classes="cat"))
+    assert table["reason"].to_pylist() == ["no_label"] * 2
+    with pytest.raises(ConfigError, match="is an archive"):
+        open_set(file, classes="cat")
 
 
 @pytest.mark.parametrize(("limit", "value"), [("_SEEN", 4), ("_SEEN_BYTES", 6_000)])

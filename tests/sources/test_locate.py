@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from pyarrow import fs as pafs
 
-from tests.image_sets import write_files
+from tests.image_sets import write_files, write_tar
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.sources.locate import locate
+from vlcp_ray.sources.locate import has_data, has_images, holds_images, locate
 
 FILESYSTEM = pafs.LocalFileSystem()
 KAGGLE = {
@@ -47,6 +47,34 @@ def test_locate_names_the_image_sets_below_a_folder_that_is_none(tmp_path: Path)
     root = write_files(tmp_path / "two", {"a/train/cat/1.jpg": b"", "b/train/cat/1.jpg": b""})
     with pytest.raises(ConfigError, match=r"it holds \S+/two/a, \S+/two/b; give one of them"):
         locate(FILESYSTEM, str(root), "")
+
+
+@pytest.mark.parametrize("end", ["tar", "tar.gz", "tgz"])
+def test_locate_follows_the_folder_that_a_tar_was_unpacked_to(tmp_path: Path, end: str) -> None:
+    root = write_files(tmp_path, {"set/cat/1.jpg": b"", "set/dog/1.jpg": b"", f"set.{end}": b""})
+    assert locate(FILESYSTEM, str(root), "") == str(root / "set")
+    write_tar(root / f"set.{end}", [("1.jpg", b""), ("1.cls", b"cat")])
+    assert locate(FILESYSTEM, str(root), "") == str(root)
+
+
+@pytest.mark.parametrize("end", ["tar", "tgz"])
+def test_locate_names_the_sets_of_tars_below_a_folder(tmp_path: Path, end: str) -> None:
+    root = write_files(tmp_path, {f"x/{name}/train/0.{end}": b"" for name in "ab"})
+    with pytest.raises(ConfigError, match=r"it holds \S+/x/a, \S+/x/b; give one of them"):
+        locate(FILESYSTEM, str(root), "")
+
+
+def test_has_data_is_of_images_tables_and_tars(tmp_path: Path) -> None:
+    for name, images, data in (
+        ("1.JPG", True, True),
+        ("1.npz", True, True),
+        ("1.tar", False, True),
+        ("1.TGZ", False, True),
+        ("1.txt", False, False),
+    ):
+        folder = str(write_files(tmp_path / name, {name: b""}))
+        assert (has_images(FILESYSTEM, folder), has_data(FILESYSTEM, folder)) == (images, data)
+        assert holds_images(FILESYSTEM, folder) == images
 
 
 def test_locate_does_not_follow_links_out_of_the_set(tmp_path: Path) -> None:

@@ -189,6 +189,10 @@ def tuples(depth: int) -> bytes:
     return b")" + b"".join(b"q\x00h\x00\x86" for _ in range(depth))
 
 
+def memo(number: int, content: bytes) -> bytes:
+    return content + b"q" + bytes([number])
+
+
 BOMBS = {
     "memo": b"N" + b"r\xff\xff\xff\xff" + b".",  # the unpickler of Python makes a table of 64 GiB
     "bytes": b"\x8e" + (2**60).to_bytes(8, "little") + b".",
@@ -202,6 +206,17 @@ BOMBS = {
     "array": RECONSTRUCT
     + b"cnumpy\nndarray\n\x8a\x06\xff\xff\xff\xff\xff\x00\x85U\x01b\x87R"
     + b"(K\x01\x8a\x06\xff\xff\xff\xff\xff\x00\x85cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R\x89U\x01xtb.",
+    "encoded": memo(0, ENCODE)
+    + memo(1, b"X\xfe\xff\x00\x00" + b"\xc3\xa9" * 0x7FFF + b"X\x06\x00\x00\x00latin1\x86")
+    # 64 KiB from six bytes
+    + b"h\x00h\x01R" * 20_000
+    + b".",
+    "shapes": memo(0, b"cnumpy.core.numeric\n_frombuffer\n")
+    + memo(1, b"(" + b"K\x00" * 2**15 + b"t")
+    + memo(2, b"(U\x01xcnumpy\ndtype\nU\x02u1\x85Rh\x01X\x01\x00\x00\x00Ct")
+    + b"h\x00h\x02R" * 30_000
+    + b".",
+    "names": (b"cnumpy" + b"\r" * 249 + b"\nndarray" + b"\r" * 248 + b"\n") * 2**14 + b".",
 }
 
 
@@ -221,8 +236,32 @@ def test_read_pickle_that_is_a_bomb_takes_bounded_memory_and_time(
     tracemalloc.stop()
     assert peak < 2**27
     assert time.monotonic() - start < 30
+    if bomb in ("encoded", "shapes", "names"):
+        assert found is None
     if bomb == "array":  # nothing is made of it before its size is compared
         assert found == Array((2**40 - 1,), b"x")
+
+
+def test_read_pickle_reads_no_name_byte_by_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, sizes, read = opened(tmp_path, b"\x80\x02" + RECONSTRUCT * 100 + b"."), list[int](), ShardFile.read
+    monkeypatch.setattr(ShardFile, "read", lambda file, size=-1: (sizes.append(size), read(file, size))[1])
+    read_pickle(file)
+    assert len(sizes) == 3 * 100 + 3
+
+
+@pytest.mark.parametrize("length", [63, 64, 300])
+def test_read_pickle_with_a_long_name_is_refused(tmp_path: Path, length: int) -> None:
+    message = "it names 'xxxx" if length < 64 else "it has a name without an end in 64 bytes, so it is not read"
+    with pytest.raises(ShardError, match=message):
+        read_pickle(opened(tmp_path, b"\x80\x02c" + b"x" * length + b"\nndarray\n."))
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_read_pickle_has_room_for_the_names_of_cifar_100(tmp_path: Path, protocol: int) -> None:
+    names = [b"aquarium_fish_with_a_name_s_%06d.png" % number for number in range(50_000)]
+    numbers = list(range(100)) * 500
+    content = {b"filenames": names, b"fine_labels": numbers, b"coarse_labels": numbers}
+    assert read_pickle(opened(tmp_path, pickle.dumps(content, protocol)))[b"filenames"] == names
 
 
 def test_read_pickle_of_a_file_that_is_too_large_is_refused(tmp_path: Path) -> None:
@@ -230,6 +269,18 @@ def test_read_pickle_of_a_file_that_is_too_large_is_refused(tmp_path: Path) -> N
         file.truncate(2**28 + 1)
     with pytest.raises(ShardError, match="it has 268,435,457 bytes, the limit is 268,435,456"):
         read_pickle(open_shard(LocalFileSystem(), str(tmp_path / "x"), ""))
+
+
+def test_read_bytes_of_text_holds_what_is_asked_for(tmp_path: Path) -> None:
+    text = "".join(map(chr, range(256))) * 2**16
+    file = opened(tmp_path, pickle.dumps([text], 2))
+    (blob,) = read_pickle(file)
+    tracemalloc.start()
+    content = read_bytes(file, blob, len(text) - 2**18 - 5, 2**18)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert content == text[-(2**18) - 5 : -5].encode("latin-1")
+    assert peak < 2**23
 
 
 def test_read_bytes_of_text_that_is_not_one_byte_a_character_is_refused(

@@ -28,8 +28,6 @@ def grouped(folder: Path, *names: str) -> list[Sample]:
         (["a/1.seg.png", "a/1.jpg"], False),
         (["annotations.json"], False),
         (["README.md"], False),
-        (["a/.DS_Store", "a/._1.jpg"], False),  # of one key, "a/"
-        ([".DS_Store", "._1.jpg"], False),
         (["n01440764.tar"], False),
         (["data_batch_1"], False),
         (["1.html", "1.css"], False),
@@ -54,6 +52,22 @@ def test_samples_are_neighbours_of_one_key(tmp_path: Path) -> None:
         ("b/22.05", "b/22.05", ["png", "cls"]),
         ("22", "22", ["x.y.jpg"]),
     ]
+
+
+def test_samples_have_no_hidden_members(tmp_path: Path) -> None:
+    names = [
+        ".DS_Store",
+        "a/._1.jpg",
+        "a/1.jpg",
+        "a/._1.cls",
+        "a/1.cls",
+        ".git/2.jpg",
+        "a/.b/3.cls",
+        "./4.jpg",
+        "../5.jpg",
+    ]
+    found = [(sample.name, list(sample.members)) for sample in grouped(tmp_path, *names)]
+    assert found == [("a/1", ["jpg", "cls"]), ("./4", ["jpg"]), ("../5", ["jpg"])]
 
 
 def test_sample_contents_are_its_labels_and_the_image_that_is_read(tmp_path: Path) -> None:

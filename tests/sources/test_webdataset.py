@@ -302,6 +302,17 @@ def test_webdataset_is_unpacked_by_its_first_bytes_not_by_its_name(tmp_path: Pat
         assert set(by_source(read_all(open_set(source)), "source")) == {f"{name}:0", f"{name}:1"}
 
 
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_webdataset_that_macos_has_written_has_no_rows_of_hidden_members(tmp_path: Path, is_packed: bool) -> None:
+    members = [(".DS_Store", b"junk")]
+    for name, content in cats(3):
+        members += [(f"._{name}", b"junk"), (name, content)]
+    file = write_tar(tmp_path / "train.tar", members)
+    table = read_all(open_set(pack(file) if is_packed else file))
+    assert table["reason"].to_pylist() == [""] * 3
+    assert table["image"].to_pylist() == [picture(number) for number in range(3)]
+
+
 def test_webdataset_in_gzip_is_unpacked_once_for_each_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A large member behind the image does not send the reader back, and is not held."""
     noise = np.random.default_rng(0).bytes(3 * 2**20)

@@ -19,8 +19,9 @@ import tenacity
 
 from tests.s3 import Proxy
 from vlcp_ray.monitoring.progress import ProgressSnapshot
-from vlcp_ray.store import io, lease
+from vlcp_ray.store import files, io, lease
 from vlcp_ray.store.artifact import Step, Store
+from vlcp_ray.store.io import open_uri
 from vlcp_ray.store.lease import LeaseConflictError, acquire_lease, active_leases
 
 ONE, OTHER = Step("pair", 1, {"a": 1}), Step("pair", 1, {"a": 2})
@@ -301,3 +302,37 @@ with lease.acquire_lease(Store.at(sys.argv[1]), [Step("pair", 1, {})]):
     )
     assert done.returncode == 1
     assert "its lease could not be renewed for 1 s" in done.stdout
+
+
+def test_heartbeat_is_renewed_in_the_seconds_for_which_a_store_is_there(
+    s3_proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six outages of two seconds, with half a second between them: the lease lasts, as no gap is missed."""
+    for name, value in (("_STOP_AFTER", 6.0), ("_RETRY_INTERVAL", 0.05), ("_REQUEST_TIMEOUT", 0.5)):
+        monkeypatch.setattr(lease, name, value)
+    store = Store.at(s3_proxy.uri(f"gaps{tmp_path}"))
+    with handlers(signal.default_int_handler), acquire_lease(store, [ONE]):
+        before = active_leases(store)[0].age
+        for number in range(6):
+            if number % 2:
+                with s3_proxy.silent():
+                    time.sleep(2)
+            else:
+                s3_proxy.set_faults(deny=[503, "SlowDown", "later"])
+                time.sleep(2)
+                s3_proxy.set_faults()
+            time.sleep(0.5)
+        assert active_leases(store)[0].age < 3
+    assert before < 3
+    assert active_leases(store) == []
+
+
+def test_requests_within_gives_up_a_request_that_a_store_has_lost(s3_proxy: Proxy, tmp_path: Path) -> None:
+    filesystem, path = open_uri(s3_proxy.uri(f"lost{tmp_path}/file"), "--root")
+    files.write(filesystem, path, b"x")
+    with s3_proxy.silent(), files.requests_within(0.3):
+        start = time.monotonic()
+        with pytest.raises(OSError):
+            files.read(filesystem, path)
+        assert time.monotonic() - start < 20
+    assert files.read(filesystem, path) == b"x"

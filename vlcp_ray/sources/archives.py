@@ -25,16 +25,17 @@ from vlcp_ray.sources.samples import Sample, samples
 from vlcp_ray.sources.shards import ShardError
 from vlcp_ray.sources.tars import EXTENSIONS, open_tar
 
+_UNPACK_TAR: Final = "mkdir -p {1} && tar -xf {0} -C {1}"
 #: The commands that unpack archives, by the end of their name; those of a tar may also be WebDataset.
 _ARCHIVES: Final = {
     ".zip": "unzip -q {0} -d {1}",
     ".7z": "7z x {0} -o{1}",
     ".rar": "unrar x {0} {1}/",
-} | dict.fromkeys((".tar.bz2", ".tar.xz"), "mkdir -p {1} && tar -xf {0} -C {1}")
+} | dict.fromkeys((".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz", ".tar.zst", ".tzst"), _UNPACK_TAR)
 _TABLES: Final = ("parquet", "npz", "arrow")
 _CHECKED: Final = 8  # folders of a folder, or tars of a set
 _LISTED: Final = 64  # folders
-_SEEN: Final = 256  # first samples of a tar
+_SEEN: Final = 1024  # first samples of a tar
 _SEEN_BYTES: Final = 2**26  # of a tar, unpacked
 _NAMED: Final = 8  # tars in a command
 
@@ -50,23 +51,47 @@ def refuse_archives(filesystem: pafs.FileSystem, path: str) -> None:
         names = [info.path]
     else:
         infos = list_folder(filesystem, path)
-        if any(not info.is_file or _is_data(info) or has_extension(info.base_name, EXTENSIONS) for info in infos):
+        if any(not info.is_file or is_data(info) or has_extension(info.base_name, EXTENSIONS) for info in infos):
             return
         names = sorted(info.path for info in infos)
     for name in names:
         if unpack := next((command for end, command in _ARCHIVES.items() if name.lower().endswith(end)), None):
-            target = posixpath.join(posixpath.dirname(name), "unpacked")
-            raise ConfigError(_refused_archive(name, unpack.format(shlex.quote(name), shlex.quote(target)), target))
+            raise ConfigError(_refused_archive(filesystem, name, unpack))
 
 
-def _refused_archive(name: str, command: str, target: str) -> str:
-    return (
-        f"ingest.source: {name} is an archive, which is not read as it is; unpack it: {command}, and set "
-        f"ingest.source = {target!r}"
-    )
+def _refused_archive(filesystem: pafs.FileSystem, path: str, command: str) -> str:
+    """Say how to unpack an archive by a command for {0}, to a folder {1}."""
+    folder, name = posixpath.split(path)
+    root = _root(filesystem, folder)
+    target = posixpath.join(root, "unpacked")
+    command = command.format(shlex.quote(posixpath.join(root, name)), shlex.quote(target))
+    how = _unpack_and_set(filesystem, "it", command, target)
+    return f"ingest.source: {path} is an archive, which is not read as it is; {how}"
 
 
-def _is_data(info: pafs.FileInfo) -> bool:
+def _root(filesystem: pafs.FileSystem, path: str) -> str:
+    """Return the folder of the files in commands: of a store "", as they are downloaded to any folder."""
+    return path if isinstance(filesystem, pafs.LocalFileSystem) else ""
+
+
+def _unpack_and_set(filesystem: pafs.FileSystem, what: str, command: str, target: str) -> str:
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        return f"unpack {what}: {command}, and set ingest.source = {target!r}"
+    return f"download {what} and unpack {what}: {command}, upload the folder {target}, and set ingest.source to it"
+
+
+def _download(filesystem: pafs.FileSystem) -> str:
+    return "" if isinstance(filesystem, pafs.LocalFileSystem) else "download the folder, and in it "
+
+
+def _upload(filesystem: pafs.FileSystem, what: str) -> str:
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        return ""
+    return f"; then upload {what}, and set ingest.source to where they are"
+
+
+def is_data(info: pafs.FileInfo) -> bool:
+    """Return whether a file is an image or a table."""
     return bool(info.is_file and (info.extension in _TABLES or is_image(info.base_name)))
 
 
@@ -78,10 +103,16 @@ def has_tars(filesystem: pafs.FileSystem, path: str) -> bool:
     info = filesystem.get_file_info(path)
     if info.is_file:
         return has_extension(info.base_name, EXTENSIONS)
-    tars = list(islice(near_shards(filesystem, path, EXTENSIONS), _CHECKED))
+    tars = sorted(near_shards(filesystem, path, EXTENSIONS))
     if not tars or not _holds_data(filesystem, path):
         return bool(tars)
-    return any(_holds_samples(filesystem, tar, limit_of(filesystem, path, False)) for tar in tars)
+    return any(_holds_samples(filesystem, tar, limit_of(filesystem, path, False)) for tar in _spread(tars))
+
+
+def _spread(names: Sequence[str]) -> Sequence[str]:
+    """Return some of the names, from the first to the last."""
+    last = len(names) - 1
+    return names if last < _CHECKED else [names[number * last // (_CHECKED - 1)] for number in range(_CHECKED)]
 
 
 def _holds_samples(filesystem: pafs.FileSystem, path: str, limit: str) -> bool:
@@ -98,14 +129,14 @@ def _holds_data(filesystem: pafs.FileSystem, path: str) -> bool:
         if not waiting:
             return False
         folder = waiting.popleft()
-        if any(map(_is_data, list_folder(filesystem, folder))):
+        if any(map(is_data, list_folder(filesystem, folder))):
             return True
         waiting.extend(inner for _, inner in list_folders(filesystem, folder)[:_CHECKED])
     return False
 
 
 def check_tars(filesystem: pafs.FileSystem, path: str, files: Mapping[str, str], limit: str) -> None:
-    """Refuse tars whose first members are no samples, but files of a folder tree or other archives.
+    """Refuse tars if the first members of some are no samples, but files of a folder tree or other archives.
 
     Args:
         path: the folder of the tars.
@@ -116,7 +147,7 @@ def check_tars(filesystem: pafs.FileSystem, path: str, files: Mapping[str, str],
         ConfigError: the command that unpacks them.
     """
     example: Sample | None = None
-    for name in islice(files, _CHECKED):
+    for name in _spread(list(files)):
         try:
             found = _first_file(filesystem, f"{path}/{name}", limit)
         except ShardError:  # a rejected row
@@ -125,7 +156,8 @@ def check_tars(filesystem: pafs.FileSystem, path: str, files: Mapping[str, str],
             return
         example = example or found
     if example is not None:
-        raise ConfigError(refusal(path, files, example))
+        hint = '; if samples with labels follow in them, set ingest.layout = "webdataset"'
+        raise ConfigError(refusal(filesystem, path, files, example, hint))
 
 
 def _first_file(filesystem: pafs.FileSystem, path: str, limit: str) -> Sample | None:
@@ -148,43 +180,49 @@ def _first_file(filesystem: pafs.FileSystem, path: str, limit: str) -> Sample | 
     return first
 
 
-def refusal(path: str, files: Mapping[str, str], sample: Sample) -> str:
-    """Say how to unpack tars that are no WebDataset.
+def refusal(filesystem: pafs.FileSystem, path: str, files: Mapping[str, str], sample: Sample, hint: str = "") -> str:
+    """Say how to unpack tars that are no WebDataset; those of a store once they are downloaded.
 
     Args:
         path: the folder of the tars.
         files: their relative paths, with their splits.
         sample: the first file in them.
+        hint: what else can be done where labels may follow in them.
     """
     name = next(iter(files))
-    tar = shlex.quote(f"{path}/{name}")
+    root = _root(filesystem, path)
     if any(extension in ("tar", "gz", "zip") for extension in sample.members):
-        folder = shlex.quote(f"{path}/train")
+        tar, folder = (shlex.quote(posixpath.join(root, inner)) for inner in (name, "train"))
+        unpack = 'mkdir "${t%.tar}" && tar -xf "$t" -C "${t%.tar}" && rm "$t"'
+        command = f"mkdir -p {folder} && tar -xf {tar} -C {folder} && for t in {folder}/*.tar; do {unpack}; done"
         return (
             f"ingest.source: {path}/{name} holds other archives ({_name_of(sample)}), as the original archive of "
-            f"ImageNet; unpack them into a folder for each class: mkdir -p {folder} && tar -xf {tar} -C {folder} && "
-            f'for t in {folder}/*.tar; do mkdir "${{t%.tar}}" && tar -xf "$t" -C "${{t%.tar}}" && rm "$t"; done'
+            f"ImageNet; {_download(filesystem)}unpack them into a folder for each class: {command}"
+            f"{_upload(filesystem, 'the folder train')}"
         )
     end = suffix_among(name, EXTENSIONS)
     if all(is_wnid(posixpath.basename(file).removesuffix(end)) for file in files):
-        folder = shlex.quote(posixpath.dirname(f"{path}/{name}"))
+        folder = shlex.quote(posixpath.dirname(posixpath.join(root, name)) or ".")
+        unpack = f'mkdir "${{t%{end}}}" && tar -xf "$t" -C "${{t%{end}}}" && rm "$t"'
+        command = f"cd {folder} && for t in *{end}; do {unpack}; done"
         return (
-            f"ingest.source: each tar of {path} is a class; unpack them into a folder each: cd {folder} && "
-            f'for t in *{end}; do mkdir "${{t%{end}}}" && tar -xf "$t" -C "${{t%{end}}}" && rm "$t"; done'
+            f"ingest.source: each tar of {path} is a class; {_download(filesystem)}unpack them into a folder each: "
+            f"{command}{_upload(filesystem, 'the folders')}"
         )
-    target = f"{path}/unpacked"
-    commands = _unpack_commands(path, files, target, sample.key)
     if len(files) == 1:
-        return _refused_archive(f"{path}/{name}", commands[0], target)
-    more = f"; then the other {len(files) - _NAMED} in the same way" if len(files) > _NAMED else ""
+        return _refused_archive(filesystem, f"{path}/{name}", _UNPACK_TAR) + hint
+    target = posixpath.join(root, "unpacked")
+    commands = " && ".join(_unpack_commands(root, files, target, sample.key))
+    if len(files) > _NAMED:
+        commands = f"{commands}; then the other {len(files) - _NAMED} in the same way"
     return (
         f"ingest.source: the tars of {path} are archives of files without labels ({_name_of(sample)}), which are not "
-        f"read as they are; unpack them: {' && '.join(commands)}{more}, and set ingest.source = {target!r}"
+        f"read as they are; {_unpack_and_set(filesystem, 'them', commands, target)}{hint}"
     )
 
 
-def _unpack_commands(path: str, files: Mapping[str, str], target: str, member: str) -> Sequence[str]:
-    """Return a command for each of the first tars.
+def _unpack_commands(root: str, files: Mapping[str, str], target: str, member: str) -> Sequence[str]:
+    """Return a command for each of the first tars, whose paths are relative to `root`.
 
     Several tars go into one folder if the tree in them has splits, else into a folder for each split; those without
     folders into a folder each, which is that of a class.
@@ -193,12 +231,12 @@ def _unpack_commands(path: str, files: Mapping[str, str], target: str, member: s
     top, slash, _ = member.removeprefix("./").partition("/")
     for name, split in islice(files.items(), _NAMED):
         folder = target
-        if len(files) > 1 and not (slash and split_of_folder(top)):
+        if not (slash and split_of_folder(top)):
             folder = (
                 f"{target}/{split if slash else posixpath.basename(name).removesuffix(suffix_among(name, EXTENSIONS))}"
             )
         quoted = shlex.quote(folder)
-        commands.append(f"mkdir -p {quoted} && tar -xf {shlex.quote(f'{path}/{name}')} -C {quoted}")
+        commands.append(_UNPACK_TAR.format(shlex.quote(posixpath.join(root, name)), quoted))
     return commands
 
 

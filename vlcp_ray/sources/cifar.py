@@ -87,8 +87,8 @@ class Cifar(NumberedImages):
         files = {info.base_name for info in list_folder(filesystem, self.path)}
         if missing := [name for name in form.train if name not in files]:
             raise ConfigError(
-                f"ingest.source: {self.path} has no {list_some(missing)}, of which CIFAR has {len(form.train)}; unpack "
-                "the archive again"
+                f"ingest.source: {self.path} has no {list_some(missing)}; CIFAR has {len(form.train)} files of train; "
+                "unpack the archive again"
             )
         self.numbers = tuple(map(glossary.canonical, self._read_names(form)))
         splits = dict.fromkeys(form.train, "train") | ({form.val: "val"} if form.val in files else {})

@@ -7,14 +7,14 @@ from typing import Final
 from pyarrow import fs as pafs
 
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.sources.image_files import is_image
+from vlcp_ray.sources.archives import has_tars, is_data
 from vlcp_ray.sources.local_files import leaves
-from vlcp_ray.sources.reader import list_folder, list_folders, list_some, split_of_folder
+from vlcp_ray.sources.reader import has_shards, list_folder, list_folders, list_shards, list_some, split_of_folder
+from vlcp_ray.sources.tars import EXTENSIONS
 
 _MAX_DEPTH: Final = 4  # ILSVRC/Data/CLS-LOC/train
 _CHECKED: Final = 8  # folders of a folder: those of a thousand classes are all alike
 _MAX_LISTED: Final = 64
-_TABLES: Final = ("tar", "parquet", "npz", "arrow")
 
 
 def locate(filesystem: pafs.FileSystem, path: str, limit: str) -> str:
@@ -58,18 +58,26 @@ def has_train(filesystem: pafs.FileSystem, folders: Sequence[tuple[str, str]]) -
 
 
 def _is_wrapper(filesystem: pafs.FileSystem, path: str, inner: str) -> bool:
-    """Return whether a folder holds nothing but another one, which has folders. Without, that is a class."""
-    return not has_data(filesystem, path) and bool(list_folders(filesystem, inner))
+    """Return whether a folder holds nothing but another one, which has folders. Without, that is a class.
+
+    What the folder was unpacked from may lie beside it.
+    """
+    is_alone = not has_images(filesystem, path) and not has_tars(filesystem, path)
+    return is_alone and bool(list_folders(filesystem, inner))
 
 
 def has_data(filesystem: pafs.FileSystem, path: str) -> bool:
     """Return whether there are images, tables or tars in a folder itself."""
-    files = (info for info in list_folder(filesystem, path) if info.is_file)
-    return any(info.extension in _TABLES or is_image(info.base_name) for info in files)
+    return has_images(filesystem, path) or bool(list_shards(filesystem, path, EXTENSIONS))
+
+
+def has_images(filesystem: pafs.FileSystem, path: str) -> bool:
+    """Return whether there are images or tables in a folder itself."""
+    return any(map(is_data, list_folder(filesystem, path)))
 
 
 def _inner_sets(filesystem: pafs.FileSystem, folders: list[str]) -> Iterator[str]:
-    """Find the folders that have a folder `train` with images, at most three folders down; the first folders only."""
+    """Find the folders with a folder `train` of images or tars, at most three folders down; the first folders only."""
     waiting = deque((folder, 1) for folder in folders[:_CHECKED])
     for _ in range(_MAX_LISTED):
         if not waiting:
@@ -78,16 +86,16 @@ def _inner_sets(filesystem: pafs.FileSystem, folders: list[str]) -> Iterator[str
         inner = list_folders(filesystem, folder)
         if has_train(filesystem, inner):
             train = next(path for name, path in inner if split_of_folder(name) == "train")
-            if holds_images(filesystem, train):
+            if holds_images(filesystem, train) or has_shards(filesystem, train, EXTENSIONS):
                 yield folder
         elif depth < _MAX_DEPTH - 1:
             waiting.extend((path, depth + 1) for _, path in inner[:_CHECKED])
 
 
 def holds_images(filesystem: pafs.FileSystem, path: str) -> bool:
-    """Return whether a folder, its first folder or the first in that one has data."""
+    """Return whether a folder, its first folder or the first in that one has images or tables."""
     for _ in range(3):
-        if has_data(filesystem, path):
+        if has_images(filesystem, path):
             return True
         folders = list_folders(filesystem, path)
         if not folders:

@@ -194,7 +194,9 @@ class _Machine:
     def push_name(self, module: object, name: object) -> None:
         full = f"{_name(module)}.{_name(name)}"
         if full not in _NAMES:
-            raise ShardError(f"it names {full[: 2 * _MAX_NAME]!r}, which arrays of numpy do not need, so it is not read")
+            raise ShardError(
+                f"it names {full[: 2 * _MAX_NAME]!r}, which arrays of numpy do not need, so it is not read"
+            )
         self.stack.append(_NAMES[full])
 
     def line(self) -> bytes:

@@ -35,10 +35,8 @@ class Sample:
     def is_labelled(self) -> bool:
         """Return whether the members are those of a sample, and not single files of any archive.
 
-        There is a cls; or a json, or anything else but a hidden file, belongs to an image.
+        There is a cls; or a json, or anything else, belongs to an image.
         """
-        if not self.key.rpartition("/")[2]:  # .DS_Store and its like
-            return False
         pictures = sum(map(_is_picture, self.members))
         is_pair = len(self.members) > 1 and ("json" in self.members or 0 < pictures < len(self.members))
         return "cls" in self.members or is_pair
@@ -53,6 +51,8 @@ class Sample:
 def samples(tar: Tar, max_image: int = -1) -> Iterator[Sample]:
     """Group neighbouring members whose names agree up to the first dot into samples.
 
+    Hidden members are left out, as in folders: macOS writes ._0.jpg in front of 0.jpg.
+
     Until the next sample is asked for, the tar can read the labels and the image of this one, of a gzip file, too.
 
     Args:
@@ -60,7 +60,7 @@ def samples(tar: Tar, max_image: int = -1) -> Iterator[Sample]:
     """
     names = _Names()
     sample: Sample | None = None
-    for member in tar:
+    for member in (member for member in tar if not _is_hidden(member.name)):
         key, extension = _split_name(member.name)
         if member.content is None and f".{extension}" not in SUFFIXES:
             continue  # a device or a link to nothing that is no image
@@ -102,6 +102,11 @@ def _split_name(name: str) -> tuple[str, str]:
     if is_read and not _EXTENSION.fullmatch(extension.lower()):
         stem, _, extension = file.rpartition(".")
     return f"{folder}{slash}{stem}", extension.lower()
+
+
+def _is_hidden(name: str) -> bool:
+    """Return whether a part of a path begins with a dot, and is no `.` or `..`."""
+    return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
 
 
 def _is_picture(extension: str) -> bool:

@@ -55,7 +55,8 @@ class WebDataset:
         self.filesystem, self.max_bytes = filesystem, settings.max_bytes
         self.limit = limit_of(filesystem, path, settings.follow_links)
         self.path, self.files = find_shards(filesystem, path, EXTENSIONS, self.limit)
-        check_tars(filesystem, self.path, self.files, self.limit)
+        if settings.layout == "auto":
+            check_tars(filesystem, self.path, self.files, self.limit)
         self.glossary = load_glossary(settings.class_list)
         self.is_subset = bool(settings.classes)
         self.fields = (settings.class_key,) if settings.class_key else _CLASS_FIELDS
@@ -183,17 +184,17 @@ class WebDataset:
         if len(errors) == len(self.files):
             raise ConfigError(f"ingest.source: {errors[0]}; download it again")
         if not keys - {""} and example:
-            raise ConfigError(_without_class(self.path, self.files, example))
+            raise ConfigError(_without_class(self.filesystem, self.path, self.files, example))
         return keys - {""}
 
     def _open(self, path: str) -> Tar:
         return open_tar(self.filesystem, f"{self.path}/{path}", self.limit)
 
 
-def _without_class(path: str, files: Mapping[str, str], sample: Sample) -> str:
+def _without_class(filesystem: pafs.FileSystem, path: str, files: Mapping[str, str], sample: Sample) -> str:
     """Say what to do about tars whose samples name no class."""
     if not sample.is_labelled():
-        return refusal(path, files, sample)
+        return refusal(filesystem, path, files, sample)
     return (
         f"ingest.class_key: no sample of {path} names a class; they have {list_some(sample.members)}; set "
         "ingest.class_key to the field of the json that does"

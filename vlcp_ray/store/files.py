@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -32,7 +33,9 @@ _PART: Final = 8 * 2**20  # bytes of a part of an upload, and of a copy between 
 _RANGE: Final = 64 * 2**20  # bytes of a request of a download
 #: Of a request; `store.io.retry` repeats what still fails.
 _RETRIES: Final[Any] = {"max_retries": 2, "retry_timeout": timedelta(seconds=20)}
-_CLIENT: Final = {"timeout": "60s", "connect_timeout": "4s"}
+_TIMEOUT: Final = 60.0  # seconds of a request, in which a part of an upload is sent
+_CLIENT: Final = {"connect_timeout": "4s"}
+_timeout: ContextVar[float] = ContextVar("timeout", default=_TIMEOUT)
 #: Keys that obstore refuses, of image sets of others: control characters, and parts that are empty or dots.
 _UNUSUAL: Final = re.compile(r"[\x00-\x1f\x7f]|(^|/)\.{0,2}(/|$)")
 #: The options of a pyarrow filesystem that obstore needs, too.
@@ -271,23 +274,38 @@ def _upload(filesystem: pafs.FileSystem, path: str, content: Content) -> None:
     sink.close()
 
 
+@contextmanager
+def requests_within(seconds: float) -> Iterator[None]:
+    """Give up requests of S3 after so many seconds: a store that has lost one would be waited for."""
+    token = _timeout.set(seconds)
+    try:
+        yield
+    finally:
+        _timeout.reset(token)
+
+
 def _s3(filesystem: pafs.S3FileSystem, path: str) -> tuple[S3Store, str]:
     """Return the client of a path's bucket, and the key."""
     bucket, _, key = path.partition("/")
     options = filesystem.__reduce__()[1][0]
     given = tuple((name, options[name]) for name in (*_ENDPOINT, *_CREDENTIALS))
     environment = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
-    return _client(bucket, filesystem.region, given, environment), key
+    return _client(bucket, filesystem.region, given, environment, _timeout.get()), key
 
 
 @lru_cache(maxsize=16)
 def _client(
-    bucket: str, region: str, options: tuple[tuple[str, Any], ...], environment: tuple[tuple[str, str], ...]
+    bucket: str,
+    region: str,
+    options: tuple[tuple[str, Any], ...],
+    environment: tuple[tuple[str, str], ...],
+    timeout: float,
 ) -> S3Store:
     """Open a bucket with the options of a pyarrow filesystem; credentials that they lack come from the environment.
 
     Args:
         environment: the variables of AWS, which obstore reads itself: a client is made for each environment.
+        timeout: of a request, in seconds.
     """
     given = dict(options)
     endpoint = given["endpoint_override"] or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
@@ -301,7 +319,10 @@ def _client(
         config |= profile_keys()
     if endpoint:
         config["endpoint"] = endpoint if "://" in endpoint else f"{given['scheme']}://{endpoint}"
-    client: Any = _CLIENT | {"allow_http": str(config.get("endpoint", "")).startswith("http://")}
+    client: Any = _CLIENT | {
+        "timeout": f"{timeout:g}s",
+        "allow_http": str(config.get("endpoint", "")).startswith("http://"),
+    }
     return S3Store(bucket, config=config, client_options=client, retry_config=_RETRIES)
 
 

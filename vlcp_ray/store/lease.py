@@ -20,6 +20,7 @@ from vlcp_ray.store import files
 from vlcp_ray.store.artifact import Artifact, Step, Store
 from vlcp_ray.store.files import File
 from vlcp_ray.store.io import StoreError, retry
+from vlcp_ray.store.uris import redact
 
 FOLDER: Final = "leases"
 HEARTBEAT_INTERVAL: Final = 10.0  # seconds
@@ -28,6 +29,9 @@ _STOP_AFTER: Final = 60.0
 _EXIT_AFTER: Final = 75.0  # and its process ends here at the latest,
 _DEAD_AFTER: Final = 90.0  # before another run takes its artifacts here. Ray ends the workers of a process that ends.
 _POLL_INTERVAL: Final = 0.5
+_RETRY_INTERVAL: Final = 1.0
+#: Of a request of a heartbeat: one that a store loses must not cost the lease.
+_REQUEST_TIMEOUT: Final = 8.0
 #: The file that exists while a run compares its lease with those of others, which takes a second or two.
 _LOCK: Final = "lock"
 _LOCK_DEAD_AFTER: Final = 30.0
@@ -114,8 +118,11 @@ def acquire_lease(
         yield
     finally:
         heartbeat.stop()
-        with suppress(StoreError):  # the store is out of reach, perhaps why the run ends; others see no heartbeat
-            _delete(leases, name)
+        try:
+            with suppress(StoreError), files.requests_within(_REQUEST_TIMEOUT):
+                _delete(leases, name)  # where the store is out of reach, others see that there is no heartbeat
+        finally:
+            heartbeat.left.set()
 
 
 def active_leases(store: Store) -> list[Lease]:
@@ -238,7 +245,8 @@ class _Heartbeat:
         progress: Callable[[], ProgressSnapshot | None],
     ) -> None:
         self.leases, self.name, self.lease, self.progress = leases, name, lease, progress
-        self.ended, self.last = threading.Event(), time.monotonic()
+        self.ended, self.left, self.last = threading.Event(), threading.Event(), time.monotonic()
+        self.error = ""  # of the last heartbeat that failed
         self.writer = threading.Thread(target=self._write, daemon=True)
         self.watcher = threading.Thread(target=self._watch, daemon=True)
 
@@ -248,35 +256,45 @@ class _Heartbeat:
         self.watcher.start()
 
     def stop(self) -> None:
-        """End both threads; a request that is under way ends first, or is given up after a while."""
+        """End the heartbeat; a request that is under way ends first, or is given up after a while."""
         self.ended.set()
-        self.watcher.join()
         self.writer.join(_STOP_AFTER)
 
     def _write(self) -> None:
-        beat = 0
-        while not self.ended.wait(HEARTBEAT_INTERVAL):
-            start = time.monotonic()
-            with suppress(StoreError):  # the next heartbeat tries again
-                if self.leases.read_bytes(self.name) is None:
-                    self._interrupt("another run has deleted its lease, because its heartbeat had stopped")
-                    return
+        with files.requests_within(_REQUEST_TIMEOUT):
+            self._write_until_ended()
+
+    def _write_until_ended(self) -> None:
+        beat, path, wait = 0, f"{self.leases.path}/{self.name}", HEARTBEAT_INTERVAL
+        while not self.ended.wait(wait):
+            start, wait = time.monotonic(), HEARTBEAT_INTERVAL
+            try:
+                files.read(self.leases.filesystem, path)
                 beat += 1
                 snapshot = self.progress()
                 more = {"progress": asdict(snapshot)} if snapshot else {}
-                _write(self.leases, self.name, {**self.lease, **more}, beat)
+                files.write(self.leases.filesystem, path, _encode({**self.lease, **more}, beat))
                 self.last = start
+            except FileNotFoundError:
+                self._interrupt("another run has deleted its lease, because its heartbeat had stopped")
+                return
+            except Exception as error:  # each storage driver has its own errors
+                self.error = " ".join(str(error).split())
+                wait = _RETRY_INTERVAL  # often, and not ever more seldom: a store may come back for seconds only
 
     def _watch(self) -> None:
         while not self.ended.wait(_POLL_INTERVAL):
             if time.monotonic() - self.last > _STOP_AFTER:
-                self._interrupt(f"its lease could not be renewed for {_STOP_AFTER:.0f} s, and another run may start")
-                if not self.ended.wait(_EXIT_AFTER - _STOP_AFTER):
-                    os._exit(1)  # the main thread waits in a library
+                why = f" ({self.error})" if self.error else ""
+                self._interrupt(
+                    f"its lease could not be renewed for {_STOP_AFTER:.0f} s, and another run may start{why}"
+                )
+                if not self.left.wait(_EXIT_AFTER - _STOP_AFTER):
+                    os._exit(1)  # the main thread waits in a library, or for the store
                 return
 
     def _interrupt(self, reason: str) -> None:
-        print(f"\nthis run stops: {reason}", flush=True)
+        print(printable(redact(f"\nthis run stops: {reason}"), keep="\n"), flush=True)
         # A shell script starts its background commands with SIGINT ignored, and then SIGINT has no effect.
         ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
         stop = signal.SIGTERM if ignored else signal.SIGINT
@@ -284,7 +302,11 @@ class _Heartbeat:
 
 
 def _write(leases: Artifact, name: str, lease: Mapping[str, Any], beat: int) -> None:
-    leases.write_bytes(name, json.dumps({**lease, "beat": beat, "at": time.time()}).encode())
+    leases.write_bytes(name, _encode(lease, beat))
+
+
+def _encode(lease: Mapping[str, Any], beat: int) -> bytes:
+    return json.dumps({**lease, "beat": beat, "at": time.time()}).encode()
 
 
 def _read(leases: Artifact, name: str) -> _Content | None:

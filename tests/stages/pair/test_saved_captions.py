@@ -1,5 +1,6 @@
 """Tests of saved captions: tables by image_id or file name, missing and repeated ones, and their files."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -88,6 +89,8 @@ def test_caption_table_file_name_of_two_images_is_refused() -> None:
     flat = CaptionTable(pa.table({"file_name": ["1.jpg"], "text": ["a"]}))
     with pytest.raises(ValueError, match=r"'1' matches train/cat/1\.jpg and train/dog/1\.jpg; write"):
         flat(pa.table({"image_id": ["train/cat/1.jpg", "train/dog/1.jpg"]}))
+    with pytest.raises(ConfigError, match=r"'1' matches train/cat/1\.jpg and train/dog/1\.jpg; write"):
+        flat(pa.table({"image_id": ["train/cat/1.jpg", "train/dog/1.jpg", "train/elk/1.jpg"]}))
 
 
 @pytest.mark.parametrize(
@@ -180,6 +183,18 @@ def test_load_saved_captions_reads_metadata_csv(tmp_path: Path, table: pa.Table)
             r"column 'caption' of the table is list<.*>, not text",
         ),
         (pa.table({"image_id": ["a"], "caption": [b"x"]}), "column 'caption' of the table is binary, not text"),
+        (
+            pa.table({"image_id": pa.array([b"a"], pa.binary_view()), "caption": ["x"]}),
+            "column 'image_id' of the table is binary_view, not text",
+        ),
+        (
+            pa.table({"image_id": ["a"], "caption": pa.array([b"\xff"]).dictionary_encode()}),
+            "column 'caption' of the table is dictionary<.*>, not text",
+        ),
+        (
+            pa.table({"image_id": ["a"], "caption": pa.array([b"\xff"], pa.binary(1))}),
+            "column 'caption' of the table is fixed_size_binary.*, not text",
+        ),
     ],
 )
 def test_caption_table_of_other_types_is_refused(table_of_captions: pa.Table, message: str) -> None:
@@ -289,6 +304,14 @@ def test_open_captions_of_lists_and_records_asks_for_one_text(tmp_path: Path, na
         ("a.json", '[{"image_id": "x", "caption": "y"}]', "JSON lines: .*; write one JSON object a line$"),
         ("a.csv", "image_id,caption\nx,a cat, red\n", "CSV: .*; put captions with commas in double quotes$"),
         ("a.jsonl", "", "JSON lines: Empty JSON stream; write one JSON object a line$"),
+        ("a.csv", "", "CSV: it is empty; write image_id,caption in its first line, and then a row for each image$"),
+        ("a.csv", "image_id,text,text\n", "CSV: two of its columns are named 'text'; rename or remove one of them$"),
+        ("a.jsonl", '{"text": "x", "text": "y"}', "JSON lines: a row has 'text' twice; rename or remove one of them$"),
+        (
+            "a.csv",
+            "image_id;caption\nx;a cat, red\n",
+            "CSV: its first line has no comma; separate the columns with commas, or save it as JSON lines$",
+        ),
     ],
 )
 def test_open_captions_that_are_not_of_the_format_names_the_fix(
@@ -297,6 +320,115 @@ def test_open_captions_that_are_not_of_the_format_names_the_fix(
     (tmp_path / name).write_text(content)
     with pytest.raises(ConfigError, match=rf"^caption\.source: .* cannot be read as {message}"):
         open_captions(str(tmp_path / name))
+
+
+def test_open_captions_of_parquet_with_two_columns_of_a_name_is_refused(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(["x"])] * 3, names=["image_id", "caption", "caption"])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(ConfigError, match=r": two of its columns have the same name; rename or remove one of them$"):
+        open_captions(str(tmp_path / "a.parquet"))
+
+
+@pytest.mark.parametrize("names", [["image_id", "Caption", "CAPTION"], ["image_id", "caption", "caption"]])
+def test_caption_table_with_two_columns_for_one_is_refused(names: list[str]) -> None:
+    table = pa.Table.from_arrays([pa.array(["x"])] * 3, names=names)
+    with pytest.raises(
+        ConfigError, match=f"table has the columns '{names[1]}' and '{names[2]}'; rename or remove one of"
+    ):
+        CaptionTable(table)
+
+
+def test_caption_table_prefers_the_column_that_is_written_as_documented() -> None:
+    table = pa.table({"image_id": IDS, "Caption": ["x"] * 3, "caption": ["a", "b", "c"]})
+    assert CaptionTable(table)(THREE)["caption"].to_pylist() == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(("mark", "name"), [(";", "semicolons"), ("\t", "tabs")])
+def test_open_captions_with_other_separators_names_the_fix(tmp_path: Path, mark: str, name: str) -> None:
+    (tmp_path / "a.csv").write_text(f"image_id{mark}caption\nx{mark}a cat\n")
+    with pytest.raises(
+        ConfigError, match=rf"^caption\.source: .* separated by {name}; save it with commas, or as JSON lines$"
+    ):
+        open_captions(str(tmp_path / "a.csv"))
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+)
+def test_load_saved_captions_reads_every_type_of_text(tmp_path: Path, kind: pa.DataType) -> None:
+    names, texts = pa.array([None, *IDS], pa.string()), pa.array(["x", "a", None, "c"], pa.string())
+    table = pa.table({"image_id": names.cast(kind), "caption": texts.cast(kind)})
+    assert CaptionTable(table)(THREE)["caption"].to_pylist() == ["a", "", "c"]
+    parquet.write_table(table, tmp_path / "a.parquet")
+    assert LoadSavedCaptions(str(tmp_path / "a.parquet"))(THREE)["caption"].to_pylist() == ["a", "", "c"]
+
+
+MANY = "".join(f"other/{number}.jpg,a cat on a mat and a dog in a field\n" for number in range(40_000))  # over 1 MiB
+
+
+@pytest.mark.parametrize(
+    ("rows", "line"),
+    [
+        (f'{IDS[0]},"a cat\n{IDS[1]},a dog\n', 2),
+        (f'{IDS[0]},"a cat\n{IDS[1]},"a dog"\n', 2),
+        (f'{IDS[0]},"a cat"\n{IDS[1]},"a\n\ndog"\n{IDS[2]},"an elk', 6),
+        (f'{IDS[0]},"a cat" on a mat, asleep\n', 2),
+        (f'{IDS[0]},"a \\"cat\\" on a mat"\n', 2),
+        (f'{IDS[0]},x\r\n{IDS[1]},"a cat\r\n', 3),
+        (f'{MANY}{IDS[0]},"a cat\n{IDS[1]},a dog\n', 40_002),
+    ],
+)
+def test_load_saved_captions_of_csv_with_an_open_quote_names_the_row(tmp_path: Path, rows: str, line: int) -> None:
+    (tmp_path / "a.csv").write_bytes(f"image_id,caption\n{rows}".encode())
+    with pytest.raises(
+        ConfigError,
+        match=rf"^caption\.source: .*a\.csv cannot be read as CSV: in the row that begins in line {line}, double "
+        r"quotes are not closed where their column ends; close them there, and write those within a caption twice "
+        r'\(""\)$',
+    ):
+        LoadSavedCaptions(str(tmp_path / "a.csv"))
+
+
+def test_load_saved_captions_of_csv_with_an_open_quote_in_another_column_or_file_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "a.csv"
+    folder.mkdir()
+    (folder / "1.csv").write_text(f"image_id,caption,note\n{IDS[0]},a cat,x\n")
+    (folder / "2.csv").write_text(f'image_id,caption,note\n{IDS[1]},a dog,"x\n{IDS[2]},an elk,y\n')
+    with pytest.raises(
+        ConfigError, match=r"in the row that begins in line 2 of .*2\.csv, double quotes are not closed"
+    ):
+        LoadSavedCaptions(str(folder))
+
+
+def test_open_captions_of_csv_with_much_text_behind_an_open_quote_names_the_row(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f'image_id,caption\n{IDS[0]},"a cat\n{MANY}{MANY}')
+    with pytest.raises(ConfigError, match=r"in the row that begins in line 2, a column has more than 2 MiB; close its"):
+        open_captions(str(tmp_path / "a.csv"))
+
+
+def test_load_saved_captions_of_csv_reads_quotes_that_are_closed(tmp_path: Path) -> None:
+    long, limit = "two words, " * 50_000, csv.field_size_limit()
+    rows = f'{IDS[0]},"{long}"\n{IDS[1]},"a ""5"" inch\nnail"\n"{IDS[2]}",a 5" nail\n'
+    (tmp_path / "a.csv").write_text(f"\ufeffimage_id,caption\n{rows}")
+    captions = LoadSavedCaptions(str(tmp_path / "a.csv"))(THREE)["caption"].to_pylist()
+    assert captions == [long, 'a "5" inch\nnail', 'a 5" nail']
+    assert csv.field_size_limit() == limit
+
+
+def test_load_saved_captions_of_csv_with_a_late_comma_is_not_said_to_have_another_encoding(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"image_id,caption\n{MANY}{IDS[0]},a cat, red\n")
+    with pytest.raises(ConfigError, match=r"as CSV: .* Expected 2 columns, got 3.*; put captions with"):
+        LoadSavedCaptions(str(tmp_path / "a.csv"))
+
+
+@pytest.mark.parametrize("rows", [1, 40_000])  # in the first block of Arrow, and in a later one
+def test_load_saved_captions_of_json_with_a_number_asks_for_text(tmp_path: Path, rows: int) -> None:
+    lines = [f'{{"image_id": "{number}", "caption": "a cat on a mat"}}\n' for number in range(rows)]
+    (tmp_path / "a.jsonl").write_text("".join(lines) + '{"image_id": "x", "caption": 5}\n')
+    with pytest.raises(
+        ConfigError, match=r"JSON lines: 'caption' changes from string to number; write it as text in each row$"
+    ):
+        LoadSavedCaptions(str(tmp_path / "a.jsonl"))
 
 
 @pytest.mark.parametrize(

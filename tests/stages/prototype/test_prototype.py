@@ -1,13 +1,16 @@
 """Tests of the specification of prototype: its groups of steps and its costs."""
 
+from dataclasses import asdict
+
 import pytest
 
 from vlcp_ray.config import Job
 from vlcp_ray.cost.inputs import CostInputs
 from vlcp_ray.pipeline import graph
 from vlcp_ray.settings import build
+from vlcp_ray.stages import prototype
 from vlcp_ray.stages.ingest import Expect
-from vlcp_ray.stages.prototype import STAGE, cluster_flops, group_by_settings
+from vlcp_ray.stages.prototype import RECIPE, STAGE, Recipe, cluster_flops, group_by_settings
 from vlcp_ray.store.artifact import Step
 
 IMAGES = Expect(train=1000, val=100, classes=4, gib=1)
@@ -24,7 +27,18 @@ def test_group_by_settings_puts_seeds_and_ipc_in_one_group() -> None:
     _, steps = make_steps()
     ((settings, group),) = group_by_settings(steps)
     assert {(step.key["seed"], step.key["ipc"]) for step in group} == {(0, 1), (0, 5), (1, 1), (1, 5)}
-    assert settings.model_dump() == dict(steps[0].settings)
+    assert settings.model_dump() | {"recipe": asdict(RECIPE)} == dict(steps[0].settings)
+
+
+def test_prototypes_with_other_limits_of_very_long_captions_are_other_artifacts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fingerprints = set()
+    for recipe in (RECIPE, Recipe(long=1_501), Recipe(times_median=5)):
+        monkeypatch.setattr(prototype, "RECIPE", recipe)
+        _, steps = make_steps(compare={"methods": ["vlcp", "d4m"]}, prototype={"contamination": 0.1})
+        fingerprints.update(step.fingerprint for step in steps)
+    assert len(fingerprints) == 3 * len(steps)
 
 
 def test_group_by_settings_separates_other_contamination() -> None:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
 
+from vlcp_ray.stages.prototype import Recipe, text_prototype
 from vlcp_ray.stages.prototype.text_prototype import (
     Matching,
     TextPrototype,
@@ -173,6 +174,13 @@ def test_caption_of_four_times_the_usual_length_is_chosen_and_a_longer_one_is_no
             words = find_candidate_words(captions, "", 1.0, "word")
             choice = choose_text_prototype(words, np.arange(3), np.zeros(3), 30)
             assert choice.row == (2 if is_chosen else 0)
+
+
+def test_very_long_captions_are_those_of_the_hashed_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    captions = ["a" * length for length in (10, 10, 10, 21, 31, 50)]  # the median is 15.5
+    for recipe, expected in ((Recipe(20, 2), 1), (Recipe(20, 1), 3), (Recipe(40, 1), 1)):
+        monkeypatch.setattr(text_prototype, "RECIPE", recipe)
+        assert find_candidate_words(captions, "", 1.0, "word").is_very_long.sum() == expected
 
 
 def test_captions_of_a_class_that_are_all_long_are_usual() -> None:

@@ -16,6 +16,7 @@ from vlcp_ray.models.pretrained import latent_shape
 from vlcp_ray.monitoring.progress import log_line
 from vlcp_ray.scale import Pool, Scale
 from vlcp_ray.stages.pair import STAGE, Caption, format_too_long, pairs_schema
+from vlcp_ray.stages.pair.saved_captions import check_names
 from vlcp_ray.store.artifact import Artifact, Step
 
 #: Batches of the VAE in one call of an actor: the images of the later ones are decoded while it encodes the first.
@@ -71,16 +72,10 @@ def count_captions(pairs: Artifact, base_model: str, n_classes: int) -> dict[str
 
 def _check_names(context: Context, step: Step) -> None:
     """Compare the names of saved captions with those of the images before anything is encoded."""
-    images, found = run_remote(_read_names, context.job.caption.source, context.input(step, "images"))
+    images, found = run_remote(check_names, context.job.caption.source, context.input(step, "images"))
     if found < images:
         fate = "the model describes the others" if context.job.caption.uses_model else "the others are rejected"
         log_line(step.title, f"caption.source has {found:,} of {images:,} training images; {fate}")
-
-
-def _read_names(uri: str, images: Artifact) -> tuple[int, int]:
-    from vlcp_ray.stages.pair.saved_captions import check_names  # imports pandas, which the driver does not need
-
-    return check_names(uri, images)
 
 
 def _encode_work(job: Job, pool: Pool) -> RowWork:

@@ -1,6 +1,9 @@
 """Load saved captions from a table, instead of running a model."""
 
-from functools import cached_property
+import csv
+import io
+import re
+from functools import cached_property, partial
 from typing import Any, Final
 
 import numpy as np
@@ -8,8 +11,8 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv as pacsv
 import pyarrow.dataset as pads
-from pyarrow import csv
 from pyarrow import fs as pafs
 
 from vlcp_ray import schemas
@@ -30,8 +33,28 @@ _FIXES: Final = {
     "csv": "; put captions with commas in double quotes",
     "parquet": "",
 }
+#: What Arrow says of a file, and a sentence with its fix where the one of the format does not help.
+_CAUSES: Final = (
+    (r"multiple columns named (?P<name>.+)", "two of its columns are named {name!r}; rename or remove one of them"),
+    (r"Column\(/(?P<name>.+)\) was specified twice", "a row has {name!r} twice; rename or remove one of them"),
+    (
+        r"Column\(/(?P<name>.+)\) changed from (?P<types>\w+ to \w+)",
+        "{name!r} changes from {types}; write it as text in each row",
+    ),
+    (r"duplicate field names", "two of its columns have the same name; rename or remove one of them"),
+    (r"Empty CSV file", "it is empty; write image_id,caption in its first line, and then a row for each image"),
+    (r"Expected 1 columns", "its first line has no comma; separate the columns with commas, or save it as JSON lines"),
+)
+_SEPARATORS: Final = {";": "semicolons", "\t": "tabs"}
 _NOT_UTF8: Final = "its text is not UTF-8; save it as UTF-8"
+_BINARY: Final = (
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_binary_view,
+    pa.types.is_fixed_size_binary,
+)
 _SHOWN: Final = 10  # columns of a table, in an error
+_LARGEST_FIELD: Final = 2 * 2**20  # characters; Arrow reads no row of CSV with more bytes than two of its blocks
 
 
 class LoadSavedCaptions:
@@ -102,7 +125,7 @@ def open_captions(uri: str) -> pads.Dataset:
 
 def _open(uri: str, filesystem: pafs.FileSystem, path: str, kind: str, schema: pa.Schema | None = None) -> pads.Dataset:
     # A model's answer may have several lines.
-    reader = pads.CsvFileFormat(csv.ParseOptions(newlines_in_values=True)) if kind == "csv" else kind
+    reader = pads.CsvFileFormat(pacsv.ParseOptions(newlines_in_values=True)) if kind == "csv" else kind
     try:
         table = pads.dataset(path, schema, filesystem=filesystem, format=reader)
         check_types(table.schema, None, "the table", "write captions as plain text")
@@ -112,8 +135,9 @@ def _open(uri: str, filesystem: pafs.FileSystem, path: str, kind: str, schema: p
             raise _refusal(uri, kind, "there is no such file") from error
         if kind != "parquet" and _is_utf16(filesystem, path):
             raise _refusal(uri, kind, _NOT_UTF8) from error
-        fix = _FIXES[kind] if isinstance(error, pa.ArrowInvalid) else ""
-        raise _refusal(uri, kind, f"{_reason(error)}{fix}") from error
+        if kind == "csv" and filesystem.get_file_info(path).type == pafs.FileType.File:
+            _check_quotes(uri, filesystem, [path])
+        raise _refusal(uri, kind, _explain(error, kind)) from error
     if kind != "parquet" and any(_is_utf16(filesystem, file) for file in table.files[:1]):
         raise _refusal(uri, kind, _NOT_UTF8)
     return table
@@ -134,16 +158,54 @@ def _read(uri: str) -> pa.Table:
     Raises:
         ConfigError: the table cannot be read.
     """
-    table = open_captions(uri)
+    table, kind = open_captions(uri), _format(uri.partition("?")[0])
+    if kind == "csv":
+        _check_quotes(uri, table.filesystem, table.files)
     try:
         # Only these columns: the table may be PAIRS of an earlier run, whose latents are large.
         captions: pa.Table = table.to_table(columns=list(_find_columns(table.schema)))
         captions.validate(full=True)  # of JSON and parquet Arrow takes any bytes as text
     except (OSError, ValueError, NotImplementedError) as error:
         is_encoding = isinstance(error, ValueError) and "utf8" in str(error).lower()
-        reason = _NOT_UTF8 if is_encoding else _reason(error)
-        raise _refusal(uri, _format(uri.partition("?")[0]), reason) from error
+        reason = _NOT_UTF8 if is_encoding else _explain(error, kind)
+        raise _refusal(uri, kind, reason) from error
     return captions
+
+
+def _check_quotes(uri: str, filesystem: pafs.FileSystem, files: list[str]) -> None:
+    """Refuse CSV with a quote that does not end its field: Arrow takes the rows up to the next quote for its text.
+
+    Raises:
+        ConfigError: it names the line in which the row begins.
+    """
+    previous = csv.field_size_limit(_LARGEST_FIELD)
+    try:
+        for path in files:
+            if found := retry(partial(_find_open_quote, filesystem, path), f"read {path}"):
+                line, reason = found
+                more = f" of {path}" if len(files) > 1 else ""
+                raise _refusal(uri, "csv", f"in the row that begins in line {line}{more}, {reason}")
+    finally:
+        csv.field_size_limit(previous)
+
+
+def _find_open_quote(filesystem: pafs.FileSystem, path: str) -> tuple[int, str] | None:
+    """Find the first row of CSV with a quote that does not end its field: its line, and what is wrong and the fix."""
+    line = 1
+    with filesystem.open_input_stream(path) as stream:
+        # Text in another encoding has an error of its own.
+        rows = csv.reader(io.TextIOWrapper(stream, "utf-8-sig", "replace", newline=""), strict=True)
+        try:
+            for _ in rows:
+                line = rows.line_num + 1
+        except csv.Error as error:
+            if "field limit" in str(error):
+                return line, "a column has more than 2 MiB; close its double quotes, or shorten the text"
+            return line, (
+                "double quotes are not closed where their column ends; close them there, and write those within a "
+                'caption twice ("")'
+            )
+    return None
 
 
 def _format(path: str) -> str:
@@ -156,6 +218,15 @@ def _is_utf16(filesystem: pafs.FileSystem, path: str) -> bool:
         return False
     start = retry(lambda: read(filesystem, path, 4), f"read {path}")[:4]
     return start[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in start
+
+
+def _explain(error: Exception, kind: str) -> str:
+    """Return what is wrong in a file that Arrow does not read, and the fix."""
+    reason = _reason(error)
+    for pattern, sentence in _CAUSES:
+        if found := re.search(pattern, reason):
+            return sentence.format(**found.groupdict())
+    return f"{reason}{_FIXES[kind]}" if isinstance(error, pa.ArrowInvalid) else reason
 
 
 def _reason(error: Exception) -> str:
@@ -171,7 +242,7 @@ def _find_columns(schema: pa.Schema) -> tuple[str, str]:
     """Find the columns of names and captions; their names may have other case or spaces around them.
 
     Raises:
-        ConfigError: one is missing.
+        ConfigError: one is missing, or there are two of it.
     """
     columns = {name.strip().lower(): name for name in schema.names} | {name: name for name in schema.names}
     if "image_id" in columns:
@@ -179,12 +250,25 @@ def _find_columns(schema: pa.Schema) -> tuple[str, str]:
     else:
         wanted = ("file_name", "caption" if "caption" in columns and "text" not in columns else "text")
     if missing := [name for name in wanted if name not in columns]:
+        for mark, mark_name in _SEPARATORS.items():
+            if len(schema.names) == 1 and mark in schema.names[0]:
+                raise ConfigError(
+                    f"caption.source: the columns of the table are separated by {mark_name}; save it with commas, or "
+                    "as JSON lines"
+                )
         has = ", ".join(schema.names[:_SHOWN]) or "no columns"
         more = f" and {len(schema.names) - _SHOWN} more" if len(schema.names) > _SHOWN else ""
         raise ConfigError(
             f"caption.source: the table lacks {' and '.join(missing)}; it has {has}{more}, but needs image_id and "
             "caption, or file_name and text"
         )
+    for name in wanted:
+        twins = [other for other in schema.names if other.strip().lower() == name]
+        if len(twins) > 1 and twins.count(name) != 1:
+            raise ConfigError(
+                f"caption.source: the table has the columns {' and '.join(map(repr, twins))}; rename or remove one of "
+                "them"
+            )
     return columns[wanted[0]], columns[wanted[1]]
 
 
@@ -196,7 +280,8 @@ def _check_text(schema: pa.Schema, columns: tuple[str, str]) -> None:
     """
     for name, fix in zip(columns, ("write one name a row", "write one caption for each image"), strict=True):
         kind = schema.field(name).type
-        if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        values = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if pa.types.is_nested(values) or any(is_type(values) for is_type in _BINARY):
             raise ConfigError(f"caption.source: column {name!r} of the table is {kind}, not text; {fix}, as text")
 
 
@@ -216,13 +301,15 @@ class CaptionTable:
             ConfigError: a column is missing or is no text, or an image_id or file name occurs twice.
         """
         self.keeps_missing = keeps_missing
-        name, caption = columns = _find_columns(captions.schema)
+        columns = _find_columns(captions.schema)
         _check_text(captions.schema, columns)
-        captions = captions.filter(captions[name].is_valid())
-        names = _plain_paths(pc.cast(captions[name], pa.string()).combine_chunks())
-        self.captions = pc.cast(captions[caption], pa.string()).combine_chunks()
+        # Cast first: Arrow does not filter every type of text, such as string_view.
+        names, texts = (pc.cast(captions[column], pa.string()) for column in columns)
+        has_name = names.is_valid()
+        names = _plain_paths(names.filter(has_name).combine_chunks())
+        self.captions = texts.filter(has_name).combine_chunks()
         self.n_folders: int | None = None  # of file names; None: the names are ids
-        if name.strip().lower() == "file_name":
+        if columns[0].strip().lower() == "file_name":
             self.n_folders = _count_folders(names)
             names = _file_names(names, self.n_folders)
         counts = pc.value_counts(names)
