@@ -282,3 +282,10 @@ def test_open_source_with_a_configuration_that_is_a_link_is_refused(tmp_path: Pa
     (tmp_path / "set" / "b").symlink_to(tmp_path / "private")
     with pytest.raises(ConfigError, match=r"has no folder b; it has a$"):
         open_set(tmp_path / "set", config="b")
+
+
+@pytest.mark.parametrize("name", ["data_batch_1", "notes.txt", "1.jpg", "metadata.csv"])
+def test_open_source_of_another_file_asks_for_the_folder(tmp_path: Path, name: str) -> None:
+    root = write_files(tmp_path, {name: picture(1)})
+    with pytest.raises(ConfigError, match=rf"{name} is a file, and no tar, .* give the folder of the image set"):
+        open_set(root / name)

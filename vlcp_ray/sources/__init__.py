@@ -94,16 +94,17 @@ def _recognise(settings: "Ingest") -> tuple[pafs.FileSystem, str, Layout]:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     retry(lambda: check_access(filesystem, path), f"list {settings.source}")
-    if filesystem.get_file_info(path).type == pafs.FileType.NotFound:
+    info = filesystem.get_file_info(path)
+    if info.type == pafs.FileType.NotFound:
         fix = hub.fix(settings.source) or "give the image set's folder, file or URI"
         raise ConfigError(f"ingest.source: there is no {settings.source}; {fix}")
-    path, layout = _find_layout(filesystem, path, settings)
+    path, layout = _find_layout(filesystem, path, settings, info.is_file)
     if settings.class_key and not layout.has_class_key:
         raise ConfigError(f"ingest.class_key: the layout {layout.name} has no such field; leave it out")
     return filesystem, path, layout
 
 
-def _find_layout(filesystem: pafs.FileSystem, path: str, settings: "Ingest") -> tuple[str, Layout]:
+def _find_layout(filesystem: pafs.FileSystem, path: str, settings: "Ingest", is_file: bool) -> tuple[str, Layout]:
     """Return the folder of the set, which may lie in the given one, and its layout."""
     limit = limit_of(filesystem, path, settings.follow_links)
     if settings.config:
@@ -111,7 +112,7 @@ def _find_layout(filesystem: pafs.FileSystem, path: str, settings: "Ingest") -> 
     if settings.layout != "auto":
         return path, LAYOUTS[settings.layout]
     refuse_archives(filesystem, path)
-    layout = _detect(filesystem, path)
+    layout = _detect(filesystem, path, is_file)
     if layout is folder.LAYOUT and (found := locate(filesystem, path, limit)) != path:
         return found, _detect(filesystem, found)
     return path, layout
@@ -143,11 +144,15 @@ def hashed_settings(settings: "Ingest") -> dict[str, Any]:
     return fields
 
 
-def _detect(filesystem: pafs.FileSystem, path: str) -> Layout:
+def _detect(filesystem: pafs.FileSystem, path: str, is_file: bool = False) -> Layout:
     for layout in LAYOUTS.values():
-        if layout.detects(filesystem, path):
+        if not (is_file and layout is folder.LAYOUT) and layout.detects(filesystem, path):
             return layout
-    if not filesystem.get_file_info(path).is_file and not filesystem.get_file_info(pafs.FileSelector(path)):
+    if is_file:
+        raise ConfigError(
+            f"ingest.source: {path} is a file, and no tar, parquet, Arrow or npz file; give the folder of the image set"
+        )
+    if not filesystem.get_file_info(pafs.FileSelector(path)):
         raise ConfigError(f"ingest.source: {path} is an empty folder; give the one that holds train/ or the images")
     known = "; ".join(layout.summary for layout in LAYOUTS.values() if not layout.embedded)
     raise ConfigError(f"ingest.source: {path} is in none of the layouts that can be read: {known}")
