@@ -17,7 +17,7 @@ demo: setup
 test: lint
 	@$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-# Kill workers, drivers and machines of real runs, and fill stores: 33 to 52 minutes on 2 cores without the tests on S3.
+# Kill workers, drivers and machines of real runs, and fill stores: an hour and a half on 2 cores, 34 minutes of it on S3.
 test-faults: $(VENV)/installed-dev
 	@$(VENV)/bin/python -m pytest -m faults tests
 
