@@ -150,8 +150,9 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
         insert(copy / package / "__init__.py", "from ", f"import vlcp_ray.{package}.{module} as {module}")
         anchor = {"methods": "vlcp.METHOD,", "sources": "digits.LAYOUT,", "protocols": "minimax.PROTOCOL,"}[package]
         insert(copy / package / "__init__.py", anchor, f"        {module}.{record},")
-    row = '        Network("ConvNet-2", "vlcp_ray.models.classifiers:conv_net", poolings=2),'
-    insert(copy / "models" / "networks.py", 'Network("ConvNet-3"', row)
+    smallest = '{"instance": 4, "batch": 4}'
+    row = f'        Network("ConvNet-2", "vlcp_ray.models.classifiers:conv_net", {smallest}, poolings=2),'
+    insert(copy / "models" / "networks.py", "*map(_conv_net", row)
     stage = copy / "stages" / "tally"
     stage.mkdir()
     (stage / "__init__.py").write_text(STAGE)

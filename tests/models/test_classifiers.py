@@ -86,7 +86,7 @@ def test_conv_net_has_depth_of_its_name_and_a_logit_per_class(name: str, depth: 
 
 def test_conv_net_of_too_small_image_is_refused() -> None:
     build_classifier("ConvNet-6", num_classes=2, input_size=64, width=8, seed=0)
-    with pytest.raises(ValueError, match=r"input_size: ConvNet-6 .* needs images of 64 pixels or more, not 32"):
+    with pytest.raises(ValueError, match=r"input_size must be 64 or more for ConvNet-6 with instance norm, not 32"):
         build_classifier("ConvNet-6", num_classes=2, input_size=32, width=8, seed=0)
 
 

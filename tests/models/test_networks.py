@@ -50,15 +50,15 @@ def test_stem_follows_the_size_of_the_images_where_the_released_one_does() -> No
 
 
 def test_check_input_size_names_the_network_the_size_and_those_that_fit() -> None:
-    check_input_size(NETWORKS, 64, "instance")
+    check_input_size(NETWORKS, 64, "instance", "networks")
+    with pytest.raises(ValueError, match="input_size must be 32 or more for ConvNet-5 with batch norm, not 16"):
+        check_input_size(["ConvNet-3", "ConvNet-5"], 16, "batch", "networks")
     with pytest.raises(
-        ValueError, match="input_size: ConvNet-5 with batch norm needs images of 32 pixels or more, not 16"
+        ValueError, match=r"raise input_size, or set networks to ConvNet-3 or ResNet-18 or ResNet-18-modified$"
     ):
-        check_input_size(["ConvNet-3", "ConvNet-5"], 16, "batch")
-    with pytest.raises(ValueError, match=r"raise input_size, or take ConvNet-3, ResNet-18, ResNet-18-modified$"):
-        check_input_size(["ResNetAP-10"], 15, "instance")
+        check_input_size(["ResNetAP-10"], 15, "instance", "networks")
     with pytest.raises(ValueError, match=r"raise input_size$"):
-        check_input_size(["ResNetAP-10"], 4, "instance")
+        check_input_size(["ResNetAP-10"], 4, "instance", "network")
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vlcp_ray.protocols.metrics import accuracy, confusion_matrix, is_chance, predict
+from vlcp_ray.protocols.metrics import accuracy, confusion_matrix, guesses, predict
 
 
 class FixedRanks(torch.nn.Module):
@@ -39,20 +39,32 @@ def test_confusion_matrix_has_a_row_for_every_label() -> None:
     assert confusion_matrix(predicted, labels, 4).tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]]
 
 
+def answers(hits: int, images: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Labels of balanced classes, and predictions of which so many hit."""
+    labels = torch.arange(images) % classes
+    return torch.where(torch.arange(images) < hits, labels, (labels + 1) % classes), labels
+
+
 @pytest.mark.parametrize(
-    ("top1", "images", "classes", "expected"),
+    ("hits", "images", "classes", "expected"),
     [
-        (0.1, 100, 10, True),
-        (0.22, 100, 10, True),  # 0.1 + 4 * 0.03
-        (0.221, 100, 10, False),
-        (0.1045, 10_000, 10, True),
-        (0.2, 10_000, 10, False),
-        (0.5, 1000, 2, True),
-        (0.5, 16, 2, None),  # 0.5 + 4 * 0.125: all of them may be guessed
-        (0.9, 17, 2, True),
+        (10, 100, 10, True),
+        (22, 100, 10, True),  # 10 + 4 * 3
+        (23, 100, 10, False),
+        (1120, 10_000, 10, True),  # 1,000 + 4 * 30
+        (1121, 10_000, 10, False),
+        (500, 1000, 2, True),
+        (8, 16, 2, False),  # 8 + 4 * 2: all of them may be guessed
+        (0, 100, 10, True),
     ],
 )
-def test_is_chance_of_accuracies_that_guessing_may_have(
-    top1: float, images: int, classes: int, expected: bool | None
-) -> None:
-    assert is_chance(top1, images, classes) is expected
+def test_guesses_of_accuracies_that_guessing_may_have(hits: int, images: int, classes: int, expected: bool) -> None:
+    assert guesses(*answers(hits, images, classes)) is expected
+
+
+def test_guesses_of_one_answer_for_all_images_and_of_the_most_frequent_class() -> None:
+    labels = torch.tensor([0] * 30 + list(range(1, 10)) * 8)
+    assert guesses(torch.zeros_like(labels), labels)  # 29 % right
+    assert guesses(torch.tensor([1, 1]), torch.tensor([0, 1]))
+    few = torch.where(torch.arange(len(labels)) < 40, labels, (labels + 1) % 10)
+    assert guesses(few, labels)  # 39 %: less than 29 % + 4 * 4.5 %

@@ -32,8 +32,8 @@ def cases() -> list[Any]:
 @pytest.mark.parametrize(("name", "size", "norm"), cases())
 def test_network_learns_twenty_images_by_heart_or_is_refused(name: str, size: int, norm: Norm) -> None:
     if size < NETWORKS[name].smallest[norm]:
-        with pytest.raises(ValueError, match=f"{name} with {norm} norm needs images of"):
-            check_input_size([name], size, norm)
+        with pytest.raises(ValueError, match=f"or more for {name} with {norm} norm, not {size}"):
+            check_input_size([name], size, norm, "networks")
         return
     generator = torch.Generator().manual_seed(0)
     images, labels = torch.randn(IMAGES, 3, size, size, generator=generator), torch.arange(IMAGES) % CLASSES

@@ -20,7 +20,8 @@ def build_classifier(
     ResNet-18: torchvision's with batch norm; with instance norm its stem follows from the size of the images, as in
     train_models of MinimaxDiffusion. ResNet-18-modified: the same with the stem for small images. ResNetAP-10: one
     block per stage, average pooling in place of strides, and such a stem. Convolutions of ResNets begin with normal
-    values of the standard deviation sqrt(2 / (k k c_out)), those of ConvNets as torch's default.
+    values of the standard deviation sqrt(2 / (k k c_out)); those of ConvNets, and with batch norm the stem of
+    ResNet-18-modified, as torch's default.
     The weights depend on `seed` only; the global random state is neither read nor changed.
 
     Args:
@@ -36,7 +37,7 @@ def build_classifier(
         ValueError: `input_size` is too small for the network.
     """
     network, layer = NETWORKS[name], _instance_norm if norm == "instance" else nn.BatchNorm2d
-    check_input_size([name], input_size, norm)
+    check_input_size([name], input_size, norm, "the network")
     with torch.random.fork_rng(devices=[]):  # no devices: layers are made on the CPU
         torch.default_generator.manual_seed(seed)
         stem = network.stem(input_size, norm)

@@ -92,8 +92,11 @@ NETWORKS: Final[Mapping[str, Network]] = {
 }
 
 
-def check_input_size(names: Iterable[str], size: int, norm: Norm) -> None:
+def check_input_size(names: Iterable[str], size: int, norm: Norm, field: str) -> None:
     """Refuse networks that cannot learn from images of size x size pixels.
+
+    Args:
+        field: the setting that names the networks.
 
     Raises:
         ValueError: names the network, the size that it needs, and the networks that fit.
@@ -101,8 +104,8 @@ def check_input_size(names: Iterable[str], size: int, norm: Norm) -> None:
     fitting = [network.name for network in NETWORKS.values() if size >= network.smallest[norm]]
     for name in names:
         if name not in fitting:
-            others = f", or take {', '.join(fitting)}" if fitting else ""
+            others = f", or set {field} to {' or '.join(fitting)}" if fitting else ""
             raise ValueError(
-                f"input_size: {name} with {norm} norm needs images of {NETWORKS[name].smallest[norm]} pixels or more, "
-                f"not {size}, to have something to learn from; raise input_size{others}"
+                f"input_size must be {NETWORKS[name].smallest[norm]} or more for {name} with {norm} norm, not {size}, "
+                f"which leaves it nothing to learn from; raise input_size{others}"
             )

@@ -17,7 +17,7 @@ BATCH: Final = 64
 GPU_BATCH: Final = 128
 
 _RANKS: Final = 5
-_DEVIATIONS: Final = 4  # the best of a hundred validations of a network that guesses is seldom above
+_DEVIATIONS: Final = 4  # of thousands of trials that guess, one is above
 
 
 @torch.inference_mode()
@@ -61,14 +61,21 @@ def accuracy(predicted: Tensor, labels: Tensor) -> tuple[float, float]:
     return float(hits[:, 0].mean()), float(hits.sum(1).mean())
 
 
-def is_chance(top1: float, images: int, classes: int) -> bool | None:
-    """Return whether guessing has such an accuracy: at most four of its standard deviations above one of the classes.
+def guesses(predicted: Tensor, labels: Tensor) -> bool:
+    """Return whether a classifier guesses: it has one answer for all images, or hits no more than guessing would.
 
-    None where so few images cannot tell: guessing might have them all right.
+    That is the share of the most frequent label, and four of its standard deviations; of so few images that guessing
+    may have them all right, only the first shows it.
+
+    Args:
+        predicted: (n,) labels.
+        labels: (n,) of more than one class.
     """
-    share = 1 / classes
-    bound = share + _DEVIATIONS * math.sqrt(share * (1 - share) / images)
-    return top1 <= bound if bound < 1 else None
+    if len(predicted.unique()) == 1:
+        return True
+    share = float(labels.bincount().max()) / len(labels)
+    bound = share + _DEVIATIONS * math.sqrt(share * (1 - share) / len(labels))
+    return bound < 1 and float((predicted == labels).double().mean()) <= bound
 
 
 def confusion_matrix(predicted: Tensor, labels: Tensor, num_classes: int) -> npt.NDArray[np.int64]:

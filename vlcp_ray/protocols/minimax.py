@@ -22,7 +22,9 @@ class Recipe:
 
     Args:
         momentum: of SGD.
-        weight_decay, learning_rate, batch_size: of SGD, its first epoch and its steps: up to `many_classes`, beyond.
+        weight_decay: of SGD, up to `many_classes` and beyond.
+        learning_rate: of the first epoch, up to `many_classes` and beyond.
+        batch_size: images per step, up to `many_classes` and beyond.
         gamma: factor of the learning rate at 2/3 of the epochs and again at 5/6.
         epochs: training epochs as (largest ipc, epochs).
         epochs_beyond: training epochs for a larger ipc than those of the table.
@@ -87,7 +89,7 @@ def train(
     Args:
         network: changed in place.
         images: the training set, on the network's device.
-        settings: batch size and learning rate, or none for those of the protocol, and flip.
+        settings: batch size and learning rate (None: the protocol's), and flip.
         epochs: number of epochs.
         seed: of the order of the images and of their augmentation.
         num_classes: with more than 100, batches, learning rate and weight decay are others.

@@ -258,7 +258,8 @@ def test_failed_trials_are_in_no_mean_and_no_star() -> None:
     table = scores(good, [*bad[:2], *failed(bad[2:], "did_not_learn")])
     ours, random = score_summary(table)
     assert (random["n"], random["failed"], random["top1_last_mean"]) == (2, {"did_not_learn": 1}, pytest.approx(0.51))
-    assert (ours["n"], ours["failed"], random["significant"]) == (3, {}, True)
+    assert (ours["n"], ours["failed"], random["significant"]) == (3, {}, False)
+    assert score_summary(scores(good, bad[:2]))[1]["significant"]
     lines = score_table(table).splitlines()
     assert "2 of 3" in lines[2]
     assert lines[-1] == "not counted: minimax, ConvNet-3, random at 2 per class: 1 of 3 did not learn"
@@ -278,8 +279,11 @@ def test_a_method_whose_trials_all_failed_has_no_numbers(method: str) -> None:
     assert (rows[method]["n"], rows[method]["top1_last_mean"], rows[method]["difference"]) == (0, None, None)
     assert all(row["label_robust"] is None for row in rows.values())
     assert rows["random"]["significant"] is None
-    claim, _ = headline(list(rows.values()), 10, 100)
-    assert (claim == "") == (method == "vlcp")
+    claim, basis = headline(list(rows.values()), 10, 100)
+    assert claim.startswith("No training of vlcp at 2 images per class has learned") == (method == "vlcp")
+    assert ("1 of 1 diverged." in basis) == (method == "vlcp")
+    half = scores(trials("vlcp", 2, (0.8,)), failed(trials("vlcp", 2, (0.1,)), "did_not_learn"))
+    assert "mean over 1 of 2 trials" in headline(score_summary(half), 10, 100)[1]
     text = score_table(scores(*groups.values()))
     assert f"{method} {'on the full train split' if method == 'full' else 'at 2 per class'}: 1 of 1 diverged" in text
     json.dumps(list(rows.values()), allow_nan=False)

@@ -81,7 +81,7 @@ def test_train_teacher_takes_nesterov_steps_of_its_schedule(monkeypatch: pytest.
         return sum((weight.sum() for weight in network.parameters()), torch.zeros(()))
 
     monkeypatch.setattr(train, "_loss", loss)
-    monkeypatch.setattr(train, "is_chance", lambda *_: False)  # this loss teaches nothing
+    monkeypatch.setattr(train, "guesses", lambda *_: False)  # this loss teaches nothing
     settings = SETTINGS.model_copy(update={"epochs": 2, "batch_size": 10, "validations": 1, "learning_rate": 0.1})
     few = digits(0, 21)
     trained = train_teacher(few, VAL, NAMES, settings, 0, "cpu")
@@ -126,6 +126,14 @@ def test_learning_rate_at_the_end_of_the_rise_is_the_highest() -> None:
 def test_train_teacher_that_does_not_learn_is_refused() -> None:
     settings = SETTINGS.model_copy(update={"epochs": 1, "learning_rate": 1e-9})
     with pytest.raises(
-        ValueError, match=r"the teacher did not learn: top-1 on its training images is .*guessing among 10"
+        ValueError, match=r"the teacher did not learn: .* its top-1 on the training images .*, as by guessing; raise"
     ):
         train_teacher(digits(0, 100), VAL, NAMES, settings, 0, "cpu")
+
+
+def test_train_teacher_that_diverges_at_the_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights after the last epoch are saved, however good earlier ones were."""
+    rate, steps = train.learning_rate_at, 8 * 10
+    monkeypatch.setattr(train, "learning_rate_at", lambda step, *rest: 1e9 if step > steps - 4 else rate(step, *rest))
+    with pytest.raises(ValueError, match="the teacher did not learn: after the last epoch its loss is"):
+        train_teacher(TRAIN, VAL, NAMES, SETTINGS, 0, "cpu")

@@ -67,9 +67,9 @@ class Evaluate(Settings):
         if self.input_size % self.factor:
             raise ValueError(f"input_size must be a multiple of factor, {self.factor}, not {self.input_size}")
         for name in self.protocols:
-            check_input_size(self.networks, self.input_size, PROTOCOLS[name].norm)
+            check_input_size(self.networks, self.input_size, PROTOCOLS[name].norm, "networks")
         if self.rded_batch_size == 1:
-            raise ValueError("rded_batch_size must be 2 or more: batch norm learns nothing from one image")
+            raise ValueError("rded_batch_size must be 2 or more: batch norm needs several images")
         for protocol in PROTOCOLS.values():
             for name in protocol.settings:
                 if protocol.name not in self.protocols and getattr(self, name) != type(self).model_fields[name].default:
@@ -100,8 +100,8 @@ SCORES: Final = pa.schema(
         column(
             "outcome",
             pa.string(),
-            "empty, or why the scores are not counted: `did_not_learn` (accuracies of guessing on val and on the "
-            "training images) or `diverged` (a loss that is not finite)",
+            "empty, or why the scores are not counted: `did_not_learn` (after the last epoch the network guesses on "
+            "val and on the training images) or `diverged` (a loss that is not finite)",
         ),
         column("epochs", pa.int32(), "training epochs"),
         column("seconds", pa.float32(), "wall-clock seconds of the trial"),

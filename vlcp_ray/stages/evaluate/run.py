@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from vlcp_ray.engine.tasks import call_on_machines, in_flight, task
 from vlcp_ray.models.teacher import load_teacher
 from vlcp_ray.monitoring.allocator import memory_retained
 from vlcp_ray.monitoring.memory import Peaks, measure_peaks, reset_peaks
+from vlcp_ray.monitoring.progress import log_line
 from vlcp_ray.monitoring.tensorboard import Record
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.protocols.labelled_images import LabelledImages, SharedSplit, delete_shared, load_split, share_split
@@ -43,8 +45,12 @@ def run(context: Context, steps: Sequence[Step]) -> None:
             left.append((step, trial))
     inputs = SharedInputs(context)
     with context.progress(steps, len(trials), "trials", len(trials) - len(left)) as progress:
-        for trial_id, top1, peaks in in_flight(_calls(context, left, inputs), context.scale.evaluate.num_workers):
+        for trial_id, top1, outcome, peaks in in_flight(
+            _calls(context, left, inputs), context.scale.evaluate.num_workers
+        ):
             progress.add(1, f"{trial_id} {top1:.1%}", peaks=peaks)
+            if outcome:
+                log_line(trial_id, f"{outcome.replace('_', ' ')}: its score of {top1:.1%} is not counted")
             _log_curve(context, step_of[trial_id], trial_id)
     call_on_machines(delete_shared, list(inputs.splits.values()))  # after an interruption the next run uses them
     seconds = (time.monotonic() - start) / len(steps)
@@ -122,8 +128,8 @@ def _trial(
     artifact: Artifact,
     device: str,
     teacher: tuple[Teach, bytes] | None,
-) -> tuple[str, float, Peaks]:
-    """Run a trial on a worker and write its row of SCORES; return its id, its last top-1 and the peaks of memory.
+) -> tuple[str, float, str, Peaks]:
+    """Run a trial on a worker and write its row of SCORES; return its id, last top-1, outcome and peaks of memory.
 
     Ray shows this name as that of the process, and tests/faults ends processes by it.
     """
@@ -133,7 +139,7 @@ def _trial(
         tested = share_split(val, count_cores())
         row: dict[str, Any] = run_trial(train, tested, class_names, settings, trial, device, network)
     artifact.write_table(f"scores/{trial.trial_id}.parquet", conform(pa.Table.from_pylist([row]), SCORES))
-    return trial.trial_id, row["top1_last"], measure_peaks()
+    return trial.trial_id, row["top1_last"], row["outcome"], measure_peaks()
 
 
 def _recorded_trials(artifact: Artifact) -> set[str]:
@@ -149,5 +155,6 @@ def _log_curve(context: Context, step: Step, trial_id: str) -> None:
     (row,) = context.artifact(step).read_part(f"scores/{trial_id}.parquet").to_pylist()
     epochs = PROTOCOLS[row["protocol"]].validated_epochs(row["epochs"], context.job.evaluate.validations)
     curve = [(epoch, {"top1": top1}) for epoch, top1 in zip(epochs, row["curve"], strict=True)]
-    end = {name: row[name] for name in ("top1_last", "top1_best", "top5_last", "seconds")}
+    names = ("top1_last", "top1_best", "top5_last", "train_top1", "train_loss", "seconds")
+    end = {name: row[name] for name in names if math.isfinite(row[name])}
     context.records.add(series, Record("trial", [*curve, (row["epochs"], end)]))

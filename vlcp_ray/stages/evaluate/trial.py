@@ -13,7 +13,7 @@ from vlcp_ray.models.batches import naming_memory_fix
 from vlcp_ray.models.classifiers import InBfloat16, build_classifier
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.protocols.labelled_images import LabelledImages, Split, check_split, to_device
-from vlcp_ray.protocols.metrics import accuracy, batches_for, confusion_matrix, is_chance, predict
+from vlcp_ray.protocols.metrics import accuracy, batches_for, confusion_matrix, guesses, predict
 from vlcp_ray.protocols.training import Epoch
 from vlcp_ray.seeds import seed_for
 from vlcp_ray.stages.evaluate import Evaluate, Trial
@@ -111,42 +111,26 @@ def _train_and_validate(
     should_validate: Callable[[int], bool],
 ) -> dict[str, Any]:
     """Train to the end, validate after the epochs that `should_validate` selects, and return columns of SCORES."""
-    labels = torch.tensor(val.labels, device=device)
-    accuracies, predicted, batches, loss = [], labels[:, None], batches_for(device), labels[:1].float()
+    labels, train_labels = (torch.tensor(split.labels, device=device) for split in (val, train))
+    accuracies, predicted, batches, loss = [], labels[:, None], batches_for(device), math.nan
     for epoch in trained_epochs:
-        loss = epoch.loss
         if should_validate(epoch.number):
-            predicted = predict(network, val.pixels, device, batches)
+            predicted, loss = predict(network, val.pixels, device, batches), float(epoch.loss)
             accuracies.append(accuracy(predicted, labels))
     counts = confusion_matrix(predicted[:, 0], labels, classes)
     on_train = predict(network, train.pixels, device, batches)
-    train_top1, _ = accuracy(on_train, torch.tensor(train.labels, device=device))
-    best = max(top1 for top1, _ in accuracies)
-    guesses = (is_chance(train_top1, len(train.labels), classes), is_chance(best, len(val.labels), classes))
+    has_guessed = guesses(on_train[:, 0], train_labels) and guesses(predicted[:, 0], labels)
     return {
-        "train_top1": train_top1,
-        "train_loss": float(loss),
-        "outcome": _outcome(float(loss), guesses),
+        "train_top1": accuracy(on_train, train_labels)[0],
+        "train_loss": loss,
+        "outcome": "diverged" if not math.isfinite(loss) else "did_not_learn" if has_guessed else "",
         "top1_last": accuracies[-1][0],
-        "top1_best": best,
+        "top1_best": max(top1 for top1, _ in accuracies),
         "top5_last": accuracies[-1][1],
         "curve": [top1 for top1, _ in accuracies],
         "per_class": (counts.diagonal() / counts.sum(1).clip(min=1)).tolist(),
         "confusion": counts.flatten().tolist() if classes <= _MAX_CONFUSION_CLASSES else [],
     }
-
-
-def _outcome(loss: float, guesses: Sequence[bool | None]) -> str:
-    """Return why a training is no score, or "".
-
-    Args:
-        loss: of the last epoch.
-        guesses: whether the accuracies are those of guessing, of `is_chance`.
-    """
-    if not math.isfinite(loss):
-        return "diverged"
-    known = [guess for guess in guesses if guess is not None]
-    return "did_not_learn" if known and all(known) else ""
 
 
 @torch.inference_mode()

@@ -50,7 +50,8 @@ def score_summary(scores: pa.Table) -> list[Row]:
     `difference`: vlcp's top1_last minus the row's at the same ipc, in points; None for vlcp's own row and without one.
     `difference_std`: root of the sum of the two variances, not divided by n, as trials on one set are not independent;
     None where one of the two has a single trial.
-    `significant`: whether the difference is larger than 2 of its standard deviations; None without such a deviation.
+    `significant`: whether the difference is larger than 2 of its standard deviations, and no trial of both failed; None
+    without such a deviation.
     `hlr`, `ior`, `label_robust`: DD-Ranking's, from means of top1_last; None without random, without the full train
     split, or without trials of the set under hard labels.
     """
@@ -147,22 +148,28 @@ def headline(summary: Sequence[Row], classes: int | None, train_rows: int | None
 
     Returns the claim, a sentence without its full stop, and the basis of the claim; both empty without rows of vlcp.
     """
-    summary = [row for row in summary if row["n"]]
     ours = [row for row in summary if row["method"] == vlcp.METHOD.name]
     if not ours:
         return "", ""
     first = [row for row in summary if protocol_network_ipc(row)[:2] == protocol_network_ipc(ours[0])[:2]]
     largest = next(row for row in reversed(first) if row["method"] == vlcp.METHOD.name)
     ipc = largest["ipc"]
-    random = next((row for row in first if row["ipc"] == ipc and row["method"] == random_images.METHOD.name), None)
-    whole = next((row for row in first if row["method"] == full.METHOD.name), None)
+    if not largest["n"]:
+        return (
+            f"No training of {vlcp.METHOD.name} at {ipc:,} images per class has learned",
+            f"{failures([largest])[0]}.",
+        )
+    counted = [row for row in first if row["n"]]
+    random = next((row for row in counted if row["ipc"] == ipc and row["method"] == random_images.METHOD.name), None)
+    whole = next((row for row in counted if row["method"] == full.METHOD.name), None)
     where = f" of each of {classes:,} classes" if classes else " per class"
     claim = f"{_reach(ipc, f'distilled image{{s}}{where}')} {_percent(largest)}"
     if random:
         claim += f" where {_reach(ipc, 'random one{s}')} {_percent(random)}"
     if whole:
         claim += f"; the full {f'{train_rows:,} reach' if train_rows else 'train split reaches'} {_percent(whole)}"
-    trials = f"{largest['n']} trials" if largest["n"] > 1 else "a single trial"
+    is_one = largest["n"] == 1 and not largest["failed"]
+    trials = "a single trial" if is_one else f"{format_trials(largest)} trials"
     basis = f"Top-1 of {largest['network']} after the last epoch, {largest['protocol']} protocol, mean over {trials}."
     return claim, f"{basis} {_significance(random)}".rstrip()
 
@@ -212,7 +219,8 @@ def _difference(ours: Row | None, row: Row) -> Row:
     if None in stds:
         return {"difference": points, "difference_std": None, "significant": None}
     std = 100 * math.hypot(*stds)
-    return {"difference": points, "difference_std": std, "significant": abs(points) > 2 * std}
+    is_whole = not ours["failed"] and not row["failed"]  # the mean of those that learned is no mean of the method
+    return {"difference": points, "difference_std": std, "significant": is_whole and abs(points) > 2 * std}
 
 
 def _dd_ranking(row: Row, rows: Sequence[Row]) -> Row:

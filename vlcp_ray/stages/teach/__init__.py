@@ -52,9 +52,9 @@ class Teach(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        check_input_size([self.network], self.input_size, TEACHER_NORM)
+        check_input_size([self.network], self.input_size, TEACHER_NORM, "network")
         if self.batch_size == 1:
-            raise ValueError("batch_size must be 2 or more: batch norm learns nothing from one image")
+            raise ValueError("batch_size must be 2 or more: batch norm needs several images")
         if self.checkpoint == TORCHVISION and not NETWORKS[self.network].published:
             known = ", ".join(name for name, network in NETWORKS.items() if network.published)
             raise ValueError(

@@ -69,7 +69,7 @@ def _train_or_load(
     from vlcp_ray.models.batches import naming_memory_fix
     from vlcp_ray.models.teacher import load_teacher
     from vlcp_ray.protocols.labelled_images import load_split
-    from vlcp_ray.protocols.metrics import accuracy, is_chance, predict
+    from vlcp_ray.protocols.metrics import accuracy, guesses, predict
     from vlcp_ray.stages.teach.train import train_teacher
 
     size, threads = settings.input_size, count_cores()
@@ -77,8 +77,9 @@ def _train_or_load(
     if settings.checkpoint:
         state = _read_checkpoint(settings, class_names)
         predicted = predict(load_teacher(settings, state).to(device), val.pixels, device)
-        top1, top5 = accuracy(predicted, torch.tensor(val.labels, device=device))
-        if is_chance(top1, len(val.labels), len(class_names)):
+        labels = torch.tensor(val.labels, device=device)
+        top1, top5 = accuracy(predicted, labels)
+        if guesses(predicted[:, 0], labels):
             raise ValueError(
                 f"teach.checkpoint: top-1 on val is {top1:.1%}, as by guessing among {len(class_names)} classes; check "
                 "that the weights are of these classes, in the order of their names"

@@ -12,7 +12,7 @@ from vlcp_ray.models.teacher import build_teacher
 from vlcp_ray.protocols import training
 from vlcp_ray.protocols.augment import augment_without_jitter, random_shift
 from vlcp_ray.protocols.labelled_images import LabelledImages, check_split, to_device
-from vlcp_ray.protocols.metrics import accuracy, batches_for, is_chance, predict
+from vlcp_ray.protocols.metrics import accuracy, batches_for, guesses, predict
 from vlcp_ray.protocols.protocol import should_validate
 from vlcp_ray.seeds import seed_for
 from vlcp_ray.stages.teach import RECIPE, Teach
@@ -76,18 +76,20 @@ def train_teacher(
         generator=generator,
         min_batch=RECIPE.min_batch,
     )
-    accuracies, batches = [], batches_for(device)
+    accuracies, batches, loss = [], batches_for(device), math.nan
+    predicted = val_labels[:, None]
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         for epoch in trained:
             if should_validate(epoch.number, settings.epochs, settings.validations):
-                accuracies.append(accuracy(predict(network, val.pixels, device, batches), val_labels))
-    train_top1, _ = accuracy(predict(network, train.pixels, device, batches), images[1])
-    best, classes = max(top1 for top1, _ in accuracies), len(class_names)
-    if is_chance(train_top1, len(train.labels), classes) and is_chance(best, len(val.labels), classes):
+                predicted, loss = predict(network, val.pixels, device, batches), float(epoch.loss)
+                accuracies.append(accuracy(predicted, val_labels))
+    on_train = predict(network, train.pixels, device, batches)
+    train_top1, _ = accuracy(on_train, images[1])
+    if not math.isfinite(loss) or (guesses(on_train[:, 0], images[1]) and guesses(predicted[:, 0], val_labels)):
         raise ValueError(
-            f"teach: the teacher did not learn: top-1 on its training images is {train_top1:.1%}, on val {best:.1%} at "
-            f"best, as by guessing among {classes} classes; raise teach.epochs, lower teach.learning_rate, or take "
-            "another teach.network"
+            f"teach: the teacher did not learn: after the last epoch its loss is {loss:.3g}, its top-1 on the training "
+            f"images {train_top1:.1%} and on val {accuracies[-1][0]:.1%}, as by guessing; raise teach.epochs, lower "
+            "teach.learning_rate, or take another teach.network"
         )
     state = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
     return TrainedTeacher(state, tuple(class_names), train_top1, *accuracies[-1], tuple(top1 for top1, _ in accuracies))
