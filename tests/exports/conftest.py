@@ -76,7 +76,7 @@ def job() -> Job:
 
 @pytest.fixture
 def job_with_teacher() -> Job:
-    teach = ["network='ConvNet-3'", "width=8", "input_size=8", "epochs=2", "batch_size=4"]
+    teach = ["network='ConvNet-3'", "width=8", "input_size=8", "epochs=40", "batch_size=4"]
     settings = [f"ipc=[1,{IPC}]", "evaluate.protocols=['minimax','rded']", "evaluate.input_size=8"]
     return load_job(JOB, [*settings, *(f"teach.{setting}" for setting in teach)])
 

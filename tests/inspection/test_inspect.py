@@ -220,7 +220,7 @@ def test_inspect_without_reading_does_not_wait_for_a_silent_store(monkeypatch: p
     monkeypatch.setattr("vlcp_ray.inspection.inspect._REMOTE_WAIT", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        uri = f"s3://key:secret@bucket/set?endpoint_override=http://127.0.0.1:{port}&region=x"
+        uri = f"s3://KEYKEYKEYKEY:SECRETSECRET@bucket/set?endpoint_override=http://127.0.0.1:{port}&region=x"
         found = inspect_without_reading(Ingest(source=uri), 1)
     shown = f"s3://***@bucket/set?endpoint_override=http://127.0.0.1:{port}&region=x"
     assert list(found.short_lines()) == [f"problem: ingest.source: {shown} has not answered in 0.3 s"]
