@@ -7,7 +7,7 @@ from tests.image_sets import open_set, picture, read_all
 from vlcp_ray.schemas import IMAGES, conform
 from vlcp_ray.sources.reader import RAW, Row
 from vlcp_ray.stages.ingest import Ingest
-from vlcp_ray.stages.ingest.label import LabelRows
+from vlcp_ray.stages.ingest.label import LabelRows, split_of_id
 
 KEYS, NAMES = ("n1", "cat", "dog"), ("a tench", "cat", "dog")
 
@@ -83,3 +83,8 @@ def test_label_rows_val_fraction_depends_on_the_row_only() -> None:
     part = label_rows(train.slice(100, 50))
     assert part["split"].to_pylist() == [whole[image_id] for image_id in part["image_id"].to_pylist()]
     assert sum(split == "val" for split in whole.values()) == pytest.approx(0.25 * len(train), rel=0.15)
+
+
+def test_split_of_id_takes_about_the_share_of_images() -> None:
+    count = sum(split_of_id(f"train/cat/{i}.jpg", 0.2) == "val" for i in range(2000))
+    assert 330 < count < 470

@@ -87,7 +87,7 @@ class Ingest(Settings):
 
 
 _LISTED: Final = 8  # suffixes
-_TOLERANCE: Final = 0.05  # relative difference from the expected number of images above which a warning is shown
+_TOLERANCE: Final = 0.05  # relative difference of numbers of images
 _NO_VAL: Final = (
     "no val images, on which sets are evaluated; set ingest.val_fraction, which takes val from train, or stop earlier: "
     "--to generate"
@@ -115,6 +115,11 @@ def _format_count(what: str, count: int) -> str:
     return f"{count:,} {what} file{'s' * (count > 1)}" if is_suffix else f"{count:,} {what}"
 
 
+def is_other_number(count: int, expected: int) -> bool:
+    """Return whether a number of images is not about the expected one: some images are rejected."""
+    return abs(count - expected) > _TOLERANCE * expected
+
+
 def compare_expected(settings: Ingest, train: int, val: int) -> str:
     """Return that the numbers of images are not those that the job expects, or ""."""
     expect = settings.expect
@@ -123,7 +128,7 @@ def compare_expected(settings: Ingest, train: int, val: int) -> str:
     pairs = [(train, expect.train), (val, expect.val)]
     if settings.val_fraction:  # val is a part of train
         pairs = [(train + val, expect.train)]
-    if all(abs(count - wanted) <= _TOLERANCE * wanted for count, wanted in pairs):
+    if not any(is_other_number(count, wanted) for count, wanted in pairs):
         return ""
     return (
         f"the job expects {expect.train:,} train and {expect.val:,} val images, the set has {train:,} and {val:,}: "

@@ -7,7 +7,8 @@ from functools import cache
 from importlib import resources
 from typing import Any, Final
 
-_TOLERANCE: Final = 0.05  # relative difference of images: some are rejected, and an average stands for some sets
+from vlcp_ray.stages.ingest import is_other_number
+
 _KEYS: Final = ("set", "classes", "protocol", "network", "ipc")
 
 
@@ -52,7 +53,7 @@ def other_split(name: str, class_lists: Sequence[str], splits: Mapping[str, int]
     if not wanted or not splits:
         return ""
     train, val = (splits.get(split, 0) for split in ("train", "val"))
-    if abs(train - wanted[0]) <= _TOLERANCE * wanted[0] and abs(val - wanted[1]) <= _TOLERANCE * wanted[1]:
+    if not (is_other_number(train, wanted[0]) or is_other_number(val, wanted[1])):
         return ""
     return (
         f"They are of {wanted[0]:,} train and {wanted[1]:,} val images; this job has {train:,} and {val:,}, so that "
