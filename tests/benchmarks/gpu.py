@@ -46,7 +46,7 @@ from vlcp_ray.stages.evaluate import Trial
 from vlcp_ray.stages.evaluate.trial import run_trial
 from vlcp_ray.stages.finetune import training_flops
 from vlcp_ray.stages.finetune.batches import Schedule
-from vlcp_ray.stages.finetune.trainer import Trainer
+from vlcp_ray.stages.finetune.trainer import Trainer, train
 from vlcp_ray.stages.generate import image_flops
 from vlcp_ray.stages.generate.img2img import Img2Img
 from vlcp_ray.stages.pair import encode_flops
@@ -139,7 +139,7 @@ def check_encode(machine: Machine) -> Iterator[Row]:
         result = encode(table)
         latents = schemas.tensors(result["latent"]).astype(np.float32)
         rejected = sum(bool(reason) for reason in schemas.reasons(result))
-        busy = f", GPU busy {_busy_share(partial(encode, table)):.0%}" if machine.device == "cuda" else ""
+        busy = _busy_share(partial(encode, table), machine.device)
         forecast = memory.encode(batch, latent_shape(machine.model, side)[1])
         yield replace(row, forecast_gib=forecast, note=f"{rejected} not finite{busy}")
     encode.vae.to(torch.float32)
@@ -158,6 +158,7 @@ def check_finetune(machine: Machine) -> Iterator[Row]:
         yield _train(machine, precision, pool)
     yield _train(machine, settings[0][0], FinetunePool(batch_size=settings[0][1], average_on="cpu"))
     yield _train(machine, settings[0][0], FinetunePool(batch_size=settings[0][1], optimizer="adamw8bit"))
+    yield _train_ahead(machine, settings[0][0], settings[0][1])
     yield _resume(machine, settings[0][0], settings[0][1])
     yield _train_distributed(machine, settings[0][0], settings[0][1])
     if machine.device == "cuda":
@@ -170,11 +171,16 @@ def _trainer(machine: Machine, precision: str, pool: FinetunePool, **options: An
     count = _ACCUMULATED * pool.batch_size
     settings = Finetune(mixed_precision=precision, batch_size=count)
     trainer = Trainer(settings, machine.model, 0, machine.side, pool, machine.device, **options)
-    moments = np.random.default_rng(0).normal(size=(count, 2, 2 * channels, height, width)).astype(np.float16)
-    columns = {"image_id": [str(number) for number in range(count)], "caption": [TEXT] * count}
-    table = pa.table({**columns, "train_moments": tensor_array(moments)})
+    table = _pairs(count, channels, height, width)
     batch = Schedule(count, 1, count, 0).rank_batch(0)
     return trainer, lambda: trainer.step(trainer.prepare(table, batch))
+
+
+def _pairs(count: int, channels: int, height: int, width: int) -> pa.Table:
+    """Return the columns of PAIRS that fine-tuning reads, with noise for moments."""
+    moments = np.random.default_rng(0).normal(size=(count, 2, 2 * channels, height, width)).astype(np.float16)
+    columns = {"image_id": [str(number) for number in range(count)], "caption": [TEXT] * count}
+    return pa.table({**columns, "train_moments": tensor_array(moments)})
 
 
 def _train(machine: Machine, precision: str, pool: FinetunePool, name: str = "", **options: Any) -> Row:
@@ -191,8 +197,40 @@ def _train(machine: Machine, precision: str, pool: FinetunePool, name: str = "",
     side = latent_shape(machine.model, machine.side)[1]
     forecast = ModelMemory.for_job(job).train(pool, trainer.batch_per_device, side, precision)
     halved = "" if trainer.batch_per_device == pool.batch_size else f", halved to {trainer.batch_per_device}"
+    skipped = f", {trainer.steps_done - int(trainer.sums.norm[1])} skipped" if trainer.scaler.is_enabled() else ""
     scale = f", loss scale {trainer.scaler.get_scale():.0f}" if trainer.scaler.is_enabled() else ""
-    return replace(row, forecast_gib=forecast, note=f"{trainer.steps_done} steps{scale}{halved}")
+    return replace(row, forecast_gib=forecast, note=f"{trainer.steps_done} steps{skipped}{scale}{halved}")
+
+
+def _train_ahead(machine: Machine, precision: str, batch: int) -> Row:
+    """Train in the stage's own loop, which reads and prepares the inputs of the next steps beside a step."""
+    pool = FinetunePool(batch_size=batch, gradient_checkpointing=False)
+    trainer, step = _trainer(machine, precision, pool)
+    step()
+    free_memory(machine.device)
+    pairs = _pairs(_ACCUMULATED * batch * machine.batches(16)[0], *latent_shape(machine.model, machine.side))
+    speeds: list[float] = []
+
+    def loop(epochs: int) -> None:
+        schedule = Schedule(len(pairs), epochs, _ACCUMULATED * batch, 0)
+        trainer.steps_done = trainer.images_reported = 0
+        train(trainer, schedule, pairs.take, lambda metrics: speeds.append(metrics.images_per_second))
+
+    loop(2)
+    job = machine.job()
+    flops = training_flops(job, model_flops(job), gradient_checkpointing=False)
+    return Row(
+        "finetune",
+        f"{precision}, batch {batch}, in its loop",
+        images_per_second=speeds[1],
+        tflops=speeds[1] * flops / 1e12,
+        peak_share=speeds[1] * flops / machine.peak,
+        gib=peak_memory(machine.device),
+        forecast_gib=ModelMemory.for_job(job).train(
+            pool, trainer.batch_per_device, latent_shape(machine.model, machine.side)[1], precision
+        ),
+        note=f"{len(pairs) // (_ACCUMULATED * batch)} steps{_busy_share(partial(loop, 1), machine.device)}",
+    )
 
 
 def _resume(machine: Machine, precision: str, batch: int) -> Row:
@@ -260,7 +298,8 @@ def check_generate(machine: Machine) -> Iterator[Row]:
         pixels = _decoded(img2img(table))
         black = sum(not image.any() for image in pixels)
         forecast = ModelMemory.for_job(job).generate(batch, side, guided=True)
-        yield replace(row, forecast_gib=forecast, note=f"{black} black, {count - len(pixels)} not finite")
+        busy = _busy_share(partial(img2img, table), machine.device)
+        yield replace(row, forecast_gib=forecast, note=f"{black} black, {count - len(pixels)} not finite{busy}")
     alone = _decoded(Img2Img(settings, machine.model, 1)(table.slice(0, 1)))
     difference = int(np.abs(alone[0].astype(int) - pixels[0].astype(int)).max())
     yield Row("generate", "batch 1 against more", note=f"largest difference of a pixel {difference} of 255")
@@ -375,15 +414,17 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
         yield f"{row.stage:<9} {row.setting:<34} {columns}  {row.note}".rstrip()
 
 
-def _busy_share(call: Callable[[], object]) -> float:
-    """Return the part of a call's seconds in which the GPU computed."""
-    activities = [torch.profiler.ProfilerActivity.CUDA]
-    start = time.perf_counter()
-    with torch.profiler.profile(activities=activities) as profile:
+def _busy_share(call: Callable[[], object], device: str) -> str:
+    """Say in which part of a call's seconds the GPU computed; nothing on a CPU."""
+    if device != "cuda":
+        return ""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        start = time.perf_counter()
         call()
         torch.cuda.synchronize()
-    seconds = time.perf_counter() - start
-    return float(sum(event.self_device_time_total for event in profile.key_averages()) / 1e6 / seconds)
+        seconds = time.perf_counter() - start
+    busy = sum(event.self_device_time_total for event in profile.key_averages()) / 1e6
+    return f", GPU busy {busy / seconds:.0%}"
 
 
 def _driver() -> str:
@@ -408,8 +449,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for row in run(size, arguments.folder, arguments.only or list(CHECKS)):
         print(*list(table([row]))[1:], flush=True) if rows else print(*table([row]), sep="\n", flush=True)
         rows.append(row)
-    if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+        if arguments.json:
+            arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
     return int(any(row.setting == FAILED for row in rows))
 
 
