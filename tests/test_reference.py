@@ -30,6 +30,6 @@ def test_reference_has_a_line_for_every_setting_column_and_reason() -> None:
 def test_reference_shows_types_and_bounds() -> None:
     page = reference()
     assert "| `guidance_scale` | `10.0` | float, >= 1 | classifier-free guidance scale; 1: without guidance |" in page
-    assert "| list of `minimax`, `rded` |" in page
+    assert "| list of `minimax`, `rded`, `rded-stored` |" in page
     assert "| list of int |" in page
     assert "| `image` | `binary` | the file's bytes, PNG |" in page

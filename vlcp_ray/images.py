@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import resource
 import signal
 import struct
@@ -45,8 +46,9 @@ RULES: Final = {
     "too slow": "too_slow above `ingest.max_seconds`, or where a JPEG repeats its scans",
 }
 
-#: Of `serve_checks`: the head of a request, and the line that it begins with.
+#: Of `serve_checks`: the head of a request, the size of a file, and the line that it writes when it is ready for one.
 CHECK_REQUEST: Final = "=QQd"
+CHECK_SIZE: Final = "=Q"
 CHECK_READY: Final = b"ready\n"
 _MEMORY: Final = 2**29  # bytes that `serve_checks` may use, besides those for the pixels
 _MEMORY_PER_PIXEL: Final = 32  # JPEG 2000 takes 16 for four channels, and a copy
@@ -124,33 +126,45 @@ def describe(data: bytes) -> tuple[str, int, int]:
         return str(image.format), image.width, image.height
 
 
-def serve_checks() -> None:
-    """Check the images that come through standard input until it ends, each within its processor time and memory.
+def serve_checks(contents: int, answers: int) -> None:
+    """Check images until standard input ends, each within its processor time and memory.
 
-    A request is CHECK_REQUEST (bytes of the file, `max_pixels`, seconds) and the file; the answer is a line of JSON
-    with reason and detail, empty for a good image. SIGPROF ends the process where an image takes too long.
+    A request is CHECK_REQUEST (number of images, `max_pixels`, seconds for each) and the CHECK_SIZE of each image. The
+    answer to an image is a line of JSON with reason and detail, empty for a good image. SIGPROF ends the process where
+    an image takes too long: the answers to those before it are written.
+
+    Args:
+        contents: file descriptor; the images of a request are one after the other at its start.
+        answers: file descriptor that answers are appended to.
     """
-    requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    requests = sys.stdin.buffer
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the caller, and then the input
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    answers.write(CHECK_READY)
-    answers.flush()
+    _write_ready()
     while head := requests.read(struct.calcsize(CHECK_REQUEST)):
-        size, max_pixels, seconds = struct.unpack(CHECK_REQUEST, head)
-        data = requests.read(size)
+        count, max_pixels, seconds = struct.unpack(CHECK_REQUEST, head)
         memory = _MEMORY + _MEMORY_PER_PIXEL * max_pixels
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
         if hard == resource.RLIM_INFINITY or hard >= memory:
             resource.setrlimit(resource.RLIMIT_DATA, (memory, hard))
-        signal.setitimer(signal.ITIMER_PROF, seconds)
-        answer = ("", "")
-        try:
-            check(data, max_pixels)
-        except ImageError as error:
-            answer = (error.reason, str(error))
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        answers.write(json.dumps(answer).encode() + b"\n")
-        answers.flush()
+        place = 0
+        for (size,) in struct.iter_unpack(CHECK_SIZE, requests.read(count * struct.calcsize(CHECK_SIZE))):
+            data = os.pread(contents, size, place)
+            signal.setitimer(signal.ITIMER_PROF, seconds)
+            answer = ("", "")
+            try:
+                check(data, max_pixels)
+            except ImageError as error:
+                answer = (error.reason, str(error))
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            os.write(answers, json.dumps(answer).encode() + b"\n")
+            place += size
+        _write_ready()
+
+
+def _write_ready() -> None:
+    sys.stdout.buffer.write(CHECK_READY)
+    sys.stdout.buffer.flush()
 
 
 def _open(data: bytes) -> Image.Image:

@@ -169,7 +169,7 @@ def derive(cpus: int, gpus: int, gpu_gib: float | None = None) -> Scale:
             num_workers=encoders,
             num_cpus=per_worker,
             num_gpus=encoding_share,
-            batch_size=_largest_batch(encoding_share * usable - CONTEXT_GIB - 0.16, 0.314, 32),
+            batch_size=_largest_batch(encoding_share * usable - CONTEXT_GIB - 0.16, 0.377, 32),
         ),
         finetune=_finetune_on_gpus(gpus, _cpus_per_worker(cpus, gpus), usable),
         prototype=Pool(num_workers=max(1, cpus // 4), num_cpus=min(4, cpus)),
@@ -177,7 +177,7 @@ def derive(cpus: int, gpus: int, gpu_gib: float | None = None) -> Scale:
             num_workers=gpus,
             num_cpus=_cpus_per_worker(cpus, gpus),
             num_gpus=1,
-            batch_size=_largest_batch(usable - CONTEXT_GIB - 2.0, 0.376, 32),
+            batch_size=_largest_batch(usable - CONTEXT_GIB - 2.0, 0.594, 32),
         ),
         evaluate=Pool(num_workers=gpus * 2, num_cpus=_cpus_per_worker(cpus, 2 * gpus), num_gpus=0.5),
     )
@@ -187,7 +187,7 @@ def derive(cpus: int, gpus: int, gpu_gib: float | None = None) -> Scale:
 #: gaps in each of them.
 USABLE, CONTEXT_GIB = 0.98, 1.0
 _SMALLEST_GIB: Final = 15.0
-_SHARED_ENCODER_GIB: Final = 4.0  # of a GPU that a captioner uses, too: for batches of eight
+_SHARED_ENCODER_GIB: Final = 4.2  # of a GPU that a captioner uses, too: for batches of eight
 
 
 def _cpus_per_worker(cpus: int, workers: int) -> float:

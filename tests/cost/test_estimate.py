@@ -231,6 +231,28 @@ def test_load_cost_equals_hand_computation(
     assert _load_cost(cost.load, cost.pool, MEASURED, 8, 1e9).basis == "assumed"
 
 
+@pytest.mark.parametrize(
+    ("pool", "rates", "work"),
+    [
+        ({"num_workers": 1, "num_gpus": 1}, GPU, 50.0),  # 100 batches of half a second; the operations take 24 s
+        ({"num_workers": 4, "num_gpus": 0.5}, GPU, 12.5),  # in four processes
+        ({"num_workers": 9, "num_gpus": 1}, GPU, 10.0),  # in five: there are no more pieces
+        ({"num_workers": 1}, CORE, 12.0),  # a core computes in the process
+        ({"num_workers": 1, "num_gpus": 1}, MEASURED, 3.0),  # included
+    ],
+)
+def test_load_cost_is_at_least_the_launches_of_its_batches(pool: dict[str, float], rates: Rates, work: float) -> None:
+    load = Load(dataclasses.replace(WORK, launch=0.5), 5, 6e9, units=5, batches=100)
+    assert _load_cost(load, build(Pool, pool, "x"), rates, 7, 1e9).work == pytest.approx(work)
+
+
+def test_loads_count_the_batches_of_trainings() -> None:
+    found = loads_of(build(Job, {"name": "x", "evaluate": {"epochs": 3, "repeats": 2}, "ipc": [10]}, "x"))
+    # 3 methods, ipc 10 of 10 classes in batches of 64: two steps an epoch. The full split: 1,000 images, 300 epochs.
+    sets = found["evaluate evaluate"].batches - 300 * math.ceil(1000 / 64)
+    assert sets == 3 * 2 * 3 * 2
+
+
 def test_load_cost_starts_with_the_overhead_of_its_work() -> None:
     for overhead, seconds in (("plan", 3), ("train", 10), ("task", 1)):
         work = Work("v", "generate", "", on_cpu=(0.5, 4.0), overhead=overhead)

@@ -29,10 +29,10 @@ def scale_with(gib: float | None, **pools: Any) -> Scale:
 
 def test_memory_of_inference_is_weights_and_each_image() -> None:
     assert MODELS.encode(0, 64) == pytest.approx(83_653_863 * 2 / 2**30)
-    assert MODELS.encode(32, 64) == pytest.approx(10.2, abs=0.05)  # GiB at 512 pixels
+    assert MODELS.encode(32, 64) == pytest.approx(12.28, rel=0.01)  # GiB at 512 pixels: measured on an H200
     assert MODELS.encode(8, 64) - MODELS.encode(4, 64) == pytest.approx(4 * (MODELS.encode(4, 32) - 0.156), abs=0.01)
     assert MODELS.generate(0, 64, True) == pytest.approx((859_520_964 + 83_653_863 + 123_060_480) * 2 / 2**30)
-    assert MODELS.generate(8, 64, True) - MODELS.generate(0, 64, True) == pytest.approx(8 * 0.375, abs=0.01)
+    assert MODELS.generate(8, 64, True) - MODELS.generate(0, 64, True) == pytest.approx(8 * 0.594, abs=0.01)
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,8 @@ def test_load_split_reads_one_split_by_image_id(
     assert train.pixels[:, 0, 4, 4].tolist() == [0, 20, 40]
     assert val.pixels[:, 2, 0, 7].tolist() == [10, 30]
     assert isinstance(train.pixels, np.memmap) == is_file
+    sizes = {level: len(encode_png(np.full((12, 12, 3), 10 * level, np.uint8))) for level in range(5)}
+    assert (train.file_bytes, val.file_bytes) == (sizes[0] + sizes[2] + sizes[4], sizes[1] + sizes[3])
 
 
 @pytest.fixture

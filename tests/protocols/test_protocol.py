@@ -14,7 +14,7 @@ from vlcp_ray.protocols.protocol import Protocol, should_validate
 def test_protocol_names_its_training_and_fields_of_evaluate(protocol: Protocol) -> None:
     assert callable(resolve_name(protocol.training))
     assert set(protocol.settings) <= set(Evaluate.model_fields)
-    assert protocol.needs_teacher == (protocol.labels == "soft")
+    assert protocol.needs_teacher == (protocol.labels in ("stored", "teacher"))
 
 
 @pytest.mark.parametrize(("size", "rded"), [(224, 256), (64, 72), (32, 32), (28, 32), (16, 16), (12, 12)])
@@ -28,6 +28,34 @@ def test_should_validate_is_about_a_hundred_times_and_after_the_last_epoch(epoch
     when = [epoch for epoch in range(1, epochs + 1) if should_validate(epoch, epochs, 100)]
     assert len(when) == checks
     assert when[-1] == epochs
+
+
+@pytest.mark.parametrize(
+    ("name", "ipc", "classes", "batch", "steps"),
+    [
+        ("minimax", 10, 10, 64, 2),
+        ("minimax", 10, 1000, 128, 79),
+        ("rded", 1, 10, 10, 1),
+        ("rded", 10, 10, 50, 2),
+        ("rded-stored", 10, 1000, 100, 100),
+    ],
+)
+def test_protocol_counts_the_steps_of_its_recipe(name: str, ipc: int, classes: int, batch: int, steps: int) -> None:
+    count = ipc * classes
+    assert PROTOCOLS[name].batch_size(Evaluate(), ipc, classes, count) == batch
+    assert PROTOCOLS[name].steps_per_epoch(Evaluate(), ipc, classes, count) == steps
+
+
+def test_a_single_last_image_is_no_step_where_batches_have_two() -> None:
+    assert PROTOCOLS["rded"].steps_per_epoch(Evaluate(), 1, 11, 11) == 1
+    assert PROTOCOLS["minimax"].steps_per_epoch(Evaluate(batch_size=10), 1, 11, 11) == 2
+
+
+def test_only_several_numbers_of_epochs_are_budgets() -> None:
+    rded = PROTOCOLS["rded"]
+    assert rded.budgets(Evaluate(protocols=("rded",), rded_epochs=300)) == ()  # type: ignore[arg-type]
+    assert rded.budgets(Evaluate(protocols=("rded",), rded_epochs=(300, 500))) == (300, 500)
+    assert PROTOCOLS["minimax"].budgets(Evaluate()) == ()
 
 
 def test_should_validate_after_an_odd_last_epoch() -> None:

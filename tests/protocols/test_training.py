@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from vlcp_ray.protocols.training import batches, steps_per_epoch, train
+from vlcp_ray.protocols.protocol import steps_per_epoch
+from vlcp_ray.protocols.training import batches, train
 
 
 def test_train_takes_every_image_once_an_epoch_in_a_new_order() -> None:

@@ -116,6 +116,9 @@ def _load_cost(load: Load, pool: Pool, rates: Rates, model: int | None, link: fl
     worker_rate = _worker_rate(rate, pool, rates)
     workers = min(_count_devices(pool), load.units)
     work = load.amount / worker_rate / workers
+    if pool.num_gpus and rate.basis != "measured":
+        processes = min(pool.num_workers, load.units)
+        work = max(work, load.batches * load.work.launch / processes)
     sending = max(0.0, load.traffic.link / link - load.traffic.hidden * work)
     work += load.largest / worker_rate * (1 - 1 / workers) / 2  # until the last worker has ended: half a piece
     # A measured rate includes what the optimiser reads and writes, for as many images as a measured step had.

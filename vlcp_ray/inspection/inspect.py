@@ -355,7 +355,7 @@ def _examples(source: Source, parts: Sequence[Part], settings: Ingest) -> Iterat
                 if found[key] >= _EXAMPLES or len(found) > _SHOWN_CLASSES:
                     continue
                 found[key] += 1
-                yield _example(row, check(row["image"]) if not row["reason"] else (row["reason"], row["detail"]))
+                yield _example(row, (row["reason"], row["detail"]) if row["reason"] else check([row["image"]])[0])
 
 
 def _example(row: dict[str, Any], problem: tuple[str, str] | None) -> Example:

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from vlcp_ray.protocols import minimax, rded
+from vlcp_ray.protocols import minimax, rded, rded_stored
 from vlcp_ray.protocols.protocol import Protocol
 
 PROTOCOLS: Final[dict[str, Protocol]] = {
@@ -10,5 +10,6 @@ PROTOCOLS: Final[dict[str, Protocol]] = {
     for protocol in (
         minimax.PROTOCOL,
         rded.PROTOCOL,
+        rded_stored.PROTOCOL,
     )
 }

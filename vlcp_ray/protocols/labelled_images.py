@@ -36,10 +36,15 @@ Split = tuple[Tensor, Tensor]  # pixels (n, 3, s, s) uint8 and labels (n,) int64
 
 @dataclass(frozen=True, eq=False)
 class LabelledImages:
-    """Images ready for a classifier: pixels (n, 3, s, s) uint8, labels (n,) int64."""
+    """Images ready for a classifier: pixels (n, 3, s, s) uint8, labels (n,) int64.
+
+    Args:
+        file_bytes: of the files that they were decoded from; 0 where they are not counted.
+    """
 
     pixels: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64]
+    file_bytes: int = 0
 
 
 def prepare(table: pa.Table, input_size: int, resize: int | None = None) -> LabelledImages:
@@ -56,7 +61,8 @@ def prepare(table: pa.Table, input_size: int, resize: int | None = None) -> Labe
     pixels = np.empty((len(table), 3, input_size, input_size), np.uint8)
     for target, image in zip(pixels, table["image"], strict=True):
         target[:] = images.center_crop(images.decode(image.as_py()), input_size, resize).transpose(2, 0, 1)
-    return LabelledImages(pixels, table["label"].to_numpy().astype(np.int64))
+    count = pc.sum(pc.binary_length(table["image"])).as_py() or 0
+    return LabelledImages(pixels, table["label"].to_numpy().astype(np.int64), count)
 
 
 def load_split(
@@ -84,16 +90,17 @@ def load_split(
     pixels = _allocate((len(ids), 3, size, size), file)
     labels = np.empty(len(ids), np.int64)
 
-    def place(rows: pa.Table) -> None:
+    def place(rows: pa.Table) -> int:
         places, images = pc.index_in(rows["image_id"], ids).to_numpy(), prepare(rows, size, resize)
         pixels[places], labels[places] = images.pixels, images.labels
+        return images.file_bytes
 
     with ThreadPoolExecutor(threads) as pool:
         if is_small:
-            list(pool.map(place, (table.slice(start, _ROWS) for start in range(0, len(table), _ROWS))))
+            counts = pool.map(place, (table.slice(start, _ROWS) for start in range(0, len(table), _ROWS)))
         else:
-            list(pool.map(lambda part: place(read([part], _COLUMNS)), parts))
-    return LabelledImages(pixels, labels)
+            counts = pool.map(lambda part: place(read([part], _COLUMNS)), parts)
+        return LabelledImages(pixels, labels, sum(counts))
 
 
 def _allocate(shape: tuple[int, ...], file: Path | None) -> npt.NDArray[np.uint8]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from vlcp_ray.protocols.protocol import Protocol
+from vlcp_ray.protocols.protocol import Protocol, steps_per_epoch
 
 if TYPE_CHECKING:
     import torch
@@ -68,6 +68,17 @@ def epochs_for(settings: "Evaluate", ipc: int, num_classes: int) -> int:
     return epochs * 2 // 3 // 100 * 100 if num_classes == RECIPE.fewer_epochs else epochs
 
 
+def batch_size_for(settings: "Evaluate", ipc: int, num_classes: int, images: int) -> int:
+    """Return the images of a step: that of the settings, or else that of the protocol.
+
+    Args:
+        settings: `batch_size`.
+        num_classes: with more than 100 classes the steps are larger.
+        ipc, images: unused; other protocols need them.
+    """
+    return settings.batch_size or RECIPE.batch_size[int(num_classes > RECIPE.many_classes)]
+
+
 def learning_rate_at(epoch: int, epochs: int, base: float) -> float:
     """Return the learning rate of an epoch, counted from 0: divided by 5 at 2/3 of the epochs and again at 5/6."""
     return base * RECIPE.gamma ** bisect_right((2 * epochs // 3, 5 * epochs // 6), epoch)
@@ -102,11 +113,11 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     which = int(num_classes > RECIPE.many_classes)
     learning_rate = settings.learning_rate or RECIPE.learning_rate[which]
-    batch_size = settings.batch_size or RECIPE.batch_size[which]
+    batch_size = batch_size_for(settings, ipc, num_classes, len(images[1]))
     optimizer = torch.optim.SGD(
         network.parameters(), learning_rate, RECIPE.momentum, weight_decay=RECIPE.weight_decay[which], fused=True
     )
-    steps = training.steps_per_epoch(len(images[1]), batch_size)
+    steps = steps_per_epoch(len(images[1]), batch_size)
     yield from training.train(
         optimizer,
         images,
@@ -146,6 +157,7 @@ PROTOCOL: Final = Protocol(
     labels="hard",
     norm="instance",
     epochs=epochs_for,
+    batch_size=batch_size_for,
     resize=lambda input_size: input_size,
     training="vlcp_ray.protocols.minimax:train",
     recipe=RECIPE,

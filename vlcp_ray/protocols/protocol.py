@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from vlcp_ray.stages.evaluate import Evaluate
 
+Labels = Literal["hard", "stored", "teacher"]
+
 
 @dataclass(frozen=True, eq=False)
 class Protocol:
@@ -20,36 +22,49 @@ class Protocol:
     Args:
         name: as `evaluate.protocols` names it.
         summary: one line for the reference.
-        labels: of the training images: the set's own, or a teacher's probabilities.
+        labels: of the training images: the set's own (hard), or a teacher's probabilities, of each image as it is
+            stored, or of each augmented batch (teacher).
         norm: the normalisation layers of the networks that are trained under it.
         epochs: a function of the settings, ipc (0: the full train split) and number of classes that returns the number
             of training epochs.
+        batch_size: a function of the settings, ipc, number of classes and number of training images that returns the
+            images of a step.
         resize: a function of the input size that returns the short side, in pixels, to which val images are resized
             before the middle is cropped.
         training: `module:function` that trains a network (see `train`).
         recipe: a frozen dataclass of the numbers that the protocol fixes, such as its momentum and its table of epochs;
             `training` and `epochs` take them from it.
-        settings: the fields of `Evaluate` that only this protocol uses.
+        settings: the fields of `Evaluate` that only this protocol and others that list them use.
+        min_batch: a smaller last batch is joined to the one before it.
+        budgets: a function of the settings that returns the numbers of epochs of trainings that differ in nothing else,
+            where the settings list several.
         unvalidated: the share of the epochs that pass before the first validation.
         trains_full: whether it is also used to train on the full train split.
     """
 
     name: str
     summary: str
-    labels: Literal["hard", "soft"]
+    labels: Labels
     norm: Norm
     epochs: Callable[["Evaluate", int, int], int]
+    batch_size: Callable[["Evaluate", int, int, int], int]
     resize: Callable[[int], int]
     training: str
     recipe: "DataclassInstance"
     settings: tuple[str, ...] = ()
+    min_batch: int = 1
+    budgets: Callable[["Evaluate"], tuple[int, ...]] = lambda settings: ()
     unvalidated: float = 0.0
     trains_full: bool = False
 
     @property
     def needs_teacher(self) -> bool:
         """Whether a teacher labels the training images."""
-        return self.labels == "soft"
+        return self.labels != "hard"
+
+    def steps_per_epoch(self, settings: "Evaluate", ipc: int, classes: int, images: int) -> int:
+        """Compute the steps of an epoch of training on `images` images."""
+        return steps_per_epoch(images, self.batch_size(settings, ipc, classes, images), self.min_batch)
 
     def hashed_settings(self) -> dict[str, Any]:
         """Return the protocol's constants, which are hashed into the fingerprint of its scores."""
@@ -71,3 +86,9 @@ class Protocol:
 def should_validate(epoch: int, epochs: int, validations: int) -> bool:
     """Return whether to validate after this epoch, counted from 1: about `validations` times, always after the last."""
     return epoch % max(1, epochs // validations) == 0 or epoch == epochs
+
+
+def steps_per_epoch(count: int, batch_size: int, min_batch: int = 1) -> int:
+    """Compute the number of batches of `count` images, where a last one of fewer than `min_batch` joins another."""
+    whole, rest = divmod(count, batch_size)
+    return max(1, whole + (rest >= min_batch))

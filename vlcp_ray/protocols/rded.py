@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from vlcp_ray.protocols.protocol import Protocol
+from vlcp_ray.protocols.protocol import Protocol, steps_per_epoch
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +64,7 @@ def learning_rate_at(epoch: int, epochs: int) -> float:
 
 
 def epochs_for(settings: "Evaluate", ipc: int, num_classes: int) -> int:
-    """Return the number of training epochs: that of the settings, or else 300.
+    """Return the number of training epochs: that of the settings, the first where there are several, or else 300.
 
     Args:
         settings: `epochs`, `rded_epochs` and `full_epochs`.
@@ -73,7 +73,12 @@ def epochs_for(settings: "Evaluate", ipc: int, num_classes: int) -> int:
     """
     if ipc == 0:
         return settings.full_epochs
-    return settings.rded_epochs or settings.epochs or RECIPE.epochs
+    return settings.rded_epochs[0] if settings.rded_epochs else settings.epochs or RECIPE.epochs
+
+
+def budgets(settings: "Evaluate") -> tuple[int, ...]:
+    """Return the numbers of epochs where the settings list several, and else none."""
+    return settings.rded_epochs if settings.rded_epochs and len(settings.rded_epochs) > 1 else ()
 
 
 def resize_for(input_size: int) -> int:
@@ -113,7 +118,7 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     count = len(images[1])
     batch_size = batch_size_for(settings, ipc, num_classes, count)
-    steps = training.steps_per_epoch(count, batch_size, RECIPE.min_batch)
+    steps = steps_per_epoch(count, batch_size, RECIPE.min_batch)
     yield from training.train(
         torch.optim.AdamW(decay_groups(network), RECIPE.learning_rate, fused=True),
         images,
@@ -183,13 +188,16 @@ def soft_label_loss(student: "Tensor", teacher: "Tensor", temperature: float) ->
 
 PROTOCOL: Final = Protocol(
     "rded",
-    "a teacher's soft labels, as RDED evaluates sets",
-    labels="soft",
+    "a teacher's soft labels of every augmented batch, as RDED evaluates sets",
+    labels="teacher",
     norm="batch",
     epochs=epochs_for,
+    batch_size=batch_size_for,
     resize=resize_for,
     training="vlcp_ray.protocols.rded:train",
     recipe=RECIPE,
     settings=("temperature", "rded_epochs", "rded_batch_size"),
     unvalidated=0.8,
+    min_batch=RECIPE.min_batch,
+    budgets=budgets,
 )

@@ -69,9 +69,3 @@ def batches(order: Tensor, size: int, min_batch: int = 1) -> list[Tensor]:
     if len(parts[-1]) < min_batch:
         parts[-2:] = [torch.cat(parts[-2:])]
     return parts
-
-
-def steps_per_epoch(count: int, batch_size: int, min_batch: int = 1) -> int:
-    """Compute the number of batches that `train` makes of `count` images."""
-    whole, rest = divmod(count, batch_size)
-    return max(1, whole + (rest >= min_batch))

@@ -41,6 +41,8 @@ class Work:
         on_cpu, on_gpu: for a device that was not measured: the share of its peak, and the assumed seconds from the
             start of a process to its first batch.
         is_published: whether the share of a GPU is from a published measurement; otherwise it is assumed.
+        launch: seconds that a process needs to launch the kernels of a batch, in which a GPU cannot be faster, however
+            many operations it computes per second; measured on a GPU that waited for them.
         unit: what a rate counts.
         images_per_second: assumed for a core that was not measured, where the unit is images.
         overhead: the kind of Ray start-up time that comes before the first row.
@@ -56,6 +58,7 @@ class Work:
     on_cpu: tuple[float, float] = (1.0, 0.0)
     on_gpu: tuple[float, float] = (1.0, 0.0)
     is_published: bool = False
+    launch: float = 0.0
     unit: Literal["operations", "images"] = "operations"
     images_per_second: float = 0.0
     overhead: Literal["plan", "train", "task"] = "plan"
@@ -99,6 +102,7 @@ class Load:
         holds_pool: whether all workers of the pool are held until it ends, busy or not.
         pool: the pool whose workers do it, where that is not the pool of the work.
         traffic: bytes that are moved in addition.
+        batches: steps that its workers take, all together.
         paused: seconds in which the workers wait, as for checkpoints, for each second of work.
     """
 
@@ -111,6 +115,7 @@ class Load:
     holds_pool: bool = False
     pool: str = ""
     traffic: Traffic = Traffic()
+    batches: float = 0.0
     paused: float = 0.0
 
     @property

@@ -51,8 +51,20 @@ def test_fingerprint_of_a_protocol_with_another_recipe_differs(monkeypatch: pyte
     assert set(changed) == {"evaluate", "report"}
 
 
+def test_every_number_of_epochs_has_its_trials() -> None:
+    settings = Evaluate(protocols=("minimax", "rded"), rded_epochs=(300, 500), repeats=2)
+    step = next(step for step in graph(JOB) if step.stage == "evaluate" and "set" in step.inputs)
+    ids = [trial.trial_id.split("ConvNet-6-")[1] for trial in list_trials(step, settings)]
+    assert ids == ["r0", "r1", "r0-300epochs", "r1-300epochs", "r0-500epochs", "r1-500epochs"]
+    one = list_trials(step, Evaluate(protocols=("rded",), rded_epochs=(500,), repeats=1))
+    assert [
+        (trial.epochs, trial.count_epochs(Evaluate(protocols=("rded",), rded_epochs=(500,)), 10)) for trial in one
+    ] == [(0, 500)]
+
+
 @pytest.mark.parametrize("name", ["temperature", "rded_epochs", "rded_batch_size"])
 def test_setting_of_another_protocol_is_refused_and_names_it(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} is for rded only; add rded to protocols"):
+    with pytest.raises(ValueError, match=f"{name} is for rded only; add rded or rded-stored to protocols"):
         Evaluate(protocols=("minimax",), **{name: 3})
     Evaluate(protocols=("rded",), **{name: 3})
+    Evaluate(protocols=("minimax", "rded-stored"), **{name: 3})

@@ -69,6 +69,28 @@ def test_run_trial_with_soft_labels_ignores_wrong_labels(teacher: torch.nn.Modul
     assert row.keys() == set(SCORES.names)
 
 
+def test_run_trial_with_stored_labels_needs_the_teacher_once(teacher: torch.nn.Module) -> None:
+    stored = replace(SOFT, protocol="rded-stored")
+    calls: list[int] = []
+    handle = teacher.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
+    row = run_trial(TRAIN, VAL, NAMES, SETTINGS, stored, "cpu", teacher, "ConvNet-3, 5 epochs")
+    handle.remove()
+    assert sum(calls) <= len(TRAIN.labels) + 64  # of the check of its outputs, and of a batch that is filled up
+    assert row["top1_last"] > 0.6
+    assert (row["labels"], row["teacher"]) == ("stored", "ConvNet-3, 5 epochs")
+    assert (row["label_bytes"], row["teacher_bytes"]) == (100 * 10 * 4, 0)
+
+
+def test_run_trial_has_the_budget_in_its_row(row: dict[str, object], teacher: torch.nn.Module) -> None:
+    assert (row["epochs"], row["steps"], row["batch_size"]) == (50, 100, 64)  # of 100 images two steps an epoch
+    assert (row["labels"], row["teacher"], row["label_bytes"], row["teacher_bytes"]) == ("hard", "", 0, 0)
+    settings = SETTINGS.model_copy(update={"rded_epochs": (2, 3)})
+    soft = run(replace(SOFT, ipc=10, epochs=3), settings, teacher)
+    assert soft["trial_id"] == "vlcp-rded-ipc10-seed0-ConvNet-3-r1-3epochs"
+    assert (soft["epochs"], soft["steps"], soft["batch_size"], soft["labels"]) == (3, 6, 50, "teacher")
+    assert soft["teacher_bytes"] == sum(value.nbytes for value in teacher.state_dict().values())
+
+
 def test_run_trial_returns_a_consistent_row_of_scores(row: dict[str, object]) -> None:
     assert set(row) == set(SCORES.names)
     scores = conform(pa.Table.from_pylist([row]), SCORES).to_pylist()[0]
@@ -195,7 +217,7 @@ def test_run_trial_without_a_fitting_teacher_is_refused(teacher: torch.nn.Module
 
 @pytest.mark.parametrize("trial", [TRIAL, SOFT], ids=["minimax", "rded"])
 def test_run_trial_curve_has_the_validated_epochs(trial: Trial, teacher: torch.nn.Module) -> None:
-    settings = SETTINGS.model_copy(update={"epochs": 7, "rded_epochs": 11, "validations": 3})
+    settings = SETTINGS.model_copy(update={"epochs": 7, "rded_epochs": (11,), "validations": 3})
     row = run_trial(TRAIN, VAL, NAMES, settings, trial, "cpu", teacher if trial == SOFT else None)
     epochs = PROTOCOLS[trial.protocol].validated_epochs(row["epochs"], settings.validations)
     assert len(epochs) == len(row["curve"])

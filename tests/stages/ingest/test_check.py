@@ -11,6 +11,8 @@ from tests.image_sets import encoded, noise, picture
 from vlcp_ray import images
 from vlcp_ray.stages.ingest.check import Checker
 
+TOO_SLOW = ("too_slow", "decoding takes more than ingest.max_seconds, 0.3")
+
 
 @pytest.fixture
 def check() -> Any:
@@ -21,43 +23,76 @@ def check() -> Any:
 
 def test_checker_gives_the_answers_of_check(check: Checker) -> None:
     files = [picture(1), b"", b"text", picture(2)[:200], encoded(noise(1, (2000, 600))), picture(3, "PNG")]
+    found = []
     for data in files:
         expected = None
         try:
             images.check(data, 10**6)
         except images.ImageError as error:
             expected = (error.reason, str(error))
-        assert check(data) == expected
+        assert check([data]) == [expected]
+        found.append(expected)
+    assert check(files) == found
 
 
 def test_checker_uses_one_process_for_all_images(check: Checker) -> None:
-    check(picture(1))
-    process = check._process
-    assert all(check(picture(seed)) is None for seed in range(5))
-    assert check._process is process
+    check([picture(1)])
+    child = check._child
+    assert all(check([picture(seed)]) == [None] for seed in range(5))
+    assert check._child is child
 
 
 def test_checker_slow_picture_is_too_slow_and_the_next_is_read() -> None:
     """The scans of this picture are few enough for its pixels, and its time is too short for them."""
     check = Checker(64_000_000, 0.3)
-    assert check(slow_jpeg(side=4_000, scans=30)) == ("too_slow", "decoding takes more than ingest.max_seconds, 0.3")
-    assert check(picture(1)) is None
+    assert check([slow_jpeg(side=4_000, scans=30)]) == [TOO_SLOW]
+    assert check([picture(1)]) == [None]
     check.close()
 
 
+def test_checker_slow_picture_among_others_costs_only_its_own_row() -> None:
+    check = Checker(64_000_000, 0.3)
+    slow = slow_jpeg(side=4_000, scans=30)
+    files = [picture(1), slow, picture(2), b"text", slow, slow, picture(3)]
+    answers = check(files)
+    assert [answer == TOO_SLOW for answer in answers] == [False, True, False, False, True, True, False]
+    assert [answer and answer[0] for answer in answers if answer != TOO_SLOW] == [None, None, "undecodable", None]
+    check.close()
+
+
+@pytest.mark.parametrize("batch", [1, 5000, 2**24])
+def test_checker_hands_over_batches_of_any_size(monkeypatch: pytest.MonkeyPatch, check: Checker, batch: int) -> None:
+    monkeypatch.setattr("vlcp_ray.stages.ingest.check._BATCH", batch)
+    files = [picture(1), noise_png(400), b"text", picture(2)]
+    assert [answer and answer[0] for answer in check(files)] == [None, None, "undecodable", None]
+    assert [answer and answer[0] for answer in check(files[::-1])] == [None, "undecodable", None, None]
+    assert check([]) == []
+
+
+def test_checker_without_files_in_memory_uses_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "memfd_create")
+    check = Checker(10**6, 20.0)
+    assert check([picture(1), b"text"])[0] is None
+    assert check([b"text", picture(1)])[1] is None
+    check.close()
+
+
+def noise_png(side: int) -> bytes:
+    return encoded(noise(1, (side, side)), "PNG")
+
+
 def test_checker_crash_of_a_decoder_is_undecodable(check: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert check(picture(1)) is None
-    process = check._process
-    assert process
-    os.kill(process.pid, signal.SIGSEGV)
-    assert check(picture(1)) == ("undecodable", "the decoder crashed with SIGSEGV")
-    assert check(picture(1)) is None
+    assert check([picture(1)]) == [None]
+    assert check._child
+    os.kill(check._child.process.pid, signal.SIGSEGV)
+    assert check([picture(1)]) == [("undecodable", "the decoder crashed with SIGSEGV")]
+    assert check([picture(1)]) == [None]
 
 
 def test_checker_process_that_does_not_start_is_no_rejected_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vlcp_ray.stages.ingest.check._SERVE", "import nothing_of_this_name")
     with pytest.raises(RuntimeError, match="does not start"):
-        Checker(10**6, 1.0)(picture(1))
+        Checker(10**6, 1.0)([picture(1)])
 
 
 def test_check_of_repeated_scans_is_too_slow_before_decoding() -> None:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from vlcp_ray.config import Job, load_job
+from vlcp_ray.config import Evaluate, Job, load_job
+from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.stages.report.published import Published, other_split, published
 
 JOBS = Path(__file__).parents[3] / "jobs"
@@ -30,8 +31,23 @@ def test_published_has_figures_for_every_job_of_the_paper(name: str) -> None:
 
 def test_published_imagenette_equals_the_paper() -> None:
     figures = published("mine", ("imagenette",), 10)
-    assert Published("minimax", "ResNetAP-10", 10, "vlcp", 64.8, 3.6) in figures
-    assert Published("minimax", "ResNetAP-10", 50, "random", 76.1, None) in figures
+    assert Published("minimax", "ResNetAP-10", 10, "vlcp", 64.8, 3.6, 2000, 64, "") in figures
+    assert Published("minimax", "ResNetAP-10", 50, "random", 76.1, None, 1500, 64, "") in figures
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_published_figures_have_the_budget_of_the_protocols_recipe(name: str) -> None:
+    """Those of minimax; those of rded have its batch, and the epochs of the scripts that made them."""
+    job = load_job(JOBS / f"{name}.toml")
+    assert job.ingest.expect
+    classes = job.ingest.expect.classes
+    for figure in figures_of(job, classes):
+        protocol = PROTOCOLS[figure.protocol]
+        assert figure.batch_size == protocol.batch_size(job.evaluate, figure.ipc, classes, 10**6)
+        assert bool(figure.teacher) == protocol.needs_teacher
+        ours = 500 if figure.method.startswith("vlcp") else 300
+        usual = protocol.epochs(Evaluate(), figure.ipc, classes)
+        assert figure.epochs == (usual if figure.protocol == "minimax" else ours)
 
 
 @pytest.mark.parametrize("name", SETS)

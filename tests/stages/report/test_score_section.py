@@ -10,10 +10,21 @@ import pytest
 from tests.stages.report.test_scores import SCORED, scores, trials
 from vlcp_ray.stages.report import charts
 from vlcp_ray.stages.report.published import Published
-from vlcp_ray.stages.report.score_section import MAX_CLASSES, evaluation_views, insignificant, score_rows
+from vlcp_ray.stages.report.score_section import (
+    MAX_CLASSES,
+    evaluation_views,
+    insignificant,
+    other_budget_rows,
+    score_rows,
+)
 from vlcp_ray.stages.report.scores import score_summary
 
 NAMES = ("cat", "dog")
+
+
+def figure(*values: Any, epochs: int = 3, batch_size: int = 64, teacher: str = "") -> Published:
+    """A published figure, of the budget of `trials` unless it is given."""
+    return Published(*values, epochs, batch_size, teacher)
 
 
 def view(*groups: list[dict[str, Any]]) -> dict[str, Any]:
@@ -29,7 +40,7 @@ def test_score_rows_dd_ranking_is_fractions_and_blank_where_unknown() -> None:
 
 
 def test_score_rows_published_figures_follow_measured_ones_of_their_ipc() -> None:
-    stated = [Published("minimax", "ConvNet-3", ipc, "d4m", 61.5, std) for ipc, std in ((2, 0.5), (7, None))]
+    stated = [figure("minimax", "ConvNet-3", ipc, "d4m", 61.5, std) for ipc, std in ((2, 0.5), (7, None))]
     rows = score_rows(score_summary(SCORED), stated)
     assert [(row["method"], row["is_published"]) for row in rows] == [
         ("vlcp", False),
@@ -42,7 +53,7 @@ def test_score_rows_published_figures_follow_measured_ones_of_their_ipc() -> Non
 
 def test_evaluation_views_plot_published_figures_of_vlcp() -> None:
     groups = [trials("vlcp", ipc, (0.8,)) for ipc in (2, 5)]
-    stated = [Published("minimax", "ConvNet-3", 2, "vlcp", 61.5, None)]
+    stated = [figure("minimax", "ConvNet-3", 2, "vlcp", 61.5, None)]
     with_it, without = (evaluation_views(scores(*groups), NAMES, figures)[0]["by_ipc"] for figures in (stated, ()))
     assert "vlcp, published" in with_it
     assert "vlcp, published" not in without
@@ -118,9 +129,10 @@ def line_charts(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 def test_evaluation_views_curves_over_ipc_are_percent_with_std(line_charts: list[dict[str, Any]]) -> None:
     stated = [
-        Published("minimax", "ConvNet-3", 50, "vlcp", 61.5, None),
-        Published("minimax", "ConvNet-4", 10, "vlcp", 71.5, None),
-        Published("minimax", "ConvNet-3", 20, "d4m", 81.5, None),
+        figure("minimax", "ConvNet-3", 5, "vlcp", 61.5, None),
+        figure("minimax", "ConvNet-3", 2, "vlcp", 41.5, None, epochs=4),
+        figure("minimax", "ConvNet-4", 10, "vlcp", 71.5, None),
+        figure("minimax", "ConvNet-3", 20, "d4m", 81.5, None),
     ]
     groups = [trials("vlcp", 2, (0.8, 0.6)), trials("vlcp", 5, (0.9,)), trials("random", 2, (0.5,))]
     table = scores(*groups, trials("random", 5, (0.4,)), trials("full", 0, (0.95,)))
@@ -135,14 +147,20 @@ def test_evaluation_views_curves_over_ipc_are_percent_with_std(line_charts: list
     for name, points in {
         "vlcp": [(2, 70), (5, 90)],
         "random": [(2, 50), (5, 40)],
-        "vlcp, published": [(50, 61.5)],
-        "full": [(2, 95), (50, 95)],  # a line over the whole axis
+        "vlcp, published": [(5, 61.5)],  # the other one is of another budget
+        "full": [(2, 95), (5, 95)],  # a line over the whole axis
     }.items():
         np.testing.assert_allclose(chart["curves"][name], points, rtol=1e-6)
     assert chart["stds"]["vlcp"] == pytest.approx([100 * 0.1 * math.sqrt(2), 0])
     assert chart["stds"]["random"] == [0, 0]
-    assert (chart["ticks"], chart["dashed"]) == ([2, 5, 50], ("vlcp, published", "full"))
+    assert (chart["ticks"], chart["dashed"]) == ([2, 5], ("vlcp, published", "full"))
     assert shown["ipc"] == 5
+    by_bytes = line_charts[1]
+    assert (by_bytes["title"], by_bytes["x"]) == (
+        "Top-1 over megabytes, ConvNet-3, minimax protocol",
+        "MB of images, stored labels and teacher",
+    )
+    np.testing.assert_allclose(by_bytes["curves"]["vlcp"], [(2, 70), (5, 90)], rtol=1e-6)
 
 
 def test_evaluation_views_learning_curves_are_means_at_the_largest_ipc(line_charts: list[dict[str, Any]]) -> None:
@@ -151,7 +169,7 @@ def test_evaluation_views_learning_curves_are_means_at_the_largest_ipc(line_char
     rows = [row | curve for row, curve in zip((first, second, short), curves, strict=True)]
     rded = [row | {"protocol": "rded", "trial_id": "r"} for row in rows[:1]]
     evaluation_views(scores(rows, trials("vlcp", 2, (0.9,)), trials("full", 0, (0.8,)), rded), NAMES)
-    _, hard, soft = line_charts
+    _, _, hard, soft = line_charts
     assert (hard["title"], hard["x"]) == ("Top-1 during training, ConvNet-3, minimax protocol", "% of the epochs")
     # A trial with another number of validations than the first one is left out.
     np.testing.assert_allclose(hard["curves"]["vlcp"], [(50, 20), (100, 50)], rtol=1e-6)
@@ -231,7 +249,7 @@ def test_insignificant_of_several_networks_names_them() -> None:
 
 
 def test_score_rows_mark_ours_and_published_ones() -> None:
-    stated = [Published("minimax", "ConvNet-3", ipc, "vlcp", 61.46, None) for ipc in (2, 0)]
+    stated = [figure("minimax", "ConvNet-3", ipc, "vlcp", 61.46, None) for ipc in (2, 0)]
     rows = score_rows(score_summary(SCORED), stated)
     assert [(row["method"], row["is_published"], row["is_ours"]) for row in rows] == [
         ("vlcp", False, True),
@@ -253,3 +271,46 @@ def test_evaluation_views_leave_out_trials_that_failed() -> None:
     assert evaluation_views(scores(failed), NAMES) == []
     half = view(good, [bad[0], failed[1]])
     assert half["classes"] == view(good, bad[:1])["classes"]
+
+
+def test_figures_of_another_budget_stand_apart() -> None:
+    key = ("minimax", "ConvNet-3", 2, "d4m", 61.5, None)
+    others = [figure(*key, epochs=4), figure(*key, batch_size=65), figure(*key, teacher="ResNet-18")]
+    summary = score_summary(SCORED)
+    assert [row["is_published"] for row in score_rows(summary, others)] == [False] * 3
+    apart = other_budget_rows(summary, [*others, figure(*key), figure("minimax", "ConvNet-3", 9, "d4m", 1.0, None)])
+    assert [(row["text"]["epochs"], row["text"]["batch_size"], row["text"]["labels"]) for row in apart] == [
+        ("4", "64", "hard"),
+        ("3", "65", "hard"),
+        ("3", "64", "soft, of ResNet-18"),
+    ]
+
+
+def test_several_numbers_of_epochs_have_a_view_each() -> None:
+    key = {"protocol": "rded", "labels": "teacher", "teacher": "ResNet-18, 60 epochs"}
+    groups = [
+        [
+            row | key | {"epochs": epochs, "trial_id": f"{epochs}-{row['trial_id']}"}
+            for row in trials(method, 2, (value,))
+        ]
+        for epochs in (300, 500)
+        for method, value in (("vlcp", epochs / 1000), ("random", 0.1))
+    ]
+    first, second = evaluation_views(scores(*groups), NAMES)
+    assert (first["title"], second["title"]) == (
+        "ConvNet-3, rded protocol, 300 epochs",
+        "ConvNet-3, rded protocol, 500 epochs",
+    )
+    assert first["classes"]["rows"][0]["values"] == pytest.approx([0.3, 0.1])
+    rows = score_rows(
+        score_summary(scores(*groups)), [figure("rded", "ConvNet-3", 2, "d4m", 1.0, None, epochs=500, teacher="x")]
+    )
+    assert [(row["text"]["epochs"], row["method"]) for row in rows] == [
+        ("300", "vlcp"),
+        ("300", "random"),
+        ("500", "vlcp"),
+        ("500", "random"),
+        ("500", "d4m"),
+    ]
+    assert rows[0]["text"]["labels"] == "soft, of ResNet-18, 60 epochs"
+    assert [row["difference"] for row in rows[1:4:2]] == pytest.approx([20.0, 40.0])

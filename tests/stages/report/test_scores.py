@@ -26,6 +26,13 @@ def trials(method: str, ipc: int, values: Sequence[float], network: str = "ConvN
         | {"ipc": ipc, "seed": 0, "repeat": i, "top1_last": value, "top1_best": value, "top5_last": 1.0}
         | {
             "epochs": 3,
+            "steps": 6,
+            "batch_size": 64,
+            "labels": "hard",
+            "teacher": "",
+            "image_bytes": 1_000_000 * ipc,
+            "label_bytes": 0,
+            "teacher_bytes": 0,
             "seconds": 1.5,
             "curve": [0.1, value],
             "per_class": [value] * 6,
@@ -100,6 +107,7 @@ def test_score_table_is_aligned_text() -> None:
         "ConvNet-3",
         "2",
         "vlcp",
+        *["3", "6", "64"],  # epochs, steps, batch
         "2",
         *["82.0", "±", "2.8"] * 2,
         "100.0",
@@ -108,11 +116,34 @@ def test_score_table_is_aligned_text() -> None:
         "0.293",  # (e^0.055 - e^-1) / (e - e^-1), where 0.055 = (0.82 - 0.55) / 2 - (0.98 - 0.82) / 2
     ]
     assert lines[2].endswith("+27.0 ± 7.6 *")
-    assert lines[3].split()[2:5] == ["all", "full", "1"]
+    assert lines[3].split()[2:8] == ["all", "full", "3", "6", "64", "1"]
+    assert lines[-1] == "minimax: labels hard"
     assert {line.index(word) for line, word in zip(lines, ("method", "vlcp", "random", "full"), strict=False)} == {
         lines[0].index("method")
     }
     assert score_table(SCORES.empty_table()) == "no scores yet"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [("steps", 7, "7"), ("batch_size", 32, "32"), ("labels", "stored", "64"), ("teacher", "ConvNet-3, 9 epochs", "64")],
+)
+def test_rows_of_another_budget_are_not_compared(name: str, value: Any, shown: str) -> None:
+    ours, random = trials("vlcp", 2, (0.8, 0.84)), trials("random", 2, (0.5, 0.6))
+    table = scores(ours, [row | {name: value} for row in random])
+    _, other = score_summary(table)
+    assert (other["difference"], other["significant"], other["is_other_budget"]) == (None, None, True)
+    assert shown in score_table(table).splitlines()[2]
+    assert "not compared: random at 2 per class (minimax, ConvNet-3), of another budget than vlcp" in score_table(table)
+    assert "not compared" not in score_table(SCORED)
+
+
+def test_a_row_of_sets_of_other_sizes_has_a_range_of_steps() -> None:
+    first, second = trials("vlcp", 2, (0.8, 0.84))
+    table = scores([first, second | {"steps": 1007}])
+    (row,) = score_summary(table)
+    assert (row["steps"], row["epochs"], row["image_bytes"]) == ((6, 1007), 3, 2_000_000)
+    assert "6 to 1,007" in score_table(table)
 
 
 def test_scores_json_is_sorted_and_plain() -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 import pyarrow as pa
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from vlcp_ray.models.networks import NETWORKS, TEACHER_NORM, check_input_size
 from vlcp_ray.protocols import PROTOCOLS
@@ -22,11 +22,18 @@ if TYPE_CHECKING:
 Precision = Literal["float32", "bf16"]
 
 
+def _as_tuple(value: Any) -> Any:
+    """Let a single number stand for a list of one."""
+    return (value,) if isinstance(value, int) else value
+
+
 class Evaluate(Settings):
     """Evaluation of distilled sets by the classifiers that are trained on them."""
 
     protocols: tuple[Annotated[str, OneOf(PROTOCOLS)], ...] = Field(
-        ("minimax",), description="minimax: hard labels; rded: soft labels of the teacher"
+        ("minimax",),
+        description="minimax: hard labels; rded: soft labels of the teacher for every augmented batch; "
+        "rded-stored: one soft label per image",
     )
     networks: tuple[Annotated[str, OneOf(NETWORKS)], ...] = Field(
         ("ConvNet-6",), description="classifiers; with instance norm under minimax, batch norm under rded"
@@ -56,26 +63,29 @@ class Evaluate(Settings):
         1, description="patches per image side in the rded protocol and method; RDED: 2 for ImageNet-1K, Tiny-ImageNet"
     )
     temperature: float = Field(20.0, gt=0, description="rded only: softmax temperature of student and teacher")
-    rded_epochs: Positive | None = Field(None, description="rded only: training epochs; none: `epochs`, or 300")
+    rded_epochs: Annotated[tuple[Positive, ...] | None, BeforeValidator(_as_tuple)] = Field(
+        None,
+        description="rded only: training epochs, a number or several, each with its own trials; none: `epochs`, or 300",
+    )
     rded_batch_size: Positive | None = Field(
         None, description="rded only: images per training step; none: by ipc and classes; RDED: 100 for Tiny-ImageNet"
     )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        check_unique(self, "protocols", "networks")
+        check_unique(self, "protocols", "networks", *(["rded_epochs"] if self.rded_epochs is not None else []))
         if self.input_size % self.factor:
             raise ValueError(f"input_size must be a multiple of factor, {self.factor}, not {self.input_size}")
         for name in self.protocols:
             check_input_size(self.networks, self.input_size, PROTOCOLS[name].norm, "networks")
         if self.rded_batch_size == 1:
             raise ValueError("rded_batch_size must be 2 or more: batch norm needs several images")
-        for protocol in PROTOCOLS.values():
-            for name in protocol.settings:
-                if protocol.name not in self.protocols and getattr(self, name) != type(self).model_fields[name].default:
-                    raise ValueError(
-                        f"{name} is for {protocol.name} only; add {protocol.name} to protocols or leave {name} out"
-                    )
+        for name in dict.fromkeys(name for protocol in PROTOCOLS.values() for name in protocol.settings):
+            users = [protocol.name for protocol in PROTOCOLS.values() if name in protocol.settings]
+            if not set(users) & set(self.protocols) and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name} is for {users[0]} only; add {' or '.join(users)} to protocols or leave {name} out"
+                )
         return self
 
 
@@ -104,6 +114,17 @@ SCORES: Final = pa.schema(
             "val and on the training images) or `diverged` (a loss that is not finite)",
         ),
         column("epochs", pa.int32(), "training epochs"),
+        column("steps", pa.int64(), "training steps, over all epochs"),
+        column("batch_size", pa.int32(), "images per training step"),
+        column(
+            "labels",
+            pa.string(),
+            "`hard`: the class; `stored`: one soft label per image; `teacher`: the teacher's, of every augmented batch",
+        ),
+        column("teacher", pa.string(), "network and training of the teacher; empty under hard labels"),
+        column("image_bytes", pa.int64(), "bytes of the files of the training images"),
+        column("label_bytes", pa.int64(), "bytes of the stored soft labels, in float32; 0 without them"),
+        column("teacher_bytes", pa.int64(), "bytes of the teacher's weights, where it labels every batch; else 0"),
         column("seconds", pa.float32(), "wall-clock seconds of the trial"),
         column(
             "curve", pa.list_(pa.float32()), "accuracy on val at every validation, in order; the last one is top1_last"
@@ -124,7 +145,11 @@ SCORES: Final = pa.schema(
 
 @dataclass(frozen=True)
 class Trial:
-    """One training of one network on one set under one protocol; ipc 0 is the full train split."""
+    """One training of one network on one set under one protocol; ipc 0 is the full train split.
+
+    Args:
+        epochs: where the settings list several numbers of epochs; 0: the only one.
+    """
 
     method: str
     protocol: str
@@ -132,23 +157,30 @@ class Trial:
     ipc: int
     seed: int
     repeat: int
+    epochs: int = 0
 
     @property
     def trial_id(self) -> str:
         """The name of the trial and of its file: `vlcp-minimax-ipc5-seed0-ConvNet-3-r1`."""
-        return f"{self.method}-{self.protocol}-ipc{self.ipc}-seed{self.seed}-{self.network}-r{self.repeat}"
+        name = f"{self.method}-{self.protocol}-ipc{self.ipc}-seed{self.seed}-{self.network}-r{self.repeat}"
+        return f"{name}-{self.epochs}epochs" if self.epochs else name
+
+    def count_epochs(self, settings: Evaluate, classes: int) -> int:
+        """Return the number of training epochs."""
+        return self.epochs or PROTOCOLS[self.protocol].epochs(settings, self.ipc, classes)
 
 
 def list_trials(step: "Step", settings: Evaluate) -> list[Trial]:
-    """List the trials of one set: one for each protocol, network and repeat.
+    """List the trials of one set: one for each protocol, number of epochs, network and repeat.
 
     The full train split, whose step has no set among its inputs, is trained on once per network.
     """
     is_full, key = "set" not in step.inputs, step.key
     protocols = [name for name in settings.protocols if PROTOCOLS[name].trains_full] if is_full else settings.protocols
     return [
-        Trial(key["method"], protocol, network, key.get("ipc", 0), key.get("seed", 0), repeat)
+        Trial(key["method"], protocol, network, key.get("ipc", 0), key.get("seed", 0), repeat, epochs)
         for protocol in protocols
+        for epochs in (not is_full and PROTOCOLS[protocol].budgets(settings)) or (0,)
         for network in settings.networks
         for repeat in range(1 if is_full else settings.repeats)
     ]
@@ -193,6 +225,9 @@ CLASSIFY: Final = Work(
     # Assumed for small batches: less than half of what ResNet-50 reaches in large ones, 938 images/s (25 GFLOP each) on
     # an A100 of 312 TFLOPS in TF32, and 2,470 in mixed precision: github.com/NVIDIA/DeepLearningExamples.
     on_gpu=(0.03, 15.0),
+    # On an H200 beside 16 cores a step takes 34 ms (ResNetAP-10) and 45 ms (ResNet-18 and its teacher), in float32 as
+    # in bf16, with batches of 32 and 50 images at 224 pixels: tests/benchmarks/README.md.
+    launch=0.04,
     overhead="task",
     model=_first_network_flops,
 )
@@ -211,11 +246,18 @@ def _loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]:
     images = sum(_epochs(inputs, trial) * _images(inputs, trial) for trial in trials)
     flops = [_trial_flops(inputs, trial) for trial in trials]
     work = CLASSIFY_BF16 if inputs.job.evaluate.precision == "bf16" else CLASSIFY
-    yield Load(work, images, sum(flops), units=len(trials), largest=max(flops))
+    steps_taken = sum(_steps(inputs, trial) for trial in trials)
+    yield Load(work, images, sum(flops), units=len(trials), largest=max(flops), batches=steps_taken)
 
 
 def _epochs(inputs: "CostInputs", trial: Trial) -> int:
-    return PROTOCOLS[trial.protocol].epochs(inputs.job.evaluate, trial.ipc, inputs.images.classes)
+    return trial.count_epochs(inputs.job.evaluate, inputs.images.classes)
+
+
+def _steps(inputs: "CostInputs", trial: Trial) -> int:
+    classes, count = inputs.images.classes, _images(inputs, trial)
+    per_epoch = PROTOCOLS[trial.protocol].steps_per_epoch(inputs.job.evaluate, trial.ipc, classes, count)
+    return _epochs(inputs, trial) * per_epoch
 
 
 def _images(inputs: "CostInputs", trial: Trial) -> int:
@@ -228,14 +270,14 @@ def _trial_flops(inputs: "CostInputs", trial: Trial) -> float:
     epochs = _epochs(inputs, trial)
     student = inputs.models.classify(trial.network, settings.input_size, settings.width, images.classes, protocol.norm)
     teacher = inputs.models.classify(teach.network, settings.input_size, teach.width, images.classes, TEACHER_NORM)
-    per_image = TRAINING_PASSES * student + (teacher if protocol.needs_teacher else 0.0)
+    per_image = TRAINING_PASSES * student + (teacher if protocol.labels == "teacher" else 0.0)
     validation_passes = len(protocol.validated_epochs(epochs, settings.validations)) * images.val
     return epochs * _images(inputs, trial) * per_image + validation_passes * student
 
 
 STAGE: Final = Stage(
     "evaluate",
-    version=4,
+    version=5,
     summary="SYNTHETIC + IMAGES(val) -> SCORES",
     tables={"scores": SCORES},
     pools=("evaluate",),

@@ -135,9 +135,10 @@ def _trial(
     """
     reset_peaks(STAGE.name)
     network = load_teacher(teacher[0], load(teacher[1])) if teacher else None
+    name = teacher[0].describe() if teacher else ""
     with memory_retained():
         tested = share_split(val, count_cores())
-        row: dict[str, Any] = run_trial(train, tested, class_names, settings, trial, device, network)
+        row: dict[str, Any] = run_trial(train, tested, class_names, settings, trial, device, network, name)
     artifact.write_table(f"scores/{trial.trial_id}.parquet", conform(pa.Table.from_pylist([row]), SCORES))
     return trial.trial_id, row["top1_last"], row["outcome"], measure_peaks()
 

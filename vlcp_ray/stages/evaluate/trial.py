@@ -20,6 +20,7 @@ from vlcp_ray.stages.evaluate import Evaluate, Trial
 
 #: With more classes than this the confusion matrix is not kept: for 1,000 it has a million entries.
 _MAX_CONFUSION_CLASSES: Final = 100
+_FLOAT_BYTES: Final = 4  # of a number of a soft label, as exports have them
 _TOO_LITTLE_MEMORY: Final = (
     "evaluate: a training of {} does not fit into its share of the GPU's memory; give the pool evaluate a larger one "
     "(num_gpus in the scale file), or lower evaluate.batch_size and rded_batch_size"
@@ -34,6 +35,7 @@ def run_trial(
     trial: Trial,
     device: str,
     teacher: nn.Module | None = None,
+    teacher_name: str = "",
 ) -> dict[str, Any]:
     """Train a classifier on `train`, test it on `val` as the protocol prescribes, and return a row of SCORES.
 
@@ -49,6 +51,7 @@ def run_trial(
         device: torch device.
         teacher: for a protocol with soft labels: it has an output for every class name, in their order, and is moved to
             the device.
+        teacher_name: for the row: its network and training.
 
     Raises:
         ValueError: a set is empty, has images of another size, or labels without a class name; or the protocol needs a
@@ -57,7 +60,7 @@ def run_trial(
     started, classes = time.perf_counter(), len(class_names)
     for split, name in ((train, "train"), (val, "val")):
         check_split(split, f"evaluate: the {name} set", settings.input_size, class_names)
-    protocol, epochs = PROTOCOLS[trial.protocol], PROTOCOLS[trial.protocol].epochs(settings, trial.ipc, classes)
+    protocol, epochs = PROTOCOLS[trial.protocol], trial.count_epochs(settings, classes)
     network = build_classifier(
         trial.network,
         num_classes=classes,
@@ -96,6 +99,13 @@ def run_trial(
         "seed": trial.seed,
         "repeat": trial.repeat,
         "epochs": epochs,
+        "steps": epochs * protocol.steps_per_epoch(settings, trial.ipc, classes, len(train.labels)),
+        "batch_size": protocol.batch_size(settings, trial.ipc, classes, len(train.labels)),
+        "labels": protocol.labels,
+        "teacher": teacher_name if protocol.needs_teacher else "",
+        "image_bytes": train.file_bytes,
+        "label_bytes": len(train.labels) * classes * _FLOAT_BYTES if protocol.labels == "stored" else 0,
+        "teacher_bytes": _weight_bytes(teacher) if teacher and protocol.labels == "teacher" else 0,
         "seconds": time.perf_counter() - started,
         **results,
     }
@@ -131,6 +141,10 @@ def _train_and_validate(
         "per_class": (counts.diagonal() / counts.sum(1).clip(min=1)).tolist(),
         "confusion": counts.flatten().tolist() if classes <= _MAX_CONFUSION_CLASSES else [],
     }
+
+
+def _weight_bytes(network: nn.Module) -> int:
+    return sum(value.nbytes for value in network.state_dict().values())
 
 
 @torch.inference_mode()

@@ -43,20 +43,27 @@ class LabelRows:
         """Check the rows that the source could read; returns row number -> (reason, detail)."""
         columns = (table["class_key"], pc.is_null(label), reasons(table), table["image"])
         rows = enumerate(zip(*(c if isinstance(c, list) else c.to_pylist() for c in columns), strict=True))
-        errors = {}
+        found: dict[int, tuple[str, str] | None] = {}
+        contents: dict[int, bytes] = {}
         for row, (key, has_no_label, reason, content) in rows:
-            if not reason and (error := self._check(key, has_no_label, content)):
-                errors[row] = error
-        return errors
+            if reason:
+                continue
+            found[row] = self._find_error(key, has_no_label, content)
+            if not found[row]:
+                contents[row] = content
+        check = checker(self.settings.max_pixels, self.settings.max_seconds)
+        found |= zip(contents, check(list(contents.values())), strict=True)
+        return {row: error for row, error in found.items() if error}
 
-    def _check(self, key: str, has_no_label: bool, content: bytes) -> tuple[str, str] | None:
+    def _find_error(self, key: str, has_no_label: bool, content: bytes) -> tuple[str, str] | None:
+        """Find what is wrong with a row without decoding its image."""
         if has_no_label:
             if not key:
                 return "no_label", "the row has no label"
             return "unknown_label", f"{key!r} is not in the class list"
         if len(content) > self.settings.max_bytes:
             return "too_large", f"{len(content)} bytes, the limit is {self.settings.max_bytes}"
-        return checker(self.settings.max_pixels, self.settings.max_seconds)(content)
+        return None
 
     def _splits(self, image_ids: Sequence[str]) -> pa.Array:
         return pa.array([split_of_id(image_id, self.settings.val_fraction) for image_id in image_ids])

@@ -161,7 +161,7 @@ ENCODE: Final = Work(
     "encode",
     "vlcp_ray.stages.pair.bench:encode",
     on_cpu=(0.5, 6.0),
-    on_gpu=(0.16, 30.0),  # assumed equal to the denoising of `generate`
+    on_gpu=(0.11, 30.0),  # 107 TFLOP/s of 989 on an H200: tests/benchmarks/README.md
     retains_memory=True,
     model=lambda job: pretrained.count_parameters(job.base_model, "vae"),
 )

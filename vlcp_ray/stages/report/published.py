@@ -9,12 +9,17 @@ from typing import Any, Final
 
 from vlcp_ray.stages.ingest import is_other_number
 
-_KEYS: Final = ("set", "classes", "protocol", "network", "ipc")
+_KEYS: Final = ("set", "classes", "protocol", "network", "ipc", "epochs", "batch", "teacher", "budgets")
 
 
 @dataclass(frozen=True)
 class Published:
-    """One published figure: best top-1 in percent, and its standard deviation where the paper has one."""
+    """One published figure: best top-1 in percent, and its standard deviation where the paper has one.
+
+    Args:
+        epochs, batch_size: of the trainings, as the released scripts have them.
+        teacher: of the soft labels; empty with hard labels.
+    """
 
     protocol: str
     network: str
@@ -22,6 +27,17 @@ class Published:
     method: str
     top1_best: float
     std: float | None
+    epochs: int
+    batch_size: int
+    teacher: str
+
+    def has_budget_of(self, row: Mapping[str, Any]) -> bool:
+        """Return whether a row of the summary has the same epochs, batch size and kind of labels."""
+        return (self.epochs, self.batch_size, bool(self.teacher)) == (
+            row["epochs"],
+            row["batch_size"],
+            row["labels"] == "teacher",
+        )
 
 
 def published(name: str, class_lists: Sequence[str], classes: int) -> list[Published]:
@@ -34,12 +50,22 @@ def published(name: str, class_lists: Sequence[str], classes: int) -> list[Publi
     """
     image_set = _image_set(name, class_lists)
     return [
-        Published(block["protocol"], block["network"], ipc, method, value[0], value[1] if len(value) > 1 else None)
+        Published(
+            block["protocol"],
+            block["network"],
+            ipc,
+            method,
+            value[0],
+            value[1] if len(value) > 1 else None,
+            block.get("budgets", {}).get(method, epochs),
+            batch_size,
+            block.get("teacher", ""),
+        )
         for block in _content()["figures"]
         if block["set"] == image_set and block["classes"] == classes
         for method, values in block.items()
         if method not in _KEYS
-        for ipc, value in zip(block["ipc"], values, strict=True)
+        for ipc, value, epochs, batch_size in zip(block["ipc"], values, block["epochs"], block["batch"], strict=True)
     ]
 
 

@@ -18,8 +18,8 @@ from vlcp_ray.stages.report.contents import Report, Sample, TsnePlot
 from vlcp_ray.stages.report.cost_section import costs, format_bytes, format_duration
 from vlcp_ray.stages.report.images import preview, preview_side
 from vlcp_ray.stages.report.published import other_split, published
-from vlcp_ray.stages.report.score_section import evaluation_views, insignificant, score_rows
-from vlcp_ray.stages.report.scores import failures, has_top5, headline, score_summary
+from vlcp_ray.stages.report.score_section import evaluation_views, insignificant, other_budget_rows, score_rows
+from vlcp_ray.stages.report.scores import budget_notes, failures, has_top5, headline, score_summary
 from vlcp_ray.stages.report.sets_section import GROUP_CLASSES, class_groups, count_images, set_views
 
 #: Rejected rows shown for each reason.
@@ -79,6 +79,8 @@ def _score_views(report: Report) -> Row:
     return {
         "headline": _headline(report, summary),
         "score_rows": score_rows(summary, figures),
+        "other_budget_rows": other_budget_rows(summary, figures),
+        "budget_notes": budget_notes(summary),
         "evaluation_views": evaluation_views(report.scores, report.class_names, figures),
         "insignificant": insignificant(summary),
         "failures": failures(summary),

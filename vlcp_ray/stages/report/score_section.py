@@ -11,14 +11,24 @@ from vlcp_ray.methods import full, random_images, vlcp
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.stages.report import charts
 from vlcp_ray.stages.report.published import Published
-from vlcp_ray.stages.report.scores import format_metrics, format_trials, protocol_network_ipc, score_summary
+from vlcp_ray.stages.report.scores import (
+    comparison_key,
+    format_labels,
+    format_metrics,
+    format_number,
+    format_trials,
+    protocol_network_ipc,
+    score_summary,
+)
 
 #: More curves than this cover each other: vlcp, random and the best three of the other methods.
 MAX_CURVES: Final = 5
 #: Of more classes than this only the weakest are listed, and of the confusion matrix only the most confused pairs.
 MAX_CLASSES: Final = 20
 _MAX_PAIRS: Final = 5
+_MEGABYTE: Final = 1e6
 _DD_RANKING: Final = ("hlr", "ior", "label_robust")
+_BYTES: Final = ("image_bytes", "label_bytes", "teacher_bytes")
 _PUBLISHED: Final = f"{vlcp.METHOD.name}, published"
 
 Row = dict[str, Any]
@@ -31,20 +41,37 @@ def score_rows(summary: Sequence[Row], figures: Sequence[Published] = ()) -> lis
 
     Args:
         summary: rows of `score_summary`.
-        figures: published figures of the image set; they follow the measured rows of the same protocol, network and
-            images per class.
+        figures: published figures of the image set; they follow the measured rows of the same protocol, network,
+            images per class, epochs, batch size and kind of labels.
     """
     rows: list[Row] = []
     for i, row in enumerate(summary):
         text = format_metrics(row) | {name: _fraction(row[name]) for name in _DD_RANKING}
-        text["trials"] = format_trials(row)
+        text |= {name: format_number(row[name]) for name in ("epochs", "steps", "batch_size")}
+        text |= {"trials": format_trials(row), "labels": format_labels(row)}
+        text |= {name: _megabytes(row[name]) for name in _BYTES}
         rows.append(row | {"text": text, "is_published": False, "is_ours": row["method"] == vlcp.METHOD.name})
-        key = protocol_network_ipc(row)
-        if i + 1 == len(summary) or protocol_network_ipc(summary[i + 1]) != key:
+        if i + 1 == len(summary) or comparison_key(summary[i + 1]) != comparison_key(row):
             rows += [
-                _published_row(figure) for figure in figures if (figure.protocol, figure.network, figure.ipc) == key
+                _published_row(figure)
+                for figure in figures
+                if _setting(figure) == protocol_network_ipc(row) and figure.has_budget_of(row)
             ]
     return rows
+
+
+def other_budget_rows(summary: Sequence[Row], figures: Sequence[Published]) -> list[Row]:
+    """Format the published figures whose budget is that of no measured row of the same network and images per class."""
+    return [
+        _published_row(figure)
+        for figure in figures
+        if any(_setting(figure) == protocol_network_ipc(row) for row in summary)
+        and not any(_setting(figure) == protocol_network_ipc(row) and figure.has_budget_of(row) for row in summary)
+    ]
+
+
+def _setting(figure: Published) -> tuple[str, str, int]:
+    return figure.protocol, figure.network, figure.ipc
 
 
 def insignificant(summary: Sequence[Row]) -> list[str]:
@@ -60,10 +87,12 @@ def insignificant(summary: Sequence[Row]) -> list[str]:
 
 def _published_row(figure: Published) -> Row:
     top1_best = f"{figure.top1_best:.1f}" + ("" if figure.std is None else f" ± {figure.std:.1f}")
-    empty = dict.fromkeys(("trials", "top1_last", "top5_last", "difference", *_DD_RANKING), "")
+    text = dict.fromkeys(("trials", "top1_last", "top5_last", "difference", "steps", *_DD_RANKING, *_BYTES), "")
+    text |= {"top1_best": top1_best, "epochs": f"{figure.epochs:,}", "batch_size": f"{figure.batch_size:,}"}
+    text["labels"] = f"soft, of {figure.teacher}" if figure.teacher else "hard"
     keys = {"protocol": figure.protocol, "network": figure.network, "ipc": figure.ipc, "method": figure.method}
     flags = {"is_published": True, "is_ours": False, "significant": None, "difference": None}
-    return keys | flags | {"text": empty | {"top1_best": top1_best}}
+    return keys | flags | {"text": text}
 
 
 def evaluation_views(scores: pa.Table, class_names: Sequence[str], figures: Sequence[Published] = ()) -> list[Row]:
@@ -74,7 +103,8 @@ def evaluation_views(scores: pa.Table, class_names: Sequence[str], figures: Sequ
         class_names: by label; where they are unknown, labels are shown.
         figures: published figures of the image set, for the plot over images per class.
 
-    Returns for each: `title`; `bars`, an SVG; `by_ipc` and `learning_curves`, SVGs, empty with a single point;
+    Returns for each: `title`; `bars`, an SVG; `by_ipc`, `by_bytes` and `learning_curves`, SVGs, empty with a single
+    point;
     `classes`, accuracies by class and method; `confusion`, of the first method; and `ipc`, the largest, at which
     learning curves, class accuracies and confusion were measured.
     """
@@ -82,16 +112,27 @@ def evaluation_views(scores: pa.Table, class_names: Sequence[str], figures: Sequ
     trials = [trial for trial in scores.to_pylist() if not trial["outcome"]]
     ours = [figure for figure in figures if figure.method == vlcp.METHOD.name]
     views = []
-    for protocol, network in dict.fromkeys((row["protocol"], row["network"]) for row in summary):
-        rows = [row for row in summary if (row["protocol"], row["network"]) == (protocol, network)]
-        own_trials = [trial for trial in trials if (trial["protocol"], trial["network"]) == (protocol, network)]
+    for key in dict.fromkeys((row["protocol"], row["network"], row["variant"]) for row in summary):
+        protocol, network, variant = key
+        same = [row for row in summary if (row["protocol"], row["network"]) == (protocol, network)]
+        rows = [row for row in same if not row["ipc"] or row["variant"] == variant]
+        budgets = {(row["ipc"], row["epochs"]) for row in rows}
+        own_trials = [
+            trial
+            for trial in trials
+            if (trial["protocol"], trial["network"]) == (protocol, network)
+            and (trial["ipc"], trial["epochs"]) in budgets
+        ]
         ipc = max((row["ipc"] for row in rows), default=0)
         title, methods = f"{network}, {protocol} protocol", _leading_methods(rows, ipc)
+        if any(row["variant"] for row in same):
+            title += f", {next(row['epochs'] for row in rows if row['ipc'] == ipc):,} epochs"
         views.append(
             {
                 "title": title,
                 "bars": _bars(rows, own_trials, title),
                 "by_ipc": _by_ipc(rows, methods, title, ours),
+                "by_bytes": _by_bytes(rows, methods, title),
                 "learning_curves": _learning_curves(own_trials, methods, ipc, protocol, title),
                 "classes": _classes(own_trials, methods, ipc, class_names),
                 "confusion": _confusion(own_trials, methods[0], ipc, class_names) if methods else None,
@@ -133,8 +174,11 @@ def _by_ipc(rows: Sequence[Row], methods: Sequence[str], title: str, figures: Se
     if max((len(points) for points in curves.values()), default=0) < 2:
         return ""
     stds = {name: [100 * (row["top1_last_std"] or 0.0) for row in own_rows] for name, own_rows in rows_of.items()}
-    setting = protocol_network_ipc(rows[0])[:2]
-    published = [(float(f.ipc), f.top1_best) for f in figures if (f.protocol, f.network) == setting]
+    published = [
+        (float(figure.ipc), figure.top1_best)
+        for figure in figures
+        if any(_setting(figure) == protocol_network_ipc(row) and figure.has_budget_of(row) for row in rows)
+    ]
     curves |= {_PUBLISHED: published} if published else {}
     reference = next((row["top1_last_mean"] for row in rows if not row["ipc"]), None)
     ipcs = sorted({x for points in curves.values() for x, _ in points})
@@ -142,6 +186,25 @@ def _by_ipc(rows: Sequence[Row], methods: Sequence[str], title: str, figures: Se
         curves |= {full.METHOD.name: [(ipcs[0], 100 * reference), (ipcs[-1], 100 * reference)]}
     heading, dashed = f"Top-1 over images per class, {title}", (_PUBLISHED, full.METHOD.name)
     return charts.line_chart(curves, "images per class", heading, stds=stds, ticks=ipcs, dashed=dashed)
+
+
+def _by_bytes(rows: Sequence[Row], methods: Sequence[str], title: str) -> str:
+    """Plot top-1 after the last epoch over the bytes that a set takes with its labels and the teacher they need."""
+    curves = {
+        name: [
+            (sum(row[part] for part in _BYTES) / _MEGABYTE, 100 * row["top1_last_mean"])
+            for row in rows
+            if row["method"] == name and row["ipc"]
+        ]
+        for name in methods
+    }
+    if max((len(points) for points in curves.values()), default=0) < 2:
+        return ""
+    largest = sorted({round(x, 3) for points in curves.values() for x, _ in points})
+    ticks = [largest[0], largest[-1]]
+    return charts.line_chart(
+        curves, "MB of images, stored labels and teacher", f"Top-1 over megabytes, {title}", ticks=ticks
+    )
 
 
 def _learning_curves(trials: Sequence[Row], methods: Sequence[str], ipc: int, protocol: str, title: str) -> str:
@@ -198,6 +261,10 @@ def _confusion(trials: Sequence[Row], method: str, ipc: int, class_names: Sequen
 
 def _name(class_names: Sequence[str], label: int) -> str:
     return class_names[label] if label < len(class_names) else str(label)
+
+
+def _megabytes(value: int) -> str:
+    return f"{value / _MEGABYTE:,.2f}" if value else ""
 
 
 def _fraction(value: float | None) -> str:

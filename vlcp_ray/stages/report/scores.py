@@ -14,12 +14,18 @@ from vlcp_ray.stages.evaluate import SCORES
 
 METRICS: Final = ("top1_last", "top1_best", "top5_last")
 
-_GROUP: Final = ("protocol", "network", "method", "ipc")
+#: What a figure was made under, besides its protocol and network: figures of two budgets are not compared.
+BUDGET: Final = ("epochs", "steps", "batch_size", "labels", "teacher")
+_GROUP: Final = ("protocol", "network", "method", "ipc", "epochs")
+_BYTES: Final = ("image_bytes", "label_bytes", "teacher_bytes")
 _COLUMNS: Final = (
     "protocol",
     "network",
     "ipc",
     "method",
+    "epochs",
+    "steps",
+    "batch",
     "trials",
     "top-1 last",
     "top-1 best",
@@ -27,7 +33,7 @@ _COLUMNS: Final = (
     "robust",
     "vlcp ahead",
 )
-_NUMERIC: Final = ("ipc", "trials")
+_NUMERIC: Final = ("ipc", "epochs", "steps", "batch", "trials")
 _TOP: Final = 5
 _NOTE: Final = (
     "percent, mean ± standard deviation over trials; * difference > 2 std; robust: DD-Ranking's label-robust score"
@@ -37,13 +43,15 @@ Row = dict[str, Any]
 
 
 def score_summary(scores: pa.Table) -> list[Row]:
-    """Compute mean and standard deviation over the trials of each (protocol, network, method, ipc).
+    """Compute mean and standard deviation over the trials of each (protocol, network, method, ipc, epochs).
 
     Args:
         scores: SCORES.
 
     Returns rows by protocol, network and ipc, with the methods in the order of METHODS and the full train split last.
-    Each row has the four keys, `n` (trials that count), `failed` (the number of others by outcome), `classes`, and of
+    Each row has the five keys, the budget of its trials (BUDGET), the means of their bytes of images, stored
+    labels and teacher, `variant` (its place among the numbers of epochs at this protocol, network and ipc), `n`
+    (trials that count), `failed` (the number of others by outcome), `classes`, and of
     each metric `_mean` and `_std` (sample standard deviation), in fractions of 1, over the trials that count; `_mean`
     is None without such a trial, `_std` with fewer than two. Further:
 
@@ -59,11 +67,20 @@ def score_summary(scores: pa.Table) -> list[Row]:
     for trial in scores.to_pylist():
         groups.setdefault(tuple(trial[name] for name in _GROUP), []).append(trial)
     rows = [dict(zip(_GROUP, key, strict=True)) | _means_and_stds(trials) for key, trials in groups.items()]
-    ours = {protocol_network_ipc(row): row for row in rows if row["method"] == vlcp.METHOD.name}
-    rows = [row | _difference(ours.get(protocol_network_ipc(row)), row) | _dd_ranking(row, rows) for row in rows]
+    for row in rows:
+        same = {other["epochs"] for other in rows if protocol_network_ipc(other) == protocol_network_ipc(row)}
+        row["variant"] = sorted(same).index(row["epochs"])
+    ours = {comparison_key(row): row for row in rows if row["method"] == vlcp.METHOD.name}
+    rows = [row | _difference(ours.get(comparison_key(row)), row) | _dd_ranking(row, rows) for row in rows]
     return sorted(
         rows,
-        key=lambda row: (row["protocol"], row["network"], row["ipc"] or math.inf, _method_order(row["method"])),
+        key=lambda row: (
+            row["protocol"],
+            row["network"],
+            row["ipc"] or math.inf,
+            row["epochs"],
+            _method_order(row["method"]),
+        ),
     )
 
 
@@ -81,7 +98,7 @@ def score_table(scores: pa.Table) -> str:
         for row in cells
     ]
     failed = [f"not counted: {text}" for text in failures(rows)]
-    return "\n".join([*("  ".join(line).rstrip() for line in padded), _NOTE, *failed])
+    return "\n".join([*("  ".join(line).rstrip() for line in padded), _NOTE, *budget_notes(rows), *failed])
 
 
 def scores_json(scores: pa.Table) -> list[Row]:
@@ -152,6 +169,7 @@ def headline(summary: Sequence[Row], classes: int | None, train_rows: int | None
     if not ours:
         return "", ""
     first = [row for row in summary if protocol_network_ipc(row)[:2] == protocol_network_ipc(ours[0])[:2]]
+    first = [row for row in first if row["variant"] == 0]
     largest = next(row for row in reversed(first) if row["method"] == vlcp.METHOD.name)
     ipc = largest["ipc"]
     if not largest["n"]:
@@ -182,8 +200,37 @@ def format_metrics(row: Row) -> dict[str, str]:
 
 
 def protocol_network_ipc(row: Row) -> tuple[str, str, int]:
-    """Return the key of the rows that are compared with each other; ipc is 0 for the full train split."""
+    """Return the key of the rows of one number of images; ipc is 0 for the full train split."""
     return row["protocol"], row["network"], row["ipc"]
+
+
+def comparison_key(row: Row) -> tuple[str, str, int, int]:
+    """Return the key of the rows that are compared with each other."""
+    return *protocol_network_ipc(row), row["epochs"]
+
+
+def budget(row: Row) -> tuple[Any, ...]:
+    """Return the budget of a row of the summary; two rows of other budgets are not compared."""
+    return tuple(row[name] for name in BUDGET)
+
+
+def format_labels(row: Row) -> str:
+    """Format the labels of a row: `hard`, `soft, of ResNet-18, 60 epochs`, or `soft, stored, of ...`."""
+    if row["labels"] == "hard":
+        return "hard"
+    return f"soft{', stored' if row['labels'] == 'stored' else ''}, of {row['teacher']}"
+
+
+def budget_notes(summary: Sequence[Row]) -> list[str]:
+    """List the labels of each protocol, and rows that are not compared, as their budgets differ."""
+    labels = dict.fromkeys((row["protocol"], format_labels(row)) for row in summary)
+    notes = [f"{protocol}: labels {text}" for protocol, text in labels]
+    return notes + [
+        f"not compared: {row['method']} {_where(row['ipc'])} ({row['protocol']}, {row['network']}), of another budget "
+        f"than {vlcp.METHOD.name}"
+        for row in summary
+        if row["is_other_budget"]
+    ]
 
 
 def _fraction(value: float) -> float:
@@ -204,6 +251,10 @@ def _means_and_stds(trials: Sequence[Row]) -> Row:
     counted = [trial for trial in trials if not trial["outcome"]]
     failed = Counter(trial["outcome"] for trial in trials if trial["outcome"])
     result: Row = {"n": len(counted), "failed": dict(failed), "classes": len(trials[0]["per_class"])}
+    for name in BUDGET:  # one value, or a tuple of the least and the most where sets have other numbers of images
+        values = sorted({trial[name] for trial in trials})
+        result[name] = values[0] if len(values) == 1 else (values[0], values[-1])
+    result |= {name: round(statistics.fmean(trial[name] for trial in trials)) for name in _BYTES}
     for metric in METRICS:
         values = [trial[metric] for trial in counted]
         result[f"{metric}_mean"] = statistics.fmean(values) if values else None
@@ -212,15 +263,19 @@ def _means_and_stds(trials: Sequence[Row]) -> Row:
 
 
 def _difference(ours: Row | None, row: Row) -> Row:
+    nothing = {"difference": None, "difference_std": None, "significant": None, "is_other_budget": False}
     if ours is None or not ours["n"] or not row["n"] or row["method"] == vlcp.METHOD.name:
-        return {"difference": None, "difference_std": None, "significant": None}
+        return nothing
+    if budget(ours) != budget(row):
+        return nothing | {"is_other_budget": True}
     points = 100 * (ours["top1_last_mean"] - row["top1_last_mean"])
     stds = (ours["top1_last_std"], row["top1_last_std"])
     if None in stds:
-        return {"difference": points, "difference_std": None, "significant": None}
+        return nothing | {"difference": points}
     std = 100 * math.hypot(*stds)
     is_whole = not ours["failed"] and not row["failed"]  # the mean of those that learned is no mean of the method
-    return {"difference": points, "difference_std": std, "significant": is_whole and abs(points) > 2 * std}
+    significant = is_whole and abs(points) > 2 * std
+    return nothing | {"difference": points, "difference_std": std, "significant": significant}
 
 
 def _dd_ranking(row: Row, rows: Sequence[Row]) -> Row:
@@ -228,8 +283,11 @@ def _dd_ranking(row: Row, rows: Sequence[Row]) -> Row:
 
     def mean(**changed: Any) -> float | None:
         """Return the mean top1_last of the row that differs from this one in these keys only."""
-        key = {name: row[name] for name in _GROUP} | changed
-        means = [other["top1_last_mean"] for other in rows if all(other[name] == key[name] for name in _GROUP)]
+        names = [
+            name for name in _GROUP if name != "epochs" or "protocol" not in changed
+        ]  # hard labels have one budget
+        key = {name: row[name] for name in names} | changed
+        means = [other["top1_last_mean"] for other in rows if all(other[name] == key[name] for name in names)]
         return means[0] if means else None  # of one row; None where all of its trials failed
 
     hard = {"protocol": next(protocol.name for protocol in PROTOCOLS.values() if protocol.labels == "hard")}
@@ -249,7 +307,8 @@ def _method_order(method: str) -> tuple[int, str]:
 def _line(row: Row) -> dict[str, str]:
     """Return the cells of a summary row by column."""
     text = format_metrics(row)
-    keys = [row["protocol"], row["network"], str(row["ipc"] or "all"), row["method"], format_trials(row)]
+    keys = [row["protocol"], row["network"], str(row["ipc"] or "all"), row["method"]]
+    keys += [*(format_number(row[name]) for name in ("epochs", "steps", "batch_size")), format_trials(row)]
     robust = "" if row["label_robust"] is None else f"{row['label_robust']:.3f}"
     ahead = text["difference"] + (" *" if row["significant"] else "")
     return dict(zip(_COLUMNS, [*keys, *(text[metric] for metric in METRICS), robust, ahead], strict=True))
@@ -264,6 +323,11 @@ def format_trials(row: Row) -> str:
     """Format the number of trials of a summary row: "3", or "2 of 3" where one failed."""
     failed = sum(row["failed"].values())
     return f"{row['n']} of {row['n'] + failed}" if failed else str(row["n"])
+
+
+def format_number(value: int | tuple[int, int]) -> str:
+    """Format a number of a budget, or its range over the sets of a row."""
+    return f"{value[0]:,} to {value[1]:,}" if isinstance(value, tuple) else f"{value:,}"
 
 
 def failures(summary: Sequence[Row]) -> list[str]:

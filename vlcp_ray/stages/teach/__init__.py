@@ -63,6 +63,15 @@ class Teach(Settings):
             )
         return self
 
+    def describe(self) -> str:
+        """Name the network and its training: `ResNet-18, 60 epochs`."""
+        return f"{self.network}, {self._training()}"
+
+    def _training(self) -> str:
+        if not self.checkpoint:
+            return f"{self.epochs} epochs"
+        return "torchvision's weights" if self.checkpoint == TORCHVISION else "weights from a file"
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -13,7 +13,7 @@ from vlcp_ray.protocols import training
 from vlcp_ray.protocols.augment import augment_without_jitter, random_shift
 from vlcp_ray.protocols.labelled_images import LabelledImages, check_split, to_device
 from vlcp_ray.protocols.metrics import accuracy, batches_for, guesses, predict
-from vlcp_ray.protocols.protocol import should_validate
+from vlcp_ray.protocols.protocol import should_validate, steps_per_epoch
 from vlcp_ray.seeds import seed_for
 from vlcp_ray.stages.teach import RECIPE, Teach
 
@@ -62,7 +62,7 @@ def train_teacher(
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images, val_labels = to_device(train, device), torch.tensor(val.labels, device=device)
     generator = torch.Generator().manual_seed(seed_for(seed, "teach", "steps"))
-    steps = settings.epochs * training.steps_per_epoch(len(images[1]), settings.batch_size, RECIPE.min_batch)
+    steps = settings.epochs * steps_per_epoch(len(images[1]), settings.batch_size, RECIPE.min_batch)
     optimizer = torch.optim.SGD(  # `training.train` sets the learning rate at every step
         network.parameters(), 0.0, RECIPE.momentum, weight_decay=RECIPE.weight_decay, nesterov=True, fused=True
     )

@@ -1,0 +1,106 @@
+"""The rded-stored protocol: that of rded, but with one soft label per image, which the export of a set has."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from vlcp_ray.protocols import rded
+from vlcp_ray.protocols.protocol import steps_per_epoch
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from vlcp_ray.protocols.labelled_images import Split
+    from vlcp_ray.protocols.training import Epoch
+    from vlcp_ray.stages.evaluate import Evaluate
+
+
+def train(
+    network: "nn.Module",
+    images: "Split",
+    settings: "Evaluate",
+    *,
+    epochs: int,
+    seed: int,
+    ipc: int,
+    num_classes: int,
+    teacher: "nn.Module | None" = None,
+) -> Iterator["Epoch"]:
+    """Train with the soft labels that a teacher gives the images before any augmentation; it is used only for these.
+
+    Args:
+        network: changed in place.
+        images: the training set, on the network's device; its labels are not used.
+        settings: batch size, flip, factor and temperature.
+        epochs: number of epochs.
+        seed: of the order of the images and of their augmentation.
+        ipc: images per class, 0 for the full train split.
+        num_classes: number of classes.
+        teacher: in eval mode, with `num_classes` outputs in the order of the class names; always given.
+    """
+    import torch
+
+    from vlcp_ray.models.teacher import soft_labels
+    from vlcp_ray.protocols import training
+
+    assert teacher is not None, "soft labels need a teacher"  # noqa: S101
+    generator = torch.Generator().manual_seed(seed)
+    pixels, count = images[0], len(images[1])
+    device = pixels.device
+    stored = torch.from_numpy(soft_labels(teacher, pixels.cpu().numpy(), str(device))).to(device)
+    batch_size = rded.batch_size_for(settings, ipc, num_classes, count)
+    steps = steps_per_epoch(count, batch_size, rded.RECIPE.min_batch)
+    yield from training.train(
+        torch.optim.AdamW(rded.decay_groups(network), rded.RECIPE.learning_rate, fused=True),
+        (pixels, torch.arange(count, device=device)),
+        lambda pixels, rows: loss(network, stored, pixels, rows, generator, settings),
+        lambda step: rded.learning_rate_at(step // steps, epochs),
+        epochs=epochs,
+        batch_size=batch_size,
+        generator=generator,
+        min_batch=rded.RECIPE.min_batch,
+    )
+
+
+def loss(
+    network: "nn.Module",
+    stored: "Tensor",
+    pixels: "Tensor",
+    rows: "Tensor",
+    generator: "torch.Generator",
+    settings: "Evaluate",
+) -> "Tensor":
+    """Compute the loss of one augmented batch, mixed by CutMix, against the soft labels mixed in the same shares.
+
+    Args:
+        network: the student.
+        stored: probabilities of all images at temperature 1 (count, classes).
+        pixels: (n, 3, s, s) uint8.
+        rows: (n,) of `stored`.
+        generator: a CPU generator.
+        settings: flip, factor and temperature.
+
+    Returns KL(target || softmax(student / T)), averaged over the batch, where the target of an image is
+    softmax(log(stored) / T): that of the teacher's outputs at temperature T.
+    """
+    from torch.nn.functional import kl_div, log_softmax, softmax
+
+    from vlcp_ray.protocols.augment import augment_without_jitter, cutmix
+
+    crop = (1 / settings.factor, rded.RECIPE.largest_crop)
+    views = augment_without_jitter(pixels, generator, settings.flip, crop, settings.factor)
+    mixed, own, pasted, share = cutmix(views, rows, generator)
+    smallest = stored.new_tensor(1e-38)  # a probability of 0 has no logarithm
+    targets = softmax(stored.maximum(smallest).log() / settings.temperature, dim=1)
+    target = share * targets[own] + (1 - share) * targets[pasted]
+    return kl_div(log_softmax(network(mixed) / settings.temperature, dim=1), target, reduction="batchmean")
+
+
+PROTOCOL: Final = replace(
+    rded.PROTOCOL,
+    name="rded-stored",
+    summary="as rded, but with one soft label per image, which an export of the set has: no teacher beside a training",
+    labels="stored",
+    training="vlcp_ray.protocols.rded_stored:train",
+)
