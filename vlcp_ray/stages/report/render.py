@@ -18,7 +18,7 @@ from vlcp_ray.stages.report.contents import Report, Sample, TsnePlot
 from vlcp_ray.stages.report.cost_section import costs, format_bytes, format_duration
 from vlcp_ray.stages.report.images import preview, preview_side
 from vlcp_ray.stages.report.published import other_split, published
-from vlcp_ray.stages.report.score_section import evaluation_views, insignificant, score_rows
+from vlcp_ray.stages.report.score_section import evaluation_views, not_shown, score_rows
 from vlcp_ray.stages.report.scores import failures, has_top5, headline, score_summary
 from vlcp_ray.stages.report.sets_section import GROUP_CLASSES, class_groups, count_images, set_views
 
@@ -80,7 +80,7 @@ def _score_views(report: Report) -> Row:
         "headline": _headline(report, summary),
         "score_rows": score_rows(summary, figures),
         "evaluation_views": evaluation_views(report.scores, report.class_names, figures),
-        "insignificant": insignificant(summary),
+        "not_shown": not_shown(summary),
         "failures": failures(summary),
         "has_top5": has_top5(summary),
         "published": figures,

@@ -47,14 +47,14 @@ def score_rows(summary: Sequence[Row], figures: Sequence[Published] = ()) -> lis
     return rows
 
 
-def insignificant(summary: Sequence[Row]) -> list[str]:
-    """List the comparisons with vlcp whose difference is not significant, in words."""
+def not_shown(summary: Sequence[Row]) -> list[str]:
+    """List the comparisons with vlcp whose difference is not shown: not significant, or too few trials, in words."""
     several = len({protocol_network_ipc(row)[:2] for row in summary}) > 1
     return [
         f"{row['method']} at {row['ipc']:,} per class ({format_metrics(row)['difference']} points"
         f"{'; {network}, {protocol}'.format(**row) if several else ''})"
         for row in summary
-        if row["significant"] is False
+        if row["difference"] is not None and not row["significant"]
     ]
 
 
