@@ -16,6 +16,7 @@ from vlcp_ray.schemas import REASONS
 from vlcp_ray.stages.report import charts
 from vlcp_ray.stages.report.contents import Report, Sample, TsnePlot
 from vlcp_ray.stages.report.cost_section import costs, format_bytes, format_duration
+from vlcp_ray.stages.report.coverage_section import coverage_rows
 from vlcp_ray.stages.report.images import preview, preview_side
 from vlcp_ray.stages.report.published import other_split, published
 from vlcp_ray.stages.report.score_section import evaluation_views, not_shown, score_rows
@@ -47,7 +48,8 @@ def render(report: Report) -> str:
     folder = resources.files(__package__)
     environment.loader = jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8"))
     sets, samples = set_views(report), _samples(report.samples)
-    side = preview_side(count_images(sets) + sum(len(row["images"]) for row in samples["rows"]))
+    images = count_images(sets) + sum(len(row["images"]) for row in samples["rows"]) + 2 * len(report.neighbours)
+    side = preview_side(images)
     environment.filters.update(duration=format_duration, size=format_bytes, preview=partial(preview, side=side))
     return environment.get_template("report.html.j2").render(
         report=report,
@@ -59,6 +61,7 @@ def render(report: Report) -> str:
         outliers_removed=any((plot.clusters < 0).any() for plot in report.tsne_plots),
         class_groups=class_groups(report.other_classes),
         group_classes=GROUP_CLASSES,
+        coverage_rows=coverage_rows(report.coverage),
         finetuning_charts=_finetuning_charts(report.epoch_metrics),
         samples=samples,
         costs=costs(report.stages, report.estimates),

@@ -98,7 +98,7 @@ def differences_json(scores: pa.Table) -> list[Row]:
     """
     names = ("protocol", "network", "ipc", "method", *_DIFFERENCE)
     rows = [row for row in score_summary(scores) if row["difference"] is not None]
-    return [{name: _rounded(row[name]) for name in names} for row in rows]
+    return [{name: rounded(row[name]) for name in names} for row in rows]
 
 
 def scores_json(scores: pa.Table) -> list[Row]:
@@ -107,7 +107,7 @@ def scores_json(scores: pa.Table) -> list[Row]:
     A loss that is not finite is None.
     """
     rows = scores.select(SCORES.names).sort_by("trial_id").to_pylist()
-    return [{name: _rounded(value) for name, value in row.items()} for row in rows]
+    return [{name: rounded(value) for name, value in row.items()} for row in rows]
 
 
 def headline(summary: Sequence[Row], classes: int | None, train_rows: int | None) -> tuple[str, str]:
@@ -159,9 +159,12 @@ def protocol_network_ipc(row: Row) -> tuple[str, str, int]:
     return row["protocol"], row["network"], row["ipc"]
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
+    """Round the numbers in lists and objects to six decimals, for JSON; a number that is not finite becomes None."""
+    if isinstance(value, dict):
+        return {name: rounded(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [_rounded(item) for item in value]
+        return [rounded(item) for item in value]
     if isinstance(value, float):
         return round(value, 6) if math.isfinite(value) else None  # JSON has no NaN
     return value
