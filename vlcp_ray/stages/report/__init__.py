@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 import pyarrow as pa
 
 from vlcp_ray.schemas import column
-from vlcp_ray.stages import generate, ingest
+from vlcp_ray.stages import generate, ingest, prototype
 from vlcp_ray.stages.stage import Load, Stage
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def _loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]:
     made = [step for step in sets if "set" not in step.inputs]
     count = inputs.images.train + generate.count_images(inputs, made) if made else 0
     if count:
-        yield Load(ingest.READ, count, count, units=inputs.images.classes, pool="prototype")
+        yield Load(ingest.READ, count, count, units=inputs.images.classes, pool=prototype.STAGE.pools[0])
 
 
 STAGE: Final = Stage(
