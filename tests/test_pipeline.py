@@ -228,7 +228,11 @@ def test_run_on_s3_with_other_workers_and_batches_gives_the_same_tables(
 def test_report_json_lists_every_trial(completed_run: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     root, inputs = completed_run
     assert main(["report", *arguments(root, inputs), "--json"]) == 0
-    scores = json.loads(capsys.readouterr().out)
+    found = json.loads(capsys.readouterr().out)
+    scores = found["trials"]
+    assert {(row["method"], row["ipc"]) for row in found["differences"]} == {
+        (method, ipc) for method in ("random", "centroid") for ipc in {score["ipc"] for score in scores} - {0}
+    }
     assert len(scores) == 2 * 2 * 3 + 1
     assert {score["method"] for score in scores} == {"vlcp", "random", "centroid", "full"}
     assert set(scores[0]) == set(SCORES.names)

@@ -282,7 +282,9 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     """Print the scores and where the report is."""
-    from vlcp_ray.stages.report.scores import score_table, scores_json
+    from vlcp_ray.stages.report import COVERAGE
+    from vlcp_ray.stages.report.coverage import summarise
+    from vlcp_ray.stages.report.scores import differences_json, rounded, score_table, scores_json
 
     _, store, steps = _open(arguments)
     import pyarrow as pa
@@ -290,8 +292,11 @@ def _report(arguments: argparse.Namespace) -> int:
     scores = pa.concat_tables(
         [store.artifact(s).table("scores", evaluate.SCORES) for s in steps if s.stage == evaluate.STAGE.name]
     )
+    page = store.artifact(steps[-1])
     if arguments.json:
-        print(json.dumps(scores_json(scores), indent=2))
+        sets = summarise(page.table("coverage", COVERAGE)) if page.manifest() is not None else []
+        found = {"trials": scores_json(scores), "differences": differences_json(scores), "sets": rounded(sets)}
+        print(json.dumps(found, indent=2))
         return 0
     if not len(scores):
         print(
@@ -300,7 +305,6 @@ def _report(arguments: argparse.Namespace) -> int:
         )
         return 1
     print(f"\n{printable(score_table(scores), keep=chr(10))}")
-    page = store.artifact(steps[-1])
     if page.manifest() is not None:
         print(f"\nreport: {_relative(page.path)}/index.html")
     return 0
@@ -407,7 +411,9 @@ def parser() -> argparse.ArgumentParser:
         _add_run_options(subs[command])
     _add_bench_options(subs[_bench])
     _add_submit_options(subs[_submit])
-    subs[_report].add_argument("--json", action="store_true", help="print the scores as JSON")
+    subs[_report].add_argument(
+        "--json", action="store_true", help="print trials, differences and measures of the sets as JSON"
+    )
     _add_export_options(subs[_export])
     subs[_doctor].add_argument(
         "--fix", action="store_true", help="repair a torchvision that does not fit a CPU build of torch"

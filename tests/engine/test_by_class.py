@@ -1,5 +1,6 @@
 """Tests of group-wise execution: shared rows and a shuffle give the same tables, and a plan is resumed by class."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import ray
 
 from tests.engine.member_rows import artifact, members
-from vlcp_ray.engine.by_class import ClassRows, classes_done, each_class, stream_groups
+from vlcp_ray.engine.by_class import ClassRows, class_file, classes_done, each_class, stream_groups
 from vlcp_ray.engine.streaming import filter_rows, read
 from vlcp_ray.scale import Pool
 from vlcp_ray.schemas import tensor_array, tensors
@@ -59,6 +60,44 @@ def test_each_class_of_shared_and_shuffled_rows_writes_the_same_tables(
         first, second = (a.table(name, schema).sort_by(schema.names[0]) for a in (one, two))
         assert first.equals(second)
     assert len(tensors(one.table("prototypes", SCHEMA)["latent"])) == 2 * CLASSES
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Keep the ids, and say which table a row is of."""
+
+    name: str
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        return rows.select(["image_id", "label"]).append_column("table", pa.array([self.name] * len(rows), pa.string()))
+
+
+@dataclass(frozen=True)
+class WriteRows:
+    target: Artifact
+
+    def __call__(self, rows: pa.Table) -> None:
+        self.target.write_table(f"rows/{class_file(rows)}", rows.sort_by("image_id"))
+
+
+@pytest.mark.parametrize("shared_rows", [1000, 0])
+def test_each_class_adds_the_prepared_rows_of_other_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_rows: int
+) -> None:
+    monkeypatch.setattr("vlcp_ray.engine.by_class.SHARED_ROWS", shared_rows)
+    source, other, target = write_pairs(tmp_path), artifact(tmp_path, "other"), artifact(tmp_path, "target")
+    columns = ("image_id", "label", "class_name")
+    added = [{"image_id": f"x{i}", "label": i % 2, "class_name": "yes" if i else "no"} for i in range(4)]
+    schema = pa.schema([("image_id", pa.string()), ("label", pa.int32()), ("class_name", pa.string())])
+    other.write_table("things/0.parquet", pa.Table.from_pylist(added, schema=schema))
+    rows = ClassRows(source, "pairs", columns, prepare=Mark("first"))
+    more = ClassRows(other, "things", columns, {"class_name": "yes"}, Mark("second"))
+    assert len(list(each_class(rows, 64, [0, 2], WriteRows(target), Pool(num_workers=2), [more]))) == 2
+    assert classes_done([target], "rows") == [0, 2]
+    written = target.table("rows", schema).to_pylist()
+    assert sorted(row["image_id"] for row in written if row["table"] == "second") == ["x2"]
+    assert sum(row["table"] == "first" for row in written) == 2 * ROWS
+    assert {row["label"] for row in written} == {0, 2}
 
 
 def test_classes_done_lists_written_classes(tmp_path: Path) -> None:

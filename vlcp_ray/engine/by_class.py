@@ -24,12 +24,18 @@ _LABELS: Final = pa.schema([pa.field("label", pa.int32())])
 
 @dataclass(frozen=True)
 class ClassRows:
-    """Some columns of an artifact's table, and the rows whose columns have the given values."""
+    """Some columns of an artifact's table, and the rows whose columns have the given values.
+
+    Args:
+        prepare: row-wise, called with the rows before they are sent to the worker of their class, as to make images
+            small; the column `label` stays.
+    """
 
     artifact: Artifact
     table: str
     columns: Sequence[str]
     where: Mapping[str, str] = field(default_factory=dict)
+    prepare: Callable[[pa.Table], pa.Table] | None = None
 
     def labels(self) -> list[int]:
         """List the labels of the table, sorted; a worker reads them."""
@@ -38,25 +44,31 @@ class ClassRows:
 
 
 def each_class(
-    rows: ClassRows, n_rows: int, labels: Sequence[int], work: Callable[[pa.Table], None], pool: Pool
+    rows: ClassRows,
+    n_rows: int,
+    labels: Sequence[int],
+    work: Callable[[pa.Table], None],
+    pool: Pool,
+    more: Sequence[ClassRows] = (),
 ) -> Iterator[Peaks]:
     """Call `work` once per class, on at most `pool.num_workers` workers at a time, and yield each worker's peaks.
 
     Args:
-        n_rows: rows of the whole table.
+        n_rows: rows of all tables.
         labels: the classes that are not done.
         work: takes all rows of one class, in any order.
+        more: other tables with the same columns, after `prepare`, whose rows of a class are added.
     """
+    sources = (rows, *more)
     if n_rows <= SHARED_ROWS:
-        table = ray.remote(_read_rows).remote(rows)
+        tables = [ray.remote(_read_rows).remote(source) for source in sources]
         call = task(_process_class, pool)
-        shared = ray.put(work)
-        yield from in_flight((partial(call.remote, table, label, shared) for label in labels), pool.num_workers)
+        shared = ray.put((work, [source.prepare for source in sources]))
+        yield from in_flight((partial(call.remote, label, shared, *tables) for label in labels), pool.num_workers)
     elif labels:
-        done = pa.array(sorted(set(rows.labels()) - set(labels)), pa.int32())
-        wanted = filter_rows(
-            read(rows.artifact, rows.table, rows.columns), done=ray.put(done), id_column="label", where=rows.where
-        )
+        done = ray.put(pa.array(sorted(set(rows.labels()) - set(labels)), pa.int32()))
+        first, *others = (_stream_rows(source, done) for source in sources)
+        wanted = first.union(*others) if others else first
         for row in stream_groups(wanted, "label", len(labels), partial(_process_group, work), pool):
             written.load(row["written"])
             yield Peaks(*(row[name] for name in Peaks._fields))
@@ -105,9 +117,30 @@ def _read_rows(rows: ClassRows) -> pa.Table:
     return table
 
 
-def _process_class(table: pa.Table, label: int, work: Callable[[pa.Table], None]) -> Peaks:
-    reset_peaks(type(work).__name__)
-    work(table.filter(pc.equal(table["label"], label)))
+def _stream_rows(rows: ClassRows, done: ray.ObjectRef) -> Dataset:
+    """Read the rows of the classes that are not done, and prepare them."""
+    wanted = filter_rows(read(rows.artifact, rows.table, rows.columns), done=done, id_column="label", where=rows.where)
+    if rows.prepare is None:
+        return wanted
+    prepare = rows.prepare
+
+    def call(block: pa.Table) -> pa.Table:  # Ray Data requires a plain function
+        return prepare(block)
+
+    return wanted.map_batches(call, batch_size=None, batch_format="pyarrow")
+
+
+def _process_class(
+    label: int,
+    work: tuple[Callable[[pa.Table], None], Sequence[Callable[[pa.Table], pa.Table] | None]],
+    *tables: pa.Table,
+) -> Peaks:
+    """Call the work with the rows of a class from all tables, each prepared by its function."""
+    function, prepares = work
+    reset_peaks(type(function).__name__)
+    parts = [table.filter(pc.equal(table["label"], label)) for table in tables]
+    parts = [part if prepare is None else prepare(part) for part, prepare in zip(parts, prepares, strict=True)]
+    function(pa.concat_tables(parts))
     return measure_peaks()
 
 

@@ -10,7 +10,7 @@ from vlcp_ray.images import encode_png
 from vlcp_ray.schemas import REJECTED, SYNTHETIC, tensor_array
 from vlcp_ray.stages.evaluate import SCORES
 from vlcp_ray.stages.prototype import prototypes_schema
-from vlcp_ray.stages.report.contents import DistilledSet, Report, Sample, StageRow, TsnePlot
+from vlcp_ray.stages.report.contents import DistilledSet, Neighbour, Report, Sample, StageRow, TsnePlot
 
 SCRIPT = "<script>alert('1')</script>"
 
@@ -116,6 +116,16 @@ def full_report() -> Report:
         dropped_words={0: [("digit", 1.0), ("grey", 0.75)]},
         tsne_plots=(tsne_plot(outliers=True),),
         other_classes=pa.table({"label": [7], "class_name": ["the other"], "image": [png(3)]}),
+        coverage=[
+            {"method": method, "ipc": 2, "seed": seed, "coverage": 0.25 * (seed + 1), "redundancy": 0.5}
+            | {"diversity": 1.5, "to_real": to_real}
+            for method, to_real in (("vlcp", 0.75), ("random", 0.0))
+            for seed in (0, 1)
+        ],
+        neighbours=[
+            Neighbour("class <0>", "real <7>", 0.01, 0.125, png(5), png(6)),
+            Neighbour("class <1>", "real <8>", 0.25, None, png(7), png(8)),
+        ],
         command=f"vlcp-ray run jobs/digits.toml --set 'caption.prompt={SCRIPT}'",
         estimates={"ingest": 2.0},
     )

@@ -24,7 +24,7 @@ from tests.stages.report.small_report import (
 from tests.stages.report.test_scores import scores, trials
 from vlcp_ray.images import encode_png
 from vlcp_ray.schemas import SYNTHETIC
-from vlcp_ray.stages.report.contents import DistilledSet, Sample, StageRow
+from vlcp_ray.stages.report.contents import DistilledSet, Neighbour, Sample, StageRow
 from vlcp_ray.stages.report.images import thumbnail
 from vlcp_ray.stages.report.render import (
     _finetuning_charts,
@@ -82,7 +82,7 @@ def test_render_one_trial_has_no_std_and_no_significance() -> None:
     table = scores(trials("vlcp", 1, (0.8,)), trials("random", 1, (0.5,)))
     page = Page(render(dataclasses.replace(EMPTY, scores=table)))
     assert len(page.all("svg")) == 2
-    assert "one trial" in page.text
+    assert "not shown" in page.text
     assert not page.all("g", "std")
     assert "1 distilled image per class reaches 80.0\N{NO-BREAK SPACE}% where 1 random one reaches" in page.text
 
@@ -91,7 +91,7 @@ def test_render_full_report_is_well_formed_self_contained_and_reproducible() -> 
     html = render(full_report())
     page = Page(html)
     assert html.startswith("<!doctype html>")
-    assert sections(page) == ["data", "scores", "sets", "finetuning", "cost", "rejected", "reproduce"]
+    assert sections(page) == ["data", "scores", "sets", "coverage", "finetuning", "cost", "rejected", "reproduce"]
     assert {a["href"] for a in page.all("a")} == {f"#{name}" for name in sections(page)}
     assert not page.all("script")
     assert not page.all("link")
@@ -151,6 +151,8 @@ def test_render_escapes_everything_from_outside(hostile: str) -> None:
         dropped_words={0: [(hostile, 1.0)]},
         tsne_plots=(dataclasses.replace(tsne_plot(outliers=False), class_name=hostile),),
         other_classes=pa.table({"label": [7], "class_name": [hostile], "image": [png(3)]}),
+        coverage=[dict(report_coverage, method=hostile) for report_coverage in full_report().coverage],
+        neighbours=(Neighbour(hostile, hostile, 0.1, 0.5, png(1), png(2)),),
         command=hostile,
     )
     html = render(report)
@@ -413,6 +415,25 @@ def test_render_headline_without_vlcp_or_scores_says_what_there_is() -> None:
     assert "Scores of the compared methods" in Page(render(compared)).text
     few = dataclasses.replace(EMPTY, sets=(distilled(), distilled(seed=1)))
     assert "8 distilled images, not evaluated yet" in Page(render(few)).text
+
+
+def test_render_shows_coverage_and_the_nearest_real_images() -> None:
+    page = Page(render(full_report()))
+    assert "random237.5 ± 17.7" in page.text  # two sets, 25 and 50 % of the images
+    assert "of 4 pairs the 2 nearest are shown, the nearest first" in page.text
+    alts = [image["alt"] for image in page.all("img")]
+    first = alts.index("nearest training image, real <7>")
+    assert alts[first - 1 : first + 3] == [
+        "synthetic class <0>",
+        "nearest training image, real <7>",
+        "synthetic class <1>",
+        "nearest training image, real <8>",
+    ]
+    assert "0.12 class <0>" in page.text
+    assert "0.250 of black to white class <1>" in page.text
+    without = Page(render(dataclasses.replace(full_report(), neighbours=())))
+    assert "pairs the" not in without.text
+    assert "coverage" in sections(without)
 
 
 def test_render_opens_the_largest_set_of_the_first_seed() -> None:

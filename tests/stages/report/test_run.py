@@ -18,6 +18,7 @@ from vlcp_ray.pipeline import graph
 from vlcp_ray.scale import Pool, Scale
 from vlcp_ray.schemas import REJECTED, SYNTHETIC, conform, tensor_array
 from vlcp_ray.stages.pair import pairs_schema
+from vlcp_ray.stages.report import COVERAGE, NEIGHBOURS
 from vlcp_ray.stages.report.run import run
 from vlcp_ray.store.artifact import Step, Store
 
@@ -120,9 +121,46 @@ def page(context: Context, job: Job) -> Page:
 
 
 def test_run_gathers_all_sections(page: Page) -> None:
-    assert sections(page) == ["data", "scores", "sets", "finetuning", "cost", "rejected", "reproduce"]
+    assert sections(page) == ["data", "scores", "sets", "coverage", "finetuning", "cost", "rejected", "reproduce"]
     assert "2 distilled images of each of 4 classes reach 80.0" in page.text
     assert "vlcp-ray run x.toml" in page.text
+
+
+def test_run_writes_coverage_and_neighbours_of_every_set(page: Page, context: Context, job: Job) -> None:
+    artifact = context.artifact(graph(job)[-1])
+    rows = artifact.table("coverage", COVERAGE).to_pylist()
+    assert {(row["method"], row["label"], row["real"], row["synthetic"]) for row in rows} == {
+        (method, label, tables.IMAGES_PER_CLASS, tables.IPC) for method in GREY for label in range(tables.CLASSES)
+    }
+    assert len(rows) == 3 * tables.CLASSES
+    # Class 0 has all levels from 0 to 11: each image of a set is a copy of one of them, and of another class of none.
+    assert {row["method"]: row["to_real"] for row in rows if row["label"] == 0} == dict.fromkeys(GREY, 0)
+    assert all(row["to_real"] > 0 and row["covered"] == 0 for row in rows if row["label"] == 2)
+    pairs = artifact.table("neighbours", NEIGHBOURS).to_pylist()
+    assert len(pairs) == 3 * tables.CLASSES * tables.IPC
+    nearest = {(row["method"], row["real_image_id"]) for row in pairs if row["label"] == 0}
+    assert nearest == {(method, f"0-{grey:02}") for method, grey in GREY.items()}
+
+
+def test_run_shows_the_nearest_real_image_of_synthetic_ones(page: Page) -> None:
+    alts = [attributes["alt"] or "" for attributes in page.all("img")]
+    shown = [alt for alt in alts if alt.startswith("nearest training image")]
+    assert shown[:2] == ["nearest training image, 0-01"] * tables.IPC
+    assert len(shown) == tables.CLASSES * tables.IPC
+
+
+def test_run_compares_only_classes_that_are_not_compared(context: Context, job: Job, page: Page) -> None:
+    """An interrupted report goes on with the classes that are left."""
+    artifact = context.artifact(graph(job)[-1])
+    rows = artifact.table("coverage", COVERAGE)
+    for part in artifact.parts("coverage")[1:]:
+        Path(part.path).unlink()
+    kept = Path(artifact.parts("coverage")[0].path)
+    modified = kept.stat().st_mtime_ns
+    run(context, [graph(job)[-1]])
+    assert kept.stat().st_mtime_ns == modified
+    order = [(name, "ascending") for name in ("label", "method")]
+    assert artifact.table("coverage", COVERAGE).sort_by(order).equals(rows.sort_by(order))
 
 
 def test_run_shows_prototypes_beside_centroids_and_real_images(page: Page) -> None:

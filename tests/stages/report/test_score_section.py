@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.stages.report.test_scores import SCORED, scores, trials
+from tests.stages.report.test_scores import SCORED, scores, sets, trials
 from vlcp_ray.stages.report import charts
 from vlcp_ray.stages.report.published import Published
 from vlcp_ray.stages.report.score_section import (
     MAX_CLASSES,
     evaluation_views,
-    insignificant,
+    not_shown,
     other_budget_rows,
     score_rows,
 )
@@ -59,10 +59,15 @@ def test_evaluation_views_plot_published_figures_of_vlcp() -> None:
     assert "vlcp, published" not in without
 
 
-def test_insignificant_lists_differences_below_two_stds() -> None:
-    wide = scores(trials("vlcp", 2, (0.7, 0.9)), trials("random", 2, (0.5, 0.6)), trials("d4m", 2, (0.1, 0.1)))
-    assert insignificant(score_summary(wide)) == ["random at 2 per class (+25.0 ± 15.8 points)"]
-    assert insignificant(score_summary(SCORED)) == []
+def test_not_shown_lists_differences_without_a_star() -> None:
+    clear = sets("d4m", 2, (0.1, 0.11, 0.13))
+    wide = scores(
+        sets("vlcp", 2, (0.7, 0.8, 0.9)), sets("random", 2, (0.5, 0.9, 0.7)), clear, trials("rded", 2, (0.7,))
+    )
+    (rded, random) = not_shown(score_summary(wide))
+    assert re.fullmatch(r"random at 2 per class \(\+10\.0 \[-\d+\.\d, \+\d+\.\d\] points\)", random)
+    assert rded == "rded at 2 per class (+10.0 points)"  # a single trial
+    assert not_shown(score_summary(scores(sets("vlcp", 2, (0.7, 0.8, 0.9)), clear))) == []
 
 
 def test_evaluation_views_plot_vlcp_random_and_the_best_three_others() -> None:
@@ -237,14 +242,12 @@ def test_evaluation_views_confusion_lists_five_pairs_and_takes_empty_rows() -> N
     assert len(evaluation_views(scores([many]), ("a",))[0]["confusion"]["pairs"]) == 5
 
 
-def test_insignificant_of_several_networks_names_them() -> None:
+def test_not_shown_of_several_networks_names_them() -> None:
     groups = [
-        trials(m, 1000, v, n)
-        for n in ("ConvNet-3", "ConvNet-4")
-        for m, v in (("vlcp", (0.7, 0.9)), ("random", (0.5, 0.6)))
+        trials(m, 1000, (v,), n) for n in ("ConvNet-3", "ConvNet-4") for m, v in (("vlcp", 0.8), ("random", 0.55))
     ]
-    assert insignificant(score_summary(scores(*groups))) == [
-        f"random at 1,000 per class (+25.0 ± 15.8 points; {network}, minimax)" for network in ("ConvNet-3", "ConvNet-4")
+    assert not_shown(score_summary(scores(*groups))) == [
+        f"random at 1,000 per class (+25.0 points; {network}, minimax)" for network in ("ConvNet-3", "ConvNet-4")
     ]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,11 +10,10 @@ import pyarrow as pa
 import pytest
 
 from vlcp_ray.stages.evaluate import SCORES
+from vlcp_ray.stages.report.dd_ranking import label_robust_score
 from vlcp_ray.stages.report.scores import (
-    hard_label_recovery,
+    differences_json,
     headline,
-    improvement_over_random,
-    label_robust_score,
     score_summary,
     score_table,
     scores_json,
@@ -49,6 +49,12 @@ def scores(*groups: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist([row for group in groups for row in group], schema=SCORES)
 
 
+def sets(method: str, ipc: int, values: Sequence[float], network: str = "ConvNet-3") -> list[dict[str, Any]]:
+    """One trial of the set of each seed."""
+    rows = trials(method, ipc, values, network)
+    return [row | {"seed": seed, "repeat": 0} for seed, row in enumerate(rows)]
+
+
 SCORED = scores(trials("random", 2, (0.5, 0.6)), trials("full", 0, (0.98,)), trials("vlcp", 2, (0.8, 0.84)))
 
 
@@ -60,24 +66,46 @@ def test_score_summary_equals_hand_computation() -> None:
     assert vlcp["top1_last_std"] == pytest.approx(0.02 * math.sqrt(2))
     assert vlcp["top5_last_std"] == 0.0
     assert random["difference"] == pytest.approx(27.0, abs=1e-4)
-    assert random["difference_std"] == pytest.approx(math.sqrt(8 + 50), abs=1e-4)
-    assert random["significant"] is True
-    assert (vlcp["difference"], vlcp["significant"], full["difference"]) == (None, None, None)
+    # Welch: 27 points, standard error 5.39 (the root of 8/2 + 50/2), 1.31 degrees of freedom.
+    assert (random["pairs"], random["significant"]) == (0, False)
+    assert random["low"] < 0 < random["high"]
+    assert random["p"] == random["p_holm"] == pytest.approx(0.082, abs=0.01)
+    for row in (vlcp, full):
+        assert [row[name] for name in ("difference", "low", "p", "p_holm", "pairs", "significant")] == [None] * 6
     assert full["top1_last_std"] is None
 
 
-def test_score_summary_difference_below_two_stds_is_not_significant() -> None:
-    wide = score_summary(scores(trials("vlcp", 2, (0.7, 0.9)), trials("random", 2, (0.5, 0.6))))
-    assert wide[1]["significant"] is False
-    worse = score_summary(scores(trials("vlcp", 2, (0.5, 0.5)), trials("random", 2, (0.6, 0.6))))
-    assert worse[1]["significant"] is True
-    assert worse[1]["difference"] == pytest.approx(-10, abs=1e-4)
+def test_score_summary_pairs_the_sets_of_a_seed() -> None:
+    """A constant lead over sets that differ much is shown in pairs, and lost where the pairs are mixed up."""
+    values = (0.5, 0.7, 0.9)
+    ours, mixed = sets("vlcp", 2, [v + d for v, d in zip(values, (0.02, 0.021, 0.022), strict=True)]), values[::-1]
+    paired, lost = (score_summary(scores(ours, sets("random", 2, other)))[1] for other in (values, mixed))
+    assert (paired["pairs"], paired["significant"], paired["difference"]) == (3, True, pytest.approx(2.1, abs=1e-4))
+    assert 0 < paired["low"] < 2.1 < paired["high"]
+    assert (lost["pairs"], lost["significant"], lost["difference"]) == (3, False, pytest.approx(2.1, abs=1e-4))
+
+
+def test_score_summary_corrects_for_the_methods_of_a_table_only() -> None:
+    ours, other = sets("vlcp", 2, (0.80, 0.81, 0.82)), (0.78, 0.78, 0.80)
+    alone = score_summary(scores(ours, sets("random", 2, other)))
+    (p,) = [row["p"] for row in alone if row["p"] is not None]
+    assert 0.01 < p < 0.05
+    assert alone[1]["significant"] is True
+    among = score_summary(scores(ours, *(sets(name, 2, other) for name in ("random", "d4m", "rded"))))
+    assert [row["p_holm"] for row in among[1:]] == pytest.approx([3 * p] * 3)
+    assert not any(row["significant"] for row in among)
+    apart = score_summary(
+        scores(ours, sets("random", 2, other), sets("vlcp", 5, other), sets("random", 5, (0.1, 0.2, 0.4)))
+    )
+    assert apart[1]["p_holm"] == apart[1]["p"] == p
+    assert score_summary(scores(*(rows for rows in (sets("random", 2, other), ours)))) == alone
 
 
 def test_score_summary_of_one_trial_has_no_std_and_no_significance() -> None:
     table = scores(trials("vlcp", 1, (0.8,)), trials("random", 1, (0.5,)))
     row = score_summary(table)[1]
-    assert (row["top1_last_std"], row["difference_std"], row["significant"]) == (None, None, None)
+    assert (row["difference"], row["pairs"]) == (pytest.approx(30, abs=1e-4), 0)
+    assert [row[name] for name in ("top1_last_std", "low", "high", "p", "p_holm", "significant")] == [None] * 6
     assert "±" not in score_table(table).splitlines()[2]
 
 
@@ -115,7 +143,10 @@ def test_score_table_is_aligned_text() -> None:
         "0.0",
         "0.293",  # (e^0.055 - e^-1) / (e - e^-1), where 0.055 = (0.82 - 0.55) / 2 - (0.98 - 0.82) / 2
     ]
-    assert lines[2].endswith("+27.0 ± 7.6 *")
+    assert re.search(r"  \+27\.0 \[-\d+\.\d, \+\d+\.\d\]$", lines[2])
+    assert "* p < 0.05 after Holm's correction" in lines[5]
+    clear = scores(sets("vlcp", 2, (0.8, 0.81, 0.82)), sets("random", 2, (0.5, 0.51, 0.53)))
+    assert re.search(r"  \+29\.7 \[\+28\.2, \+31\.1\] \*$", score_table(clear).splitlines()[2])
     assert lines[3].split()[2:8] == ["all", "full", "3", "6", "64", "1"]
     assert lines[-1] == "minimax: labels hard"
     assert {line.index(word) for line, word in zip(lines, ("method", "vlcp", "random", "full"), strict=False)} == {
@@ -163,37 +194,28 @@ def test_headline_names_accuracies_and_significance() -> None:
         f"2 distilled images of each of 10 classes reach 82.0{space}% where 2 random ones reach 55.0{space}%; "
         f"the full 1,297 reach 98.0{space}%"
     )
-    assert basis.endswith("The difference to random, +27.0 ± 7.6 points, is more than two of its standard deviations.")
-    close = scores(trials("vlcp", 2, (0.5, 0.6)), trials("random", 2, (0.5, 0.6)))
-    assert headline(score_summary(close), None, None)[1].endswith(
-        "is less than two of its standard deviations: not significant."
-    )
+    assert re.search(r"random, \+27\.0 \[.*\] points, is not shown \(p = 0\.08\d? after Holm's correction\)\.$", basis)
+    clear = scores(sets("vlcp", 2, (0.8, 0.81, 0.82)), sets("random", 2, (0.5, 0.51, 0.53)))
+    basis = headline(score_summary(clear), None, None)[1]
+    assert re.search(r"\+29\.7 \[.*\] points, is significant \(p = 0\.0\d+ after Holm's correction\)\.$", basis)
     assert headline(score_summary(scores(trials("random", 2, (0.5,)))), 10, None) == ("", "")
 
 
-def test_dd_ranking_equals_hand_computation() -> None:
-    hlr, ior = hard_label_recovery(0.9, 0.4), improvement_over_random(0.7, 0.5)
-    assert hlr == pytest.approx(0.5)
-    assert ior == pytest.approx(0.2)
-    # alpha = 0.5 * 0.2 - 0.5 * 0.5 = -0.15; e^-0.15 = 0.8607, 1 / e = 0.3679, e - 1 / e = 2.3504
-    assert label_robust_score(hlr, ior) == pytest.approx((0.860708 - 0.367879) / 2.350402, abs=1e-5)
-    assert label_robust_score(hlr, ior, weight=1) == pytest.approx((1.221403 - 0.367879) / 2.350402, abs=1e-5)
-    assert label_robust_score(-1, 1) == 1
-    assert label_robust_score(1, -1) == 0
-
-
-def test_dd_ranking_of_percentages_raises() -> None:
-    with pytest.raises(ValueError, match=r"90\.0 is not a fraction of 1; divide percentages by 100"):
-        hard_label_recovery(90.0, 40.0)
-    with pytest.raises(ValueError, match="is not a fraction"):
-        improvement_over_random(0.5, 50)
-    with pytest.raises(ValueError, match="differences of fractions"):
-        label_robust_score(50, 0.1)
-
-
-def test_score_summary_of_equal_scores_without_spread_is_not_significant() -> None:
+def test_score_summary_of_equal_scores_has_no_interval_and_no_star() -> None:
     same = score_summary(scores(trials("vlcp", 2, (0.5, 0.5)), trials("random", 2, (0.5, 0.5))))
-    assert (same[1]["difference"], same[1]["difference_std"], same[1]["significant"]) == (0, 0, False)
+    assert (same[1]["difference"], same[1]["low"], same[1]["p"], same[1]["significant"]) == (0, None, None, None)
+
+
+def test_differences_json_is_plain_and_has_the_compared_rows() -> None:
+    table = scores(sets("vlcp", 2, (0.8, 0.81, 0.82)), sets("random", 2, (0.5, 0.51, 0.53)), trials("full", 0, (0.9,)))
+    (row,) = differences_json(table)
+    assert json.loads(json.dumps(row, allow_nan=False)) == row
+    assert [row[name] for name in ("protocol", "network", "ipc", "method")] == ["minimax", "ConvNet-3", 2, "random"]
+    assert (row["difference"], row["pairs"], row["significant"]) == (pytest.approx(29.6667, abs=1e-4), 3, True)
+    assert row["difference"] == round(row["difference"], 6)
+    assert row["low"] < row["difference"] < row["high"]
+    assert 0 < row["p"] == row["p_holm"] < 0.05
+    assert differences_json(SCORES.empty_table()) == []
 
 
 def test_score_summary_lists_unknown_methods_last_and_by_name() -> None:
@@ -254,7 +276,7 @@ def test_headline_of_single_trials_without_counts_says_so() -> None:
     )
     assert basis == (
         "Top-1 of ConvNet-3 after the last epoch, minimax protocol, mean over a single trial. "
-        "One trial has no standard deviation, so the difference to random may be chance."
+        "The trials are too few, or too equal, for an interval: a difference to random is not shown."
     )
     alone = headline(score_summary(scores(trials("vlcp", 1, (0.8, 0.9)))), 1234, None)
     assert alone == (
@@ -263,34 +285,19 @@ def test_headline_of_single_trials_without_counts_says_so() -> None:
     )
 
 
-def test_dd_ranking_takes_fractions_up_to_their_limits() -> None:
-    assert (hard_label_recovery(1, 0), hard_label_recovery(0, 1)) == (1, -1)
-    assert (improvement_over_random(1, 0), improvement_over_random(0, 1)) == (1, -1)
-    # Without weight for IOR only HLR counts.
-    assert label_robust_score(0.0, 1.0, weight=0) == pytest.approx((1 - math.exp(-1)) / (math.e - math.exp(-1)))
-    for hlr, ior, weight in (
-        (1.01, 0, 0.5),
-        (-1.01, 0, 0.5),
-        (0, 1.01, 0.5),
-        (0, -1.01, 0.5),
-        (0, 0, 1.1),
-        (0, 0, -0.1),
-    ):
-        with pytest.raises(ValueError, match="fraction"):
-            label_robust_score(hlr, ior, weight)
-
-
 def failed(rows: list[dict[str, Any]], outcome: str) -> list[dict[str, Any]]:
     return [row | {"outcome": outcome, "train_loss": math.nan} for row in rows]
 
 
 def test_failed_trials_are_in_no_mean_and_no_star() -> None:
     good, bad = trials("vlcp", 2, (0.8, 0.82, 0.81)), trials("random", 2, (0.5, 0.52, 0.1))
+    assert score_summary(scores(good, trials("random", 2, (0.5, 0.52, 0.51))))[1]["significant"]
     table = scores(good, [*bad[:2], *failed(bad[2:], "did_not_learn")])
     ours, random = score_summary(table)
     assert (random["n"], random["failed"], random["top1_last_mean"]) == (2, {"did_not_learn": 1}, pytest.approx(0.51))
     assert (ours["n"], ours["failed"], random["significant"]) == (3, {}, False)
-    assert score_summary(scores(good, bad[:2]))[1]["significant"]
+    assert score_summary(scores(good, bad[:2]))[1]["significant"]  # the same trials, and none that failed
+    assert "is not shown (some trainings are not counted)" in headline(score_summary(table), 10, 100)[1]
     lines = score_table(table).splitlines()
     assert "2 of 3" in lines[2]
     assert lines[-1] == "not counted: minimax, ConvNet-3, random at 2 per class: 1 of 3 did not learn"

@@ -99,6 +99,25 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Neighbour:
+    """A synthetic image and the real one of its class that is nearest to it.
+
+    Args:
+        real_image_id: of the real image.
+        distance: between the two (see NEIGHBOURS).
+        relative: the same in units of the distance of the class's real images to each other; None without such a one.
+        synthetic, real: their image files.
+    """
+
+    class_name: str
+    real_image_id: str
+    distance: float
+    relative: float | None
+    synthetic: bytes
+    real: bytes
+
+
+@dataclass(frozen=True)
 class TsnePlot:
     """The t-SNE of the latents of one class.
 
@@ -144,6 +163,8 @@ class Report:
         dropped_words: by label, words with the share of the class's captions that contain them.
         tsne_plots: of the first seed's set with the most images per class.
         other_classes: label, class_name, image (a small one), of the classes that are not shown in full.
+        coverage: the measures of each distilled set, rows of `coverage.summarise`.
+        neighbours: of the same set as the plots, the synthetic images nearest to a real one, the nearest first.
         command: the command that reproduces the job.
         estimates: seconds by stage, estimated before the run.
     """
@@ -169,5 +190,7 @@ class Report:
     dropped_words: Mapping[int, Sequence[tuple[str, float]]] = field(default_factory=dict)
     tsne_plots: Sequence[TsnePlot] = ()
     other_classes: pa.Table | None = None
+    coverage: Sequence[Mapping[str, Any]] = ()
+    neighbours: Sequence[Neighbour] = ()
     command: str = ""
     estimates: Mapping[str, float] = field(default_factory=dict)

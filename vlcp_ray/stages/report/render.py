@@ -16,9 +16,10 @@ from vlcp_ray.schemas import REASONS
 from vlcp_ray.stages.report import charts
 from vlcp_ray.stages.report.contents import Report, Sample, TsnePlot
 from vlcp_ray.stages.report.cost_section import costs, format_bytes, format_duration
+from vlcp_ray.stages.report.coverage_section import coverage_rows
 from vlcp_ray.stages.report.images import preview, preview_side
 from vlcp_ray.stages.report.published import other_split, published
-from vlcp_ray.stages.report.score_section import evaluation_views, insignificant, other_budget_rows, score_rows
+from vlcp_ray.stages.report.score_section import evaluation_views, not_shown, other_budget_rows, score_rows
 from vlcp_ray.stages.report.scores import budget_notes, failures, has_top5, headline, score_summary
 from vlcp_ray.stages.report.sets_section import GROUP_CLASSES, class_groups, count_images, set_views
 
@@ -47,7 +48,8 @@ def render(report: Report) -> str:
     folder = resources.files(__package__)
     environment.loader = jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8"))
     sets, samples = set_views(report), _samples(report.samples)
-    side = preview_side(count_images(sets) + sum(len(row["images"]) for row in samples["rows"]))
+    images = count_images(sets) + sum(len(row["images"]) for row in samples["rows"]) + 2 * len(report.neighbours)
+    side = preview_side(images)
     environment.filters.update(duration=format_duration, size=format_bytes, preview=partial(preview, side=side))
     return environment.get_template("report.html.j2").render(
         report=report,
@@ -59,6 +61,7 @@ def render(report: Report) -> str:
         outliers_removed=any((plot.clusters < 0).any() for plot in report.tsne_plots),
         class_groups=class_groups(report.other_classes),
         group_classes=GROUP_CLASSES,
+        coverage_rows=coverage_rows(report.coverage),
         finetuning_charts=_finetuning_charts(report.epoch_metrics),
         samples=samples,
         costs=costs(report.stages, report.estimates),
@@ -82,7 +85,7 @@ def _score_views(report: Report) -> Row:
         "other_budget_rows": other_budget_rows(summary, figures),
         "budget_notes": budget_notes(summary),
         "evaluation_views": evaluation_views(report.scores, report.class_names, figures),
-        "insignificant": insignificant(summary),
+        "not_shown": not_shown(summary),
         "failures": failures(summary),
         "has_top5": has_top5(summary),
         "published": figures,

@@ -5,6 +5,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -13,40 +14,86 @@ import pyarrow.compute as pc
 import ray
 
 from vlcp_ray.cost.table import expected_seconds
+from vlcp_ray.engine.by_class import ClassRows, class_file, classes_done, each_class
 from vlcp_ray.engine.context import Context, versions
 from vlcp_ray.engine.tasks import in_flight, run_remote, task
 from vlcp_ray.engine.writing import REJECTED_TABLE
 from vlcp_ray.methods import centroid, vlcp
 from vlcp_ray.models.words import common_words
 from vlcp_ray.scale import Pool
-from vlcp_ray.schemas import IMAGES, REJECTED
+from vlcp_ray.schemas import IMAGES, REJECTED, SYNTHETIC
 from vlcp_ray.stages import STAGES, evaluate, finetune, generate, ingest, pair
 from vlcp_ray.stages.pair import PAIRS
 from vlcp_ray.stages.prototype import PROTOTYPES
-from vlcp_ray.stages.report.contents import DistilledSet, Report, Sample, StageRow, TsnePlot
+from vlcp_ray.stages.report import COVERAGE, NEIGHBOURS
+from vlcp_ray.stages.report.contents import DistilledSet, Neighbour, Report, Sample, StageRow, TsnePlot
+from vlcp_ray.stages.report.coverage import ShrinkImages, compare_class, summarise
+from vlcp_ray.stages.report.coverage_section import nearest_pairs
 from vlcp_ray.stages.report.distilled_sets import read_members, read_set, shown_prototypes
 from vlcp_ray.stages.report.images import count_bytes, thumbnails
 from vlcp_ray.stages.report.render import MAX_EXAMPLES, render
 from vlcp_ray.stages.report.sets_section import Budget
 from vlcp_ray.stages.report.tsne import plot, read_latents
-from vlcp_ray.store.artifact import Step
+from vlcp_ray.store.artifact import Artifact, Step
 from vlcp_ray.store.uris import public
 
 #: Further counts of a manifest that the page shows.
 _DETAILS: Final = ("members", "outliers", "steps", "images")
 _MAX_PLOTS: Final = 10
+_COMPARED: Final = ("image_id", "label", "split", "image")
 
 
 def run(context: Context, steps: Sequence[Step]) -> None:
-    """Write everything that the job has made as one HTML page."""
+    """Compare the distilled sets with the real images, and write everything that the job has made as one HTML page."""
     (step,) = steps
     start, inputs = time.monotonic(), list(step.inputs.values())
-    context.artifact(step).write_bytes("index.html", render(_gather(context, inputs)).encode())
+    _compare_sets(context, step)
+    context.artifact(step).write_bytes("index.html", render(_gather(context, inputs, context.artifact(step))).encode())
     context.complete(step, rows_in=len(inputs), rows=len(inputs), seconds=time.monotonic() - start)
 
 
-def _gather(context: Context, steps: Sequence[Step]) -> Report:
-    """Read what the page shows of the job's artifacts."""
+def _compare_sets(context: Context, page: Step) -> None:
+    """Write COVERAGE and NEIGHBOURS of all distilled sets, a task for each class on the prototype stage's pool."""
+    sets = {step.fingerprint: step for step in page.inputs.values() if "synthetic" in STAGES[step.stage].tables}
+    if not sets:
+        return
+    artifact, pool = context.artifact(page), context.scale.prototype
+    (images,) = (step for step in page.inputs.values() if step.stage == ingest.STAGE.name)
+    real = ClassRows(context.artifact(images), "images", _COMPARED, {"split": "train"}, ShrinkImages(""))
+    made = [
+        ClassRows(context.artifact(step), "synthetic", _COMPARED, prepare=ShrinkImages(name))
+        for name, step in sets.items()
+    ]
+    work = CompareClass(artifact, {name: dict(step.key) for name, step in sets.items()})
+    rows = sum(int(context.manifest(step)["rows"]) for step in (images, *sets.values()))
+    labels, done = real.labels(), classes_done([artifact], "coverage")
+    left = [label for label in labels if label not in done]
+    with context.progress([page], len(labels), "classes", len(labels) - len(left)) as progress:
+        for peaks in each_class(real, rows, left, work, pool, made):
+            progress.add(1, peaks=peaks)
+
+
+@dataclass(frozen=True)
+class CompareClass:
+    """Group-wise: compare one class of all sets with its real images, and write its files."""
+
+    artifact: Artifact
+    sets: Mapping[str, Mapping[str, Any]]  # method, ipc and seed, by the set's fingerprint
+
+    def __call__(self, rows: pa.Table) -> None:
+        """Write COVERAGE and NEIGHBOURS of the class of `rows`, SHRUNK in any order."""
+        coverage, neighbours = compare_class(rows, self.sets)
+        self.artifact.write_table(f"neighbours/{class_file(rows)}", neighbours)
+        # The second file marks the class as done.
+        self.artifact.write_table(f"coverage/{class_file(rows)}", coverage)
+
+
+def _gather(context: Context, steps: Sequence[Step], page: Artifact) -> Report:
+    """Read what the page shows of the job's artifacts.
+
+    Args:
+        page: the artifact of the report, with COVERAGE and NEIGHBOURS.
+    """
     by_stage = {name: [step for step in steps if step.stage == name] for name in STAGES}
     (images,) = by_stage[ingest.STAGE.name]
     finetunes = by_stage[finetune.STAGE.name]
@@ -82,6 +129,8 @@ def _gather(context: Context, steps: Sequence[Step]) -> Report:
         dropped_words=_dropped_words(context, main_set, budget) if main_set else {},
         tsne_plots=_tsne_plots(context, main_set, budget) if main_set else (),
         other_classes=_other_classes(context, main_set, budget) if main_set else None,
+        coverage=summarise(page.table("coverage", COVERAGE)),
+        neighbours=_neighbours(context, main_set, images, page) if main_set else (),
         estimates=expected_seconds(
             context.job,
             context.store,
@@ -199,6 +248,36 @@ def _tsne_plots(context: Context, step: Step, budget: Budget) -> list[TsnePlot]:
     submit = (partial(call.remote, latents, prototypes, label, settings.n_init, step.key["seed"]) for label in labels)
     plots = dict(in_flight(submit, pool.num_workers))
     return [plots[label] for label in labels]
+
+
+def _neighbours(context: Context, step: Step, images: Step, page: Artifact) -> Sequence[Neighbour]:
+    """Read the synthetic images of a set that are nearest to a real one, with both images."""
+    pairs = nearest_pairs(run_remote(_rows_of_set, page, dict(step.key)))
+    files = [
+        artifact.rows(table, schema, ["image_id", "image"], "image_id", pairs[name])
+        for artifact, table, schema, name in (
+            (context.artifact(step), "synthetic", SYNTHETIC, "image_id"),
+            (context.artifact(images), "images", IMAGES, "real_image_id"),
+        )
+    ]
+    synthetic, real = ({row["image_id"]: row["image"] for row in table.to_pylist()} for table in files)
+    names = context.manifest(images)["class_names"]
+    return [
+        Neighbour(
+            names[row["label"]],
+            row["real_image_id"],
+            row["distance"],
+            row["relative"],
+            synthetic[row["image_id"]],
+            real[row["real_image_id"]],
+        )
+        for row in pairs.to_pylist()
+    ]
+
+
+def _rows_of_set(page: Artifact, key: Mapping[str, Any]) -> pa.Table:
+    table = page.rows("neighbours", NEIGHBOURS, NEIGHBOURS.names, "seed", pa.array([key["seed"]], pa.int32()))
+    return table.filter(pc.and_(pc.equal(table["method"], key["method"]), pc.equal(table["ipc"], key["ipc"])))
 
 
 def _other_classes(context: Context, step: Step, budget: Budget) -> pa.Table | None:

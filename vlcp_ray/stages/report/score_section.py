@@ -74,14 +74,14 @@ def _setting(figure: Published) -> tuple[str, str, int]:
     return figure.protocol, figure.network, figure.ipc
 
 
-def insignificant(summary: Sequence[Row]) -> list[str]:
-    """List the comparisons with vlcp whose difference is not significant, in words."""
+def not_shown(summary: Sequence[Row]) -> list[str]:
+    """List the comparisons with vlcp whose difference is not shown: not significant, or too few trials, in words."""
     several = len({protocol_network_ipc(row)[:2] for row in summary}) > 1
     return [
         f"{row['method']} at {row['ipc']:,} per class ({format_metrics(row)['difference']} points"
         f"{'; {network}, {protocol}'.format(**row) if several else ''})"
         for row in summary
-        if row["significant"] is False
+        if row["difference"] is not None and not row["significant"]
     ]
 
 

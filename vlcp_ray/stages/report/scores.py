@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import pyarrow as pa
@@ -11,6 +11,8 @@ import pyarrow as pa
 from vlcp_ray.methods import METHODS, full, random_images, vlcp
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.stages.evaluate import SCORES
+from vlcp_ray.stages.report.dd_ranking import hard_label_recovery, improvement_over_random, label_robust_score
+from vlcp_ray.stages.report.differences import LEVEL, compare, format_difference, holm
 
 METRICS: Final = ("top1_last", "top1_best", "top5_last")
 
@@ -33,10 +35,13 @@ _COLUMNS: Final = (
     "robust",
     "vlcp ahead",
 )
+_DIFFERENCE: Final = ("difference", "low", "high", "p", "p_holm", "pairs", "significant")
 _NUMERIC: Final = ("ipc", "epochs", "steps", "batch", "trials")
 _TOP: Final = 5
 _NOTE: Final = (
-    "percent, mean ± standard deviation over trials; * difference > 2 std; robust: DD-Ranking's label-robust score"
+    "percent, mean ± standard deviation over trials; robust: DD-Ranking's label-robust score\n"
+    f"{vlcp.METHOD.name} ahead: points with their {LEVEL:.0%} t interval over the seeds that both methods have (with "
+    "one seed: over its trials); * p < 0.05 after Holm's correction for the methods of a table"
 )
 
 Row = dict[str, Any]
@@ -55,11 +60,10 @@ def score_summary(scores: pa.Table) -> list[Row]:
     each metric `_mean` and `_std` (sample standard deviation), in fractions of 1, over the trials that count; `_mean`
     is None without such a trial, `_std` with fewer than two. Further:
 
-    `difference`: vlcp's top1_last minus the row's at the same ipc, in points; None for vlcp's own row and without one.
-    `difference_std`: root of the sum of the two variances, not divided by n, as trials on one set are not independent;
-    None where one of the two has a single trial.
-    `significant`: whether the difference is larger than 2 of its standard deviations, and no trial of both failed; None
-    without such a deviation.
+    `difference`, `low`, `high`, `p`, `pairs`: vlcp's top1_last minus the row's at the same ipc, in points, with its
+    interval (see `differences.compare`); None for vlcp's own row, without one, and where a test is not possible.
+    `p_holm`: `p` after Holm's correction for the rows that are compared with the same row of vlcp.
+    `significant`: whether `p_holm` is below 0.05, and no trial of both failed; None without `p`.
     `hlr`, `ior`, `label_robust`: DD-Ranking's, from means of top1_last; None without random, without the full train
     split, or without trials of the set under hard labels.
     """
@@ -71,9 +75,9 @@ def score_summary(scores: pa.Table) -> list[Row]:
         same = {other["epochs"] for other in rows if protocol_network_ipc(other) == protocol_network_ipc(row)}
         row["variant"] = sorted(same).index(row["epochs"])
     ours = {comparison_key(row): row for row in rows if row["method"] == vlcp.METHOD.name}
-    rows = [row | _difference(ours.get(comparison_key(row)), row) | _dd_ranking(row, rows) for row in rows]
+    rows = [row | _dd_ranking(row, rows) | _difference(groups, ours.get(comparison_key(row)), row) for row in rows]
     return sorted(
-        rows,
+        _corrected(rows),
         key=lambda row: (
             row["protocol"],
             row["network"],
@@ -101,58 +105,24 @@ def score_table(scores: pa.Table) -> str:
     return "\n".join([*("  ".join(line).rstrip() for line in padded), _NOTE, *budget_notes(rows), *failed])
 
 
+def differences_json(scores: pa.Table) -> list[Row]:
+    """List the comparisons with vlcp as plain objects, in the order of the table; numbers have six decimals.
+
+    Each has protocol, network, ipc, method and, of `score_summary`, difference, low, high, p, p_holm, pairs and
+    significant.
+    """
+    names = ("protocol", "network", "ipc", "method", *_DIFFERENCE)
+    rows = [row for row in score_summary(scores) if row["difference"] is not None]
+    return [{name: rounded(row[name]) for name in names} for row in rows]
+
+
 def scores_json(scores: pa.Table) -> list[Row]:
     """List the trials as plain objects with the fields of SCORES, by trial_id; numbers are rounded to six decimals.
 
     A loss that is not finite is None.
     """
     rows = scores.select(SCORES.names).sort_by("trial_id").to_pylist()
-    return [{name: _rounded(value) for name, value in row.items()} for row in rows]
-
-
-def hard_label_recovery(full: float, distilled: float) -> float:
-    """Compute HLR of DD-Ranking: accuracy lost by training on the distilled set with hard labels, not on all images.
-
-    Args:
-        full: accuracy after the full train split with hard labels, a fraction of 1.
-        distilled: accuracy after the distilled set with hard labels, a fraction of 1.
-
-    Returns a number in [-1, 1]; lower is better.
-    """
-    return _fraction(full) - _fraction(distilled)
-
-
-def improvement_over_random(distilled: float, random: float) -> float:
-    """Compute IOR of DD-Ranking: accuracy gained over random real images with labels of the same kind.
-
-    Args:
-        distilled: accuracy after the distilled set with its own labels, a fraction of 1.
-        random: accuracy after the same number of random images with labels of the same kind, a fraction of 1.
-
-    Returns a number in [-1, 1]; higher is better.
-    """
-    return _fraction(distilled) - _fraction(random)
-
-
-def label_robust_score(hlr: float, ior: float, weight: float = 0.5) -> float:
-    """Compute the label-robust score of DD-Ranking.
-
-    The score is (e^alpha - e^-1) / (e - e^-1) with alpha = w IOR - (1 - w) HLR.
-
-    Args:
-        hlr: of `hard_label_recovery`.
-        ior: of `improvement_over_random`.
-        weight: w, the share of IOR.
-
-    Returns a number in [0, 1]; higher is better.
-
-    Raises:
-        ValueError: `hlr` or `ior` is not a difference of fractions, or `weight` is not a fraction.
-    """
-    if not (-1 <= hlr <= 1 and -1 <= ior <= 1):
-        raise ValueError(f"HLR and IOR are differences of fractions of 1, not {hlr} and {ior}")
-    alpha = _fraction(weight) * ior - (1 - weight) * hlr
-    return (math.exp(alpha) - math.exp(-1)) / (math.e - math.exp(-1))
+    return [{name: rounded(value) for name, value in row.items()} for row in rows]
 
 
 def headline(summary: Sequence[Row], classes: int | None, train_rows: int | None) -> tuple[str, str]:
@@ -193,10 +163,11 @@ def headline(summary: Sequence[Row], classes: int | None, train_rows: int | None
 
 
 def format_metrics(row: Row) -> dict[str, str]:
-    """Format the metrics and the difference of a summary row: `83.1 ± 0.5`, without ± where there is no std."""
+    """Format a summary row: metrics as `83.1 ± 0.5`, without ± where there is no std; the difference with interval."""
     text = {m: _format_percent(row[f"{m}_mean"], row[f"{m}_std"]) for m in METRICS}
     difference = row["difference"]
-    return text | {"difference": "" if difference is None else _format(difference, row["difference_std"], "+.1f")}
+    ahead = "" if difference is None else format_difference(difference, row["low"], row["high"])
+    return text | {"difference": ahead}
 
 
 def protocol_network_ipc(row: Row) -> tuple[str, str, int]:
@@ -233,22 +204,19 @@ def budget_notes(summary: Sequence[Row]) -> list[str]:
     ]
 
 
-def _fraction(value: float) -> float:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{value} is not a fraction of 1; divide percentages by 100")
-    return value
-
-
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
+    """Round the numbers in lists and objects to six decimals, for JSON; a number that is not finite becomes None."""
+    if isinstance(value, dict):
+        return {name: rounded(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [_rounded(item) for item in value]
+        return [rounded(item) for item in value]
     if isinstance(value, float):
         return round(value, 6) if math.isfinite(value) else None  # JSON has no NaN
     return value
 
 
 def _means_and_stds(trials: Sequence[Row]) -> Row:
-    counted = [trial for trial in trials if not trial["outcome"]]
+    counted = _counted(trials)
     failed = Counter(trial["outcome"] for trial in trials if trial["outcome"])
     result: Row = {"n": len(counted), "failed": dict(failed), "classes": len(trials[0]["per_class"])}
     for name in BUDGET:  # one value, or a tuple of the least and the most where sets have other numbers of images
@@ -262,20 +230,43 @@ def _means_and_stds(trials: Sequence[Row]) -> Row:
     return result
 
 
-def _difference(ours: Row | None, row: Row) -> Row:
-    nothing = {"difference": None, "difference_std": None, "significant": None, "is_other_budget": False}
-    if ours is None or not ours["n"] or not row["n"] or row["method"] == vlcp.METHOD.name:
-        return nothing
-    if budget(ours) != budget(row):
-        return nothing | {"is_other_budget": True}
-    points = 100 * (ours["top1_last_mean"] - row["top1_last_mean"])
-    stds = (ours["top1_last_std"], row["top1_last_std"])
-    if None in stds:
-        return nothing | {"difference": points}
-    std = 100 * math.hypot(*stds)
+def _difference(groups: Mapping[tuple[Any, ...], Sequence[Row]], ours: Row | None, row: Row) -> Row:
+    """Compare a row with vlcp's; both `p_holm` and `significant` follow from all rows of the table."""
+    found, is_other_budget = None, False
+    if ours is not None and row["method"] != vlcp.METHOD.name:
+        is_other_budget = budget(ours) != budget(row)
+        if not is_other_budget:
+            found = compare(*(_counted(groups[tuple(one[name] for name in _GROUP)]) for one in (ours, row)))
+    nothing = dict.fromkeys(("difference", "low", "high", "p", "pairs")) | {"is_whole": False}
+    if ours is None or found is None:
+        return nothing | {"is_other_budget": is_other_budget}
     is_whole = not ours["failed"] and not row["failed"]  # the mean of those that learned is no mean of the method
-    significant = is_whole and abs(points) > 2 * std
-    return nothing | {"difference": points, "difference_std": std, "significant": significant}
+    values = {"low": found.low, "high": found.high, "p": found.p, "pairs": found.pairs}
+    return {"difference": found.points, "is_other_budget": False} | values | {"is_whole": is_whole}
+
+
+def _corrected(rows: Sequence[Row]) -> list[Row]:
+    """Add `p_holm` and `significant`, from the p-values of the rows that are compared with each other."""
+    tested: dict[tuple[str, str, int, int], list[int]] = {}
+    for number, row in enumerate(rows):
+        if row["p"] is not None:
+            tested.setdefault(comparison_key(row), []).append(number)
+    corrected = {
+        number: value
+        for numbers in tested.values()
+        for number, value in zip(numbers, holm([rows[number]["p"] for number in numbers]), strict=True)
+    }
+    result = []
+    for number, row in enumerate(rows):
+        p = corrected.get(number)
+        significant = None if p is None else row["is_whole"] and p < 1 - LEVEL
+        plain = {name: value for name, value in row.items() if name != "is_whole"}
+        result.append(plain | {"p_holm": p, "significant": significant})
+    return result
+
+
+def _counted(trials: Sequence[Row]) -> list[Row]:
+    return [trial for trial in trials if not trial["outcome"]]
 
 
 def _dd_ranking(row: Row, rows: Sequence[Row]) -> Row:
@@ -348,8 +339,8 @@ def _format_percent(mean: float | None, std: float | None) -> str:
     return "" if mean is None else _format(100 * mean, std and 100 * std)
 
 
-def _format(value: float, std: float | None, form: str = ".1f") -> str:
-    return f"{value:{form}}" if std is None else f"{value:{form}} ± {std:.1f}"
+def _format(value: float, std: float | None) -> str:
+    return f"{value:.1f}" if std is None else f"{value:.1f} ± {std:.1f}"
 
 
 def _percent(row: Row) -> str:
@@ -361,12 +352,14 @@ def _reach(count: int, words: str) -> str:
 
 
 def _significance(random: Row | None) -> str:
-    """Say whether the difference to the random images is significant."""
+    """Say whether the difference to the random images is shown."""
     if random is None:
         return ""
     if random["significant"] is None:
-        return "One trial has no standard deviation, so the difference to random may be chance."
-    points = _format(random["difference"], random["difference_std"], "+.1f")
+        return "The trials are too few, or too equal, for an interval: a difference to random is not shown."
+    text = f"The difference to random, {format_metrics(random)['difference']} points"
+    p = f"p = {random['p_holm']:.2g} after Holm's correction"
     if random["significant"]:
-        return f"The difference to random, {points} points, is more than two of its standard deviations."
-    return f"The difference to random, {points} points, is less than two of its standard deviations: not significant."
+        return f"{text}, is significant ({p})."
+    reason = "some trainings are not counted" if random["p_holm"] < 1 - LEVEL else p
+    return f"{text}, is not shown ({reason})."
