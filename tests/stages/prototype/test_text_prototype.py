@@ -261,5 +261,4 @@ def test_text_prototypes_of_the_digits_are_those_of_the_released_code() -> None:
                 same_by_word += chosen["word"] == expected
                 clusters += 1
     assert clusters == 150
-    assert same_by_word < 150  # the default differs on purpose: whole words, and both parts of "top-heavy"
-    print("same by word:", same_by_word)
+    assert 50 < same_by_word < 140  # the default differs on purpose: whole words, and both parts of "top-heavy"
