@@ -81,6 +81,10 @@ def test_job_defaults_are_those_of_the_paper() -> None:
             "ingest.max_per_class, 5, is below the largest ipc, 6; raise",
         ),
         ({"compare": {"methods": ["randm"]}}, "compare.methods.0"),
+        (
+            {"compare": {"methods": ["vlcp"], "d4m_clustering": "k-means"}},
+            "compare: d4m_clustering is for d4m only; add d4m to methods or leave it out",
+        ),
     ],
 )
 def test_job_with_wrong_settings_names_field_and_fix(settings: dict[str, object], message: str) -> None:

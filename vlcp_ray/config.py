@@ -3,7 +3,7 @@
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -26,10 +26,19 @@ class Compare(Settings):
     methods: tuple[Annotated[str, OneOf(METHODS)], ...] = Field(
         ("vlcp", "random", "centroid", "full"), description="the compared methods, listed below"
     )
+    d4m_clustering: Literal["mini-batch", "k-means"] = Field(
+        "mini-batch",
+        description="d4m only: mini-batch: k-means in one pass over batches of ipc images, as D4M's released code; "
+        "k-means: full k-means like the other methods, which is not D4M's",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         check_unique(self, "methods")
+        for method in METHODS.values():
+            for name in method.options:
+                if method.name not in self.methods and getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name} is for {method.name} only; add {method.name} to methods or leave it out")
         return self
 
 

@@ -16,7 +16,6 @@ from diffusers import AutoencoderKL
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from sklearn.cluster import KMeans
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from sklearn.neighbors import LocalOutlierFactor
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -27,6 +26,7 @@ from transformers.utils import logging
 from vlcp_ray import config
 from vlcp_ray.models import stable_diffusion
 from vlcp_ray.models.pretrained import folder
+from vlcp_ray.models.words import stop_words
 
 WORKERS = 2
 
@@ -200,7 +200,7 @@ def _text_prototype(members: Sequence[str], common: set[str], class_name: str, n
     counts: Counter[str] = Counter()
     for text in members:
         for word in _words(text):
-            if word not in common and word not in ENGLISH_STOP_WORDS and word not in class_name:
+            if word not in common and word not in stop_words() and word not in class_name:
                 counts[word] += 1
     top = counts.most_common(n_words)
     best, highest = "", 0

@@ -43,7 +43,25 @@ def test_method_settings_name_the_base_model_unless_a_model_or_images_are_inputs
 def test_d4m_has_its_own_guidance_and_clusters_all_images() -> None:
     method = METHODS["d4m"]
     assert method.settings(JOB, "hash")["guidance_scale"] == 8.0
-    assert method.clustering(JOB.model_copy(update={"prototype": JOB.prototype}))["contamination"] == 0.0
+    assert method.clustering(JOB)["contamination"] == 0.0
+
+
+def test_d4m_clusters_in_mini_batches_as_released_unless_the_job_asks_for_k_means() -> None:
+    released = METHODS["d4m"].clustering(JOB)
+    assert released["mini_batches"] == {"images_per_cluster": 1, "random_state": 0}
+    assert "n_init" not in released
+    full = METHODS["d4m"].clustering(load_job("jobs/digits-compare.toml", ["compare.d4m_clustering=k-means"]))
+    assert full == JOB.prototype.model_copy(update={"contamination": 0.0}).model_dump() | {"recipe": asdict(RECIPE)}
+
+
+def test_clustering_of_d4m_changes_the_sets_of_d4m_only() -> None:
+    jobs = (JOB, load_job("jobs/digits-compare.toml", ["compare.d4m_clustering=k-means"]))
+    by_set = [
+        {(step.stage, *step.key.values()): step.fingerprint for step in graph(job) if "method" in step.key}
+        for job in jobs
+    ]
+    assert by_set[0].keys() == by_set[1].keys()
+    assert {key for key in by_set[0] if by_set[0][key] != by_set[1][key]} == {key for key in by_set[0] if "d4m" in key}
 
 
 def test_rded_hashes_its_crops_and_their_pool() -> None:
@@ -54,8 +72,8 @@ def test_rded_hashes_its_crops_and_their_pool() -> None:
 @pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)
 def test_method_clustering_is_that_of_the_job_but_for_d4m(method: Method) -> None:
     job = JOB.model_copy(update={"prototype": JOB.prototype.model_copy(update={"contamination": 0.25})})
-    changed = {"contamination": 0.0} if method.name == "d4m" else {}
-    assert method.clustering(job) == job.prototype.model_dump() | {"recipe": asdict(RECIPE)} | changed
+    if method.name != "d4m":
+        assert method.clustering(job) == job.prototype.model_dump() | {"recipe": asdict(RECIPE)}
 
 
 def test_generated_methods_differ_in_text_and_model_only() -> None:

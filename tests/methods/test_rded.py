@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.labelled_digits import NAMES
+from tests.labelled_digits import digits as labelled_digits
 from vlcp_ray.config import load_job
 from vlcp_ray.images import Pixels, decode, encode_png
 from vlcp_ray.methods import rded as method
@@ -278,3 +280,51 @@ def test_select_images_takes_the_crops_of_the_lowest_cross_entropy() -> None:
             {"label": 1, "class_name": "bright", "split": "train", "prototype_id": "", "text": "", "seed": seed}
         ]
     assert set(sets) == {(0, 1), (0, 2), (4, 1)}
+
+
+def test_select_images_with_a_trained_teacher_takes_the_crops_of_published_rded() -> None:
+    """On digits, with a teacher that knows them: of five crops of an image the one of the lowest cross entropy, each
+    in the middle of a frame of the mean colour; then the best ipc x 4 images; image i has the i-th, (ipc + i)-th ... of
+    them row by row (synthesize/ of LINs-lab/RDED). Crops are cut by torchvision, scores summed from log-softmax."""
+    import torch
+
+    from vlcp_ray.config import Teach
+    from vlcp_ray.models.teacher import load_teacher
+    from vlcp_ray.stages.teach.train import train_teacher
+
+    small = Teach(network="ConvNet-3", width=16, input_size=16, epochs=6, batch_size=32, validations=1, flip=False)
+    trained = train_teacher(labelled_digits(0, 400), labelled_digits(1000, 1200), NAMES, small, 0, "cpu")
+    assert trained.top1 > 0.8
+    teacher = load_teacher(small, trained.state)
+    own = labelled_digits(400, 800)
+    images = [image.transpose(1, 2, 0) for image, label in zip(own.pixels, own.labels, strict=True) if label == 5]
+    image_ids = [f"i{number:03d}" for number in range(len(images))]
+    columns = {"image_id": image_ids, "label": [5] * len(images), "class_name": ["five"] * len(images)}
+    rows = pa.table(columns | {"image": [encode_png(np.ascontiguousarray(image)) for image in images]})
+    job = load_job("jobs/digits-compare.toml", ["evaluate.factor=2", "generate.image_size=16"])
+    ipc, side, slack = 4, 8, 0.05  # Pillow and torchvision round by up to one level of 255
+    table = method.select_images(rows, [(1, ipc)], teacher, job, "cpu")[1, ipc]
+    made = np.stack([np.asarray(decode(data)) for data in table["image"].to_pylist()])
+    tiles = made.reshape(ipc, 2, side, 2, side, 3).transpose(1, 3, 0, 2, 4, 5).reshape(-1, side, side, 3)
+
+    mean, std = (np.array(values)[:, None, None] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+
+    def cross_entropy(patches: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+        frames = np.full((len(patches), 3, 16, 16), np.array(PADDING, np.float64)[:, None, None])
+        frames[:, :, 4:12, 4:12] = patches.transpose(0, 3, 1, 2)
+        with torch.inference_mode():
+            logits = teacher(torch.tensor((frames / 255 - mean) / std, dtype=torch.float32)).double().numpy()
+        peak = logits.max(axis=1)
+        result: npt.NDArray[np.float64] = peak + np.log(np.exp(logits - peak[:, None]).sum(axis=1)) - logits[:, 5]
+        return result
+
+    crops = np.stack([candidates(image, name, 1, 5, side) for image, name in zip(images, image_ids, strict=True)])
+    scores = cross_entropy(crops.reshape(-1, side, side, 3)).reshape(len(images), 5)
+    best = np.sort(scores.min(axis=1))[: 4 * ipc]
+    assert best[0] + 1 < np.median(scores)  # the teacher tells the crops apart
+    np.testing.assert_allclose(cross_entropy(tiles), best, atol=slack)
+    order = np.argsort(scores.min(axis=1))
+    for place, tile_ in enumerate(tiles):
+        near = [row for row in order if abs(scores[row].min() - best[place]) <= slack]
+        views = np.concatenate([crops[row][scores[row] <= scores[row].min() + slack] for row in near]).astype(int)
+        assert np.abs(views - tile_.astype(int)).max(axis=(1, 2, 3)).min() <= 1

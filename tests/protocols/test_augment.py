@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import ks_2samp
+from torchvision.transforms import v2
 
 from vlcp_ray.protocols import augment
 from vlcp_ray.protocols.augment import (
@@ -217,3 +219,102 @@ def test_cut_box_is_a_clipped_square_of_any_size() -> None:
     assert areas.max() > 0.8
     # Of a square of side a with a uniform centre, a - a^2 / 4 of each side is left; a^2 is uniform: 1/2 - 1/5 + 1/48.
     assert abs(areas.mean() - 0.3208) < 0.02
+
+
+def released_views(images: torch.Tensor, seed: int) -> torch.Tensor:
+    """Make training views image by image as MinimaxDiffusion does: torchvision's crop and flip, the three jitters in
+    random order, PCA lighting, ImageNet's mean and std (data.py and misc/utils.py there)."""
+    rng = np.random.default_rng(seed)
+    crop_and_flip = v2.Compose(
+        [v2.RandomResizedCrop(images.shape[-1], SCALE, antialias=True), v2.RandomHorizontalFlip()]
+    )
+    luma = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+    values = np.array([0.2175, 0.0188, 0.0045])
+    vectors = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
+    views = []
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for image in images.float() / 255:
+            view = crop_and_flip(image)
+            for kind in rng.permutation(3):
+                share = 1 + rng.uniform(-0.4, 0.4)
+                grey = (view * luma).sum(0, keepdim=True).expand_as(view)
+                goal = (torch.zeros_like(view), grey.mean().expand_as(view), grey)[kind]
+                view = goal + share * (view - goal)
+            light = torch.tensor(vectors @ (rng.normal(0, 0.1, 3) * values), dtype=torch.float32)
+            views.append((view + light.view(3, 1, 1) - MEAN) / STD)
+    return torch.stack(views)
+
+
+def statistics(views: torch.Tensor) -> dict[str, np.ndarray]:
+    """Measures of each view: brightness, contrast, colourfulness, detail, and how much darker its left half is."""
+    half = views.shape[-1] // 2
+    grey = views.mean(1)
+    measures = {
+        "red": views[:, 0].mean((1, 2)),
+        "green": views[:, 1].mean((1, 2)),
+        "blue": views[:, 2].mean((1, 2)),
+        "contrast": grey.flatten(1).std(1),
+        "colour": views.std(1).mean((1, 2)),
+        "detail": (grey[:, :, 1:] - grey[:, :, :-1]).abs().mean((1, 2)),
+        "left": grey[:, :, :half].mean((1, 2)) - grey[:, :, half:].mean((1, 2)),
+        "top": grey[:, :half].mean((1, 2)) - grey[:, half:].mean((1, 2)),
+    }
+    return {name: values.numpy().round(4) for name, values in measures.items()}  # equal views stay equal
+
+
+def photograph(size: int = 32) -> torch.Tensor:
+    """A picture of soft blobs of colour, brighter at the top left, of which crops and mirrors are told apart."""
+    coarse = (
+        torch.rand(1, 3, 6, 6, generator=seeded(8)) * torch.linspace(1, 0.3, 6).view(6, 1) * torch.linspace(1, 0.5, 6)
+    )
+    return (torch.nn.functional.interpolate(coarse, (size, size), mode="bicubic").clamp(0, 1) * 255).to(torch.uint8)
+
+
+def assert_same_distribution(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    for name, values in statistics(ours).items():
+        assert ks_2samp(values, statistics(theirs)[name]).pvalue > 0.001, name
+
+
+def test_augmented_batches_have_the_statistics_of_the_released_code() -> None:
+    images = photograph().expand(1200, 3, 32, 32)
+    theirs = released_views(images, 1)
+    assert_same_distribution(view(images, 0), theirs)
+    for changed in (
+        augment.augment(images, seeded(0), True, SCALE, 0.3, 0.1),
+        augment.augment(images, seeded(0), True, (0.3, 1.0), 0.4, 0.1),
+        augment.augment(images, seeded(0), False, SCALE, 0.4, 0.1),
+    ):  # the comparison sees a jitter of 0.3, smaller crops and a missing flip
+        with pytest.raises(AssertionError):
+            assert_same_distribution(changed, theirs)
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_batches_without_jitter_have_the_statistics_of_the_released_code(factor: int) -> None:
+    """RDED's ShufflePatches (columns, then rows), RandomResizedCrop with scale (1 / factor, 1), flip, mean and std."""
+    images, rng = photograph().expand(1200, 3, 32, 32), np.random.default_rng(3)
+    pipeline = v2.Compose([v2.RandomResizedCrop(32, (1 / factor, 1.0), antialias=True), v2.RandomHorizontalFlip()])
+    views = []
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        for image in images.float() / 255:
+            for axis in (2, 1):
+                parts = image.chunk(factor, axis)
+                image = torch.cat([parts[i] for i in rng.permutation(factor)], axis)
+            views.append((pipeline(image) - MEAN) / STD)
+    ours = augment.augment_without_jitter(images, seeded(2), True, (1 / factor, 1.0), factor)
+    assert_same_distribution(ours, torch.stack(views))
+
+
+def test_cutmix_shares_have_the_distribution_of_the_released_code() -> None:
+    """CutMix of MinimaxDiffusion and RDED: lambda from Beta(1, 1), a box of side size x sqrt(1 - lambda) around a
+    uniform centre, clipped; the own share is counted from the clipped box."""
+    rng, theirs = np.random.default_rng(0), []
+    for _ in range(4000):
+        side, (x, y) = int(64 * np.sqrt(1 - rng.beta(1, 1))), rng.integers(64, size=2)
+        width, height = (np.clip(c + side // 2, 0, 64) - np.clip(c - side // 2, 0, 64) for c in (x, y))
+        theirs.append(1 - width * height / 64**2)
+    generator = seeded(1)
+    ours = [cutmix(torch.zeros(2, 1, 64, 64), torch.arange(2), generator)[3] for _ in range(4000)]
+    assert ks_2samp(ours, theirs).pvalue > 0.001
+    assert np.mean(ours) == pytest.approx(1 - 0.3208, abs=0.02)

@@ -137,3 +137,18 @@ def test_train_of_another_seed_takes_another_order() -> None:
     assert torch.equal(trained(0), trained(0))
     assert not torch.equal(trained(0), trained(1))
     assert not torch.equal(trained(0), trained(0, flip=False))
+
+
+@pytest.mark.parametrize(("classes", "base"), [(10, 0.01), (100, 0.01), (1000, 0.1)])
+def test_train_has_the_released_learning_rate_in_every_epoch(
+    classes: int, base: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """train.py of MinimaxDiffusion: MultiStepLR at 2E/3 and 5E/6, gamma 0.2; E = 300 here."""
+    made: list[torch.optim.SGD] = []
+    sgd = torch.optim.SGD
+    monkeypatch.setattr(torch.optim, "SGD", lambda *a, **k: made.append(sgd(*a, **k)) or made[0])
+    monkeypatch.setattr(minimax, "loss", lambda network, *rest: network.weight.sum())
+    images = (torch.zeros(3, 3, 1, 1), torch.zeros(3))
+    epochs = minimax.train(torch.nn.Linear(1, 1), images, Evaluate(), epochs=300, seed=0, num_classes=classes)
+    rates = [made[0].param_groups[0]["lr"] for _ in epochs]
+    assert rates == pytest.approx([base] * 200 + [0.2 * base] * 50 + [0.04 * base] * 50)

@@ -88,3 +88,19 @@ def test_protocol_validates_after_its_share_of_the_epochs() -> None:
     assert protocol.validated_epochs(8, 2) == [8]
     assert protocol.validated_epochs(9, 4) == [6, 8, 9]
     assert PROTOCOLS["minimax"].validated_epochs(4, 4) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "classes", "epochs"),
+    [
+        # train.py of MinimaxDiffusion: by ipc, and two thirds, floored to hundreds, with exactly 100 classes.
+        ("minimax", 10, (3000, 2000, 1500, 1000)),
+        ("minimax", 100, (2000, 1300, 1000, 600)),
+        ("minimax", 1000, (3000, 2000, 1500, 1000)),
+        # RDED's published scripts (re_epochs).
+        *(("rded", classes, (300, 300, 300, 300)) for classes in (10, 100, 1000)),
+    ],
+)
+def test_protocol_epochs_for_ipc_1_10_50_100(protocol: str, classes: int, epochs: tuple[int, ...]) -> None:
+    settings = Evaluate(protocols=(protocol,), networks=("ResNet-18",))
+    assert tuple(PROTOCOLS[protocol].epochs(settings, ipc, classes) for ipc in (1, 10, 50, 100)) == epochs

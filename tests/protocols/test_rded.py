@@ -1,6 +1,7 @@
 """Tests of the rded protocol: batches, learning rates, decay and the soft loss."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -128,3 +129,36 @@ def test_train_joins_a_single_last_image_to_the_batch_before(monkeypatch: pytest
     )
     assert epoch.number == 1
     assert sizes == [10, 11]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "rates"),
+    [
+        (300, {0: 1e-3, 1: 9.9999315e-4, 150: 8.5355339e-4, 299: 5.0261797e-4}),
+        (500, {0: 1e-3, 250: 8.5355339e-4, 499: 5.0157079e-4}),
+    ],
+)
+def test_train_has_the_released_learning_rate_in_every_epoch(
+    epochs: int, rates: dict[int, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RDED's LambdaLR, 0.5 (1 + cos(pi e / 2E)) of 1e-3; the numbers were computed once from it."""
+    made: list[torch.optim.AdamW] = []
+    adamw = torch.optim.AdamW
+    monkeypatch.setattr(torch.optim, "AdamW", lambda *a, **k: made.append(adamw(*a, **k)) or made[0])
+    monkeypatch.setattr(rded, "loss", lambda network, *rest: network.weight.sum())
+    images = (torch.zeros(3, 3, 1, 1), torch.zeros(3))
+    trained = rded.train(
+        nn.Linear(1, 1), images, SETTINGS, epochs=epochs, seed=0, ipc=1, num_classes=3, teacher=nn.Identity()
+    )
+    measured = [[group["lr"] for group in made[0].param_groups] for _ in trained]
+    assert len(measured) == epochs
+    assert all(first == second for first, second in measured)  # with and without weight decay
+    assert {epoch: measured[epoch][0] for epoch in rates} == pytest.approx(rates)
+    assert all(one[0] > following[0] for one, following in pairwise(measured))
+
+
+def test_batch_size_for_ipc_1_10_50_100_doubles_for_100_and_1000_classes() -> None:
+    released = {10: (10, 50, 100, 100), 100: (20, 100, 200, 200), 1000: (20, 100, 200, 200)}
+    for classes, sizes in released.items():
+        ipcs = (1, 10, 50, 100)
+        assert tuple(batch_size_for(SETTINGS, ipc, classes, ipc * classes) for ipc in ipcs) == sizes

@@ -17,8 +17,10 @@ def _settings(job: "Job", base_model: str) -> dict[str, Any]:
 
 
 def _clustering(job: "Job") -> dict[str, Any]:
-    """Return the settings that determine a clustering that removes no outliers."""
-    return prototype.hashed_settings(job.prototype.model_copy(update={"contamination": 0.0}))
+    """Return the settings that determine a clustering that removes no outliers, in mini-batches unless the job asks."""
+    settings = job.prototype.model_copy(update={"contamination": 0.0})
+    in_one_pass = job.compare.d4m_clustering == "mini-batch"
+    return prototype.hashed_settings(settings, prototype.MiniBatches() if in_one_pass else None)
 
 
 METHOD: Final = Method(
@@ -29,4 +31,5 @@ METHOD: Final = Method(
     ("prototypes",),
     settings=_settings,
     clustering=_clustering,
+    options=("d4m_clustering",),
 )

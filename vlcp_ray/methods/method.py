@@ -39,6 +39,7 @@ class Method:
         settings: the settings that determine its sets, given the job and the content hash of its base model.
         clustering: the settings that determine the prototypes that it uses.
         loads: the work of making its sets, for methods that the stage generate does not make.
+        options: the fields of `Compare` that only this method uses.
     """
 
     name: str
@@ -50,3 +51,4 @@ class Method:
     settings: Callable[["Job", str], dict[str, Any]] = lambda job, base_model: {}
     clustering: Callable[["Job"], dict[str, Any]] = lambda job: prototype.hashed_settings(job.prototype)
     loads: Callable[["CostInputs", Sequence["Step"]], Iterator[Load]] = lambda inputs, steps: iter(())
+    options: tuple[str, ...] = ()

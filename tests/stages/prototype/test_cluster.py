@@ -8,11 +8,12 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.cluster import KMeans
+from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.neighbors import LocalOutlierFactor
 
 from vlcp_ray.schemas import tensor_array, tensors
-from vlcp_ray.stages.prototype import MEMBERS, Prototype, prototypes_schema
+from vlcp_ray.seeds import seed_for
+from vlcp_ray.stages.prototype import MEMBERS, MiniBatches, Prototype, prototypes_schema
 from vlcp_ray.stages.prototype.cluster import prototype, reduce_dimensions
 
 SHAPE = (4, 2, 2)
@@ -250,3 +251,119 @@ def test_reduce_dimensions_of_few_latents_keeps_distances() -> None:
 def test_reduce_dimensions_of_many_latents_returns_them() -> None:
     values = flatten(make_latents(40))
     assert reduce_dimensions(values) is values
+
+
+def test_prototype_outliers_equal_their_definition() -> None:
+    """Compute the local outlier factor of Breunig et al. 2000 in full, and take the tenth of the largest."""
+    values = make_latents(50, seed=1)
+    _, members = prototype(make_pairs(values), OUTLIERS, [(0, 2)])[0, 2]
+    points = flatten(values).astype(np.float64)
+    distance = np.linalg.norm(points[:, None] - points, axis=2)
+    np.fill_diagonal(distance, np.inf)
+    neighbours = distance.argsort(axis=1)[:, :10]
+    k_distance = np.sort(distance, axis=1)[:, 9]
+    reach = np.maximum(k_distance[neighbours], np.take_along_axis(distance, neighbours, axis=1))
+    density = 1 / reach.mean(axis=1)
+    factor = density[neighbours].mean(axis=1) / density
+    largest = np.sort(factor.argsort()[-5:])
+    np.testing.assert_array_equal(np.flatnonzero(column(members, "cluster") == -1), largest)
+
+
+def taken_in_order(n: int, seed: int) -> list[int]:
+    """The rows of `make_pairs` in the order in which mini-batches take them."""
+    return sorted(range(n), key=lambda row: seed_for(seed, "mini-batches", f"img-{row:04d}"))
+
+
+def mini_batch(
+    values: npt.NDArray[np.float16], seed: int, ipc: int, images_per_cluster: int = 1
+) -> tuple[npt.NDArray[np.float32], pa.Table, pa.Table]:
+    """Cluster in mini-batches: the centroids (ipc, d) in the order of their values, PROTOTYPES and MEMBERS."""
+    run = (seed, ipc)
+    prototypes, members = prototype(make_pairs(values), Prototype(), [run], MiniBatches(images_per_cluster))[run]
+    centroids = tensors(prototypes["latent"]).reshape(ipc, -1)
+    return centroids[np.lexsort(centroids.T)], prototypes, members
+
+
+@pytest.mark.parametrize(("n", "ipc"), [(43, 4), (90, 10), (12, 12), (20, 1)])
+def test_mini_batches_are_running_means_of_one_pass(n: int, ipc: int) -> None:
+    """One pass by hand: the first ipc images are the centroids, and each image moves the nearest one to the mean of all
+    that it has had; the nearest ones of a batch are found before any of it moves. From 100 images on scikit-learn may
+    also start a centroid anew, one that has had less than a hundredth of the images of the largest."""
+    values = make_latents(n, seed=n)
+    order, latents = taken_in_order(n, 5), flatten(values).astype(np.float64)
+    centroids, counts = latents[order[:ipc]].copy(), np.zeros(ipc)
+    for start in range(0, n - ipc + 1, ipc):
+        batch = latents[order[start : start + ipc]]
+        nearest = np.linalg.norm(batch[:, None] - centroids, axis=2).argmin(axis=1)
+        for cluster in range(ipc):
+            own = batch[nearest == cluster]
+            if len(own):
+                centroids[cluster] = (centroids[cluster] * counts[cluster] + own.sum(axis=0)) / (
+                    counts[cluster] + len(own)
+                )
+                counts[cluster] += len(own)
+    computed, prototypes, members = mini_batch(values, 5, ipc)
+    np.testing.assert_allclose(computed, centroids[np.lexsort(centroids.T)], atol=1e-5)
+    own = tensors(prototypes["latent"]).reshape(ipc, -1)
+    distance = np.linalg.norm(flatten(values)[:, None] - own, axis=2)
+    np.testing.assert_array_equal(column(members, "cluster"), distance.argmin(axis=1))
+    np.testing.assert_allclose(column(members, "distance"), distance.min(axis=1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("images_per_cluster", [1, 3])
+def test_mini_batches_equal_the_released_calls(images_per_cluster: int) -> None:
+    """The calls of D4M's gen_prototype.py, on 600 images; a rest of ipc or more is fitted, a smaller one is not."""
+    n, ipc = 606, 7
+    values, size = make_latents(n), images_per_cluster * 7
+    kmeans = MiniBatchKMeans(n_clusters=ipc, random_state=0, batch_size=size, n_init="auto")
+    rows = flatten(values)[taken_in_order(n, 1)]
+    for start in range(0, n, size):
+        if len(rows[start : start + size]) >= ipc:
+            kmeans.partial_fit(rows[start : start + size])
+    expected = kmeans.cluster_centers_
+    computed, _, _ = mini_batch(values, 1, ipc, images_per_cluster)
+    np.testing.assert_allclose(computed, expected[np.lexsort(expected.T)], atol=1e-5)
+
+
+def test_mini_batches_leave_out_a_rest_of_fewer_than_ipc_images() -> None:
+    values, last = make_latents(43), taken_in_order(43, 0)[40:]
+    changed = values.copy()
+    changed[last] *= 3
+    before, after = mini_batch(values, 0, 5)[0], mini_batch(changed, 0, 5)[0]
+    np.testing.assert_array_equal(before, after)
+    changed[taken_in_order(43, 0)[39]] *= 3
+    assert (mini_batch(changed, 0, 5)[0] != before).any()
+
+
+def test_mini_batches_are_independent_of_order_and_other_runs() -> None:
+    table, runs = make_pairs(make_latents(50)), [(0, 4), (1, 4), (0, 7)]
+    alone = {run: prototype(table, OUTLIERS, [run], MiniBatches())[run] for run in runs}
+    shuffled = table.take(np.random.default_rng(0).permutation(50))
+    assert prototype(shuffled, OUTLIERS, runs, MiniBatches()) == alone
+    assert not alone[0, 4][0].equals(alone[1, 4][0])
+    assert (column(alone[0, 4][1], "cluster") == -1).sum() == 5
+
+
+def test_mini_batches_keep_a_centroid_that_no_image_is_nearest_to() -> None:
+    captions = [f"shade{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(60)]
+    values = make_latents(60, seed=3)
+    values.reshape(60, -1)[:, 1:] = 0
+    first, second = taken_in_order(60, 0)[:2]
+    values[second] = values[first]  # so that two centroids start at one image
+    prototypes, members = prototype(make_pairs(values, captions), Prototype(), [(0, 12)], MiniBatches())[0, 12]
+    sizes = column(prototypes, "size")
+    assert sizes.min() == 0
+    np.testing.assert_array_equal(sizes, np.bincount(column(members, "cluster"), minlength=12))
+    assert sizes[: (sizes > 0).sum()].min() > 0  # the empty ones come last
+    centroid = tensors(prototypes["latent"])[11].ravel()
+    nearest = int(np.linalg.norm(flatten(values) - centroid, axis=1).argmin())
+    assert prototypes["text_image_id"][11].as_py() == f"img-{nearest:04d}"
+    assert prototypes["text"][11].as_py() == captions[nearest]
+
+
+def test_mini_batches_of_fewer_different_latents_than_ipc_raise() -> None:
+    values = np.repeat(make_latents(3), 4, axis=0)
+    with pytest.raises(ValueError, match="12 usable images, but only 3 different latents, fewer than ipc = 4"):
+        mini_batch(values, 0, 4)
+    with pytest.raises(ValueError, match=r"12 usable images .* fewer than ipc = 13"):
+        mini_batch(values, 0, 13)

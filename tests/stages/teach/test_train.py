@@ -137,3 +137,24 @@ def test_train_teacher_that_diverges_at_the_end_is_refused(monkeypatch: pytest.M
     monkeypatch.setattr(train, "learning_rate_at", lambda step, *rest: 1e9 if step > steps - 4 else rate(step, *rest))
     with pytest.raises(ValueError, match="the teacher did not learn: after the last epoch its loss is"):
         train_teacher(TRAIN, VAL, NAMES, SETTINGS, 0, "cpu")
+
+
+def test_train_teacher_has_one_cycle_of_the_learning_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten epochs of two steps: four steps of rise, then a cosine; each step has the rate of its middle."""
+    rates: list[float] = []
+    made: list[torch.optim.Optimizer] = []
+    sgd = torch.optim.SGD
+    monkeypatch.setattr(torch.optim, "SGD", lambda *a, **k: made.append(sgd(*a, **k)) or made[0])
+
+    def loss(network: torch.nn.Module, *rest: object) -> torch.Tensor:
+        rates.append(made[0].param_groups[0]["lr"])
+        return sum((0 * weight.sum() for weight in network.parameters()), torch.zeros(()))
+
+    monkeypatch.setattr(train, "_loss", loss)
+    monkeypatch.setattr(train, "guesses", lambda *_: False)  # this loss teaches nothing
+    settings = SETTINGS.model_copy(update={"epochs": 10, "batch_size": 10, "validations": 1, "learning_rate": 0.1})
+    train_teacher(digits(0, 20), VAL, NAMES, settings, 0, "cpu")
+    assert len(rates) == 20
+    assert rates[:4] == pytest.approx([0.0125, 0.0375, 0.0625, 0.0875])
+    assert rates[4:] == pytest.approx([0.05 * (1 + math.cos(math.pi * (step + 0.5) / 16)) for step in range(16)])
+    assert (rates[10], rates[19]) == pytest.approx((0.06451423, 0.000240764), rel=1e-5)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple
 
 import pyarrow as pa
 from pydantic import Field
@@ -33,7 +33,10 @@ class Prototype(Settings):
     )
     n_words: Positive = Field(30, description="representative words kept per cluster")
     matching: Literal["word", "substring"] = Field(
-        "word", description="find words as whole words, or as substrings like the released code"
+        "word",
+        description="word: words are runs of letters, so that both words of top-heavy count, and are found as whole "
+        "words; substring: as the released code, words are nltk's tokens of letters, top-heavy is none, and are found "
+        "within others. Both leave out nltk's stop words, which unlike scikit-learn's keep thin, thick, top, side",
     )
 
 
@@ -56,9 +59,31 @@ class Recipe:
 RECIPE: Final = Recipe()
 
 
-def hashed_settings(settings: Prototype) -> dict[str, Any]:
-    """Collect the settings that determine PROTOTYPES and MEMBERS of given PAIRS, seed and ipc."""
-    return settings.model_dump() | {"recipe": asdict(RECIPE)}
+@dataclass(frozen=True)
+class MiniBatches:
+    """Constants of k-means in one pass over mini-batches, as D4M's released code and its published script have them.
+
+    Args:
+        images_per_cluster: a mini-batch has this many times ipc images (`km_expand`).
+        random_state: of scikit-learn's MiniBatchKMeans, the same for all seeds; a seed decides the order of the images.
+    """
+
+    images_per_cluster: int = 1
+    random_state: int = 0
+
+
+def hashed_settings(settings: Prototype, mini_batches: MiniBatches | None = None) -> dict[str, Any]:
+    """Collect the settings that determine PROTOTYPES and MEMBERS of given PAIRS, seed and ipc.
+
+    Args:
+        settings: of the stage.
+        mini_batches: for k-means in one pass over mini-batches, which has no `n_init`; none: full k-means.
+    """
+    hashed = settings.model_dump() | {"recipe": asdict(RECIPE)}
+    if mini_batches is None:
+        return hashed
+    del hashed["n_init"]
+    return hashed | {"mini_batches": asdict(mini_batches)}
 
 
 def prototypes_schema(latent: tuple[int, int, int]) -> pa.Schema:
@@ -69,10 +94,10 @@ def prototypes_schema(latent: tuple[int, int, int]) -> pa.Schema:
             column("label", pa.int32(), "index of class_name in the job's class list"),
             column("class_name", pa.string(), "name of the class, as used in prompts"),
             column("cluster", pa.int32(), "cluster within the class, 0 .. ipc - 1"),
-            column("size", pa.int32(), "number of inliers in the cluster"),
+            column("size", pa.int32(), "number of inliers in the cluster; one of mini-batches may have none"),
             column("latent", pa.fixed_shape_tensor(pa.float32(), latent), "the centroid: the image prototype"),
             column("text", pa.string(), "the text prototype: the caption chosen for the cluster"),
-            column("text_image_id", pa.string(), "the image with this caption"),
+            column("text_image_id", pa.string(), "the image with this caption, of the cluster unless its size is 0"),
             column("words", pa.list_(pa.string()), "the cluster's representative words, most frequent first"),
         ]
     )
@@ -98,27 +123,37 @@ CLUSTER: Final = Work(
 )
 
 
-def group_by_settings(steps: Sequence["Step"]) -> list[tuple[Prototype, list["Step"]]]:
+class Group(NamedTuple):
+    """Steps with the same settings; `mini_batches` is none for full k-means."""
+
+    settings: Prototype
+    mini_batches: MiniBatches | None
+    steps: list["Step"]
+
+
+def group_by_settings(steps: Sequence["Step"]) -> list[Group]:
     """Group the steps that have the same settings, so that each group needs one read of the latents."""
-    groups: dict[str, list[Step]] = {}
+    groups: dict[str, Group] = {}
     for step in steps:
-        groups.setdefault(json.dumps(step.settings, sort_keys=True), []).append(step)
-    return [
-        (Prototype(**{name: group[0].settings[name] for name in Prototype.model_fields}), group)
-        for group in groups.values()
-    ]
+        hashed = step.settings
+        settings = Prototype(**{name: hashed[name] for name in Prototype.model_fields if name in hashed})
+        mini_batches = MiniBatches(**hashed["mini_batches"]) if "mini_batches" in hashed else None
+        group = groups.setdefault(json.dumps(hashed, sort_keys=True), Group(settings, mini_batches, []))
+        group.steps.append(step)
+    return list(groups.values())
 
 
-def cluster_flops(values: float, images: float, clusters: float, n_init: int) -> float:
+def cluster_flops(values: float, images: float, clusters: float, n_init: int | None) -> float:
     """Count the operations of k-means on one class.
 
     Args:
         values: in the latent of an image.
         images: of the class.
         clusters: of all runs together.
-        n_init: starts of each run.
+        n_init: starts of each run; none: one pass over mini-batches, and one to find the members of each cluster.
     """
-    return 2 * values * images * clusters * _ITERATIONS * n_init
+    passes = 2 if n_init is None else _ITERATIONS * n_init
+    return 2 * values * images * clusters * passes
 
 
 def _loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]:
@@ -126,15 +161,16 @@ def _loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]:
     channels, height, width = inputs.latent_shape(inputs.job.encode.resolution)
     values, per_class = channels * height * width, images / classes
     flops = 0.0
-    for settings, group in group_by_settings(steps):
-        flops += cluster_flops(values, per_class, sum(step.key["ipc"] for step in group), settings.n_init)
+    for settings, mini_batches, group in group_by_settings(steps):
+        n_init = None if mini_batches else settings.n_init
+        flops += cluster_flops(values, per_class, sum(step.key["ipc"] for step in group), n_init)
         flops += 2 * values * per_class**2 if settings.contamination else 0.0  # LOF: distances of all pairs of images
     yield Load(CLUSTER, images, flops * classes, units=classes)
 
 
 STAGE: Final = Stage(
     "prototype",
-    version=3,
+    version=4,
     summary="PAIRS -> PROTOTYPES + MEMBERS, a class at a time",
     tables={"prototypes": prototypes_schema((4, 64, 64)), "members": MEMBERS},
     pools=("prototype",),

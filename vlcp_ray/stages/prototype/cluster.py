@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlcp_ray.schemas import tensor_array, tensors
-from vlcp_ray.stages.prototype import MEMBERS, Prototype, prototypes_schema
+from vlcp_ray.seeds import seed_for
+from vlcp_ray.stages.prototype import MEMBERS, MiniBatches, Prototype, prototypes_schema
 from vlcp_ray.stages.prototype.text_prototype import (
     CandidateWords,
     TextPrototype,
@@ -36,30 +37,33 @@ class ClassImages:
     image_ids: Sequence[str]
     captions: Sequence[str]
     latents: Floats  # (n, c * h * w)
-    points: Floats  # (n, min(n, c * h * w)): `reduce_dimensions` of the latents
+    points: Floats  # (n, min(n, c * h * w)): `reduce_dimensions` of the latents, or the latents
     n_inliers: int
 
 
 @dataclass(frozen=True)
 class Clusters:
-    """A partition of the inliers; clusters are numbered in the order of their first members' image_ids."""
+    """A partition of the inliers, numbered in the order of the first members' image_ids, clusters without any last."""
 
     centroids: Floats  # (ipc, c * h * w)
     labels: Labels  # (n_inliers,)
 
 
-def prototype(table: pa.Table, settings: Prototype, runs: Sequence[Run]) -> dict[Run, tuple[pa.Table, pa.Table]]:
+def prototype(
+    table: pa.Table, settings: Prototype, runs: Sequence[Run], mini_batches: MiniBatches | None = None
+) -> dict[Run, tuple[pa.Table, pa.Table]]:
     """Compute the prototypes of one class.
 
     Args:
         table: all rows of one class, in any order: image_id, label, class_name, caption and latent of PAIRS.
         settings: of the stage. LOF uses min(n_neighbors, images - 1) neighbours; a single image is no outlier.
         runs: the wanted (seed, ipc). Outliers and candidate words do not depend on them and are computed once.
+        mini_batches: for k-means in one pass over mini-batches (`_cluster_mini_batches`); none: full k-means.
 
     Returns:
         For each run PROTOTYPES, ipc rows by cluster, and MEMBERS, one row for each row of the table by image_id.
         Nothing depends on the order of rows or runs; clusters are numbered in the order of their first members'
-        image_ids.
+        image_ids. A cluster without members, which only mini-batches leave, has the text of the image nearest to it.
 
     Raises:
         ValueError: the table holds no class or several, an image_id twice, or a latent that is not finite; or there are
@@ -74,12 +78,19 @@ def prototype(table: pa.Table, settings: Prototype, runs: Sequence[Run]) -> dict
 
     # `_load` checks every latent once; scikit-learn would check them in each of its calls.
     with _thread_pools().limit(limits=1), config_context(assume_finite=True, skip_parameter_validation=True):
-        images = _outliers_last(_load(table), settings)
+        images = _outliers_last(_load(table, reduce=mini_batches is None), settings)
         for _, ipc in runs:
             _check_enough(images, ipc)
         inlier_captions = images.captions[: images.n_inliers]
         words = find_candidate_words(inlier_captions, images.class_name, settings.max_df, settings.matching)
-        return {(seed, ipc): _cluster_run(images, words, settings, seed, ipc) for seed, ipc in runs}
+        made = {}
+        for seed, ipc in runs:
+            if mini_batches:
+                clusters = _cluster_mini_batches(images, mini_batches, seed, ipc)
+            else:
+                clusters = _cluster(images, settings.n_init, seed, ipc)
+            made[seed, ipc] = _tables(images, words, clusters, settings.n_words)
+        return made
 
 
 @lru_cache(maxsize=1)
@@ -92,22 +103,22 @@ def _thread_pools() -> Any:
     return ThreadpoolController()
 
 
-def _cluster_run(
-    images: ClassImages, words: CandidateWords, settings: Prototype, seed: int, ipc: int
-) -> tuple[pa.Table, pa.Table]:
-    clusters = _cluster(images, settings.n_init, seed, ipc)
+def _tables(images: ClassImages, words: CandidateWords, clusters: Clusters, n_words: int) -> tuple[pa.Table, pa.Table]:
+    """Make PROTOTYPES and MEMBERS of one run."""
     distances = _distances(images, clusters)
     texts = []
-    for cluster in range(ipc):
+    for cluster, centroid in enumerate(clusters.centroids):
         members = np.flatnonzero(clusters.labels == cluster)
+        if not len(members):
+            members = np.linalg.norm(images.latents[: images.n_inliers] - centroid, axis=1).argmin(keepdims=True)
         try:
-            texts.append(choose_text_prototype(words, members, distances[members], settings.n_words))
+            texts.append(choose_text_prototype(words, members, distances[members], n_words))
         except ValueError as error:
             raise ValueError(f"class {images.class_name!r}: {error}") from error
     return _prototypes_table(images, clusters, texts), _members_table(images, clusters, distances)
 
 
-def _load(table: pa.Table) -> ClassImages:
+def _load(table: pa.Table, reduce: bool) -> ClassImages:
     classes = (
         table.select(["label", "class_name"])
         .group_by(["label", "class_name"], use_threads=False)
@@ -131,9 +142,8 @@ def _load(table: pa.Table) -> ClassImages:
         )
     shape = tuple(table.schema.field("latent").type.shape)
     captions = table["caption"].take(order).to_pylist()
-    return ClassImages(
-        label, class_name, shape, image_ids, captions, latents, reduce_dimensions(latents), len(image_ids)
-    )
+    points = reduce_dimensions(latents) if reduce else latents
+    return ClassImages(label, class_name, shape, image_ids, captions, latents, points, len(image_ids))
 
 
 def reduce_dimensions(latents: Floats) -> Floats:
@@ -209,19 +219,52 @@ def _cluster(images: ClassImages, n_init: int, seed: int, ipc: int) -> Clusters:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # raised below if there are fewer clusters than ipc
         kmeans = KMeans(n_clusters=ipc, n_init=n_init, random_state=seed).fit(inliers)
-    numbers, first = np.unique(kmeans.labels_, return_index=True)
+    numbers = np.unique(kmeans.labels_)
     if len(numbers) < ipc:
-        raise ValueError(
-            f"class {images.class_name!r} has {images.n_inliers} usable images, but only {len(numbers)} different "
-            f"latents, fewer than ipc = {ipc}: lower ipc or replace duplicate images"
-        )
-    order = np.argsort(first)
-    labels = np.argsort(order)[kmeans.labels_]
+        raise _too_few_different(images, len(numbers), ipc)
+    clusters = _number_by_first_member(kmeans.cluster_centers_, kmeans.labels_)
     if images.points is images.latents:
-        return Clusters(kmeans.cluster_centers_[order], labels)
+        return clusters
     inlier_latents = images.latents[: images.n_inliers]
-    centroids = np.stack([inlier_latents[labels == cluster].mean(axis=0) for cluster in range(ipc)])
-    return Clusters(centroids, labels)
+    centroids = np.stack([inlier_latents[clusters.labels == cluster].mean(axis=0) for cluster in range(ipc)])
+    return Clusters(centroids, clusters.labels)
+
+
+def _cluster_mini_batches(images: ClassImages, mini_batches: MiniBatches, seed: int, ipc: int) -> Clusters:
+    """Cluster the inliers by k-means in one pass over mini-batches, as D4M's gen_prototype.py does.
+
+    Images are taken in an order that depends on the seed and their image_ids (D4M: that of its data loader). Each
+    mini-batch is one `partial_fit`; a last one of fewer than ipc images is left out, as there. D4M fits a last one of
+    ipc or more for its last class only, which its published script (`images_per_cluster` 1) never meets. Centroids are
+    moving averages, not the means of the members, which are the images nearest to each.
+    """
+    from sklearn.cluster import MiniBatchKMeans
+
+    inliers = images.latents[: images.n_inliers]
+    by_hash = sorted(range(len(inliers)), key=lambda row: seed_for(seed, "mini-batches", images.image_ids[row]))
+    size = mini_batches.images_per_cluster * ipc
+    kmeans = MiniBatchKMeans(ipc, batch_size=size, random_state=mini_batches.random_state, n_init="auto")
+    for start in range(0, len(inliers) - ipc + 1, size):
+        kmeans.partial_fit(inliers[by_hash[start : start + size]])
+    labels = kmeans.predict(inliers)
+    if len(np.unique(labels)) < ipc and (different := len({row.tobytes() for row in inliers})) < ipc:
+        raise _too_few_different(images, different, ipc)
+    return _number_by_first_member(kmeans.cluster_centers_, labels)
+
+
+def _number_by_first_member(centroids: Floats, labels: Labels) -> Clusters:
+    first = np.full(len(centroids), len(labels))
+    numbers, rows = np.unique(labels, return_index=True)
+    first[numbers] = rows
+    order = np.argsort(first, kind="stable")
+    return Clusters(centroids[order], np.argsort(order)[labels])
+
+
+def _too_few_different(images: ClassImages, different: int, ipc: int) -> ValueError:
+    return ValueError(
+        f"class {images.class_name!r} has {images.n_inliers} usable images, but only {different} different "
+        f"latents, fewer than ipc = {ipc}: lower ipc or replace duplicate images"
+    )
 
 
 def _distances(images: ClassImages, clusters: Clusters) -> Floats:

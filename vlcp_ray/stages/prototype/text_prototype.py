@@ -11,15 +11,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from vlcp_ray.models.words import document_frequency, split_words, tokenize
+from vlcp_ray.models.words import Matching, document_frequency, split_words, tokenize
 from vlcp_ray.stages.prototype import RECIPE
 
-Matching = Literal["word", "substring"]
 Integers = npt.NDArray[np.integer[Any]]
 
 
@@ -56,12 +55,10 @@ def find_candidate_words(captions: Sequence[str], class_name: str, max_df: float
             N as written, as the released code does: "an" because of "fan", but not "siberian" because of "Siberian".
         max_df: beta. A word in max_df x len(captions) captions or more is dropped; scikit-learn's
             `CountVectorizer(max_df=...)` would keep it at exactly that number.
-        matching: whether "part of the class name" and, in `choose_text_prototype`, "contains" compare whole words or
-            substrings.
-
-    Words and stop words are scikit-learn's in both cases; the released code uses nltk's, which must be downloaded.
+        matching: how captions are split into words, and whether "part of the class name" and, in
+            `choose_text_prototype`, "contains" compare whole words or substrings.
     """
-    vocabulary, word, row = tokenize(captions)
+    vocabulary, word, row = tokenize(captions, matching)
     names = split_words(class_name) if matching == "word" else class_name
     is_kept = np.array([candidate not in names for candidate in vocabulary], dtype=bool)
     is_kept &= document_frequency(word, row, len(vocabulary)) < math.ceil(Fraction(str(max_df)) * len(captions))

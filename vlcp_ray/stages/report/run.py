@@ -232,11 +232,9 @@ def _dropped_words(context: Context, step: Step, budget: Budget) -> Mapping[int,
     columns = ["image_id", "label", "caption"]
     captions = context.artifact(_pairs(step)).rows("pairs", PAIRS, columns, "label", labels)
     captions = captions.filter(pc.invert(pc.is_in(captions["image_id"], value_set=outliers)))
-    max_df = context.job.prototype.max_df
-    return {
-        label: common_words(captions.filter(pc.equal(captions["label"], label))["caption"].to_pylist(), max_df)
-        for label in labels.to_pylist()
-    }
+    max_df, matching = context.job.prototype.max_df, context.job.prototype.matching
+    by_label = {label: captions.filter(pc.equal(captions["label"], label)) for label in labels.to_pylist()}
+    return {label: common_words(rows["caption"].to_pylist(), max_df, matching) for label, rows in by_label.items()}
 
 
 def _tsne_plots(context: Context, step: Step, budget: Budget) -> list[TsnePlot]:
