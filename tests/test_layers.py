@@ -21,8 +21,8 @@ CORE = """
     monitoring monitoring.memory monitoring.allocator demo demo.digits
 """
 RECORDS = """
-    sources sources.* protocols protocols.protocol protocols.minimax protocols.rded stages stages.stage stages.@
-    methods methods.*
+    sources sources.* protocols protocols.protocol protocols.minimax protocols.rded protocols.rded_stored stages
+    stages.stage stages.@ methods methods.*
 """
 #: From the bottom up: a module imports from its own layer and from those below it. The first pattern counts.
 LAYERS = (
