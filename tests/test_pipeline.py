@@ -230,9 +230,11 @@ def test_report_json_lists_every_trial(completed_run: tuple[Path, Path], capsys:
     assert main(["report", *arguments(root, inputs), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     scores = found["trials"]
-    assert {(row["method"], row["ipc"]) for row in found["differences"]} == {
-        (method, ipc) for method in ("random", "centroid") for ipc in {score["ipc"] for score in scores} - {0}
-    }
+    pairs = {(method, ipc) for method in ("vlcp", "random", "centroid") for ipc in (1, 2)}
+    assert {(row["method"], row["ipc"]) for row in found["sets"]} == pairs
+    assert all(0 <= row[name] <= 1 for row in found["sets"] for name in ("coverage", "redundancy"))
+    assert {row["to_real"] for row in found["sets"] if row["method"] == "random"} == {0}  # they are real images
+    assert {(row["method"], row["ipc"]) for row in found["differences"]} < pairs  # of what has learned
     assert len(scores) == 2 * 2 * 3 + 1
     assert {score["method"] for score in scores} == {"vlcp", "random", "centroid", "full"}
     assert set(scores[0]) == set(SCORES.names)

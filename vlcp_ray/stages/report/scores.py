@@ -40,8 +40,8 @@ _NUMERIC: Final = ("ipc", "epochs", "steps", "batch", "trials")
 _TOP: Final = 5
 _NOTE: Final = (
     "percent, mean ± standard deviation over trials; robust: DD-Ranking's label-robust score\n"
-    f"{vlcp.METHOD.name} ahead: points with their {LEVEL:.0%} t interval over the seeds that both methods have (with "
-    "one seed: over its trials); * p < 0.05 after Holm's correction for the methods of a table"
+    f"{vlcp.METHOD.name} ahead: points [{LEVEL:.0%} interval over seeds, or over the trials of a single seed]; "
+    "* p < 0.05 after Holm's correction"
 )
 
 Row = dict[str, Any]
