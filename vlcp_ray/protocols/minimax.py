@@ -94,6 +94,7 @@ def train(
     ipc: int = 0,
     num_classes: int = 0,
     teacher: "nn.Module | None" = None,
+    augment: bool = True,
 ) -> Iterator["Epoch"]:
     """Train with hard labels and yield each epoch when it ends.
 
@@ -105,6 +106,7 @@ def train(
         seed: of the order of the images and of their augmentation.
         num_classes: with more than 100, batches, learning rate and weight decay are others.
         ipc, teacher: unused; other protocols need them.
+        augment: whether the images are augmented and mixed.
     """
     import torch
 
@@ -121,7 +123,7 @@ def train(
     yield from training.train(
         optimizer,
         images,
-        lambda pixels, labels: loss(network, pixels, labels, generator, settings.flip),
+        lambda pixels, labels: loss(network, pixels, labels, generator, settings.flip, augment),
         lambda step: learning_rate_at(step // steps, epochs, learning_rate),
         epochs=epochs,
         batch_size=batch_size,
@@ -130,7 +132,12 @@ def train(
 
 
 def loss(
-    network: "nn.Module", pixels: "Tensor", labels: "Tensor", generator: "torch.Generator", flip: bool
+    network: "nn.Module",
+    pixels: "Tensor",
+    labels: "Tensor",
+    generator: "torch.Generator",
+    flip: bool,
+    augment: bool = True,
 ) -> "Tensor":
     """Compute the cross entropy of one augmented batch, mixed by CutMix: r CE(own) + (1 - r) CE(pasted).
 
@@ -140,13 +147,16 @@ def loss(
         labels: (n,) int64 on the same device.
         generator: a CPU generator.
         flip: whether half of the views are mirrored.
+        augment: without it the images are neither augmented nor mixed.
     """
     from torch.nn.functional import cross_entropy
 
-    from vlcp_ray.protocols.augment import augment, cutmix
+    from vlcp_ray.protocols import augment as views_of
 
-    views = augment(pixels, generator, flip, RECIPE.crop_scale, RECIPE.jitter, RECIPE.lighting)
-    mixed, own, pasted, share = cutmix(views, labels, generator)
+    if not augment:
+        return cross_entropy(network(views_of.normalise(pixels)), labels)
+    views = views_of.augment(pixels, generator, flip, RECIPE.crop_scale, RECIPE.jitter, RECIPE.lighting)
+    mixed, own, pasted, share = views_of.cutmix(views, labels, generator)
     logits = network(mixed)
     return share * cross_entropy(logits, own) + (1 - share) * cross_entropy(logits, pasted)
 

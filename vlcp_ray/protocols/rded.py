@@ -96,6 +96,7 @@ def train(
     ipc: int,
     num_classes: int,
     teacher: "nn.Module | None" = None,
+    augment: bool = True,
 ) -> Iterator["Epoch"]:
     """Train with a teacher's soft labels and yield each epoch when it ends.
 
@@ -112,6 +113,7 @@ def train(
         num_classes: number of classes.
         teacher: in eval mode, on the images' device, with `num_classes` outputs in the order of the class names; always
             given (`run_trial` checks it).
+        augment: whether the images are augmented and mixed.
     """
     import torch
 
@@ -125,7 +127,7 @@ def train(
     yield from training.train(
         torch.optim.AdamW(decay_groups(network), RECIPE.learning_rate, fused=True),
         images,
-        lambda pixels, labels: loss(network, teacher, pixels, labels, generator, settings),
+        lambda pixels, labels: loss(network, teacher, pixels, labels, generator, settings, augment),
         lambda step: learning_rate_at(step // steps, epochs),
         epochs=epochs,
         batch_size=batch_size,
@@ -150,6 +152,7 @@ def loss(
     labels: "Tensor",
     generator: "torch.Generator",
     settings: "Evaluate",
+    augment: bool = True,
 ) -> "Tensor":
     """Compute the loss of one augmented batch, mixed by CutMix, against the teacher's outputs for the mixed images.
 
@@ -160,15 +163,18 @@ def loss(
         labels: (n,) on the same device; without effect.
         generator: a CPU generator.
         settings: flip, factor and temperature.
+        augment: without it the images are neither augmented nor mixed.
     """
     import torch
 
-    from vlcp_ray.protocols.augment import augment_without_jitter, cutmix
+    from vlcp_ray.protocols.augment import augment_without_jitter, cutmix, normalise
 
-    views = augment_without_jitter(
-        pixels, generator, settings.flip, (1 / settings.factor, RECIPE.largest_crop), settings.factor
-    )
-    mixed = cutmix(views, labels, generator)[0]
+    if augment:
+        crop = (1 / settings.factor, RECIPE.largest_crop)
+        views = augment_without_jitter(pixels, generator, settings.flip, crop, settings.factor)
+        mixed = cutmix(views, labels, generator)[0]
+    else:
+        mixed = normalise(pixels)
     with torch.no_grad():
         targets = teacher(mixed)
     return soft_label_loss(network(mixed), targets, settings.temperature)

@@ -26,6 +26,7 @@ def train(
     ipc: int,
     num_classes: int,
     teacher: "nn.Module | None" = None,
+    augment: bool = True,
 ) -> Iterator["Epoch"]:
     """Train with the soft labels that a teacher gives the images before any augmentation; it is used only for these.
 
@@ -38,6 +39,7 @@ def train(
         ipc: images per class, 0 for the full train split.
         num_classes: number of classes.
         teacher: in eval mode, with `num_classes` outputs in the order of the class names; always given.
+        augment: whether the images are augmented and mixed.
     """
     import torch
 
@@ -54,7 +56,7 @@ def train(
     yield from training.train(
         torch.optim.AdamW(rded.decay_groups(network), rded.RECIPE.learning_rate, fused=True),
         (pixels, torch.arange(count, device=device)),
-        lambda pixels, rows: loss(network, stored, pixels, rows, generator, settings),
+        lambda pixels, rows: loss(network, stored, pixels, rows, generator, settings, augment),
         lambda step: rded.learning_rate_at(step // steps, epochs),
         epochs=epochs,
         batch_size=batch_size,
@@ -70,6 +72,7 @@ def loss(
     rows: "Tensor",
     generator: "torch.Generator",
     settings: "Evaluate",
+    augment: bool = True,
 ) -> "Tensor":
     """Compute the loss of one augmented batch, mixed by CutMix, against the soft labels mixed in the same shares.
 
@@ -80,17 +83,21 @@ def loss(
         rows: (n,) of `stored`.
         generator: a CPU generator.
         settings: flip, factor and temperature.
+        augment: without it the images are neither augmented nor mixed.
 
     Returns KL(target || softmax(student / T)), averaged over the batch, where the target of an image is
     softmax(log(stored) / T): that of the teacher's outputs at temperature T.
     """
     from torch.nn.functional import kl_div, log_softmax, softmax
 
-    from vlcp_ray.protocols.augment import augment_without_jitter, cutmix
+    from vlcp_ray.protocols.augment import augment_without_jitter, cutmix, normalise
 
-    crop = (1 / settings.factor, rded.RECIPE.largest_crop)
-    views = augment_without_jitter(pixels, generator, settings.flip, crop, settings.factor)
-    mixed, own, pasted, share = cutmix(views, rows, generator)
+    if augment:
+        crop = (1 / settings.factor, rded.RECIPE.largest_crop)
+        views = augment_without_jitter(pixels, generator, settings.flip, crop, settings.factor)
+        mixed, own, pasted, share = cutmix(views, rows, generator)
+    else:
+        mixed, own, pasted, share = normalise(pixels), rows, rows, 1.0
     smallest = stored.new_tensor(1e-38)  # a probability of 0 has no logarithm
     targets = softmax(stored.maximum(smallest).log() / settings.temperature, dim=1)
     target = share * targets[own] + (1 - share) * targets[pasted]

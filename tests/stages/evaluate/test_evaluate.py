@@ -16,7 +16,7 @@ def test_trials_of_a_set_cover_protocols_networks_and_repeats() -> None:
     settings = JOB.evaluate.model_copy(update={"networks": ("ConvNet-3", "ConvNet-4"), "repeats": 3})
     step = next(step for step in graph(JOB) if step.stage == STAGE.name and "set" in step.inputs)
     trials = list_trials(step, settings)
-    assert len({trial.trial_id for trial in trials}) == len(trials) == 2 * 2 * 3
+    assert len({trial.trial_id for trial in trials}) == len(trials) == 3 * 2 * 3
 
 
 def test_trials_of_the_full_split_run_once_under_the_hard_protocol() -> None:
@@ -39,7 +39,7 @@ def test_hashed_settings_include_what_the_protocols_of_the_job_fix() -> None:
     assert {"momentum", "weight_decay", "gamma", "epochs", "crop_scale", "jitter", "unvalidated"} <= set(
         recipes["minimax"]
     )
-    assert set(hashed_settings(JOB)["recipes"]) == {"minimax", "rded"}
+    assert set(hashed_settings(JOB)["recipes"]) == {"minimax", "rded", "rded-stored"}
     assert set(hashed_settings(JOB, full=True)["recipes"]) == {"minimax"}
 
 
@@ -56,6 +56,12 @@ def test_every_number_of_epochs_has_its_trials() -> None:
     step = next(step for step in graph(JOB) if step.stage == "evaluate" and "set" in step.inputs)
     ids = [trial.trial_id.split("ConvNet-6-")[1] for trial in list_trials(step, settings)]
     assert ids == ["r0", "r1", "r0-300epochs", "r1-300epochs", "r0-500epochs", "r1-500epochs"]
+    plain = list_trials(step, Evaluate(repeats=1, plain_repeats=2))
+    assert [(trial.trial_id.split("ConvNet-6-")[1], trial.augmented) for trial in plain] == [
+        ("r0", True),
+        ("r0-plain", False),
+        ("r1-plain", False),
+    ]
     one = list_trials(step, Evaluate(protocols=("rded",), rded_epochs=(500,), repeats=1))
     assert [
         (trial.epochs, trial.count_epochs(Evaluate(protocols=("rded",), rded_epochs=(500,)), 10)) for trial in one

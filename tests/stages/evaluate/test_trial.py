@@ -12,6 +12,7 @@ from tests.labelled_digits import NAMES, digits
 from vlcp_ray.config import Evaluate, Teach
 from vlcp_ray.models.teacher import build_teacher, load_teacher
 from vlcp_ray.protocols import PROTOCOLS, minimax
+from vlcp_ray.protocols.augment import normalise
 from vlcp_ray.protocols.labelled_images import LabelledImages
 from vlcp_ray.schemas import conform
 from vlcp_ray.stages.evaluate import SCORES, Trial
@@ -79,6 +80,27 @@ def test_run_trial_with_stored_labels_needs_the_teacher_once(teacher: torch.nn.M
     assert row["top1_last"] > 0.6
     assert (row["labels"], row["teacher"]) == ("stored", "ConvNet-3, 5 epochs")
     assert (row["label_bytes"], row["teacher_bytes"]) == (100 * 10 * 4, 0)
+
+
+@pytest.mark.parametrize("protocol", ["minimax", "rded", "rded-stored"])
+def test_run_trial_without_augmentation_sees_the_images_as_they_are(protocol: str, teacher: torch.nn.Module) -> None:
+    seen: list[torch.Tensor] = []
+    trial = replace(TRIAL, protocol=protocol, augmented=False)
+    build = trial_module.build_classifier
+
+    def recording(*arguments: object, **options: object) -> torch.nn.Module:
+        network = build(*arguments, **options)  # type: ignore[arg-type]
+        network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]) if module.training else None)
+        return network
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trial_module, "build_classifier", recording)
+        row = run(trial, SETTINGS.model_copy(update={"epochs": 2}), teacher)
+    assert (row["augmented"], row["trial_id"]) == (False, f"vlcp-{protocol}-ipc5-seed0-ConvNet-3-r1-plain")
+    plain = {image.numpy().tobytes() for image in normalise(torch.tensor(TRAIN.pixels))}
+    images = torch.cat(seen)
+    assert len(images) == 2 * len(TRAIN.labels)
+    assert {image.numpy().tobytes() for image in images} == plain
 
 
 def test_run_trial_has_the_budget_in_its_row(row: dict[str, object], teacher: torch.nn.Module) -> None:

@@ -26,6 +26,7 @@ def trials(method: str, ipc: int, values: Sequence[float], network: str = "ConvN
         | {"ipc": ipc, "seed": 0, "repeat": i, "top1_last": value, "top1_best": value, "top5_last": 1.0}
         | {
             "epochs": 3,
+            "augmented": True,
             "steps": 6,
             "batch_size": 64,
             "labels": "hard",
@@ -167,6 +168,27 @@ def test_rows_of_another_budget_are_not_compared(name: str, value: Any, shown: s
     assert shown in score_table(table).splitlines()[2]
     assert "not compared: random at 2 per class (minimax, ConvNet-3), of another budget than vlcp" in score_table(table)
     assert "not compared" not in score_table(SCORED)
+
+
+def test_ars_needs_trials_without_augmentation_of_the_set_and_of_random() -> None:
+    groups = [trials("vlcp", 2, (0.8, 0.84)), trials("random", 2, (0.5, 0.6))]
+    plain = [
+        [row | {"augmented": False, "trial_id": f"{row['trial_id']}-plain"} for row in trials(method, 2, values)]
+        for method, values in (("vlcp", (0.7, 0.6)), ("random", (0.45,)))
+    ]
+    ours, random = score_summary(scores(*groups, *plain))
+    beta = (0.82 - 0.55) / 2 + (0.65 - 0.45) / 2
+    assert ours["ars"] == pytest.approx((math.exp(beta) - math.exp(-1)) / (math.e - math.exp(-1)))
+    assert random["ars"] is None
+    assert (ours["n"], ours["top1_last_mean"]) == (2, pytest.approx(0.82))  # of those with augmentation
+    lines = score_table(scores(*groups, *plain)).splitlines()
+    assert lines[0].split("robust")[1].split() == ["ARS", "vlcp", "ahead"]
+    assert f"{ours['ars']:.3f}" in lines[1]
+    for part in (plain[:1], plain[1:], []):
+        assert score_summary(scores(*groups, *part))[0]["ars"] is None
+    assert "ARS" not in score_table(scores(*groups))
+    failed = [row | {"outcome": "diverged"} for row in plain[1]]
+    assert score_summary(scores(*groups, plain[0], failed))[0]["ars"] is None
 
 
 def test_a_row_of_sets_of_other_sizes_has_a_range_of_steps() -> None:

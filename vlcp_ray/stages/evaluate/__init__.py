@@ -46,6 +46,12 @@ class Evaluate(Settings):
         100, description="validations spread over a training; rded skips those before the last fifth"
     )
     repeats: Positive = Field(3, description="trainings of each network on each set")
+    plain_repeats: int = Field(
+        0,
+        ge=0,
+        description="further trainings of each network on each set, without augmentation and mixing: for DD-Ranking's "
+        "augmentation-robust score",
+    )
     batch_size: Positive | None = Field(
         None, description="minimax only: images per training step; none: 64, and 128 for more than 100 classes"
     )
@@ -98,6 +104,7 @@ SCORES: Final = pa.schema(
         column("ipc", pa.int32(), "images per class; 0 for the full train split"),
         column("seed", pa.int32(), "the seed of the distilled set"),
         column("repeat", pa.int32(), "number of the training on this set, from 0"),
+        column("augmented", pa.bool_(), "whether the training images were augmented and mixed"),
         column("top1_last", pa.float32(), "accuracy on val after the last epoch, a fraction of 1"),
         column("top1_best", pa.float32(), "best accuracy on val over all validations, a fraction of 1"),
         column("top5_last", pa.float32(), "top-5 accuracy on val after the last epoch, a fraction of 1"),
@@ -149,6 +156,7 @@ class Trial:
 
     Args:
         epochs: where the settings list several numbers of epochs; 0: the only one.
+        augmented: whether the training images are augmented and mixed.
     """
 
     method: str
@@ -158,12 +166,14 @@ class Trial:
     seed: int
     repeat: int
     epochs: int = 0
+    augmented: bool = True
 
     @property
     def trial_id(self) -> str:
         """The name of the trial and of its file: `vlcp-minimax-ipc5-seed0-ConvNet-3-r1`."""
         name = f"{self.method}-{self.protocol}-ipc{self.ipc}-seed{self.seed}-{self.network}-r{self.repeat}"
-        return f"{name}-{self.epochs}epochs" if self.epochs else name
+        name += f"-{self.epochs}epochs" if self.epochs else ""
+        return name if self.augmented else f"{name}-plain"
 
     def count_epochs(self, settings: Evaluate, classes: int) -> int:
         """Return the number of training epochs."""
@@ -171,18 +181,22 @@ class Trial:
 
 
 def list_trials(step: "Step", settings: Evaluate) -> list[Trial]:
-    """List the trials of one set: one for each protocol, number of epochs, network and repeat.
+    """List the trials of one set: one for each protocol, number of epochs, network and repeat, with augmentation and,
+    where the settings ask for them, without.
 
     The full train split, whose step has no set among its inputs, is trained on once per network.
     """
     is_full, key = "set" not in step.inputs, step.key
     protocols = [name for name in settings.protocols if PROTOCOLS[name].trains_full] if is_full else settings.protocols
     return [
-        Trial(key["method"], protocol, network, key.get("ipc", 0), key.get("seed", 0), repeat, epochs)
+        Trial(key["method"], protocol, network, key.get("ipc", 0), key.get("seed", 0), repeat, epochs, augmented)
         for protocol in protocols
         for epochs in (not is_full and PROTOCOLS[protocol].budgets(settings)) or (0,)
         for network in settings.networks
-        for repeat in range(1 if is_full else settings.repeats)
+        for augmented, repeats in (
+            [(True, 1)] if is_full else [(True, settings.repeats), (False, settings.plain_repeats)]
+        )
+        for repeat in range(repeats)
     ]
 
 
@@ -203,6 +217,7 @@ def hashed_settings(job: "Job", *, full: bool = False) -> dict[str, Any]:
 _EXCLUDED_FOR_FULL: Final = {
     "protocols",
     "repeats",
+    "plain_repeats",
     "epochs",
     "factor",
     "temperature",

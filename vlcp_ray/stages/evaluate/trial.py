@@ -87,6 +87,7 @@ def run_trial(
             ipc=trial.ipc,
             num_classes=classes,
             teacher=checked,
+            augment=trial.augmented,
         )
         should_validate = partial(protocol.should_validate, epochs=epochs, validations=settings.validations)
         results = _train_and_validate(network, trained_epochs, train, val, device, classes, should_validate)
@@ -98,6 +99,7 @@ def run_trial(
         "ipc": trial.ipc,
         "seed": trial.seed,
         "repeat": trial.repeat,
+        "augmented": trial.augmented,
         "epochs": epochs,
         "steps": epochs * protocol.steps_per_epoch(settings, trial.ipc, classes, len(train.labels)),
         "batch_size": protocol.batch_size(settings, trial.ipc, classes, len(train.labels)),

@@ -88,6 +88,7 @@ def _score_views(report: Report) -> Row:
         "not_shown": not_shown(summary),
         "failures": failures(summary),
         "has_top5": has_top5(summary),
+        "has_ars": any(row["ars"] is not None for row in summary),
         "published": figures,
         "other_split": other_split(report.title, report.class_lists, report.splits),
         "method_names": {"ours": vlcp.METHOD.name, "baseline": random_images.METHOD.name},

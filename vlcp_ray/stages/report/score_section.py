@@ -27,7 +27,7 @@ MAX_CURVES: Final = 5
 MAX_CLASSES: Final = 20
 _MAX_PAIRS: Final = 5
 _MEGABYTE: Final = 1e6
-_DD_RANKING: Final = ("hlr", "ior", "label_robust")
+_DD_RANKING: Final = ("hlr", "ior", "label_robust", "ars")
 _BYTES: Final = ("image_bytes", "label_bytes", "teacher_bytes")
 _PUBLISHED: Final = f"{vlcp.METHOD.name}, published"
 
@@ -109,7 +109,7 @@ def evaluation_views(scores: pa.Table, class_names: Sequence[str], figures: Sequ
     learning curves, class accuracies and confusion were measured.
     """
     summary = [row for row in score_summary(scores) if row["n"]]
-    trials = [trial for trial in scores.to_pylist() if not trial["outcome"]]
+    trials = [trial for trial in scores.to_pylist() if not trial["outcome"] and trial["augmented"]]
     ours = [figure for figure in figures if figure.method == vlcp.METHOD.name]
     views = []
     for key in dict.fromkeys((row["protocol"], row["network"], row["variant"]) for row in summary):

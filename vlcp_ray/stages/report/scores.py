@@ -11,7 +11,12 @@ import pyarrow as pa
 from vlcp_ray.methods import METHODS, full, random_images, vlcp
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.stages.evaluate import SCORES
-from vlcp_ray.stages.report.dd_ranking import hard_label_recovery, improvement_over_random, label_robust_score
+from vlcp_ray.stages.report.dd_ranking import (
+    augmentation_robust_score,
+    hard_label_recovery,
+    improvement_over_random,
+    label_robust_score,
+)
 from vlcp_ray.stages.report.differences import LEVEL, compare, format_difference, holm
 
 METRICS: Final = ("top1_last", "top1_best", "top5_last")
@@ -33,6 +38,7 @@ _COLUMNS: Final = (
     "top-1 best",
     "top-5",
     "robust",
+    "ARS",
     "vlcp ahead",
 )
 _DIFFERENCE: Final = ("difference", "low", "high", "p", "p_holm", "pairs", "significant")
@@ -66,16 +72,22 @@ def score_summary(scores: pa.Table) -> list[Row]:
     `significant`: whether `p_holm` is below 0.05, and no trial of both failed; None without `p`.
     `hlr`, `ior`, `label_robust`: DD-Ranking's, from means of top1_last; None without random, without the full train
     split, or without trials of the set under hard labels.
+    `ars`: DD-Ranking's augmentation-robust score; None without random, or without trials of both without augmentation.
+    The other figures are of the trials with augmentation.
     """
     groups: dict[tuple[Any, ...], list[Row]] = {}
+    plain: dict[tuple[Any, ...], list[Row]] = {}
     for trial in scores.to_pylist():
-        groups.setdefault(tuple(trial[name] for name in _GROUP), []).append(trial)
+        (groups if trial["augmented"] else plain).setdefault(tuple(trial[name] for name in _GROUP), []).append(trial)
     rows = [dict(zip(_GROUP, key, strict=True)) | _means_and_stds(trials) for key, trials in groups.items()]
     for row in rows:
         same = {other["epochs"] for other in rows if protocol_network_ipc(other) == protocol_network_ipc(row)}
         row["variant"] = sorted(same).index(row["epochs"])
     ours = {comparison_key(row): row for row in rows if row["method"] == vlcp.METHOD.name}
-    rows = [row | _dd_ranking(row, rows) | _difference(groups, ours.get(comparison_key(row)), row) for row in rows]
+    rows = [
+        row | _dd_ranking(row, rows) | _ars(row, rows, plain) | _difference(groups, ours.get(comparison_key(row)), row)
+        for row in rows
+    ]
     return sorted(
         _corrected(rows),
         key=lambda row: (
@@ -94,7 +106,9 @@ def score_table(scores: pa.Table) -> str:
     if not rows:
         return "no scores yet"
     lines = [_line(row) for row in rows]
-    columns = [name for name in _COLUMNS if name != "top-5" or has_top5(rows)]
+    left_out = {"top-5"} if not has_top5(rows) else set()
+    left_out |= {"ARS"} if all(row["ars"] is None for row in rows) else set()
+    columns = [name for name in _COLUMNS if name not in left_out]
     cells = [columns, *([line[name] for name in columns] for line in lines)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
     padded = [
@@ -291,6 +305,20 @@ def _dd_ranking(row: Row, rows: Sequence[Row]) -> Row:
     return {"hlr": hlr, "ior": ior, "label_robust": label_robust_score(hlr, ior)}
 
 
+def _ars(row: Row, rows: Sequence[Row], plain: Mapping[tuple[Any, ...], Sequence[Row]]) -> Row:
+    """Compute the augmentation-robust score of a set."""
+    key = tuple(row[name] for name in _GROUP)
+    other = tuple(random_images.METHOD.name if name == "method" else row[name] for name in _GROUP)
+    random = next((one for one in rows if tuple(one[name] for name in _GROUP) == other), None)
+    augmented = [one["top1_last_mean"] for one in (row, random) if one is not None and one["n"]]
+    counted = [_counted(plain.get(one, [])) for one in (key, other)]
+    is_set = row["method"] not in (random_images.METHOD.name, full.METHOD.name)
+    if not is_set or len(augmented) < len(counted) or not all(counted):
+        return {"ars": None}
+    means = [statistics.fmean(trial["top1_last"] for trial in trials) for trials in counted]
+    return {"ars": augmentation_robust_score(improvement_over_random(*augmented), improvement_over_random(*means))}
+
+
 def _method_order(method: str) -> tuple[int, str]:
     return (list(METHODS).index(method) if method in METHODS else len(METHODS)), method
 
@@ -300,9 +328,9 @@ def _line(row: Row) -> dict[str, str]:
     text = format_metrics(row)
     keys = [row["protocol"], row["network"], str(row["ipc"] or "all"), row["method"]]
     keys += [*(format_number(row[name]) for name in ("epochs", "steps", "batch_size")), format_trials(row)]
-    robust = "" if row["label_robust"] is None else f"{row['label_robust']:.3f}"
+    robust, ars = ("" if row[name] is None else f"{row[name]:.3f}" for name in ("label_robust", "ars"))
     ahead = text["difference"] + (" *" if row["significant"] else "")
-    return dict(zip(_COLUMNS, [*keys, *(text[metric] for metric in METRICS), robust, ahead], strict=True))
+    return dict(zip(_COLUMNS, [*keys, *(text[metric] for metric in METRICS), robust, ars, ahead], strict=True))
 
 
 def has_top5(summary: Sequence[Row]) -> bool:
