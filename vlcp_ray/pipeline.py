@@ -65,7 +65,8 @@ def graph(job: Job) -> tuple[Step, ...]:
 
     # One report over everything.
     steps = list(_with_inputs(scores, set()))
-    page = _step("report", {"name": job.name}, **{f"{step.stage}-{step.fingerprint}": step for step in steps})
+    settings = {"name": job.name, **report.COMPARED_AT}
+    page = _step("report", settings, **{f"{step.stage}-{step.fingerprint}": step for step in steps})
     return (*steps, page)
 
 

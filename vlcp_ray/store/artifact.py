@@ -235,14 +235,22 @@ class Artifact:
     def rows(
         self, folder: str, schema: pa.Schema, columns: Sequence[str], key: str, values: pa.ChunkedArray | pa.Array
     ) -> pa.Table:
-        """Read the rows of a table whose `key` is among the values."""
+        """Read the rows of a table whose `key` is among the values; files without any are read no further than it."""
         import pyarrow.compute as pc
 
         parts = self.parts(folder)
-        if not parts:
-            return self.table(folder, schema, columns)
         values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
-        return self.read_parts(parts, columns, pc.field(key).isin(values), [*columns, key])
+        wanted = pc.field(key).isin(values)
+
+        def has_any(part: File) -> bool:
+            return len(self.read_parts([part], [key], wanted)) > 0
+
+        if len(parts) > 1:
+            with ThreadPoolExecutor(THREADS) as threads:
+                parts = [part for part, found in zip(parts, threads.map(has_any, parts), strict=True) if found]
+        if not parts:
+            return pa.schema([f for f in schema if f.name in columns]).empty_table()
+        return self.read_parts(parts, columns, wanted, [*columns, key])
 
     def read_parts(
         self,

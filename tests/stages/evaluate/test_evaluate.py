@@ -70,7 +70,9 @@ def test_every_number_of_epochs_has_its_trials() -> None:
 
 @pytest.mark.parametrize("name", ["temperature", "rded_epochs", "rded_batch_size"])
 def test_setting_of_another_protocol_is_refused_and_names_it(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} is for rded only; add rded or rded-stored to protocols"):
+    with pytest.raises(
+        ValueError, match=f"{name} is for rded or rded-stored only; add rded or rded-stored to protocols"
+    ):
         Evaluate(protocols=("minimax",), **{name: 3})
     Evaluate(protocols=("rded",), **{name: 3})
     Evaluate(protocols=("minimax", "rded-stored"), **{name: 3})

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from tests.hostile import slow_jpeg
 from tests.image_sets import encoded, noise, picture
 from vlcp_ray import images
-from vlcp_ray.stages.ingest.check import Checker
+from vlcp_ray.stages.ingest.check import Checker, _Child
 
 TOO_SLOW = ("too_slow", "decoding takes more than ingest.max_seconds, 0.3")
 
@@ -81,11 +82,59 @@ def noise_png(side: int) -> bytes:
     return encoded(noise(1, (side, side)), "PNG")
 
 
-def test_checker_crash_of_a_decoder_is_undecodable(check: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checker_process_that_was_ended_while_idle_costs_no_row(check: Checker) -> None:
     assert check([picture(1)]) == [None]
     assert check._child
-    os.kill(check._child.process.pid, signal.SIGSEGV)
-    assert check([picture(1)]) == [("undecodable", "the decoder crashed with SIGSEGV")]
+    check._child.process.kill()
+    check._child.process.wait()
+    assert check([picture(1), b"text"])[0] is None
+
+
+def test_checker_interrupted_within_a_batch_begins_anew(check: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(_Child, "wait", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            check([picture(1)] * 5)
+    assert [answer and answer[0] for answer in check([b"text"] * 5)] == ["undecodable"] * 5
+
+
+def interrupt(*_: object) -> bool:
+    raise KeyboardInterrupt
+
+
+def test_checker_process_that_ends_after_its_last_answer_adds_none(
+    check: Checker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait = _Child.wait
+
+    def wait_and_kill(child: _Child, seconds: float) -> bool:
+        assert wait(child, seconds)
+        child.process.kill()
+        return False
+
+    monkeypatch.setattr(_Child, "wait", wait_and_kill)
+    monkeypatch.setattr("vlcp_ray.stages.ingest.check._BATCH", 1)
+    assert check([picture(1), picture(2), picture(3)]) == [None, None, None]
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="a file on the disk")
+def test_checker_keeps_no_memory_of_a_large_image(check: Checker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlcp_ray.stages.ingest.check._BATCH", 10_000)
+    check([b"x" * 100_000])
+    check([picture(1)])
+    assert check._child
+    assert os.fstat(check._child.contents.fileno()).st_size < 100_000
+
+
+def test_checker_crash_of_a_decoder_is_undecodable(check: Checker) -> None:
+    """The process is ended by the signal of a crash while it has an image."""
+    assert check([picture(1)]) == [None]
+    assert check._child
+    child = check._child
+    os.kill(child.process.pid, signal.SIGSTOP)
+    threading.Timer(0.5, lambda: os.kill(child.process.pid, signal.SIGSEGV)).start()
+    threading.Timer(0.6, lambda: os.kill(child.process.pid, signal.SIGCONT)).start()
+    assert check([picture(1), picture(2)]) == [("undecodable", "the decoder crashed with SIGSEGV"), None]
     assert check([picture(1)]) == [None]
 
 

@@ -306,7 +306,8 @@ def test_several_numbers_of_epochs_have_a_view_each() -> None:
     )
     assert first["classes"]["rows"][0]["values"] == pytest.approx([0.3, 0.1])
     rows = score_rows(
-        score_summary(scores(*groups)), [figure("rded", "ConvNet-3", 2, "d4m", 1.0, None, epochs=500, teacher="x")]
+        score_summary(scores(*groups)),
+        [figure("rded", "ConvNet-3", 2, "d4m", 1.0, None, epochs=500, teacher="ResNet-18")],
     )
     assert [(row["text"]["epochs"], row["method"]) for row in rows] == [
         ("300", "vlcp"),
@@ -317,3 +318,13 @@ def test_several_numbers_of_epochs_have_a_view_each() -> None:
     ]
     assert rows[0]["text"]["labels"] == "soft, of ResNet-18, 60 epochs"
     assert [row["difference"] for row in rows[1:4:2]] == pytest.approx([20.0, 40.0])
+
+
+def test_a_figure_of_another_teacher_stands_apart() -> None:
+    soft = {"protocol": "rded", "labels": "teacher", "teacher": "ConvNet-6, 60 epochs"}
+    summary = score_summary(scores([row | soft for row in trials("vlcp", 2, (0.8,))]))
+    stated = [figure("rded", "ConvNet-3", 2, "d4m", 61.5, None, teacher=name) for name in ("ConvNet-6", "ResNet-18")]
+    assert [row["text"]["labels"] for row in score_rows(summary, stated)][1:] == ["soft, of ConvNet-6"]
+    assert [row["text"]["labels"] for row in other_budget_rows(summary, stated)] == ["soft, of ResNet-18"]
+    stored = score_summary(scores([row | soft | {"labels": "stored"} for row in trials("vlcp", 2, (0.8,))]))
+    assert len(other_budget_rows(stored, stated)) == 2

@@ -189,6 +189,37 @@ def test_ars_needs_trials_without_augmentation_of_the_set_and_of_random() -> Non
     assert "ARS" not in score_table(scores(*groups))
     failed = [row | {"outcome": "diverged"} for row in plain[1]]
     assert score_summary(scores(*groups, plain[0], failed))[0]["ars"] is None
+    half = [plain[0][0], plain[0][1] | {"outcome": "did_not_learn"}]
+    assert score_summary(scores(*groups, half, plain[1]))[0]["ars"] is None
+    told = "not counted: minimax, ConvNet-3, vlcp at 2 per class: 1 of 2 without augmentation did not learn"
+    assert told in score_table(scores(*groups, half, plain[1]))
+
+
+def test_rows_of_several_numbers_of_epochs_name_theirs() -> None:
+    groups = [
+        [
+            row | {"epochs": epochs, "trial_id": f"{epochs}-{row['trial_id']}", "outcome": outcome}
+            for row in trials(method, 2, (value, value + 0.01))
+        ]
+        for epochs in (300, 500)
+        for method, value, outcome in (
+            ("vlcp", 0.8, ""),
+            ("random", 0.5, "" if epochs == 500 else "did_not_learn"),
+            ("d4m", 0.79, ""),
+        )
+    ]
+    table = scores(*groups)
+    failed = "not counted: minimax, ConvNet-3, random at 2 per class, 300 epochs: 2 of 2 did not learn"
+    assert [line for line in score_table(table).splitlines() if line.startswith("not counted")] == [failed]
+    found = [(row["epochs"], row["method"]) for row in differences_json(table)]
+    assert found == [(300, "d4m"), (500, "random"), (500, "d4m")] or len(set(found)) == len(found) == 3
+    assert "after the last epoch of 300, minimax protocol" in headline(score_summary(table), 6, None)[1]
+
+
+def test_headline_says_that_random_had_another_budget() -> None:
+    random = [row | {"steps": 7} for row in trials("random", 2, (0.5, 0.6))]
+    _, basis = headline(score_summary(scores(trials("vlcp", 2, (0.8, 0.84)), random)), 6, None)
+    assert basis.endswith("The random images were trained on with another budget: a difference to them is not shown.")
 
 
 def test_a_row_of_sets_of_other_sizes_has_a_range_of_steps() -> None:

@@ -36,14 +36,14 @@ class Evaluate(Settings):
         "rded-stored: one soft label per image",
     )
     networks: tuple[Annotated[str, OneOf(NETWORKS)], ...] = Field(
-        ("ConvNet-6",), description="classifiers; with instance norm under minimax, batch norm under rded"
+        ("ConvNet-6",), description="classifiers; with instance norm under minimax, else batch norm"
     )
     width: Positive = Field(128, description="channels of a ConvNet; a ResNet has its own number")
     input_size: Positive = Field(224, description="side of the images in pixels")
     epochs: Positive | None = Field(None, description="training epochs; none: the protocol's number for the ipc")
     full_epochs: Positive = Field(300, description="training epochs on the full train split")
     validations: Positive = Field(
-        100, description="validations spread over a training; rded skips those before the last fifth"
+        100, description="validations spread over a training; only minimax has those before the last fifth"
     )
     repeats: Positive = Field(3, description="trainings of each network on each set")
     plain_repeats: int = Field(
@@ -68,13 +68,15 @@ class Evaluate(Settings):
     factor: Positive = Field(
         1, description="patches per image side in the rded protocol and method; RDED: 2 for ImageNet-1K, Tiny-ImageNet"
     )
-    temperature: float = Field(20.0, gt=0, description="rded only: softmax temperature of student and teacher")
+    temperature: float = Field(20.0, gt=0, description="soft labels only: softmax temperature of student and teacher")
     rded_epochs: Annotated[tuple[Positive, ...] | None, BeforeValidator(_as_tuple)] = Field(
         None,
-        description="rded only: training epochs, a number or several, each with its own trials; none: `epochs`, or 300",
+        description="soft labels only: training epochs, a number or several, each with its own trials; none: `epochs`, "
+        "or 300",
     )
     rded_batch_size: Positive | None = Field(
-        None, description="rded only: images per training step; none: by ipc and classes; RDED: 100 for Tiny-ImageNet"
+        None,
+        description="soft labels only: images per training step; none: by ipc and classes; RDED: 100 for Tiny-ImageNet",
     )
 
     @model_validator(mode="after")
@@ -88,16 +90,21 @@ class Evaluate(Settings):
             raise ValueError("rded_batch_size must be 2 or more: batch norm needs several images")
         for name in dict.fromkeys(name for protocol in PROTOCOLS.values() for name in protocol.settings):
             users = [protocol.name for protocol in PROTOCOLS.values() if name in protocol.settings]
-            if not set(users) & set(self.protocols) and getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(
-                    f"{name} is for {users[0]} only; add {' or '.join(users)} to protocols or leave {name} out"
-                )
+            is_set = getattr(self, name) != type(self).model_fields[name].default
+            if is_set and not set(users) & set(self.protocols):
+                one_of = " or ".join(users)
+                raise ValueError(f"{name} is for {one_of} only; add {one_of} to protocols or leave {name} out")
         return self
 
 
 SCORES: Final = pa.schema(
     [
-        column("trial_id", pa.string(), "method, protocol, ipc, seed, network and repeat, joined by hyphens"),
+        column(
+            "trial_id",
+            pa.string(),
+            "method, protocol, ipc, seed, network and repeat, joined by hyphens; then the epochs where there are "
+            "several numbers of them, and `plain` without augmentation",
+        ),
         column("protocol", pa.string(), "the evaluation protocol, such as minimax"),
         column("network", pa.string(), "the classifier that was trained"),
         column("method", pa.string(), "how the training set was made, such as vlcp, random or full"),
@@ -171,9 +178,13 @@ class Trial:
     @property
     def trial_id(self) -> str:
         """The name of the trial and of its file: `vlcp-minimax-ipc5-seed0-ConvNet-3-r1`."""
-        name = f"{self.method}-{self.protocol}-ipc{self.ipc}-seed{self.seed}-{self.network}-r{self.repeat}"
-        name += f"-{self.epochs}epochs" if self.epochs else ""
+        name = f"{self.seed_key}-{self.epochs}epochs" if self.epochs else self.seed_key
         return name if self.augmented else f"{name}-plain"
+
+    @property
+    def seed_key(self) -> str:
+        """The part of the name that random numbers follow from: other epochs start with the same weights."""
+        return f"{self.method}-{self.protocol}-ipc{self.ipc}-seed{self.seed}-{self.network}-r{self.repeat}"
 
     def count_epochs(self, settings: Evaluate, classes: int) -> int:
         """Return the number of training epochs."""

@@ -172,4 +172,4 @@ def _check_bfloat16(device: str) -> None:
 
 
 def _seed(trial: Trial, purpose: str) -> int:
-    return seed_for(trial.seed, "evaluate", trial.trial_id, purpose)
+    return seed_for(trial.seed, "evaluate", trial.seed_key, purpose)

@@ -118,11 +118,12 @@ def _loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]:
     rows = math.ceil(settings.batch_size / ranks)  # of a step, on the slowest rank
     steps_taken = rounds * settings.epochs * math.ceil(inputs.images.train / settings.batch_size)
     size = pretrained.count_parameters(inputs.job.base_model, "unet") or math.nan
+    units = seeds * settings.batch_size / (rounds * rows)
     yield Load(
         TRAIN,
         trained,
         flops,
-        units=seeds * settings.batch_size / (rounds * rows),
+        units=units,
         starts=rounds,
         holds_pool=True,
         traffic=Traffic(
@@ -131,7 +132,7 @@ def _loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]:
             link=steps_taken * 2 * (ranks - 1) / ranks * _FULL * size,  # a ring adds up the gradients
             hidden=_BACKWARD * min(1.0, pool.batch_size / rows),  # of the last forward and backward pass
         ),
-        batches=seeds * steps_taken / rounds * ranks * math.ceil(rows / min(rows, pool.batch_size)),
+        batches=min(scale.num_workers, units) * steps_taken * math.ceil(rows / pool.batch_size),
         paused=_CHECKPOINT_BYTES * size / _DISK / (60 * max(1.0, scale.checkpoint_minutes)),
     )
     side = inputs.latent_side(inputs.job.encode.train_resolution)

@@ -45,12 +45,21 @@ class Checker:
 
     def _check_some(self, contents: Sequence[bytes]) -> list[Answer]:
         """Check images up to the first that ends the process, at least one."""
+        if self._child and self._child.process.poll() is not None:
+            self.close()  # it ended while there was nothing to check
         child = self._child = self._child or _Child.start()
         request = struct.pack(images.CHECK_REQUEST, len(contents), self.max_pixels, self.max_seconds)
-        is_done = child.ask(request, contents) and child.wait(math.ceil(_WALL * (self.max_seconds + 3)))
-        lines = [line for line in child.read_answers().splitlines(keepends=True) if line.endswith(b"\n")]
+        try:
+            is_done = child.ask(request, contents) and child.wait(math.ceil(_WALL * (self.max_seconds + 3)))
+            lines = [line for line in child.read_answers().splitlines(keepends=True) if line.endswith(b"\n")]
+        except BaseException:  # the process is still busy with these images
+            self.close()
+            raise
         answers: list[Answer] = [(reason, detail) if reason else None for reason, detail in map(json.loads, lines)]
-        return answers if is_done else [*answers, self._ended(child)]
+        if is_done:
+            return answers
+        ended = self._ended(child)
+        return answers if len(answers) == len(contents) else [*answers, ended]
 
     def _ended(self, child: "_Child") -> tuple[str, str]:
         """Say why the process has ended; the next image gets another."""
@@ -100,8 +109,8 @@ class _Child:
         self.answers.seek(0)
         self.answers.truncate()
         self.contents.seek(0)
-        if sum(map(len, contents)) > _BATCH:
-            self.contents.truncate()
+        if os.fstat(self.contents.fileno()).st_size > _BATCH:
+            self.contents.truncate()  # of a large image
         for content in contents:
             left = memoryview(content)
             while left:
@@ -124,6 +133,7 @@ class _Child:
             size = os.fstat(self.answers.fileno()).st_size
             if size == answered:
                 self.process.kill()
+                self.process.wait()
                 return False
             answered = size
         return self.signals.readline() == images.CHECK_READY

@@ -1,6 +1,6 @@
 """report: everything that a job has made -> one self-contained HTML page; coverage and neighbours of distilled sets."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from vlcp_ray.cost.inputs import CostInputs
     from vlcp_ray.store.artifact import Step
 
+#: How real and synthetic images are compared: the side in pixels that both are resized to, and among how many nearest
+#: images of a real one a synthetic one covers it.
+COMPARED_AT: Final[Mapping[str, int]] = {"side": 32, "nearest": 5}
 _SET: Final = [
     column("method", pa.string(), "how the set was made, such as vlcp or random"),
     column("ipc", pa.int32(), "images per class"),

@@ -16,13 +16,13 @@ import pyarrow.compute as pc
 
 from vlcp_ray import images
 from vlcp_ray.schemas import conform, with_column
-from vlcp_ray.stages.report import COVERAGE, NEIGHBOURS
+from vlcp_ray.stages.report import COMPARED_AT, COVERAGE, NEIGHBOURS
 
 #: Side in pixels of the compared images, both sides forced, as those of the latents of prototypes are.
-SIDE: Final = 32
+SIDE: Final = COMPARED_AT["side"]
 #: A real image is covered by a synthetic one among so many nearest images (Naeem et al., Reliable Fidelity and
 #: Diversity Metrics for Generative Models, ICML 2020, which takes 5).
-NEAREST: Final = 5
+NEAREST: Final = COMPARED_AT["nearest"]
 _VALUES: Final = SIDE * SIDE * 3
 _BLOCK: Final = 1024  # rows whose distances to all others are in memory at a time
 #: The columns of `ShrinkImages`.

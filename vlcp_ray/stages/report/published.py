@@ -32,12 +32,11 @@ class Published:
     teacher: str
 
     def has_budget_of(self, row: Mapping[str, Any]) -> bool:
-        """Return whether a row of the summary has the same epochs, batch size and kind of labels."""
-        return (self.epochs, self.batch_size, bool(self.teacher)) == (
-            row["epochs"],
-            row["batch_size"],
-            row["labels"] == "teacher",
-        )
+        """Return whether a row of the summary has the same epochs, batch size, kind of labels and teacher's network."""
+        teacher = row["teacher"].partition(",")[0]
+        labels = "teacher" if self.teacher else "hard"
+        theirs = (row["epochs"], row["batch_size"], row["labels"], teacher)
+        return (self.epochs, self.batch_size, labels, self.teacher) == theirs
 
 
 def published(name: str, class_lists: Sequence[str], classes: int) -> list[Published]:

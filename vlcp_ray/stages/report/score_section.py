@@ -19,6 +19,7 @@ from vlcp_ray.stages.report.scores import (
     format_trials,
     protocol_network_ipc,
     score_summary,
+    where,
 )
 
 #: More curves than this cover each other: vlcp, random and the best three of the other methods.
@@ -52,10 +53,11 @@ def score_rows(summary: Sequence[Row], figures: Sequence[Published] = ()) -> lis
         text |= {name: _megabytes(row[name]) for name in _BYTES}
         rows.append(row | {"text": text, "is_published": False, "is_ours": row["method"] == vlcp.METHOD.name})
         if i + 1 == len(summary) or comparison_key(summary[i + 1]) != comparison_key(row):
+            same = [other for other in summary if comparison_key(other) == comparison_key(row)]
             rows += [
                 _published_row(figure)
                 for figure in figures
-                if _setting(figure) == protocol_network_ipc(row) and figure.has_budget_of(row)
+                if _setting(figure) == protocol_network_ipc(row) and any(map(figure.has_budget_of, same))
             ]
     return rows
 
@@ -78,7 +80,7 @@ def not_shown(summary: Sequence[Row]) -> list[str]:
     """List the comparisons with vlcp whose difference is not shown: not significant, or too few trials, in words."""
     several = len({protocol_network_ipc(row)[:2] for row in summary}) > 1
     return [
-        f"{row['method']} at {row['ipc']:,} per class ({format_metrics(row)['difference']} points"
+        f"{row['method']} {where(row)} ({format_metrics(row)['difference']} points"
         f"{'; {network}, {protocol}'.format(**row) if several else ''})"
         for row in summary
         if row["difference"] is not None and not row["significant"]

@@ -60,11 +60,11 @@ def score_summary(scores: pa.Table) -> list[Row]:
         scores: SCORES.
 
     Returns rows by protocol, network and ipc, with the methods in the order of METHODS and the full train split last.
-    Each row has the five keys, the budget of its trials (BUDGET), the means of their bytes of images, stored
-    labels and teacher, `variant` (its place among the numbers of epochs at this protocol, network and ipc), `n`
-    (trials that count), `failed` (the number of others by outcome), `classes`, and of
-    each metric `_mean` and `_std` (sample standard deviation), in fractions of 1, over the trials that count; `_mean`
-    is None without such a trial, `_std` with fewer than two. Further:
+    Each row has the five keys, the budget of its trials (BUDGET), the means of their bytes of images, stored labels and
+    teacher, `variant` (its place among the numbers of epochs at this protocol, network and ipc), `has_variants`,
+    `n` (trials that count), `failed` (the number of others by outcome), `classes`, and of each metric `_mean` and
+    `_std` (sample standard deviation), in fractions of 1, over the trials that count; `_mean` is None without such a
+    trial, `_std` with fewer than two. Further:
 
     `difference`, `low`, `high`, `p`, `pairs`: vlcp's top1_last minus the row's at the same ipc, in points, with its
     interval (see `differences.compare`); None for vlcp's own row, without one, and where a test is not possible.
@@ -72,7 +72,8 @@ def score_summary(scores: pa.Table) -> list[Row]:
     `significant`: whether `p_holm` is below 0.05, and no trial of both failed; None without `p`.
     `hlr`, `ior`, `label_robust`: DD-Ranking's, from means of top1_last; None without random, without the full train
     split, or without trials of the set under hard labels.
-    `ars`: DD-Ranking's augmentation-robust score; None without random, or without trials of both without augmentation.
+    `ars`: DD-Ranking's augmentation-robust score; None without random, or without trials of both without augmentation
+    that all count. `plain`, `plain_failed`: the number of the row's own, and of those that do not count by outcome.
     The other figures are of the trials with augmentation.
     """
     groups: dict[tuple[Any, ...], list[Row]] = {}
@@ -82,7 +83,7 @@ def score_summary(scores: pa.Table) -> list[Row]:
     rows = [dict(zip(_GROUP, key, strict=True)) | _means_and_stds(trials) for key, trials in groups.items()]
     for row in rows:
         same = {other["epochs"] for other in rows if protocol_network_ipc(other) == protocol_network_ipc(row)}
-        row["variant"] = sorted(same).index(row["epochs"])
+        row["variant"], row["has_variants"] = sorted(same).index(row["epochs"]), len(same) > 1
     ours = {comparison_key(row): row for row in rows if row["method"] == vlcp.METHOD.name}
     rows = [
         row | _dd_ranking(row, rows) | _ars(row, rows, plain) | _difference(groups, ours.get(comparison_key(row)), row)
@@ -122,10 +123,10 @@ def score_table(scores: pa.Table) -> str:
 def differences_json(scores: pa.Table) -> list[Row]:
     """List the comparisons with vlcp as plain objects, in the order of the table; numbers have six decimals.
 
-    Each has protocol, network, ipc, method and, of `score_summary`, difference, low, high, p, p_holm, pairs and
+    Each has protocol, network, ipc, epochs, method and, of `score_summary`, difference, low, high, p, p_holm, pairs and
     significant.
     """
-    names = ("protocol", "network", "ipc", "method", *_DIFFERENCE)
+    names = (*_GROUP, *_DIFFERENCE)
     rows = [row for row in score_summary(scores) if row["difference"] is not None]
     return [{name: rounded(row[name]) for name in names} for row in rows]
 
@@ -154,7 +155,7 @@ def headline(summary: Sequence[Row], classes: int | None, train_rows: int | None
         return "", ""
     first = [row for row in summary if protocol_network_ipc(row)[:2] == protocol_network_ipc(ours[0])[:2]]
     first = [row for row in first if row["variant"] == 0]
-    largest = next(row for row in reversed(first) if row["method"] == vlcp.METHOD.name)
+    largest = next((row for row in reversed(first) if row["method"] == vlcp.METHOD.name), ours[-1])
     ipc = largest["ipc"]
     if not largest["n"]:
         return (
@@ -172,7 +173,9 @@ def headline(summary: Sequence[Row], classes: int | None, train_rows: int | None
         claim += f"; the full {f'{train_rows:,} reach' if train_rows else 'train split reaches'} {_percent(whole)}"
     is_one = largest["n"] == 1 and not largest["failed"]
     trials = "a single trial" if is_one else f"{format_trials(largest)} trials"
-    basis = f"Top-1 of {largest['network']} after the last epoch, {largest['protocol']} protocol, mean over {trials}."
+    epochs = f" of {largest['epochs']:,}" if largest["has_variants"] else ""
+    setting = f"after the last epoch{epochs}, {largest['protocol']} protocol"
+    basis = f"Top-1 of {largest['network']} {setting}, mean over {trials}."
     return claim, f"{basis} {_significance(random)}".rstrip()
 
 
@@ -211,7 +214,7 @@ def budget_notes(summary: Sequence[Row]) -> list[str]:
     labels = dict.fromkeys((row["protocol"], format_labels(row)) for row in summary)
     notes = [f"{protocol}: labels {text}" for protocol, text in labels]
     return notes + [
-        f"not compared: {row['method']} {_where(row['ipc'])} ({row['protocol']}, {row['network']}), of another budget "
+        f"not compared: {row['method']} {where(row)} ({row['protocol']}, {row['network']}), of another budget "
         f"than {vlcp.METHOD.name}"
         for row in summary
         if row["is_other_budget"]
@@ -311,12 +314,16 @@ def _ars(row: Row, rows: Sequence[Row], plain: Mapping[tuple[Any, ...], Sequence
     other = tuple(random_images.METHOD.name if name == "method" else row[name] for name in _GROUP)
     random = next((one for one in rows if tuple(one[name] for name in _GROUP) == other), None)
     augmented = [one["top1_last_mean"] for one in (row, random) if one is not None and one["n"]]
-    counted = [_counted(plain.get(one, [])) for one in (key, other)]
+    failed = Counter(trial["outcome"] for trial in plain.get(key, []) if trial["outcome"])
+    result: Row = {"ars": None, "plain": len(plain.get(key, [])), "plain_failed": dict(failed)}
+    trained = [plain.get(one, []) for one in (key, other)]
+    counted = [trials if len(_counted(trials)) == len(trials) else [] for trials in trained]
     is_set = row["method"] not in (random_images.METHOD.name, full.METHOD.name)
     if not is_set or len(augmented) < len(counted) or not all(counted):
-        return {"ars": None}
+        return result
     means = [statistics.fmean(trial["top1_last"] for trial in trials) for trials in counted]
-    return {"ars": augmentation_robust_score(improvement_over_random(*augmented), improvement_over_random(*means))}
+    score = augmentation_robust_score(improvement_over_random(*augmented), improvement_over_random(*means))
+    return result | {"ars": score}
 
 
 def _method_order(method: str) -> tuple[int, str]:
@@ -352,15 +359,21 @@ def format_number(value: int | tuple[int, int]) -> str:
 def failures(summary: Sequence[Row]) -> list[str]:
     """List the trials that are not counted: "minimax, ResNet-18, vlcp at 10 per class: 1 of 3 did not learn"."""
     return [
-        f"{row['protocol']}, {row['network']}, {row['method']} {_where(row['ipc'])}: {count} of "
-        f"{row['n'] + sum(row['failed'].values())} {outcome.replace('_', ' ')}"
+        f"{row['protocol']}, {row['network']}, {row['method']} {where(row)}: {count} of {trials}"
+        f"{outcome.replace('_', ' ')}"
         for row in summary
-        for outcome, count in row["failed"].items()
+        for trials, failed in (
+            (f"{row['n'] + sum(row['failed'].values())} ", row["failed"]),
+            (f"{row['plain']} without augmentation ", row["plain_failed"]),
+        )
+        for outcome, count in failed.items()
     ]
 
 
-def _where(ipc: int) -> str:
-    return f"at {ipc:,} per class" if ipc else "on the full train split"
+def where(row: Row) -> str:
+    """Say of which images a row is, and after how many epochs where there are several numbers."""
+    images = f"at {row['ipc']:,} per class" if row["ipc"] else "on the full train split"
+    return f"{images}, {row['epochs']:,} epochs" if row["has_variants"] else images
 
 
 def _format_percent(mean: float | None, std: float | None) -> str:
@@ -383,6 +396,8 @@ def _significance(random: Row | None) -> str:
     """Say whether the difference to the random images is shown."""
     if random is None:
         return ""
+    if random["is_other_budget"]:
+        return "The random images were trained on with another budget: a difference to them is not shown."
     if random["significant"] is None:
         return "The trials are too few, or too equal, for an interval: a difference to random is not shown."
     text = f"The difference to random, {format_metrics(random)['difference']} points"
