@@ -1,1 +1,1 @@
-"""The embedded demo: real handwritten digits, and tiny base models in the real formats that were trained on them."""
+"""The embedded demo: real handwritten digits, and tiny base models in the real formats."""

@@ -1,1 +1,1 @@
-"""Train the tiny base models of the demo again, on the train split of the digits."""
+"""Train the tiny base models again: LLaVA on the train split of the digits, Stable Diffusion on printed glyphs."""

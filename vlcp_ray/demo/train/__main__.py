@@ -9,7 +9,7 @@ DEMO = Path(__file__).parents[1]
 
 
 def main() -> None:
-    """Train the models, and print their measures on the validation digits."""
+    """Train the models, and print their measures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--out", type=Path, default=DEMO, help="folder for llava/ and stable_diffusion/, by default that of the package"
@@ -44,16 +44,19 @@ def train_llava(folder: Path) -> None:
 
 
 def train_stable_diffusion(folder: Path) -> None:
-    """Train and write the VAE, the text encoder and the UNet, and print the validation error of the VAE."""
-    from vlcp_ray.demo.train import tokens
+    """Train and write VAE, text encoder and UNet on printed glyphs; print the error of the VAE on other glyphs."""
+    from vlcp_ray.demo.train import glyphs, tokens
     from vlcp_ray.demo.train import unet as unet_training
     from vlcp_ray.demo.train import vae as vae_training
 
     shutil.rmtree(folder, ignore_errors=True)
-    vae = vae_training.train()
-    print(f"vae: validation MSE {vae_training.val_mse(vae):.5f}, scaling factor {vae.config.scaling_factor}")
+    images, names = glyphs.bank(glyphs.COUNT, seed=0)
+    vae = vae_training.train(images)
+    other_images, _ = glyphs.bank(500, seed=1)
+    error = vae_training.mean_squared_error(vae, other_images)
+    print(f"vae: mean squared error {error:.5f} on other glyphs, scaling factor {vae.config.scaling_factor}")
     tokenizer = tokens.clip_tokenizer(folder / "tokenizer")
-    unet, text_encoder = unet_training.train(vae, tokenizer)
+    unet, text_encoder = unet_training.train(vae, tokenizer, images, names)
     unet_training.save(folder, vae, unet, text_encoder, tokenizer)
 
 

@@ -1,4 +1,4 @@
-"""Augment the 1,297 train digits with slightly shifted, sheared and scaled variants."""
+"""Augment the 1,297 train digits with slightly shifted, sheared and scaled variants, for the tiny LLaVA."""
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def bank(copies: int, seed: int, amount: float = 1.0) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def bank(copies: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Return the train digits followed by `copies` augmented copies of all of them.
 
     Returns:
@@ -22,23 +22,22 @@ def bank(copies: int, seed: int, amount: float = 1.0) -> tuple[NDArray[np.uint8]
     images, labels = digits.load("train")
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float()
-    varied = [vary(pixels, generator, amount).round().clamp(0, 255).byte() for _ in range(copies)]
+    varied = [vary(pixels, generator).round().clamp(0, 255).byte() for _ in range(copies)]
     augmented = torch.cat([torch.from_numpy(images).permute(0, 3, 1, 2), *varied]).permute(0, 2, 3, 1)
     return augmented.contiguous().numpy(), np.tile(labels, copies + 1)
 
 
-def vary(images: "torch.Tensor", generator: "torch.Generator", amount: float = 1.0) -> "torch.Tensor":
+def vary(images: "torch.Tensor", generator: "torch.Generator") -> "torch.Tensor":
     """Apply a random affine map and a random contrast to each image (n, 3, 32, 32) in 0..255.
 
-    With `amount` 1: shifts up to 2 pixels, scales of each axis up to 10 %, shear up to 0.2, brightness to the power of
-    0.74 to 1.35.
+    Shifts up to 2 pixels, scales of each axis up to 10 %, shear up to 0.2, brightness to the power of 0.74 to 1.35.
     """
     import torch
 
     count = images.shape[0]
 
     def uniform(limit: float) -> torch.Tensor:
-        return (torch.rand(count, generator=generator) * 2 - 1) * limit * amount
+        return (torch.rand(count, generator=generator) * 2 - 1) * limit
 
     maps = torch.zeros(count, 2, 3)
     maps[:, 0, 0] = 1 + uniform(0.1)

@@ -24,7 +24,7 @@ def main() -> None:
     for name, share in agreement.items():
         print(f"{name:<10} {share:6.1%} of {len(images)} val digits, chance {chance[name]:6.1%}")
     vae = AutoencoderKL.from_pretrained(demo / "stable_diffusion", subfolder="vae", low_cpu_mem_usage=False)
-    print(f"VAE        mean squared error {vae_training.val_mse(vae):.4f} on val, pixels in 0 .. 1")
+    print(f"VAE        mean squared error {vae_training.mean_squared_error(vae, images):.4f} on val, pixels in 0 .. 1")
 
 
 if __name__ == "__main__":

@@ -22,10 +22,10 @@ SENTENCES = (
     "an image of the {name}",
     "a picture of a {name}",
     "a photo of a {name}",
-    "a handwritten {name}",
     "this is a {name}.",
 )
-# Texts of negative prompts: the diffusion model learns that they are unrelated to digits.
+HANDWRITTEN = "a handwritten {name}"  # in the vocabulary; no image of the diffusion model's training is one
+# Texts of negative prompts: the diffusion model learns that they are unrelated to its images.
 UNRELATED = (
     "cartoon, anime, painting",
     "cartoon",
@@ -50,7 +50,7 @@ def corpus() -> list[str]:
     for _ in range(1500):
         words = {name: rng.choice(kind.words) for name, kind in properties.PROPERTIES.items()}
         texts.append(properties.phrase(words, rng.choice((*digits.CLASS_NAMES, "object")), rng))
-    texts += [sentence.format(name=name) for sentence in SENTENCES for name in digits.CLASS_NAMES]
+    texts += [sentence.format(name=name) for sentence in (*SENTENCES, HANDWRITTEN) for name in digits.CLASS_NAMES]
     return texts + [*UNRELATED] * 4
 
 

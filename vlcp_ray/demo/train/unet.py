@@ -1,27 +1,27 @@
-"""Train the UNet and the text encoder of the tiny Stable Diffusion together, on latents of the train digits."""
+"""Train the UNet and the text encoder of the tiny Stable Diffusion together, on latents of printed glyphs."""
 
 import copy
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional
 
 from vlcp_ray.demo import digits
-from vlcp_ray.demo.train import augment, properties, tokens
+from vlcp_ray.demo.train import properties, tokens
 from vlcp_ray.demo.train.progress import Progress, warm_cosine
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-STEPS = 1500
+STEPS = 3000
 BATCH = 64
 LEARNING_RATE = 2e-3
 EMA_DECAY = 0.995
-COPIES = 4
-VARIATION = 0.5
 TEXT_WIDTH = 64
 
 
@@ -90,16 +90,28 @@ def prompt(words: dict[str, str], class_name: str, rng: random.Random) -> str:
 
 
 def train(
-    vae: "AutoencoderKL", tokenizer: "CLIPTokenizer", steps: int = STEPS, seed: int = 0
+    vae: "AutoencoderKL",
+    tokenizer: "CLIPTokenizer",
+    images: NDArray[np.uint8],
+    names: list[str],
+    steps: int = STEPS,
+    seed: int = 0,
 ) -> "tuple[UNet2DConditionModel, CLIPTextModel]":
     """Train UNet and text encoder, and return their moving averages (EMA).
 
-    Each of the `steps` has 64 latents, half of them of unaugmented digits. As in diffusers' recipe, timesteps are
-    uniform, the target is the noise, and the loss is the mean squared error.
+    Each of the `steps` has 64 latents. As in diffusers' recipe, timesteps are uniform, the target is the noise, and the
+    loss is the mean squared error.
+
+    Args:
+        vae: trained.
+        tokenizer: of the prompts.
+        images: (n, 32, 32, 3) uint8.
+        names: of what each image shows, for its prompts.
+        steps: of the optimizer.
+        seed: of weights, batches, noise and prompts.
     """
     torch.manual_seed(seed)
-    latents, words, names = _pairs(vae, seed)
-    unaugmented = len(latents) // (COPIES + 1)
+    latents, words = _encode(vae, images)
     modules = torch.nn.ModuleList([build_unet(), build_text_encoder(tokenizer)])
     averaged = copy.deepcopy(modules).requires_grad_(False)
     optimizer = torch.optim.AdamW(modules.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
@@ -107,11 +119,8 @@ def train(
     scheduler, progress = build_scheduler(), Progress("unet", steps, BATCH)
     rng = random.Random(seed)  # noqa: S311
     generator = torch.Generator().manual_seed(seed)
-    half = BATCH // 2
     for step in range(steps):
-        chosen = torch.cat(
-            [torch.randint(limit, (half,), generator=generator) for limit in (unaugmented, len(latents))]
-        )
+        chosen = torch.randint(len(latents), (BATCH,), generator=generator)
         texts = [prompt(words[i], names[i], rng) for i in chosen.tolist()]
         mean, std = latents[chosen].unbind(dim=1)
         clean = mean + std * torch.randn(mean.shape, generator=generator)
@@ -131,16 +140,14 @@ def train(
     return unet, text_encoder
 
 
-def _pairs(vae: "AutoencoderKL", seed: int) -> tuple[torch.Tensor, list[dict[str, str]], list[str]]:
-    images, labels = augment.bank(COPIES, seed, VARIATION)
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+def _encode(vae: "AutoencoderKL", images: NDArray[np.uint8]) -> tuple[torch.Tensor, list[dict[str, str]]]:
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
     moments = []
     with torch.no_grad():
         for start in range(0, len(pixels), 256):
-            posterior = vae.encode(pixels[start : start + 256]).latent_dist
+            posterior = vae.encode(pixels[start : start + 256].float() / 127.5 - 1).latent_dist
             moments.append(torch.stack([posterior.mean, posterior.std], dim=1))
-    words = [properties.words(image) for image in images]
-    return torch.cat(moments) * vae.config.scaling_factor, words, [digits.CLASS_NAMES[label] for label in labels]
+    return torch.cat(moments) * vae.config.scaling_factor, [properties.words(image) for image in images]
 
 
 def _embed(text_encoder: "CLIPTextModel", tokenizer: "CLIPTokenizer", texts: list[str]) -> torch.Tensor:

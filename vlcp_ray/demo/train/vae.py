@@ -1,4 +1,4 @@
-"""Train the VAE of the tiny Stable Diffusion: 32 px to 4 x 4 x 4 latents, whose averages decode to digits too."""
+"""Train the VAE of the tiny Stable Diffusion: 32 px to 4 x 4 x 4 latents, whose averages decode to glyphs too."""
 
 from typing import TYPE_CHECKING
 
@@ -8,17 +8,17 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from vlcp_ray.demo import digits
-from vlcp_ray.demo.train import augment
 from vlcp_ray.demo.train.progress import Progress, warm_cosine
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-STEPS = 600
+STEPS = 1500
 BATCH = 32
 LEARNING_RATE = 2e-3
 KL_WEIGHT = 1e-4
 EDGE_WEIGHT = 0.5
+SCALED = 2000  # images whose latents determine the scaling factor
 
 
 def build() -> "AutoencoderKL":
@@ -36,23 +36,21 @@ def build() -> "AutoencoderKL":
     )
 
 
-def train(steps: int = STEPS, seed: int = 0) -> "AutoencoderKL":
-    """Train the VAE for `steps` of 32 train digits, half of them augmented.
+def train(images: NDArray[np.uint8], steps: int = STEPS, seed: int = 0) -> "AutoencoderKL":
+    """Train the VAE for `steps` of 32 images (n, 32, 32, 3) uint8.
 
     The loss is L1 + MSE of the pixels in [-1, 1], 0.5 x L1 of their horizontal and vertical differences, and 1e-4 x KL
-    per image. `scaling_factor` is 1 / std of the latents of the train digits.
+    per image. `scaling_factor` is 1 / std of the latents of the images.
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     vae = build()
     optimizer = torch.optim.AdamW(vae.parameters(), lr=LEARNING_RATE, weight_decay=1e-4)
     schedule = warm_cosine(optimizer, steps)
-    images = torch.from_numpy(digits.load("train")[0]).permute(0, 3, 1, 2).float()
+    stored = torch.from_numpy(images).permute(0, 3, 1, 2)
     progress = Progress("vae", steps, BATCH)
     for _ in range(steps):
-        chosen = images[torch.randint(len(images), (BATCH,), generator=generator)]
-        half = BATCH // 2
-        pixels = torch.cat([chosen[:half], augment.vary(chosen[half:], generator)]) / 127.5 - 1
+        pixels = stored[torch.randint(len(stored), (BATCH,), generator=generator)].float() / 127.5 - 1
         posterior = vae.encode(pixels).latent_dist
         decoded = vae.decode(posterior.sample(generator)).sample
         loss = reconstruction_loss(decoded, pixels) + KL_WEIGHT * posterior.kl().mean()
@@ -63,7 +61,7 @@ def train(steps: int = STEPS, seed: int = 0) -> "AutoencoderKL":
         schedule.step()
         progress.step(loss.item())
     vae.eval()
-    latents = encode(vae, digits.load("train")[0], seed) / vae.config.scaling_factor
+    latents = encode(vae, images[:SCALED], seed) / vae.config.scaling_factor
     vae.register_to_config(scaling_factor=round(1 / float(latents.std()), 5))
     return vae
 
@@ -95,8 +93,7 @@ def decode(vae: "AutoencoderKL", latents: torch.Tensor) -> NDArray[np.uint8]:
     return ((pixels + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def val_mse(vae: "AutoencoderKL") -> float:
-    """Compute the mean squared error of the 500 validation digits from their posterior means, pixels in 0 to 1."""
-    images = digits.load("val")[0]
+def mean_squared_error(vae: "AutoencoderKL", images: NDArray[np.uint8]) -> float:
+    """Compute the mean squared error of images decoded from their posterior means, pixels in 0 to 1."""
     decoded = decode(vae, encode(vae, images))
     return float(np.mean((decoded.astype(np.float64) - images) ** 2) / 255**2)
