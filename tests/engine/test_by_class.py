@@ -44,7 +44,7 @@ def make_prototypes(root: Path, name: str, source: Artifact, labels: list[int]) 
     target = artifact(root, name)
     rows = ClassRows(source, "pairs", ("image_id", "label", "class_name", "caption", "latent"))
     assert rows.labels() == list(range(CLASSES))
-    work = PrototypeTask(Prototype(), {(0, 2): target}, SCHEMA)
+    work = PrototypeTask(Prototype(), None, {(0, 2): target}, SCHEMA)
     assert len(list(each_class(rows, CLASSES * ROWS, labels, work, Pool(num_workers=2)))) == len(labels)
     return target
 

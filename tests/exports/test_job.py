@@ -53,7 +53,7 @@ def test_export_card_has_the_scores_of_its_set_only(job: Job, exported: Export, 
         "curve": [],
         "per_class": [0.0] * 6,
     }
-    row |= {"outcome": ""}
+    row |= {"outcome": "", "augmented": True}
     for step in graph(job):
         if step.stage == "evaluate" and step.key.get("method") in ("vlcp", "random"):
             trial = row | {"trial_id": step.title, "confusion": [], "top1_last": 0.25} | dict(step.key)

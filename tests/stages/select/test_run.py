@@ -70,8 +70,8 @@ def test_select_with_one_or_two_workers_gives_the_same_sets_and_scores(tmp_path:
     assert all(set(table["label"].to_pylist()) == set(range(10)) for table in sets.values())
     trials = set(zip(*(scores[name].to_pylist() for name in ("method", "protocol")), strict=True))
     methods = ("random", "herding", "k-center", "rded")
-    assert trials == {(m, p) for m in methods for p in ("minimax", "rded")} | {("full", "minimax")}
-    assert len(scores) == 9
+    assert trials == {(m, p) for m in methods for p in ("minimax", "rded", "rded-stored")} | {("full", "minimax")}
+    assert len(scores) == 13
     again, same = run_with(tmp_path / "two", 2)
     assert same.equals(scores)
     assert all(again[method].equals(sets[method]) for method in sets)
