@@ -57,7 +57,7 @@ def test_captions_card_names_captioner_and_prompt(job_with_teacher: Job, tmp_pat
 def test_model_card_states_training(exported: Export) -> None:
     card = ModelCard.load(exported("model")[0] / "README.md")
     assert card.data.library_name == "diffusers"
-    assert "4 epochs, learning rate 0.0001, seed 0" in card.text
+    assert "4 epochs, learning rate 0.0003, seed 0" in card.text
 
 
 #: Class names that would add metadata, headings, HTML or Python, and leave or merge folders.
