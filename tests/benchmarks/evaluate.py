@@ -153,13 +153,14 @@ def prepare(case: Case) -> tuple[nn.Module, LabelledImages, Evaluate]:
     """Build the network, the images and the settings that both sides train with."""
     name, width, size, count, _ = case
     network = build_classifier(name, num_classes=CLASSES, input_size=size, width=width, seed=0)
-    return network, noise(count, size), Evaluate(width=width, input_size=size)
+    return network, noise(count, size), Evaluate(networks=(name,), width=width, input_size=size)
 
 
 def batched(case: Case) -> Iterator[int]:
-    """Train as `vlcp-ray` does, and yield after each epoch."""
+    """Train as `vlcp-ray` does, and yield the number of each epoch."""
     network, images, settings = prepare(case)
-    return minimax.train(network, to_device(images, "cpu"), settings, epochs=10_000, seed=0)
+    for epoch in minimax.train(network, to_device(images, "cpu"), settings, epochs=10_000, seed=0):
+        yield epoch.number
 
 
 def per_image(case: Case) -> Iterator[int]:
@@ -167,13 +168,16 @@ def per_image(case: Case) -> Iterator[int]:
     network, images, settings = prepare(case)
     loader = DataLoader(
         Images(images, settings.input_size),
-        settings.batch_size,
+        minimax.batch_size_for(settings, 1, CLASSES, len(images.labels)),
         shuffle=True,
         num_workers=WORKERS,
         persistent_workers=True,
     )
     optimizer = torch.optim.SGD(
-        network.parameters(), settings.learning_rate, minimax.RECIPE.momentum, weight_decay=minimax.RECIPE.weight_decay
+        network.parameters(),
+        minimax.RECIPE.learning_rate[0],
+        minimax.RECIPE.momentum,
+        weight_decay=minimax.RECIPE.weight_decay[0],
     )
     generator, epoch = torch.Generator().manual_seed(0), 0
     while True:
