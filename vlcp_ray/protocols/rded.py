@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from vlcp_ray.protocols.labelled_images import Split
-    from vlcp_ray.protocols.training import Epoch
+    from vlcp_ray.protocols.training import Epoch, Loss
     from vlcp_ray.stages.evaluate import Evaluate
 
 
@@ -117,17 +117,46 @@ def train(
     """
     import torch
 
-    from vlcp_ray.protocols import training
-
     assert teacher is not None, "soft labels need a teacher"  # noqa: S101
     generator = torch.Generator().manual_seed(seed)
+
+    def of_batch(pixels: "Tensor", labels: "Tensor") -> "Tensor":
+        return loss(network, teacher, pixels, labels, generator, settings, augment)
+
+    yield from train_with(
+        of_batch, network, images, settings, epochs=epochs, generator=generator, ipc=ipc, num_classes=num_classes
+    )
+
+
+def train_with(
+    loss: "Loss",
+    network: "nn.Module",
+    images: "Split",
+    settings: "Evaluate",
+    *,
+    epochs: int,
+    generator: "torch.Generator",
+    ipc: int,
+    num_classes: int,
+) -> Iterator["Epoch"]:
+    """Train by the optimiser, learning rates and batches of the protocol, and yield each epoch when it ends.
+
+    Args:
+        loss: a function of the pixels and the second tensor of a batch of `images`.
+        generator: of the order of the images.
+        network, images, settings, epochs, ipc, num_classes: as of `train`.
+    """
+    import torch
+
+    from vlcp_ray.protocols import training
+
     count = len(images[1])
     batch_size = batch_size_for(settings, ipc, num_classes, count)
     steps = steps_per_epoch(count, batch_size, RECIPE.min_batch)
     yield from training.train(
         torch.optim.AdamW(decay_groups(network), RECIPE.learning_rate, fused=True),
         images,
-        lambda pixels, labels: loss(network, teacher, pixels, labels, generator, settings, augment),
+        loss,
         lambda step: learning_rate_at(step // steps, epochs),
         epochs=epochs,
         batch_size=batch_size,

@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from vlcp_ray.protocols import rded
-from vlcp_ray.protocols.protocol import steps_per_epoch
 
 if TYPE_CHECKING:
     import torch
@@ -44,24 +43,18 @@ def train(
     import torch
 
     from vlcp_ray.models.teacher import soft_labels
-    from vlcp_ray.protocols import training
 
     assert teacher is not None, "soft labels need a teacher"  # noqa: S101
     generator = torch.Generator().manual_seed(seed)
-    pixels, count = images[0], len(images[1])
-    device = pixels.device
+    pixels, device = images[0], images[0].device
     stored = torch.from_numpy(soft_labels(teacher, pixels.cpu().numpy(), str(device))).to(device)
-    batch_size = rded.batch_size_for(settings, ipc, num_classes, count)
-    steps = steps_per_epoch(count, batch_size, rded.RECIPE.min_batch)
-    yield from training.train(
-        torch.optim.AdamW(rded.decay_groups(network), rded.RECIPE.learning_rate, fused=True),
-        (pixels, torch.arange(count, device=device)),
-        lambda pixels, rows: loss(network, stored, pixels, rows, generator, settings, augment),
-        lambda step: rded.learning_rate_at(step // steps, epochs),
-        epochs=epochs,
-        batch_size=batch_size,
-        generator=generator,
-        min_batch=rded.RECIPE.min_batch,
+
+    def of_batch(pixels: "Tensor", rows: "Tensor") -> "Tensor":
+        return loss(network, stored, pixels, rows, generator, settings, augment)
+
+    numbered = (pixels, torch.arange(len(pixels), device=device))
+    yield from rded.train_with(
+        of_batch, network, numbered, settings, epochs=epochs, generator=generator, ipc=ipc, num_classes=num_classes
     )
 
 

@@ -235,7 +235,7 @@ class Artifact:
     def rows(
         self, folder: str, schema: pa.Schema, columns: Sequence[str], key: str, values: pa.ChunkedArray | pa.Array
     ) -> pa.Table:
-        """Read the rows of a table whose `key` is among the values; files without any are read no further than it."""
+        """Read the rows of a table whose `key` is among the values; of a large one only the files that have any."""
         import pyarrow.compute as pc
 
         parts = self.parts(folder)
@@ -245,7 +245,7 @@ class Artifact:
         def has_any(part: File) -> bool:
             return len(self.read_parts([part], [key], wanted)) > 0
 
-        if len(parts) > 1:
+        if sum(part.size for part in parts) > _WHOLE_BYTES:
             with ThreadPoolExecutor(THREADS) as threads:
                 parts = [part for part, found in zip(parts, threads.map(has_any, parts), strict=True) if found]
         if not parts:

@@ -212,7 +212,7 @@ def test_rows_of_several_numbers_of_epochs_name_theirs() -> None:
     failed = "not counted: minimax, ConvNet-3, random at 2 per class, 300 epochs: 2 of 2 did not learn"
     assert [line for line in score_table(table).splitlines() if line.startswith("not counted")] == [failed]
     found = [(row["epochs"], row["method"]) for row in differences_json(table)]
-    assert found == [(300, "d4m"), (500, "random"), (500, "d4m")] or len(set(found)) == len(found) == 3
+    assert found == [(300, "d4m"), (500, "d4m"), (500, "random")]
     assert "after the last epoch of 300, minimax protocol" in headline(score_summary(table), 6, None)[1]
 
 

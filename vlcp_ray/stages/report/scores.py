@@ -291,9 +291,8 @@ def _dd_ranking(row: Row, rows: Sequence[Row]) -> Row:
 
     def mean(**changed: Any) -> float | None:
         """Return the mean top1_last of the row that differs from this one in these keys only."""
-        names = [
-            name for name in _GROUP if name != "epochs" or "protocol" not in changed
-        ]  # hard labels have one budget
+        # Under another protocol the epochs are others, of which hard labels have one number.
+        names = [name for name in _GROUP if name != "epochs" or "protocol" not in changed]
         key = {name: row[name] for name in names} | changed
         means = [other["top1_last_mean"] for other in rows if all(other[name] == key[name] for name in names)]
         return means[0] if means else None  # of one row; None where all of its trials failed
