@@ -252,7 +252,7 @@ CLASSIFY: Final = Work(
     # an A100 of 312 TFLOPS in TF32, and 2,470 in mixed precision: github.com/NVIDIA/DeepLearningExamples.
     on_gpu=(0.03, 15.0),
     # On an H200 beside 16 cores a step takes 34 ms (ResNetAP-10) and 45 ms (ResNet-18 and its teacher), in float32 as
-    # in bf16, with batches of 32 and 50 images at 224 pixels: tests/benchmarks/README.md.
+    # in bf16, with steps of 36 to 64 and of 50 images at 224 pixels: tests/benchmarks/README.md.
     launch=0.04,
     overhead="task",
     model=_first_network_flops,
