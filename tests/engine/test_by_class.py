@@ -10,7 +10,16 @@ import pytest
 import ray
 
 from tests.engine.member_rows import artifact, members
-from vlcp_ray.engine.by_class import ClassRows, class_file, classes_done, each_class, stream_groups
+from vlcp_ray.engine import by_class
+from vlcp_ray.engine.by_class import (
+    SHARED_BYTES,
+    SHARED_ROWS,
+    ClassRows,
+    class_file,
+    classes_done,
+    each_class,
+    stream_groups,
+)
 from vlcp_ray.engine.streaming import filter_rows, read
 from vlcp_ray.scale import Pool
 from vlcp_ray.schemas import tensor_array, tensors
@@ -80,11 +89,14 @@ class WriteRows:
         self.target.write_table(f"rows/{class_file(rows)}", rows.sort_by("image_id"))
 
 
-@pytest.mark.parametrize("shared_rows", [1000, 0])
+@pytest.mark.parametrize(("n_rows", "n_bytes"), [(64, 0), (SHARED_ROWS + 1, 0), (64, SHARED_BYTES + 1)])
 def test_each_class_adds_the_prepared_rows_of_other_tables(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_rows: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_rows: int, n_bytes: int
 ) -> None:
-    monkeypatch.setattr("vlcp_ray.engine.by_class.SHARED_ROWS", shared_rows)
+    """Shared where there are few rows in few bytes, else in a shuffle; the rows are the same."""
+    shuffles: list[str] = []
+    stream = by_class.stream_groups
+    monkeypatch.setattr(by_class, "stream_groups", lambda *rest: shuffles.append("") or stream(*rest))
     source, other, target = write_pairs(tmp_path), artifact(tmp_path, "other"), artifact(tmp_path, "target")
     columns = ("image_id", "label", "class_name")
     added = [{"image_id": f"x{i}", "label": i % 2, "class_name": "yes" if i else "no"} for i in range(4)]
@@ -92,7 +104,8 @@ def test_each_class_adds_the_prepared_rows_of_other_tables(
     other.write_table("things/0.parquet", pa.Table.from_pylist(added, schema=schema))
     rows = ClassRows(source, "pairs", columns, prepare=Mark("first"))
     more = ClassRows(other, "things", columns, {"class_name": "yes"}, Mark("second"))
-    assert len(list(each_class(rows, 64, [0, 2], WriteRows(target), Pool(num_workers=2), [more]))) == 2
+    assert len(list(each_class(rows, n_rows, [0, 2], WriteRows(target), Pool(num_workers=2), [more], n_bytes))) == 2
+    assert bool(shuffles) == (n_rows > SHARED_ROWS or n_bytes > SHARED_BYTES)
     assert classes_done([target], "rows") == [0, 2]
     written = target.table("rows", schema).to_pylist()
     assert sorted(row["image_id"] for row in written if row["table"] == "second") == ["x2"]

@@ -19,7 +19,7 @@ from vlcp_ray.store.artifact import Artifact
 
 #: A table of at most this many rows is read by one worker and shared, without a shuffle, which takes half a minute.
 SHARED_ROWS: Final = 16_384
-#: The same of rows that are prepared: bytes of the files before that.
+#: The same of rows that are prepared: a worker holds the files as they are.
 SHARED_BYTES: Final = 2**28
 _LABELS: Final = pa.schema([pa.field("label", pa.int32())])
 
@@ -52,6 +52,7 @@ def each_class(
     work: Callable[[pa.Table], None],
     pool: Pool,
     more: Sequence[ClassRows] = (),
+    n_bytes: int = 0,
 ) -> Iterator[Peaks]:
     """Call `work` once per class, on at most `pool.num_workers` workers at a time, and yield each worker's peaks.
 
@@ -60,9 +61,10 @@ def each_class(
         labels: the classes that are not done.
         work: takes all rows of one class, in any order.
         more: other tables with the same columns, after `prepare`, whose rows of a class are added.
+        n_bytes: of the files whose rows are prepared.
     """
     sources = (rows, *more)
-    if n_rows <= SHARED_ROWS and _are_small(sources):
+    if n_rows <= SHARED_ROWS and n_bytes <= SHARED_BYTES:
         tables = [ray.remote(_read_rows).remote(source) for source in sources]
         call = task(_process_class, pool)
         shared = ray.put((work, [source.prepare for source in sources]))
@@ -106,12 +108,6 @@ def classes_done(artifacts: Sequence[Artifact], table: str) -> list[int]:
 def class_file(rows: pa.Table) -> str:
     """Return the name of the file for the results of one class."""
     return f"{rows['label'][0].as_py():05d}.parquet"
-
-
-def _are_small(sources: Sequence[ClassRows]) -> bool:
-    """Return whether all rows fit into a worker before they are prepared."""
-    large = [source for source in sources if source.prepare is not None]
-    return sum(part.size for source in large for part in source.artifact.parts(source.table)) <= SHARED_BYTES
 
 
 def _read_labels(artifact: Artifact, table: str) -> list[int]:

@@ -65,11 +65,14 @@ def _compare_sets(context: Context, page: Step) -> None:
         for name, step in sets.items()
     ]
     work = CompareClass(artifact, {name: dict(step.key) for name, step in sets.items()})
-    rows = sum(int(context.manifest(step)["rows"]) for step in (images, *sets.values()))
-    labels, done = real.labels(), classes_done([artifact], "coverage")
+    manifests = [context.manifest(step) for step in (images, *sets.values())]
+    rows = sum(int(manifest["rows"]) for manifest in manifests)
+    size = sum(int(file["bytes"]) for manifest in manifests for file in manifest["files"].values())
+    labels = range(len(manifests[0]["class_names"]))  # each has training images: ingest refuses others
+    done = classes_done([artifact], "coverage")
     left = [label for label in labels if label not in done]
     with context.progress([page], len(labels), "classes", len(labels) - len(left)) as progress:
-        for peaks in each_class(real, rows, left, work, pool, made):
+        for peaks in each_class(real, rows, left, work, pool, made, size):
             progress.add(1, peaks=peaks)
 
 
