@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from vlcp_ray.stages.prototype import MEMBERS
 from vlcp_ray.store import artifact as artifacts
 from vlcp_ray.store import files, io
 from vlcp_ray.store.artifact import Artifact, Step, Store, part_name
+from vlcp_ray.store.files import File
 from vlcp_ray.store.io import AccessError, StoreError
 
 MEMBER_ROWS = [{"image_id": f"i{i}", "label": 0, "cluster": i, "distance": 0.5} for i in range(4)]
@@ -149,6 +150,40 @@ def test_store_at_a_file_is_refused(tmp_path: Path) -> None:
         Store.at(str(tmp_path / "file"))
     with pytest.raises(StoreError, match="a part of the path is a file, not a folder"):
         Store.at(str(tmp_path / "file" / "runs")).artifact(step()).manifest()
+
+
+def test_rows_of_no_values_reads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = Store.at(str(tmp_path)).artifact(Step("a", 1, {}))
+    schema = pa.schema([("key", pa.int64()), ("text", pa.string())])
+    artifact.write_table("t/0.parquet", pa.table({"key": [1], "text": ["x"]}, schema=schema))
+    monkeypatch.setattr(Artifact, "files", lambda *_, **__: pytest.fail("listed"))
+    assert artifact.rows("t", schema, ["text"], "key", pa.array([], pa.int64())).schema.names == ["text"]
+
+
+@pytest.mark.parametrize("whole", [0, 2**30])
+def test_rows_of_a_large_table_reads_only_the_files_that_have_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: int
+) -> None:
+    monkeypatch.setattr("vlcp_ray.store.artifact._WHOLE_BYTES", whole)
+    artifact = Store.at(str(tmp_path)).artifact(Step("a", 1, {}))
+    schema = pa.schema([("key", pa.int64()), ("text", pa.string())])
+    for part in range(4):
+        rows = {"key": [2 * part, 2 * part + 1], "text": [f"{part}a", f"{part}b"]}
+        artifact.write_table(f"t/{part}.parquet", pa.table(rows, schema=schema))
+    read: list[tuple[int, list[str] | None]] = []
+    inner = Artifact.read_parts
+
+    def record(self: Artifact, parts: Sequence[File], columns: Sequence[str] | None = None, *rest: object) -> pa.Table:
+        read.append((len(parts), columns and list(columns)))
+        return inner(self, parts, columns, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Artifact, "read_parts", record)
+    found = artifact.rows("t", schema, ["text"], "key", pa.array([7, 2, 99]))
+    assert found.to_pydict() == {"text": ["1a", "3b"]}
+    assert sorted(read, key=str) == (
+        [(4, ["text"])] if whole else sorted([(1, ["key"])] * 4 + [(2, ["text"])], key=str)
+    )
+    assert artifact.rows("t", schema, ["text"], "key", pa.array([99])).num_rows == 0
 
 
 def test_part_name_of_the_same_rows_is_the_same() -> None:

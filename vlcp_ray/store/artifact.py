@@ -238,7 +238,7 @@ class Artifact:
         """Read the rows of a table whose `key` is among the values; of a large one only the files that have any."""
         import pyarrow.compute as pc
 
-        parts = self.parts(folder)
+        parts = self.parts(folder) if len(values) else []
         values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
         wanted = pc.field(key).isin(values)
 

@@ -9,7 +9,7 @@ from tests.stages.report.small_report import png
 from vlcp_ray.schemas import IMAGES, SYNTHETIC, conform, tensor_array
 from vlcp_ray.stages.prototype import MEMBERS, prototypes_schema
 from vlcp_ray.stages.report.contents import DistilledSet
-from vlcp_ray.stages.report.distilled_sets import read_members, read_set, shown_prototypes
+from vlcp_ray.stages.report.distilled_sets import read_members, read_set, read_sizes, shown_prototypes
 from vlcp_ray.stages.report.sets_section import Budget
 from vlcp_ray.store.artifact import Artifact, Step, Store
 
@@ -143,8 +143,9 @@ def test_read_set_of_many_sets_reads_few_classes_and_counts_all(store: Store, pr
 
 
 def test_shown_prototypes_and_members_are_of_the_shown_classes(prototype_artifact: Artifact) -> None:
-    assert shown_prototypes(prototype_artifact, FEW)["label"].to_pylist() == [0, 0, 1, 1, 2, 2]
-    labels, rows = read_members(prototype_artifact, FEW)
+    sizes = read_sizes(prototype_artifact)
+    assert shown_prototypes(prototype_artifact, FEW, sizes)["label"].to_pylist() == [0, 0, 1, 1, 2, 2]
+    labels, rows = read_members(prototype_artifact, FEW, sizes)
     assert labels.to_pylist() == [0, 1, 2]
     assert len(rows) == 3 * IMAGES_PER_CLASS
 

@@ -39,9 +39,9 @@ def read_set(
         n_bytes: bytes of all its image files.
         detailed: also read the real images nearest to the prototypes, the outliers and the decoded centroids.
     """
-    rows = prototypes.table("prototypes", PROTOTYPES, ["prototype_id", "label"])
-    shown = shown_prototypes(prototypes, budget)
-    labels, members = read_members(prototypes, budget)
+    sizes = read_sizes(prototypes)
+    shown = shown_prototypes(prototypes, budget, sizes)
+    labels, members = read_members(prototypes, budget, sizes)
     outlier_labels = members.filter(pc.less(members["cluster"], 0))["label"]
     detailed_members = members if detailed else members.slice(0, 0)
     return DistilledSet(
@@ -55,23 +55,34 @@ def read_set(
         outlier_counts={
             label: int(pc.sum(pc.equal(outlier_labels, label)).as_py() or 0) for label in labels.to_pylist()
         },
-        classes=len(pc.unique(rows["label"])),
-        images=len(rows),
+        classes=len(pc.unique(sizes["label"])),
+        images=len(sizes),
         n_bytes=n_bytes,
     )
 
 
-def shown_prototypes(prototypes: Artifact, budget: Budget) -> pa.Table:
-    """Read the PROTOTYPES rows, without latents, whose images the page shows."""
-    sizes = prototypes.table("prototypes", PROTOTYPES, ["prototype_id", "label", "cluster", "size"])
+def read_sizes(prototypes: Artifact) -> pa.Table:
+    """Read what decides which rows the page shows: prototype_id, label, cluster and size of all PROTOTYPES."""
+    return prototypes.table("prototypes", PROTOTYPES, ["prototype_id", "label", "cluster", "size"])
+
+
+def shown_prototypes(prototypes: Artifact, budget: Budget, sizes: pa.Table) -> pa.Table:
+    """Read the PROTOTYPES rows, without latents, whose images the page shows.
+
+    Args:
+        sizes: of `read_sizes`.
+    """
     ids = budget.shown_prototypes(sizes)["prototype_id"]
     return prototypes.rows("prototypes", PROTOTYPES, _COLUMNS, "prototype_id", ids)
 
 
-def read_members(prototypes: Artifact, budget: Budget) -> tuple[pa.Array, pa.Table]:
-    """Read the labels of the classes that are shown in full, and their MEMBERS."""
-    all_labels = prototypes.table("prototypes", PROTOTYPES, ["label"])["label"].to_pylist()
-    labels = pa.array(budget.shown_labels(all_labels), pa.int32())
+def read_members(prototypes: Artifact, budget: Budget, sizes: pa.Table) -> tuple[pa.Array, pa.Table]:
+    """Return the labels of the classes that are shown in full, and read their MEMBERS.
+
+    Args:
+        sizes: of `read_sizes`.
+    """
+    labels = pa.array(budget.shown_labels(sizes["label"].to_pylist()), pa.int32())
     return labels, prototypes.rows("members", MEMBERS, MEMBERS.names, "label", labels)
 
 

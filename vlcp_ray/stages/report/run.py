@@ -29,7 +29,7 @@ from vlcp_ray.stages.report import COVERAGE, NEIGHBOURS
 from vlcp_ray.stages.report.contents import DistilledSet, Neighbour, Report, Sample, StageRow, TsnePlot
 from vlcp_ray.stages.report.coverage import ShrinkImages, compare_class, summarise
 from vlcp_ray.stages.report.coverage_section import nearest_pairs
-from vlcp_ray.stages.report.distilled_sets import read_members, read_set, shown_prototypes
+from vlcp_ray.stages.report.distilled_sets import read_members, read_set, read_sizes
 from vlcp_ray.stages.report.images import count_bytes, thumbnails
 from vlcp_ray.stages.report.render import MAX_EXAMPLES, render
 from vlcp_ray.stages.report.sets_section import Budget
@@ -230,7 +230,8 @@ def _samples(context: Context, step: Step) -> Iterator[Sample]:
 
 def _dropped_words(context: Context, step: Step, budget: Budget) -> Mapping[int, list[tuple[str, float]]]:
     """For each shown class, find the words that are too common among its inliers, which are the same in all sets."""
-    labels, members = read_members(context.input(step, "prototypes"), budget)
+    prototypes = context.input(step, "prototypes")
+    labels, members = read_members(prototypes, budget, read_sizes(prototypes))
     outliers = members.filter(pc.less(members["cluster"], 0))["image_id"]
     columns = ["image_id", "label", "caption"]
     captions = context.artifact(_pairs(step)).rows("pairs", PAIRS, columns, "label", labels)
@@ -243,7 +244,7 @@ def _dropped_words(context: Context, step: Step, budget: Budget) -> Mapping[int,
 def _tsne_plots(context: Context, step: Step, budget: Budget) -> list[TsnePlot]:
     """Lay out the first classes, a task for each on the prototype stage's pool; the latents are read once."""
     prototypes, settings, pool = context.input(step, "prototypes"), context.job.prototype, context.scale.prototype
-    labels = budget.shown_labels(shown_prototypes(prototypes, budget)["label"].to_pylist())[:_MAX_PLOTS]
+    labels = budget.shown_labels(budget.shown_prototypes(read_sizes(prototypes))["label"].to_pylist())[:_MAX_PLOTS]
     latents = ray.remote(read_latents).remote(context.artifact(_pairs(step)), list(labels))
     call = task(plot, pool)
     submit = (partial(call.remote, latents, prototypes, label, settings.n_init, step.key["seed"]) for label in labels)
