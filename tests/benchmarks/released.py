@@ -1,8 +1,8 @@
 """Train by the released evaluators and by ours on the same images, and compare the accuracies.
 
 `python -m tests.benchmarks.released --minimax FOLDER --rded FOLDER`: FOLDER is a checkout of vimar-gu/MinimaxDiffusion
-or of LINs-lab/RDED, whose own code runs: its transforms, loaders, networks, optimisers and epochs. Nothing of it is part
-of this project. The images are samples of CIFAR-10 (32 px) and Tiny-ImageNet (64 px) from ../shared/data. The two
+or of LINs-lab/RDED, whose own code runs: its transforms, loaders, networks, optimisers and epochs. This project has no
+copy of it. The images are samples of CIFAR-10 (32 px) and Tiny-ImageNet (64 px) from ../shared/data. The two
 evaluators draw their random numbers differently, so that equal seeds mean nothing: compared are means and spreads.
 """
 
@@ -32,12 +32,12 @@ from pyarrow import parquet
 from torch.overrides import TorchFunctionMode
 
 from tests.image_sets import SHARED
-from vlcp_ray.config import Evaluate, Teach
 from vlcp_ray.models.stable_diffusion import pick_device
 from vlcp_ray.models.teacher import load_teacher
 from vlcp_ray.protocols.labelled_images import LabelledImages, prepare
-from vlcp_ray.stages.evaluate import Trial
+from vlcp_ray.stages.evaluate import Evaluate, Trial
 from vlcp_ray.stages.evaluate.trial import run_trial
+from vlcp_ray.stages.teach import Teach
 from vlcp_ray.stages.teach.train import train_teacher
 
 
@@ -97,7 +97,7 @@ class OnCpu(TorchFunctionMode):
 def tables(case: Case) -> Iterator[tuple[str, pa.Table]]:
     """Yield train and val with the columns image (file bytes) and label, sorted by label."""
     for split, count in (("train", case.ipc), ("val", case.val)):
-        rows = list(_cifar(split) if case.size == 32 else _tiny_imagenet(split))
+        rows: list[tuple[str, bytes]] = list(_cifar(split) if case.size == 32 else _tiny_imagenet(split))
         names = sorted({name for name, _ in rows})[: case.classes]
         chosen = [
             (label, image)
@@ -110,10 +110,10 @@ def tables(case: Case) -> Iterator[tuple[str, pa.Table]]:
         yield split, pa.table({"image": pa.array(images, pa.binary()), "label": pa.array(labels, pa.int32())})
 
 
-def _cifar(split: str) -> Iterator[tuple[int, bytes]]:
+def _cifar(split: str) -> Iterator[tuple[str, bytes]]:
     table = parquet.read_table(SHARED / "cifar10" / f"{split.replace('val', 'test')}-00000-of-00001.parquet")
     for image, label in zip(table["img"].to_pylist(), table["label"].to_pylist(), strict=True):
-        yield label, image["bytes"]
+        yield str(label), image["bytes"]
 
 
 def _tiny_imagenet(split: str) -> Iterator[tuple[str, bytes]]:
@@ -231,7 +231,7 @@ def _seed_everything(seed: int) -> None:
     import random
 
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002: the released code draws from it
+    np.random.seed(seed)  # noqa: NPY002  # the released code draws from it
     torch.manual_seed(seed)
 
 
