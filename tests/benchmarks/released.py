@@ -74,11 +74,11 @@ class Case:
 CASES: Final = (
     Case("minimax", "ConvNet-3", 32, 10, 10, 100, 200, 64),
     Case("minimax", "ConvNet-3", 64, 5, 20, 50, 100, 64),
-    Case("minimax", "ResNetAP-10", 32, 10, 10, 100, 30, 50),
-    Case("minimax", "ResNetAP-10", 64, 5, 10, 50, 30, 25),
-    Case("rded", "ConvNet-3", 32, 10, 10, 100, 100, 50, 128),  # the released ConvNets have 128 channels
+    Case("minimax", "ResNetAP-10", 32, 10, 5, 50, 40, 25),
+    Case("minimax", "ResNetAP-10", 64, 5, 5, 50, 25, 13),
+    Case("rded", "ConvNet-3", 32, 10, 10, 100, 60, 50, 128),  # the released ConvNets have 128 channels
 )
-_TEACHER: Final = Teach(network="ConvNet-3", width=128, input_size=32, epochs=10)
+_TEACHER: Final = Teach(network="ConvNet-3", width=128, input_size=32, epochs=5)
 
 
 class OnCpu(TorchFunctionMode):
