@@ -32,13 +32,14 @@ from pyarrow import parquet
 from torch.overrides import TorchFunctionMode
 
 from tests.image_sets import SHARED
-from vlcp_ray.models.stable_diffusion import pick_device
 from vlcp_ray.models.teacher import load_teacher
 from vlcp_ray.protocols.labelled_images import LabelledImages, prepare
 from vlcp_ray.stages.evaluate import Evaluate, Trial
 from vlcp_ray.stages.evaluate.trial import run_trial
 from vlcp_ray.stages.teach import Teach
 from vlcp_ray.stages.teach.train import train_teacher
+
+_DEVICE: Final = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def ours(case: Case, seed: int, teacher: dict[str, torch.Tensor] | None) -> floa
     trial = Trial("random", case.protocol, case.network, case.ipc, seed, 0)
     names = [str(label) for label in range(case.classes)]
     network = load_teacher(_TEACHER, teacher) if teacher else None
-    row = run_trial(splits["train"], splits["val"], names, settings, trial, pick_device(), network)
+    row = run_trial(splits["train"], splits["val"], names, settings, trial, _DEVICE, network)
     return 100 * float(row["top1_last"])
 
 
@@ -237,13 +238,13 @@ def _seed_everything(seed: int) -> None:
 
 def train_once(case: Case, is_ours: bool, seed: int, repository: Path | None, teacher: Path | None) -> float:
     """Train once, in a process of its own, and return top-1 in percent."""
-    os.nice(10)
+    os.nice(5)
     torch.set_num_threads(1)
     state = torch.load(teacher) if teacher and case.protocol == "rded" else None
     if is_ours:
         return ours(case, seed, state)
     assert repository
-    with OnCpu() if pick_device() == "cpu" else contextlib.nullcontext():
+    with OnCpu() if _DEVICE == "cpu" else contextlib.nullcontext():
         if case.protocol == "minimax":
             with contextlib.redirect_stdout(io.StringIO()):
                 return released_minimax(case, seed, repository)
@@ -266,7 +267,7 @@ def train_a_teacher(folder: Path) -> Path:
     train = splits["train"]
     others = np.concatenate([np.arange(label * case.ipc + 10, (label + 1) * case.ipc) for label in range(10)])
     train = LabelledImages(train.pixels[others], train.labels[others])
-    trained = train_teacher(train, splits["val"], [str(label) for label in range(10)], _TEACHER, 0, pick_device())
+    trained = train_teacher(train, splits["val"], [str(label) for label in range(10)], _TEACHER, 0, _DEVICE)
     torch.save(dict(trained.state), file := folder / "teacher.pth")
     return file
 
