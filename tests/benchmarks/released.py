@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import io
 import math
-import os
 import re
 import statistics
 import sys
@@ -18,7 +17,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -73,11 +72,11 @@ class Case:
 
 
 CASES: Final = (
-    Case("minimax", "ConvNet-3", 32, 10, 10, 100, 200, 64),
-    Case("minimax", "ConvNet-3", 64, 5, 20, 50, 100, 64),
-    Case("minimax", "ResNetAP-10", 32, 10, 5, 50, 40, 25),
-    Case("minimax", "ResNetAP-10", 64, 5, 5, 50, 25, 13),
-    Case("rded", "ConvNet-3", 32, 10, 10, 100, 60, 50, 128),  # the released ConvNets have 128 channels
+    Case("minimax", "ConvNet-3", 32, 10, 10, 100, 100, 64),
+    Case("minimax", "ConvNet-3", 64, 5, 20, 50, 50, 64),
+    Case("minimax", "ResNetAP-10", 32, 10, 5, 50, 25, 25),
+    Case("minimax", "ResNetAP-10", 64, 5, 5, 50, 15, 13),
+    Case("rded", "ConvNet-3", 32, 10, 10, 100, 40, 50, 128),  # the released ConvNets have 128 channels
 )
 _TEACHER: Final = Teach(network="ConvNet-3", width=128, input_size=32, epochs=5)
 
@@ -148,8 +147,8 @@ def _png(pixels: Any) -> bytes:
     return buffer.getvalue()
 
 
-def ours(case: Case, seed: int, teacher: dict[str, torch.Tensor] | None) -> float:
-    """Train once by our evaluator and return top-1 after the last epoch, in percent."""
+def ours(case: Case, seeds: Sequence[int], teacher: dict[str, torch.Tensor] | None) -> Iterator[float]:
+    """Train by our evaluator, once for each seed, and yield top-1 after the last epoch, in percent."""
     splits = {split: prepare(table, case.size) for split, table in tables(case)}
     fields: dict[str, Any] = {"batch_size" if case.protocol == "minimax" else "rded_batch_size": case.batch_size}
     settings = Evaluate(
@@ -162,21 +161,22 @@ def ours(case: Case, seed: int, teacher: dict[str, torch.Tensor] | None) -> floa
         factor=1,
         **fields,
     )
-    trial = Trial("random", case.protocol, case.network, case.ipc, seed, 0)
     names = [str(label) for label in range(case.classes)]
     network = load_teacher(_TEACHER, teacher) if teacher else None
-    row = run_trial(splits["train"], splits["val"], names, settings, trial, _DEVICE, network)
-    return 100 * float(row["top1_last"])
+    for seed in seeds:
+        trial = Trial("random", case.protocol, case.network, case.ipc, seed, 0)
+        row = run_trial(splits["train"], splits["val"], names, settings, trial, _DEVICE, network)
+        yield 100 * float(row["top1_last"])
 
 
-def released_minimax(case: Case, seed: int, repository: Path) -> float:
-    """Train once by `train` of train.py of MinimaxDiffusion and return top-1 after the last epoch, in percent."""
+def released_minimax(case: Case, seeds: Sequence[int], repository: Path) -> Iterator[float]:
+    """Train by `train` of train.py of MinimaxDiffusion and yield top-1 after the last epoch, in percent."""
     net, depth = {"ConvNet-3": ("convnet", 3), "ResNetAP-10": ("resnet_ap", 10)}[case.network]
     with tempfile.TemporaryDirectory() as folder:
         write_folders(case, Path(folder))
         sys.argv = ["train.py", "-d", "imagenet", "--imagenet_dir", folder, "-n", net, "--depth", str(depth)]
         sys.argv += ["--nclass", str(case.classes), "--dseed", "1", "--size", str(case.size), "-j", "0"]
-        sys.argv += ["--batch_size", str(case.batch_size), "--norm_type", "instance", "--seed", str(seed)]
+        sys.argv += ["--batch_size", str(case.batch_size), "--norm_type", "instance"]
         sys.argv += ["--width", str(case.width / 128 if net == "convnet" else 1)]
         sys.path.insert(0, str(repository))
         # Imported by train.py for a network that is not used here.
@@ -186,33 +186,36 @@ def released_minimax(case: Case, seed: int, repository: Path) -> float:
         from argument import args  # type: ignore[import-not-found]
 
         args.epochs = args.epoch_print_freq = case.epochs
-        _seed_everything(seed)
         _, train_loader, val_loader, classes = train.load_data(args)
-        _, last = train.train(
-            args, train.define_model(args, classes), train_loader, val_loader, None, lambda text: None
-        )
-    return float(last)
+        for seed in seeds:
+            _seed_everything(seed)
+            model = train.define_model(args, classes)
+            _, last = train.train(args, model, train_loader, val_loader, None, lambda text: None)
+            yield float(last)
 
 
-def released_rded(case: Case, seed: int, repository: Path, teacher: dict[str, torch.Tensor]) -> float:
-    """Train once by validation/main.py of RDED and return top-1 after the last epoch, in percent."""
+def released_rded(
+    case: Case, seeds: Sequence[int], repository: Path, teacher: dict[str, torch.Tensor]
+) -> Iterator[float]:
+    """Train by validation/main.py of RDED and yield top-1 after the last epoch, in percent."""
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         data = Path(folder, "data", "cifar10")
         write_folders(case, data)
         (weights := Path(folder, "data", "pretrain_models")).mkdir()
         torch.save({"model": released_names(teacher)}, weights / "cifar10_conv3.pth")
         sys.argv = ["main.py", "--subset", "cifar10", "--arch-name", "conv3", "--stud-name", "conv3", "--factor", "1"]
-        sys.argv += ["--ipc", str(case.ipc), "--re-epochs", str(case.epochs), "--seed", str(seed)]
-        sys.argv += ["--re-batch-size", str(case.batch_size)]
+        sys.argv += ["--ipc", str(case.ipc), "--re-epochs", str(case.epochs), "--re-batch-size", str(case.batch_size)]
         sys.path.insert(0, str(repository))
         from argument import args
         from validation.main import main  # type: ignore[import-not-found]
 
         args.workers, args.val_ipc, args.syn_data_path = 0, case.val, str(data / "train")
-        _seed_everything(seed)
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
-            main(args)
-    return 100 - float(re.findall(r"TEST:\s+Iter \d+: .*?Top-1 err = ([\d.]+)", printed.getvalue())[-1])
+        for seed in seeds:
+            args.seed = seed
+            _seed_everything(seed)
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                main(args)
+            yield 100 - float(re.findall(r"TEST:\s+Iter \d+: .*?Top-1 err = ([\d.]+)", printed.getvalue())[-1])
 
 
 def released_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -236,20 +239,23 @@ def _seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def train_once(case: Case, is_ours: bool, seed: int, repository: Path | None, teacher: Path | None) -> float:
-    """Train once, in a process of its own, and return top-1 in percent."""
-    os.nice(5)
+def train_all(case: Case, is_ours: bool, seeds: Sequence[int], repository: Path, teacher: Path | None) -> list[float]:
+    """Train once for each seed, in a process of its own, and return top-1 in percent."""
     torch.set_num_threads(1)
     state = torch.load(teacher) if teacher and case.protocol == "rded" else None
-    if is_ours:
-        return ours(case, seed, state)
-    assert repository
-    with OnCpu() if _DEVICE == "cpu" else contextlib.nullcontext():
-        if case.protocol == "minimax":
-            with contextlib.redirect_stdout(io.StringIO()):
-                return released_minimax(case, seed, repository)
-        assert state
-        return released_rded(case, seed, repository, state)
+    side, found = "ours" if is_ours else "released", []
+    with contextlib.nullcontext() if is_ours or _DEVICE == "cuda" else OnCpu():
+        with contextlib.redirect_stdout(io.StringIO()):
+            if is_ours:
+                results = ours(case, seeds, state)
+            elif state is None:
+                results = released_minimax(case, seeds, repository)
+            else:
+                results = released_rded(case, seeds, repository, state)
+            for top1 in results:
+                print(f"  {case}, {side}: {top1:.1f}", file=sys.stderr)
+                found.append(top1)
+    return found
 
 
 def line(case: Case, theirs: Sequence[float], mine: Sequence[float], seconds: float) -> str:
@@ -287,19 +293,15 @@ def main() -> int:
         for case in CASES:
             if not (repository := repositories[case.protocol]) or chosen.only not in str(case):
                 continue
-            started = time.monotonic()
-            results: dict[bool, list[float]] = {True: [], False: []}
-            workers = 1 if torch.cuda.is_available() else len(os.sched_getaffinity(0))
+            started, seeds = time.monotonic(), range(chosen.repeats)
+            workers = 1 if _DEVICE == "cuda" else 2
             with ProcessPoolExecutor(workers, get_context("spawn"), max_tasks_per_child=1) as pool:
-                runs = {
-                    pool.submit(train_once, case, is_ours, seed, repository.resolve(), teacher): is_ours
-                    for seed in range(chosen.repeats)
+                sides = [
+                    pool.submit(train_all, case, is_ours, seeds, repository.resolve(), teacher)
                     for is_ours in (False, True)
-                }
-                for run in as_completed(runs):
-                    results[runs[run]].append(run.result())
-                    print(f"  {case} {'ours' if runs[run] else 'released'} {run.result():.1f}", file=sys.stderr)
-            print(line(case, results[False], results[True], time.monotonic() - started), flush=True)
+                ]
+                theirs, mine = (side.result() for side in sides)
+            print(line(case, theirs, mine, time.monotonic() - started), flush=True)
     return 0
 
 
