@@ -242,6 +242,23 @@ def test_report_json_lists_every_trial(completed_run: tuple[Path, Path], capsys:
 
 
 @pytest.mark.filterwarnings("default")
+def test_seconds_of_sets_that_are_made_at_once_are_shares_by_their_images(completed_run: tuple[Path, Path]) -> None:
+    root, inputs = completed_run
+    store, steps = Store.at(str(root)), graph(job(inputs))
+    seconds: dict[str, dict[int, float]] = {}
+    for step in steps:
+        if "synthetic" in STAGES[step.stage].tables:
+            seconds.setdefault(step.key["method"], {})[step.key["ipc"]] = (store.artifact(step).manifest() or {})[
+                "seconds"
+            ]
+    assert set(seconds) == {"vlcp", "random", "centroid"}
+    assert all(of[2] == pytest.approx(2 * of[1]) for of in seconds.values())
+    (pairs,) = (store.artifact(step).manifest() or {} for step in steps if step.stage == "pair")
+    assert "caption" not in pairs["scale"]  # captions are from a table
+    assert "encode" in pairs["scale"]
+
+
+@pytest.mark.filterwarnings("default")
 def test_status_and_plan_show_what_is_complete(
     completed_run: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,7 +18,7 @@ class StageRow:
 
     Args:
         name: the title of its step.
-        seconds: wall-clock time; None where nothing was computed.
+        seconds: wall-clock time, as `Context.complete` has it; None where nothing was computed.
         detail: further counts of its manifest, in words.
         devices: of its workers, in words.
         done: number of `unit`s that it worked through, for the rate.

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import ray
 
 from vlcp_ray.cost.table import expected_seconds
-from vlcp_ray.engine.by_class import ClassRows, class_file, classes_done, each_class
+from vlcp_ray.engine.by_class import ClassRows, class_file, run_classes
 from vlcp_ray.engine.context import Context, versions
 from vlcp_ray.engine.tasks import in_flight, run_remote, task
 from vlcp_ray.engine.writing import REJECTED_TABLE
@@ -69,11 +69,7 @@ def _compare_sets(context: Context, page: Step) -> None:
     rows = sum(int(manifest["rows"]) for manifest in manifests)
     size = sum(int(file["bytes"]) for manifest in manifests for file in manifest["files"].values())
     labels = range(len(manifests[0]["class_names"]))  # each has training images: ingest refuses others
-    done = classes_done([artifact], "coverage")
-    left = [label for label in labels if label not in done]
-    with context.progress([page], len(labels), "classes", len(labels) - len(left)) as progress:
-        for peaks in each_class(real, rows, left, work, pool, made, size):
-            progress.add(1, peaks=peaks)
+    run_classes(context, [page], "coverage", real, rows, work, pool, labels, made, size)
 
 
 @dataclass(frozen=True)
