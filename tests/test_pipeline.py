@@ -232,6 +232,9 @@ def test_report_json_lists_every_trial(completed_run: tuple[Path, Path], capsys:
     scores = found["trials"]
     pairs = {(method, ipc) for method in ("vlcp", "random", "centroid") for ipc in (1, 2)}
     assert {(row["method"], row["ipc"]) for row in found["sets"]} == pairs
+    cpu_seconds = {(row["method"], row["ipc"]): row["cpu_seconds"] for row in found["sets"]}
+    assert all(cpu_seconds["vlcp", ipc] > cpu_seconds["centroid", ipc] > cpu_seconds["random", ipc] for ipc in (1, 2))
+    assert {row["gpu_seconds"] for row in found["sets"]} == {0}
     assert all(0 <= row[name] <= 1 for row in found["sets"] for name in ("coverage", "redundancy"))
     assert {row["to_real"] for row in found["sets"] if row["method"] == "random"} == {0}  # they are real images
     assert {(row["method"], row["ipc"]) for row in found["differences"]} < pairs  # of what has learned

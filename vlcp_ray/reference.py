@@ -30,6 +30,9 @@ _MEASURED: Final = {
     "the number of workers), of their clustering (prototype) or of their method (select, by class), by their rows "
     "(generate, other sets of select), or by the number of trainings at a time (finetune)",
     "`scale` in manifest.json": "the pools of the run; that of the stage has the workers that made the artifact",
+    "`gpu_seconds` in `report --json`": "of a distilled set and all that it is made from, but the images: seconds "
+    "times the GPUs of the workers, busy or not. What several sets share is counted in full for each",
+    "`cpu_seconds` in `report --json`": "the same with the CPUs of workers that have no GPU",
 }
 
 
