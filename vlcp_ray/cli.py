@@ -284,6 +284,7 @@ def _report(arguments: argparse.Namespace) -> int:
     """Print the scores and where the report is."""
     from vlcp_ray.stages.report import COVERAGE
     from vlcp_ray.stages.report.coverage import summarise
+    from vlcp_ray.stages.report.device_seconds import with_device_seconds
     from vlcp_ray.stages.report.scores import differences_json, rounded, score_table, scores_json
 
     _, store, steps = _open(arguments)
@@ -295,6 +296,7 @@ def _report(arguments: argparse.Namespace) -> int:
     page = store.artifact(steps[-1])
     if arguments.json:
         sets = summarise(page.table("coverage", COVERAGE)) if page.manifest() is not None else []
+        sets = with_device_seconds(sets, steps, store.manifests(steps) if sets else {})
         found = {"trials": scores_json(scores), "differences": differences_json(scores), "sets": rounded(sets)}
         print(json.dumps(found, indent=2))
         return 0

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy, Dataset
 
-from vlcp_ray.engine.context import Context
+from vlcp_ray.engine.context import Context, share_seconds
 from vlcp_ray.engine.writing import PEAK_COLUMNS, WriteRows, count_rows, peak_columns
 from vlcp_ray.monitoring.allocator import retain_memory
 from vlcp_ray.monitoring.memory import Peaks, reset_peaks
@@ -145,25 +145,26 @@ def run_rows(
     rows: Dataset,
     work: Sequence[RowWork],
     write: WriteRows,
-    total: int,
+    totals: Mapping[str, int],
     rows_per_block: int | None = None,
-) -> float:
+) -> dict[str, float]:
     """Stream rows through the work into the artifacts of `steps`.
 
     Args:
-        total: rows of these artifacts, including those that are done.
+        totals: rows of each artifact, by its fingerprint, including those that are done.
         rows_per_block: by default the scale's.
 
-    Returns the wall-clock time in seconds, divided by the number of artifacts.
+    Returns the seconds of each artifact, by its fingerprint: its share of the wall-clock time, by its rows, of which
+    each costs the same.
     """
-    start = time.monotonic()
+    start, total = time.monotonic(), sum(totals.values())
     counts = [count_rows(write, context.artifact(step)) for step in steps]
     done, rejected_before = (sum(count[name] for count in counts) for name in ("ids", "rejected"))
     with context.progress(steps, total, "rows", done, rejected_before) as progress:
         block = rows_per_block or context.scale.rows_per_block
         for good, rejected, peaks in stream(rows, work, write, block, total - done):
             progress.add(good + rejected, rejected=rejected, peaks=peaks)
-    return (time.monotonic() - start) / len(steps)
+    return share_seconds(time.monotonic() - start, totals)
 
 
 def stream(
