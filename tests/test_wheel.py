@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -51,9 +50,9 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     python = folder / "env" / "bin" / "python"
     call(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel, cwd=folder)
     (site,) = (folder / "env").glob("lib/python*/site-packages")
-    here = Path(sysconfig.get_paths()["purelib"])
-    hook = START_LINE if (here / START).exists() else ""
-    (site / (START if hook else "dependencies.pth")).write_text(f"{here}\n{hook}")  # .pth files of `here` are not read
+    here = [path for path in sys.path if Path(path).name == "site-packages"]  # whose own .pth files are not read there
+    hook = [START_LINE] if any((Path(path) / START).exists() for path in here) else []
+    (site / (START if hook else "dependencies.pth")).write_text("\n".join([*here, *hook]))
     return folder
 
 
