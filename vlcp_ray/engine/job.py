@@ -23,7 +23,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return _BAD_ENVIRONMENT
-    runpy.run_module("vlcp_ray.cli", run_name="__main__", alter_sys=True)
+    runpy.run_module("vlcp_ray", run_name="__main__", alter_sys=True)
     return 0
 
 

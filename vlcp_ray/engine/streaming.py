@@ -1,11 +1,13 @@
 """Row-wise execution on Ray Data: stream tables through actor pools and write the results block by block."""
 
 import math
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pkgutil import resolve_name
+from socket import gethostname
 from typing import Any, Final
 
 import pyarrow as pa
@@ -18,6 +20,7 @@ from vlcp_ray.engine.writing import PEAK_COLUMNS, WriteRows, count_rows, peak_co
 from vlcp_ray.monitoring.allocator import retain_memory
 from vlcp_ray.monitoring.memory import Peaks, reset_peaks
 from vlcp_ray.scale import Pool
+from vlcp_ray.settings import ConfigError
 from vlcp_ray.store import written
 from vlcp_ray.store.artifact import Artifact, Step
 from vlcp_ray.store.files import File
@@ -51,13 +54,31 @@ class RowActor:
     def __init__(self, name: str, arguments: Mapping[str, Any]) -> None:
         retain_memory()  # 1.8 times the images/s when the VAE encodes on one core, in batches of 128 at 32 px
         reset_peaks(name)
-        self.call = resolve_name(name)(**arguments)
+        try:
+            self.call = _import(name)(**arguments)
+        except ImportError as error:
+            raise _import_error(name, error) from error
 
     def __call__(self, table: pa.Table) -> pa.Table:
         result: pa.Table = self.call(table.drop_columns([c for c in PEAK_COLUMNS if c in table.column_names]))
         for name, value in peak_columns(table, children=True).items():  # vLLM's engine may run in a child process
             result = result.append_column(name, pa.repeat(pa.scalar(value, pa.int32()), len(result)))
         return result
+
+
+def _import(name: str) -> Any:
+    try:
+        return resolve_name(name)
+    except Exception as error:  # whatever a library raises while it is imported
+        raise _import_error(name, error) from error
+
+
+def _import_error(name: str, error: Exception) -> ConfigError:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return ConfigError(
+        f"a worker on {gethostname()} cannot import what {name.partition(':')[0]} needs ({reason}); run `vlcp-ray "
+        f"doctor` in its environment, that of {sys.executable}"
+    )
 
 
 @dataclass

@@ -15,8 +15,10 @@ from vlcp_ray.config import Job
 from vlcp_ray.cost.requirements import set_steps
 from vlcp_ray.engine.context import list_written
 from vlcp_ray.exports import cards, dataset
+from vlcp_ray.exports.names import file_names
 from vlcp_ray.methods import vlcp
 from vlcp_ray.protocols import PROTOCOLS
+from vlcp_ray.schemas import SYNTHETIC
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.stages import evaluate, finetune, generate, ingest, pair
 from vlcp_ray.stages.prototype import PROTOTYPES
@@ -115,12 +117,12 @@ def public(value: Any) -> Any:
 
 
 def _dataset(job: Job, store: Store, steps: Sequence[Step], choice: Choice, target: Artifact) -> str:
-    step = _find_set(job, steps, choice)
+    step = find_set(job, steps, choice.method, choice.ipc, choice.seed)
     manifest = _manifest(store, step)
     facts = _facts(job, store, step, choice)
     class_names, images = facts["class_names"], int(manifest["rows"])
     evaluations = [s for s in steps if s.stage == evaluate.STAGE.name]
-    teacher = next((s.inputs["teacher"] for s in evaluations if "teacher" in s.inputs), None)
+    teacher = _teacher(steps)
     teacher_facts = _teacher_facts(job, store, teacher) if teacher else None
     soft_labels = _soft_labels(store.artifact(teacher), job) if teacher else None
     dataset.write(choice.form, store.artifact(step), target, class_names, images, soft_labels)
@@ -136,6 +138,35 @@ def _dataset(job: Job, store: Store, steps: Sequence[Step], choice: Choice, targ
     }
     target.write_bytes("README.md", cards.dataset_card(choice.form, card).encode())
     return f"{images:,} images of {len(class_names):,} classes, {step.title}"
+
+
+def read_set(store: Store, step: Step) -> tuple[pa.Table, list[str]]:
+    """Read a set, rows of SYNTHETIC sorted by label and image_id, and the names of the classes by label.
+
+    Args:
+        step: that of `find_set`.
+
+    Raises:
+        ConfigError: the set is not made yet.
+    """
+    _manifest(store, step)
+    rows = store.artifact(step).table("synthetic", SYNTHETIC)
+    names: list[str] = _manifest(store, _images(step))["class_names"]
+    return rows.sort_by([("label", "ascending"), ("image_id", "ascending")]), names
+
+
+def read_hub_table(job: Job, store: Store, steps: Sequence[Step], step: Step) -> pa.Table:
+    """Read a set as one table, with the columns of `export --format parquet`."""
+    rows, names = read_set(store, step)
+    if teacher := _teacher(steps):
+        rows = rows.append_column(dataset.SOFT_LABEL, _soft_labels(store.artifact(teacher), job)(rows))
+    return dataset.hub_table(rows, dataset.Names(names, file_names(rows["image_id"].to_pylist())))
+
+
+def _teacher(steps: Sequence[Step]) -> Step | None:
+    """Return the step of the teacher with whose soft labels the sets are evaluated, if there is one."""
+    evaluations = (step for step in steps if step.stage == evaluate.STAGE.name)
+    return next((step.inputs["teacher"] for step in evaluations if "teacher" in step.inputs), None)
 
 
 def _soft_labels(teacher: Artifact, job: Job) -> Callable[[pa.Table], pa.Array]:
@@ -179,16 +210,24 @@ def _model(job: Job, store: Store, steps: Sequence[Step], choice: Choice, target
     return f"the model of {step.title}"
 
 
-def _find_set(job: Job, steps: Sequence[Step], choice: Choice) -> Step:
-    """Return the step of the chosen distilled set."""
-    key = {"seed": job.seeds[0] if choice.seed is None else choice.seed, "ipc": choice.ipc or max(job.ipc)}
+def find_set(job: Job, steps: Sequence[Step], method: str, ipc: int | None, seed: int | None) -> Step:
+    """Return the step of a distilled set.
+
+    Args:
+        ipc: None: the job's largest.
+        seed: None: the job's first.
+
+    Raises:
+        ConfigError: the job makes no such set.
+    """
+    key = {"seed": job.seeds[0] if seed is None else seed, "ipc": ipc or max(job.ipc)}
     sets = set_steps(steps)
     for step in sets:
-        if step.key == {**key, "method": choice.method}:
+        if step.key == {**key, "method": method}:
             return step
     methods = ", ".join(dict.fromkeys(step.key["method"] for step in sets))
     raise ConfigError(
-        f"the job makes no set {choice.method}, seed {key['seed']}, ipc {key['ipc']}; it has the methods "
+        f"the job makes no set {method}, seed {key['seed']}, ipc {key['ipc']}; it has the methods "
         f"{methods}, the seeds {list(job.seeds)} and the ipc {list(job.ipc)}"
     )
 
