@@ -36,8 +36,8 @@ class LiveView(View):
     def __exit__(self, *_: object) -> None:
         self.live.stop()
 
-    def start_stage(self, stage: str, devices: str) -> None:
-        super().start_stage(stage, devices)
+    def start_stage(self, stage: str, devices: str, workers: int = 1) -> None:
+        super().start_stage(stage, devices, workers)
         self.started = self.clock()
 
     def end_stage(self, stage: str) -> None:
