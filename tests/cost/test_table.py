@@ -99,6 +99,19 @@ def test_cost_lines_use_the_rates_that_bench_saved(tmp_path: Path) -> None:
     assert "rates       measured: here" in after
 
 
+def test_cost_lines_of_a_large_job_without_gpus_say_that_it_needs_some(tmp_path: Path) -> None:
+    store, steps = Store.at(str(tmp_path)), graph(IMAGENET)
+    header, *rows = list(cost_lines(IMAGENET, graph, store, steps, {}, derive(2, 0)))[1:]
+    table = rows[: 1 + next(number for number, row in enumerate(rows) if row.startswith("all "))]
+    end = header.index("time") + len("time")
+    times = [row[:end].rsplit("  ", 1)[-1].strip() for row in table]
+    assert f"needs a GPU: {times[-1].lstrip('~')} here" in "\n".join(rows)
+    assert all(row[end : end + 2] == "  " for row in table)  # no column is wider than its header
+    assert "years" in times[-1]
+    for scale, job in ((derive(2, 0), DIGITS), (AWS, IMAGENET)):
+        assert not [line for line in cost_lines(job, graph, store, graph(job), {}, scale) if "needs a GPU" in line]
+
+
 def test_cost_lines_show_measured_seconds_beside_the_estimate(tmp_path: Path) -> None:
     store, steps = Store.at(str(tmp_path)), graph(DIGITS)
     for step in steps:
@@ -210,7 +223,10 @@ def test_counted_images_of_a_split_without_images_are_one(tmp_path: Path) -> Non
         (12_000.0, "3:20:00"),
         (359_999.0, "99:59:59"),
         (360_000.0, "100 h"),
-        (11_682_000.0, "3,245 h"),
+        (863_000.0, "240 h"),
+        (864_000.0, "10 days"),
+        (42_386_400.0, "491 days"),
+        (86_400_000.0, "3 years"),
     ],
 )
 def test_format_clock_shows_tenths_minutes_and_hours(seconds: float, text: str) -> None:

@@ -4,6 +4,8 @@ import io
 import logging
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vlcp_ray.monitoring.memory import Peaks
 from vlcp_ray.monitoring.progress import Progress, ProgressSnapshot, View
@@ -40,7 +42,49 @@ def test_progress_of_a_resumed_stage_leaves_old_rows_out_of_the_rate() -> None:
     first, line, _ = out.getvalue().splitlines()
     assert "resumes after 8 of 10 rows" in first
     assert "9 of 10 rows (90%)" in line
-    assert "6.0/min, 10 s left, 0 rejected" in line
+    assert "6.0/min, at most 10 s left, 0 rejected" in line
+
+
+@given(
+    start=st.floats(0, 600),
+    work=st.floats(0.5, 300),
+    workers=st.integers(1, 16),
+    rows=st.integers(1, 300),
+    rounds=st.integers(3, 30),
+)
+@settings(deadline=None)
+def test_time_left_is_a_bound_until_all_workers_have_given_a_result_and_then_leaves_out_their_start(
+    start: float, work: float, workers: int, rows: int, rounds: int
+) -> None:
+    plain, clock, _ = view()
+    plain.start_stage("pair", "", workers)
+    progress = Progress("pair", rows * workers * rounds, "rows", view=plain)
+    clock.now += start
+    for done in range(1, rounds):
+        clock.now += work
+        for _ in range(workers):
+            progress.add(rows)
+            now = progress.snapshot()
+            left = (now.total or 0) - now.rows
+            if done == 1:
+                assert not now.is_steady
+                assert left / now.rate >= 0.99 * (rounds - 1) * work
+        if done > 1:
+            assert now.is_steady
+            assert left / now.rate == pytest.approx((rounds - done) * work)
+
+
+def test_time_left_early_does_not_count_the_start_as_work() -> None:
+    """Fifty seconds of loading and then 46 s of work were "6 min left"."""
+    plain, clock, _ = view()
+    plain.start_stage("pair", "caption 1 x 1 CPU")
+    progress = Progress("pair", 1300, "rows", view=plain)
+    clock.now += 50
+    progress.add(100)
+    assert progress.snapshot().speed() == "2.0/s, at most 10 min left"
+    clock.now += 4
+    progress.add(100)
+    assert progress.snapshot().speed() == "25.0/s, 44 s left"
 
 
 def test_progress_logs_every_fact_at_most_every_ten_seconds() -> None:

@@ -53,7 +53,7 @@ def test_live_view_shows_all_stages_and_the_progress_of_one() -> None:
     first, pair, rejected, note, last = rendered(live)
     assert first.split() == ["ingest", "skipped"]
     assert pair.split()[0] == "pair"
-    assert pair.endswith("30 of 40 rows (75%) 2.0/s, 5 s left")
+    assert pair.endswith("30 of 40 rows (75%) 2.0/s, at most 5 s left")
     assert rejected.strip() == "5 rejected, on caption 2 x 1 CPU"
     assert note.strip() == "a note"
     assert last.split() == ["finetune", "waiting"]

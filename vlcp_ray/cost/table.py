@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final
 
 from vlcp_ray.config import Job
 from vlcp_ray.cost.estimate import BASES, StageCost, estimate, seconds_by_stage
@@ -15,6 +16,9 @@ from vlcp_ray.settings import ConfigError
 from vlcp_ray.stages import STAGES, ingest
 from vlcp_ray.stages.ingest import Expect
 from vlcp_ray.store.artifact import Manifest, Manifests, Step, Store
+
+#: Seconds of a job without GPUs from which it is said to need one.
+_NEEDS_GPU: Final = 3 * 24 * 3600.0
 
 
 def cost_lines(
@@ -45,6 +49,9 @@ def cost_lines(
     costs = estimate(job, steps, scale, images, gpu, cpu)
     yield ""
     yield from table(costs, _disk(job, steps, images, scale), _measured_seconds(steps, manifests), scale.prices)
+    here = sum(seconds_by_stage(costs).values())
+    if gpu is None and here > _NEEDS_GPU:
+        yield f"needs a GPU: {format_clock(here)} here; for an estimate with GPUs: --scale FILE, as clusters/aws.toml"
     sources = {
         rates.source for rates in (gpu, cpu if any(not p.num_gpus for p in pools(scale).values()) else None) if rates
     }
@@ -134,7 +141,7 @@ def table(
     has_gpus = any(cost.gpu_hours for cost in costs)
     hours = "GPU-hours" if has_gpus else "CPU-hours"
     measured_column = f"{'measured':>10}" if measured else ""
-    header = f"{'stage':<11}{'images':>12}{'written':>11}{'work':>13}{hours:>11}{'time':>10}"
+    header = f"{'stage':<11}{'images':>12}{'written':>11}{'work':>15}{hours:>11}{'time':>12}"
     money_column = f"{prices.currency:>10}" if prices else ""
     yield f"{header}{measured_column}{money_column}  rates"
     for cost in costs:
@@ -173,9 +180,9 @@ def _line(
     time = mark + format_clock(cost.seconds) if cost.is_known else "unknown"
     measured_time = format_clock(measured[cost.stage]) if cost.stage in measured else ""
     money = f"{cost.money:,.2f}" if prices and cost.is_known else ""
-    hours_text = f"{hours:,.2f}" if cost.is_known else ""
+    hours_text = f"{hours:,.{2 if hours < 1000 else 0}f}" if cost.is_known else ""
     measured_column = f"{measured_time:>10}" if measured else ""
-    columns = f"{name:<11}{images:>12}{_format_disk(gib):>11}{_format_flops(flops):>13}{hours_text:>11}{time:>10}"
+    columns = f"{name:<11}{images:>12}{_format_disk(gib):>11}{_format_flops(flops):>15}{hours_text:>11}{time:>12}"
     basis = cost.basis if cost.is_known else ""
     return (
         f"{columns}{measured_column}{money:>10}  {basis}".rstrip()
@@ -185,9 +192,13 @@ def _line(
 
 
 def format_clock(seconds: float) -> str:
-    """Format seconds as 2:05, 3:20:00 or 3,245 h, and less than ten with one decimal."""
+    """Format seconds as 2:05, 3:20:00, 135 h, 12 days or 3 years, and less than ten with one decimal."""
     if seconds < 10:
         return f"{seconds:.1f} s"
+    if seconds >= 1000 * 86400:
+        return f"{seconds / 86400 / 365.25:,.0f} years"
+    if seconds >= 240 * 3600:
+        return f"{seconds / 86400:,.0f} days"
     if seconds >= 100 * 3600:
         return f"{seconds / 3600:,.0f} h"
     minutes, rest = divmod(round(seconds), 60)

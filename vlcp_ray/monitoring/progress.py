@@ -31,6 +31,7 @@ class ProgressSnapshot:
         makes: fingerprints of the artifacts that the stage makes.
         total: None where the number of rows is not known.
         rate: rows per second.
+        is_steady: whether the rate leaves out the start-up; otherwise the time left is an upper bound.
     """
 
     title: str
@@ -42,6 +43,7 @@ class ProgressSnapshot:
     rate: float
     devices: str
     note: str
+    is_steady: bool = True
 
     def share(self) -> str:
         """Format the count: `640 of 1,297 rows (49%)`."""
@@ -53,7 +55,8 @@ class ProgressSnapshot:
         """Format rate and time left: `35.0/s, 19 s left`; empty while nothing is counted."""
         if self.rate <= 0:
             return ""
-        left = "" if self.total is None else f", {format_duration((self.total - self.rows) / self.rate)} left"
+        bound = "" if self.is_steady else "at most "
+        left = "" if self.total is None else f", {bound}{format_duration((self.total - self.rows) / self.rate)} left"
         speed = f"{self.rate:,.1f}/s" if self.rate >= 1 else f"{60 * self.rate:,.1f}/min"
         return f"{speed}{left}"
 
@@ -72,7 +75,7 @@ class View:
     def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.stream, self.clock = stream, clock
         self.stages: dict[str, str] = {}
-        self.devices = ""
+        self.devices, self.workers = "", 1
         self.current: Progress | None = None
         self.last_line, self.last_count = clock(), -1
         self.peaks = Peaks()
@@ -91,9 +94,9 @@ class View:
         """Set the stages of the run, in order, each with its state: skipped, waiting, running or done."""
         self.stages = dict(stages)
 
-    def start_stage(self, stage: str, devices: str) -> None:
-        """Mark a stage as running on these devices, and reset the peaks."""
-        self.stages[stage], self.devices, self.peaks = "running", devices, Peaks()
+    def start_stage(self, stage: str, devices: str, workers: int = 1) -> None:
+        """Mark a stage as running on these devices by so many workers at the same time, and reset the peaks."""
+        self.stages[stage], self.devices, self.workers, self.peaks = "running", devices, workers, Peaks()
         reset_peaks(stage)
 
     def end_stage(self, stage: str) -> None:
@@ -170,6 +173,8 @@ class Progress:
         self.title, self.total, self.unit, self.done, self.count = title, total, unit, done, done
         self.view, self.rejected, self.makes, self.note = view or View(), rejected, tuple(makes), ""
         self.start = self.view.clock()
+        #: Until each worker has had time for one result, the seconds of its start are a part of the time.
+        self.unsettled, self.settled = self.view.workers, (self.start, done)
         self.view.on_start(self)
 
     def add(self, rows: int, note: str = "", rejected: int = 0, peaks: Peaks | None = None) -> None:
@@ -181,6 +186,9 @@ class Progress:
             peaks: of the process that worked on the rows.
         """
         self.count += rows
+        if rows and self.unsettled:
+            self.unsettled -= 1
+            self.settled = (self.view.clock(), self.count)
         self.rejected += rejected
         self.note = printable(note) or self.note
         if peaks:
@@ -188,12 +196,17 @@ class Progress:
         self.view.on_update(self)
 
     def snapshot(self) -> ProgressSnapshot:
-        """Return the progress at this moment."""
-        rate = (self.count - self.done) / max(self.view.clock() - self.start, 1e-9)
-        devices = self.view.devices
-        return ProgressSnapshot(
-            self.title, self.makes, self.count, self.total, self.unit, self.rejected, rate, devices, self.note
-        )
+        """Return the progress at this moment.
+
+        The rate is that since every worker has given a first result, with its start; before, that since the start.
+        """
+        now, (since, before) = self.view.clock(), self.settled
+        is_steady = not self.unsettled and self.count > before
+        rate = (self.count - self.done) / max(now - self.start, 1e-9)
+        if is_steady:  # all workers may give their next results at the same moment: until then this rate is too low
+            rate = max(rate, (self.count - before) / max(now - since, 1e-9))
+        counts = (self.count, self.total, self.unit, self.rejected)
+        return ProgressSnapshot(self.title, self.makes, *counts, rate, self.view.devices, self.note, is_steady)
 
     def __enter__(self) -> Self:
         return self

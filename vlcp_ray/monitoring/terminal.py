@@ -25,8 +25,8 @@ class TableView(View):
         self.summaries: dict[str, str] = {}
         self.started = self.clock()
 
-    def start_stage(self, stage: str, devices: str) -> None:
-        super().start_stage(stage, devices)
+    def start_stage(self, stage: str, devices: str, workers: int = 1) -> None:
+        super().start_stage(stage, devices, workers)
         self.started = self.clock()
 
     def end_stage(self, stage: str) -> None:
