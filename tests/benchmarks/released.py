@@ -244,17 +244,17 @@ def train_all(case: Case, is_ours: bool, seeds: Sequence[int], repository: Path,
     torch.set_num_threads(1)
     state = torch.load(teacher) if teacher and case.protocol == "rded" else None
     side, found = "ours" if is_ours else "released", []
-    with contextlib.nullcontext() if is_ours or _DEVICE == "cuda" else OnCpu():
-        with contextlib.redirect_stdout(io.StringIO()):
-            if is_ours:
-                results = ours(case, seeds, state)
-            elif state is None:
-                results = released_minimax(case, seeds, repository)
-            else:
-                results = released_rded(case, seeds, repository, state)
-            for top1 in results:
-                print(f"  {case}, {side}: {top1:.1f}", file=sys.stderr)
-                found.append(top1)
+    on_device = contextlib.nullcontext() if is_ours or _DEVICE == "cuda" else OnCpu()
+    with on_device, contextlib.redirect_stdout(io.StringIO()):
+        if is_ours:
+            results = ours(case, seeds, state)
+        elif state is None:
+            results = released_minimax(case, seeds, repository)
+        else:
+            results = released_rded(case, seeds, repository, state)
+        for top1 in results:
+            print(f"  {case}, {side}: {top1:.1f}", file=sys.stderr)
+            found.append(top1)
     return found
 
 

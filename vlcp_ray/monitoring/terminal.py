@@ -98,8 +98,8 @@ class NotebookView(TableView):
         self.updated = self.clock()
         self.handle = display(self, display_id=True)
 
-    def start_stage(self, stage: str, devices: str) -> None:
-        super().start_stage(stage, devices)
+    def start_stage(self, stage: str, devices: str, workers: int = 1) -> None:
+        super().start_stage(stage, devices, workers)
         self.handle.update(self)
 
     def end_stage(self, stage: str) -> None:
