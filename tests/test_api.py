@@ -185,6 +185,8 @@ def test_show_returns_a_contact_sheet_and_the_report(job: Job, root: str) -> Non
     pixels = np.asarray(sheet.convert("RGB"))
     colours = {tuple(colour) for colour in pixels.reshape(-1, 3)}
     assert all(tuple(colour) in colours for colour in PIXELS.reshape(-1, 3))
+    with pytest.raises(ConfigError, match="method, ipc and seed are for show"):
+        vr.show(job, root=root, ipc=IPC)
     with pytest.raises(ConfigError, match="report: not made yet under"):
         vr.show(job, root=root)
     page = Store.at(root).artifact(graph(job)[-1])

@@ -164,9 +164,11 @@ def show(
 
     Args:
         what: "page": the report, or "images": a contact sheet, a row for each class, of a large set the first ones.
-        method, ipc, seed: of the set; None: the job's largest ipc and first seed.
+        method, ipc, seed: of the set of "images"; None: the job's largest ipc and first seed.
     """
     _check_one_of("what", what, ("page", "images"))
+    if what == "page" and (method, ipc, seed) != (METHOD.name, None, None):
+        raise ConfigError('method, ipc and seed are for show(job, "images"); the page shows all sets: leave them out')
     store, steps = open_store(job, root)
     if what == "page":
         page = store.artifact(steps[-1])
@@ -174,10 +176,10 @@ def show(
         if content is None:
             raise ConfigError(f"{LAST}: not made yet under {store.path}; run the job first, with the same root")
         return Page(content.decode())
-    from vlcp_ray.exports.contact_sheet import contact_sheet
+    from vlcp_ray.exports.contact_sheet import MAX_CLASSES, contact_sheet
     from vlcp_ray.exports.job import find_set, read_set
 
-    rows, names = read_set(store, find_set(job, steps, method, ipc, seed))
+    rows, names = read_set(store, find_set(job, steps, method, ipc, seed), MAX_CLASSES)
     images: dict[str, list[bytes]] = {}
     for row in rows.select(["label", "image"]).to_pylist():
         images.setdefault(names[row["label"]], []).append(row["image"])

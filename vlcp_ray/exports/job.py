@@ -140,17 +140,22 @@ def _dataset(job: Job, store: Store, steps: Sequence[Step], choice: Choice, targ
     return f"{images:,} images of {len(class_names):,} classes, {step.title}"
 
 
-def read_set(store: Store, step: Step) -> tuple[pa.Table, list[str]]:
+def read_set(store: Store, step: Step, classes: int | None = None) -> tuple[pa.Table, list[str]]:
     """Read a set, rows of SYNTHETIC sorted by label and image_id, and the names of the classes by label.
 
     Args:
         step: that of `find_set`.
+        classes: read so many of the first classes; None: all.
 
     Raises:
         ConfigError: the set is not made yet.
     """
     _manifest(store, step)
-    rows = store.artifact(step).table("synthetic", SYNTHETIC)
+    artifact = store.artifact(step)
+    if classes is None:
+        rows = artifact.table("synthetic", SYNTHETIC)
+    else:
+        rows = artifact.rows("synthetic", SYNTHETIC, SYNTHETIC.names, "label", pa.array(range(classes), pa.int32()))
     names: list[str] = _manifest(store, _images(step))["class_names"]
     return rows.sort_by([("label", "ascending"), ("image_id", "ascending")]), names
 
