@@ -537,3 +537,7 @@ def _add_export_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--ipc", type=int, help="images per class (the job's largest)")
     sub.add_argument("--license", default="other", metavar="ID", help="license id for the card, e.g. mit")
     sub.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload it to the Hugging Face hub")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

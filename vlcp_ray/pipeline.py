@@ -140,7 +140,8 @@ def run(
         for stage in stages:
             mine = [step for step in steps if step.stage == stage.name]
             if to_make := [step for step in mine if step.fingerprint in left]:
-                view.start_stage(stage.name, resources.format_workers(context.scale, stage.pools))
+                workers = max((getattr(context.scale, name).num_workers for name in stage.pools), default=1)
+                view.start_stage(stage.name, resources.format_workers(context.scale, stage.pools), workers)
                 with logged(store, job.name, stage.name, _log_header(context, to_make)):
                     resources.wait_for_resources(context.scale, stage)
                     stage.run(context, to_make)

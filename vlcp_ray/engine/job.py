@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import Final
 
 #: Packages that are missing outside the environment.
-_NEEDED: Final = ("pydantic", "pyarrow", "ray", "torch")
+_NEEDED: Final = ("pydantic", "pyarrow", "ray", "shtab", "torch")
 _BAD_ENVIRONMENT: Final = 2
 
 

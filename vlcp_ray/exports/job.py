@@ -165,7 +165,9 @@ def read_hub_table(job: Job, store: Store, steps: Sequence[Step], step: Step) ->
     rows, names = read_set(store, step)
     if teacher := _teacher(steps):
         rows = rows.append_column(dataset.SOFT_LABEL, _soft_labels(store.artifact(teacher), job)(rows))
-    return dataset.hub_table(rows, dataset.Names(names, file_names(rows["image_id"].to_pylist())))
+    files = dataset.Names(names, file_names(rows["image_id"].to_pylist()))
+    starts = range(0, len(rows), dataset.SHARD)  # an array of images has at most 2 GiB
+    return pa.concat_tables([dataset.hub_table(rows.slice(start, dataset.SHARD), files) for start in starts])
 
 
 def _teacher(steps: Sequence[Step]) -> Step | None:
