@@ -200,10 +200,9 @@ def test_job_removes_the_folder_of_an_attempt_that_was_killed(node: Node) -> Non
 def test_job_runs_in_the_image(node: Node, tmp_path: Path) -> None:
     (tmp_path / "image.sif").touch()
     node.write("apptainer", 'echo "$PYTHONNOUSERSITE $*" >>"$LOG"')
-    variables = {"VLCP_IMAGE": f"{tmp_path}/image.sif", "HF_HOME": "/weights"}
-    assert node.run("jobs/digits.toml", **variables)[0] == 0
-    bound = f"{ROOT},/tmp/v{os.getpid()},/weights"
-    assert node.log.read_text() == f"1 exec --nv --bind {bound} {tmp_path}/image.sif vlcp-ray run jobs/digits.toml\n"
+    assert node.run("jobs/digits.toml", VLCP_IMAGE=f"{tmp_path}/image.sif")[0] == 0
+    folders = f"{ROOT},/tmp/v{os.getpid()}"
+    assert node.log.read_text() == f"1 exec --nv --bind {folders} {tmp_path}/image.sif vlcp-ray run jobs/digits.toml\n"
 
 
 def test_job_uses_the_gpus_that_slurm_has_allocated(node: Node) -> None:

@@ -1,6 +1,10 @@
 # shellcheck shell=bash
 # What the sbatch files and node.sh share; they source it: checks, the environment of a job, and how it ends.
 
+# A task's SLURM_JOB_ID may be the number of its array, and stand for all tasks.
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-$SLURM_JOB_ID}
+
 fail() {
     echo "clusters/slurm: $*" >&2
     exit 2
@@ -70,49 +74,66 @@ use_node() {
 # Replace this shell, which is a subshell, by a command of the image or of the active environment.
 in_environment() {
     if [[ -n ${VLCP_IMAGE:-} ]]; then
-        exec apptainer exec --nv --bind "$PWD,$TMPDIR${HF_HOME:+,$HF_HOME}" "$VLCP_IMAGE" "$@"
+        exec apptainer exec --nv --bind "$PWD,$TMPDIR" "$VLCP_IMAGE" "$@"
     fi
     exec "$@"
 }
 
 # Run the job, and end with its exit code.
 run_job() {
-    local code=0
     (in_environment vlcp-ray run "${arguments[@]}") &
-    driver=$!
-    wait "$driver" || code=$?
+    wait_for_driver $!
     stop_nodes
     exit "$code"
 }
 
-# End Ray on all nodes, where many-nodes.sbatch has started it.
+# Wait for the process $1 and set `code`. Where Ray ends on all nodes, it is ended too.
+wait_for_driver() {
+    driver=$1 code=0
+    if [[ -n ${nodes:-} ]]; then
+        (
+            while kill -0 "$nodes" 2>/dev/null; do sleep 2; done
+            echo "clusters/slurm: Ray has ended on all nodes; the reason is above" >&2
+            kill -TERM "$driver"
+        ) &
+        watcher=$!
+    fi
+    wait "$driver" || code=$?
+    [[ -z ${watcher:-} ]] || kill "$watcher" 2>/dev/null || true
+}
+
+# End Ray on all nodes, where many-nodes.sbatch has started it. A signal to srun would kill it there.
 stop_nodes() {
     if [[ -n ${nodes:-} ]]; then
-        kill -TERM "$nodes" 2>/dev/null || true
-        wait "$nodes" || true
+        scancel --signal=TERM "$job.0" || true
+        wait_at_most 25 "$nodes"
     fi
+}
+
+# Wait for a process of this shell for $1 seconds, and kill it if it is still there.
+wait_at_most() {
+    local second
+    for ((second = 0; second < $1; second++)); do
+        kill -0 "$2" 2>/dev/null || return 0
+        sleep 1
+    done
+    kill -KILL "$2" 2>/dev/null || true
 }
 
 # On SIGTERM: let the run end in order, which frees its artifacts for the next one, and queue the job again.
 stop() {
     trap '' TERM
     echo "clusters/slurm: SIGTERM: the run stops"
-    local code=143 second
+    code=143
+    [[ -z ${watcher:-} ]] || kill "$watcher" 2>/dev/null || true
     if [[ -n ${driver:-} ]]; then
         kill -TERM "$driver" 2>/dev/null || true
-        for ((second = 0; second < 80; second++)); do
-            kill -0 "$driver" 2>/dev/null || break
-            sleep 1
-        done
-        kill -KILL "$driver" 2>/dev/null || true
+        wait_at_most 80 "$driver"
         code=0
         wait "$driver" || code=$?
     fi
     stop_nodes
     ((code)) || exit 0 # it had just ended
-    # A task's SLURM_JOB_ID may be the number of its array, all of which `scontrol requeue` would queue again.
-    local job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
-    job=${job:-$SLURM_JOB_ID}
     # After scancel, which sends SIGTERM too, the state is another one.
     if [[ $(squeue --noheader --format=%T --jobs="$job") == RUNNING ]]; then
         echo "clusters/slurm: its time is over: job $job is queued again, and resumes"
@@ -124,10 +145,10 @@ stop() {
 # Wait until Ray's head answers.
 wait_for_head() {
     local second
-    for ((second = 0; second < 120; second++)); do
+    for ((second = 0; second < 300; second++)); do
         (: <"/dev/tcp/${VLCP_HEAD%:*}/${VLCP_HEAD#*:}") 2>/dev/null && return
         sleep 1
     done
-    fail "$(hostname) cannot reach Ray's head at $VLCP_HEAD within 2 minutes: if it has started (its log is above)," \
+    fail "$(hostname) cannot reach Ray's head at $VLCP_HEAD within 5 minutes: if it has started (its log is above)," \
         "the ports between the nodes are closed"
 }

@@ -5,7 +5,8 @@ source clusters/slurm/job.sh
 use_node "v$SLURM_JOB_ID-$SLURM_NODEID"
 [[ -z ${VLCP_SHARED:-} || -e $VLCP_SHARED ]] || fail "--root ${VLCP_SHARED%/*}: $(hostname) does not see the folder" \
     "of the first node; name one that all nodes share"
-options=(--block --temp-dir="$TMPDIR" --num-cpus="$SLURM_CPUS_ON_NODE" --dashboard-agent-listen-port=0
+# Ray makes its folder writable for everybody: it lies in one that is not.
+options=(--block --temp-dir="$TMPDIR/ray" --num-cpus="$SLURM_CPUS_ON_NODE" --dashboard-agent-listen-port=0
     --min-worker-port=0 --max-worker-port=0) # 0: any free port
 if ((SLURM_NODEID == 0)); then
     options+=(--head --node-ip-address="${VLCP_HEAD%:*}" --port="${VLCP_HEAD#*:}" --include-dashboard=false
@@ -23,4 +24,5 @@ if ((stopped)); then
     exit 0
 fi
 tail -n 30 "$TMPDIR/start.log" >&2
+((SLURM_NODEID)) || scancel "$job.0" # the others cannot go on without the head
 fail "Ray has ended on $(hostname) with exit code $code"
