@@ -14,7 +14,7 @@ import pytest
 from pyarrow import parquet
 
 from tests.small_job import JOB, SETTINGS, write_inputs
-from vlcp_ray import cli
+from vlcp_ray import api
 from vlcp_ray.cli import main
 from vlcp_ray.config import load_job
 from vlcp_ray.pipeline import graph
@@ -182,6 +182,6 @@ def test_unexpected_error_is_printed_in_full_without_secrets(
     def fail(job: object) -> None:
         raise RuntimeError(f"at s3://KEY:{PLANTED}@bucket")
 
-    monkeypatch.setattr(cli, "check_inputs", fail)
+    monkeypatch.setattr(api, "check_inputs", fail)
     assert main(["plan", str(JOB), "--root", str(tmp_path)]) == 1
     assert capsys.readouterr().err.endswith("RuntimeError: at s3://***@bucket\n")

@@ -30,7 +30,7 @@ def test_prototypes_of_the_reference_equal_those_of_the_stage() -> None:
         "latent": tensor_array(latents),
     }
     settings = Prototype(contamination=0.1, n_init=2, matching="substring")
-    expected, _ = prototype(pa.table(columns), settings, [(0, 3)])[0, 3]
+    expected = prototype(pa.table(columns), settings, [(0, 3)])[0, 3].prototypes
     lists = latents.reshape(60, -1).astype(float).tolist()
     centroids, texts = reference.prototypes(lists, captions, "thing", settings, 3, 0)
     flat = tensors(expected["latent"]).reshape(3, -1)

@@ -79,7 +79,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, Artif
             }
         )
         pairs.write_table(f"pairs/{label}.parquet", rows)
-        table, members = prototype(rows, Prototype(contamination=0.05, n_init=1), [(0, 3)])[0, 3]
+        table, members, _ = prototype(rows, Prototype(contamination=0.05, n_init=1), [(0, 3)])[0, 3]
         prototypes.write_table(f"prototypes/{label}.parquet", table)
         prototypes.write_table(f"members/{label}.parquet", members)
     return pairs, prototypes
