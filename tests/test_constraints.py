@@ -105,6 +105,7 @@ def has_wheel(name: str, version: str, python: str, machine: str) -> bool:
     return version in re.findall(r"[^\s,()]+", done.stdout)
 
 
+@pytest.mark.faults  # a minute, and a network
 @pytest.mark.timeout(1200)  # 50 calls of pip, half a minute on two idle cores
 def test_pins_have_wheels_for_every_python_and_processor_that_the_readme_names() -> None:
     """Of the pins that have a wheel for each Python, besides those installed here; of torch without its build."""
