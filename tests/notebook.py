@@ -21,7 +21,7 @@ extra `cpu` as README.md says.
 _INSTALL = """import importlib.util
 
 if importlib.util.find_spec("vlcp_ray") is None:
-    %pip install --quiet "vlcp-ray[gpu]"
+    %pip install --quiet "vlcp-ray[gpu]" datasets
     get_ipython().kernel.do_shutdown(restart=True)
 """
 
