@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -44,7 +45,8 @@ class Slurm:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
+        commands = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # those of the environment of this Python
+        self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": commands}
 
     def call(self, *command: str, **variables: str) -> str:
         """Run a command, and return its output."""
