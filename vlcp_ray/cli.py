@@ -1,4 +1,4 @@
-"""The command line: inspect, plan, bench, run, submit, status, report, export and doctor."""
+"""The command line: inspect, plan, bench, run, submit, status, verify, report, export, fetch, ls, gc and doctor."""
 
 import argparse
 import json
@@ -121,11 +121,14 @@ def _is_from_ray(error: BaseException) -> bool:
 def _open(arguments: argparse.Namespace) -> tuple[Job, Store, tuple[Step, ...]]:
     job = load_job(arguments.job, arguments.set)
     check_inputs(job)
+    return job, _open_store(arguments.root), graph(job)
+
+
+def _open_store(root: str) -> Store:
     try:
-        store = Store.at(arguments.root)
+        return Store.at(root)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    return job, store, graph(job)
 
 
 def _plan(arguments: argparse.Namespace) -> int:
@@ -201,7 +204,7 @@ def _run(arguments: argparse.Namespace) -> int:
     with terminal.view(plain=arguments.ray_logs) as view:
         options = {"view": view, "track": arguments.track, "ray_logs": arguments.ray_logs}
         for step in run(job, store, arguments.to, scale, command=format_command(arguments), **options):
-            view.log_line(step.title, _counts(store.artifact(step).manifest() or {}))
+            view.log_line(step.title, _counts(step.stage, store.artifact(step).manifest() or {}))
     if arguments.to == list(STAGES)[-1]:
         return _report(argparse.Namespace(**vars(arguments), json=False))
     return 0
@@ -256,7 +259,7 @@ def _status(arguments: argparse.Namespace) -> int:
     for step in _in_order(steps):
         manifest, now = manifests.get(step.fingerprint), state(step, manifests)
         shown = "running" if now != "done" and step.fingerprint in running else now
-        print(f"{step.title:<34} {shown:<9} {printable(_counts(manifest)) if manifest else ''}".rstrip())
+        print(f"{step.title:<34} {shown:<9} {printable(_counts(step.stage, manifest)) if manifest else ''}".rstrip())
     for lease in leases:
         print(f"\n{lease}")
     return 0
@@ -327,6 +330,8 @@ def _export(arguments: argparse.Namespace) -> int:
         arguments.license,
         f"vlcp-ray run {exports.public(arguments.job)}{sets}",
     )
+    if arguments.push_to_hub or str(arguments.to).startswith("hf://"):
+        exports.check_push(job, store, steps, choice, arguments.i_have_the_right)
     with tempfile.TemporaryDirectory() as folder:
         to = arguments.to or folder
         if arguments.push_to_hub and "://" in to:
@@ -336,6 +341,37 @@ def _export(arguments: argparse.Namespace) -> int:
         if arguments.push_to_hub:
             print(exports.push(to, arguments.push_to_hub, arguments.format))
     return 0
+
+
+def _fetch(arguments: argparse.Namespace) -> int:
+    """Fetch the models, the image set and the teacher of a job, so that it runs without a network."""
+    from vlcp_ray.offline import command
+
+    job = load_job(arguments.job, arguments.set)
+    check_inputs(job)
+    return command.fetch(job, graph(job), arguments.to, ["vlcp-ray", "run", arguments.job], arguments.set)
+
+
+def _ls(arguments: argparse.Namespace) -> int:
+    """List the runs under a root: artifacts, sizes, states and dates."""
+    from vlcp_ray.housekeeping import command
+
+    return command.ls(_open_store(arguments.root), arguments.artifacts)
+
+
+def _gc(arguments: argparse.Namespace) -> int:
+    """Delete the artifacts under a root that none of the jobs needs, after asking."""
+    from vlcp_ray.housekeeping import command
+
+    store, needed = _open_store(arguments.root), dict[str, frozenset[str]]()
+    for name in arguments.jobs:
+        if name.endswith(".toml"):
+            job = load_job(name, arguments.set)
+            check_inputs(job)
+            needed[name] = frozenset(step.folder for step in graph(job))
+        else:
+            needed[name] = command.needs_of_report(store, name)
+    return command.gc(store, needed, arguments.yes)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
@@ -355,10 +391,13 @@ def _in_order(steps: Sequence[Step]) -> list[Step]:
     return sorted(steps, key=lambda step: list(STAGES).index(step.stage))
 
 
-def _counts(manifest: dict[str, Any]) -> str:
-    counts = f"{manifest['rows_in']:>7,} in = {manifest['rows']:,} out + {manifest['rejected']:,} rejected"
+def _counts(name: str, manifest: dict[str, Any]) -> str:
+    stage, count = STAGES[name], manifest["rows_in"]
+    counts = f"{count:>7,} {stage.rows.replace('s', '', 1) if count == 1 else stage.rows}"
+    if stage.row_wise:
+        counts += f" in = {manifest['rows']:,} out + {manifest['rejected']:,} rejected"
     skipped = f"   not read: {format_skipped(manifest['skipped'])}" if manifest.get("skipped") else ""
-    return f"{counts:<44} {manifest['seconds']:7.1f} s{skipped}"
+    return f"{counts:<48} {manifest['seconds']:7.1f} s{skipped}"
 
 
 def _relative(path: str) -> str:
@@ -370,7 +409,23 @@ def _relative(path: str) -> str:
 
 
 #: A command is called as its function, and its help is the function's docstring.
-_COMMANDS: Final = (_inspect, _plan, _bench, _run, _submit, _status, _verify, _report, _export, _doctor)
+_COMMANDS: Final = (
+    _inspect,
+    _plan,
+    _bench,
+    _run,
+    _submit,
+    _status,
+    _verify,
+    _report,
+    _export,
+    _fetch,
+    _ls,
+    _gc,
+    _doctor,
+)
+#: Those that need no job file.
+_WITHOUT_JOB: Final = (_inspect, _ls, _gc, _doctor)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -386,12 +441,12 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         if command is _inspect:
             _add_inspect_options(sub)
-        elif command is not _doctor:
+        elif command not in _WITHOUT_JOB:
             sub.add_argument("job", metavar="JOB", help="a job file, e.g. jobs/digits.toml")
             sub.add_argument(
                 "--sample", type=_positive, default=0, metavar="N", help="a run of its own with N images of each class"
             )
-        if command is not _doctor:
+        if command not in (_ls, _doctor):
             sub.add_argument(
                 "--set",
                 action="append",
@@ -399,7 +454,7 @@ def parser() -> argparse.ArgumentParser:
                 metavar="KEY=VALUE",
                 help="override a setting, e.g. generate.strength=0.5; may be repeated",
             )
-        if command is not _inspect:
+        if command not in (_inspect, _fetch, _ls, _gc):
             sub.add_argument(
                 "--root", default="runs", metavar="URI", help="where artifacts are kept: a folder, s3://, gs:// (runs)"
             )
@@ -415,6 +470,10 @@ def parser() -> argparse.ArgumentParser:
         "--json", action="store_true", help="print trials, differences and measures of the sets as JSON"
     )
     _add_export_options(subs[_export])
+    subs[_fetch].add_argument(
+        "--to", metavar="FOLDER", help="a folder to carry to the other machine; default: the caches of this machine"
+    )
+    _add_housekeeping_options(subs[_ls], subs[_gc])
     subs[_doctor].add_argument(
         "--fix", action="store_true", help="repair a torchvision that does not fit a CPU build of torch"
     )
@@ -456,6 +515,17 @@ def _add_submit_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--detach", action="store_true", help="return once the job is accepted")
 
 
+def _add_housekeeping_options(ls: argparse.ArgumentParser, gc: argparse.ArgumentParser) -> None:
+    text = "a folder, or a URI as --root takes it"
+    ls.add_argument("root", nargs="?", default="runs", metavar="ROOT", help=f"{text} (runs)")
+    ls.add_argument("--artifacts", action="store_true", help="list every artifact, and the runs that need it")
+    gc.add_argument("root", metavar="ROOT", help=text)
+    gc.add_argument(
+        "jobs", nargs="*", metavar="JOB", help="what is kept: a job file, or a report as ls shows it (report-...)"
+    )
+    gc.add_argument("--yes", action="store_true", help="do not ask")
+
+
 def _add_export_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--format", required=True, choices=tuple(FORMATS), help="; ".join(f"{k}: {v}" for k, v in FORMATS.items())
@@ -464,8 +534,11 @@ def _add_export_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--method", default=METHOD.name, help="method of the set (vlcp)")
     sub.add_argument("--seed", type=int, help="seed of the set or the model (the job's first)")
     sub.add_argument("--ipc", type=int, help="images per class (the job's largest)")
-    sub.add_argument("--license", default="other", metavar="ID", help="license id for the card, e.g. mit")
+    sub.add_argument("--license", default="", metavar="ID", help="license id for the card (of a model: its base's)")
     sub.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload it to the Hugging Face hub")
+    sub.add_argument(
+        "--i-have-the-right", action="store_true", help="you may publish the real images of the set (random, rded ...)"
+    )
 
 
 if __name__ == "__main__":
