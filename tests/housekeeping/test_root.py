@@ -82,9 +82,11 @@ def test_find_runs_names_a_run_without_a_report_by_its_logs(tmp_path: Path) -> N
 
 def test_damaged_manifest_of_a_report_is_no_run(tmp_path: Path) -> None:
     store, steps = Store.at(str(tmp_path)), steps_of()
-    (Path(write(store, steps[-1]).path) / "manifest.json").write_text("{")
-    assert find_runs(read_root(store)) == []
-    assert "1 complete" in lines(store)["in"]
+    manifest = Path(write(store, steps[-1]).path) / "manifest.json"
+    for content in ("{", "{}", '{"inputs": ["a"], "settings": {}}', '{"inputs": {}, "settings": "digits"}'):
+        manifest.write_text(content)
+        assert find_runs(read_root(store)) == []
+        assert "1 complete" in lines(store)["in"]
 
 
 def test_ls_of_s3_lists_the_root_and_reads_the_reports_only(s3_proxy: Proxy, tmp_path: Path) -> None:

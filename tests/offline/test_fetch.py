@@ -66,6 +66,7 @@ def hubs(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Hub, Hub, Hub]]:
         yield diffusion, captioner, pets
 
 
+@pytest.mark.filterwarnings("ignore:.*local_dir_use_symlinks:UserWarning")  # diffusers' own call of the hub
 def test_job_loads_without_a_network_what_was_fetched_from_the_hub(
     hubs: tuple[Hub, Hub, Hub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -142,8 +142,9 @@ def find_runs(root: Root) -> list[Run]:
     reports = [name for name, one in root.folders.items() if one.stage == report.STAGE.name and one.is_complete]
     runs = []
     for name, manifest in root.manifests(reports).items():
-        needs = frozenset([name, *manifest.get("inputs", {}).values()])
-        runs.append(Run(str(manifest.get("settings", {}).get("name", "?")), name, needs))
+        inputs, settings = (manifest.get(field) for field in ("inputs", "settings"))
+        if isinstance(inputs, dict) and isinstance(settings, dict):  # as every stage writes them
+            runs.append(Run(str(settings.get("name")), name, frozenset([name, *map(str, inputs.values())])))
     return [*runs, *_unfinished(root, runs)]
 
 
