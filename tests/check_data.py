@@ -99,7 +99,7 @@ def run(real: RealSet, folder: Path) -> None:
 
 def _run_to(stage: str, arguments: list[str]) -> tuple[float, float]:
     """Run the job up to a stage, and return the peak GiB of the machine (beyond its use before) and of the driver."""
-    driver = subprocess.Popen([sys.executable, "-m", "vlcp_ray.cli", "run", *arguments, "--to", stage])
+    driver = subprocess.Popen([sys.executable, "-m", "vlcp_ray", "run", *arguments, "--to", stage])
     before, machine_peak, driver_peak = _used(), 0.0, 0.0
     while driver.poll() is None:
         machine_peak = max(machine_peak, _used() - before)

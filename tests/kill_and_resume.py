@@ -41,7 +41,7 @@ def main() -> int:
     parser.add_argument("--set", action="append", default=[])
     arguments = parser.parse_args()
     overrides = [f"--set={override}" for override in arguments.set]
-    command = [sys.executable, "-m", "vlcp_ray.cli", "run", arguments.job, *overrides]
+    command = [sys.executable, "-m", "vlcp_ray", "run", arguments.job, *overrides]
     undisturbed, killed = arguments.folder / "undisturbed", arguments.folder / "killed"
     subprocess.run([*command, "--root", str(undisturbed)], check=True)
     complete: FileStates = {}

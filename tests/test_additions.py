@@ -190,7 +190,7 @@ def call(package: Path, *arguments: str) -> str:
 
 
 def test_additions_run_through_the_whole_chain(package: Path, job: Path, tmp_path: Path) -> None:
-    out = call(package, "vlcp_ray.cli", "run", str(job), "--root", str(tmp_path))
+    out = call(package, "vlcp_ray", "run", str(job), "--root", str(tmp_path))
     assert "is images with labels.csv" in out
     (scores,) = [line.split() for line in out.splitlines() if line.startswith("short ")]
     assert scores[:5] == ["short", "ConvNet-2", "2", "first", "1"]
@@ -208,7 +208,7 @@ def test_additions_run_through_the_whole_chain(package: Path, job: Path, tmp_pat
 
 
 def test_additions_appear_in_plan_and_reference(package: Path, job: Path, tmp_path: Path) -> None:
-    lines = call(package, "vlcp_ray.cli", "plan", str(job), "--root", str(tmp_path)).splitlines()
+    lines = call(package, "vlcp_ray", "plan", str(job), "--root", str(tmp_path)).splitlines()
     assert [line.split()[0] for line in lines[1:6]] == ["ingest", "tally", "select", "evaluate", "report"]
     page = call(package, "vlcp_ray.reference")
     for name in ("first", "labels", "short", "tally"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shlex
 import signal
 import subprocess
@@ -23,9 +24,14 @@ from tests.s3 import Proxy, Server
 from vlcp_ray.cli import format_command, main
 from vlcp_ray.config import load_job
 from vlcp_ray.engine.context import list_written
+from vlcp_ray.engine.streaming import RowWork, stream
+from vlcp_ray.engine.writing import WriteRows
 from vlcp_ray.monitoring.progress import ProgressSnapshot
 from vlcp_ray.pipeline import graph
-from vlcp_ray.settings import ConfigError
+from vlcp_ray.scale import Pool
+from vlcp_ray.schemas import IMAGES
+from vlcp_ray.settings import SHIPPED, ConfigError, shipped_files
+from vlcp_ray.stages import STAGES, works
 from vlcp_ray.store.artifact import Store
 from vlcp_ray.store.io import AccessError, StoreError
 
@@ -112,6 +118,51 @@ def test_no_command_hashes_a_folder_that_is_no_model(
     root = [] if command == "inspect" else ["--root", str(tmp_path / "root")]
     code = main([command, JOB, "--set", f"{field}={tmp_path}/photographs", *root])
     assert code == (0 if command == "inspect" else 2)
+
+
+def test_jobs_lists_every_job_and_scale_file_with_its_first_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["jobs"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    listed = dict(line.split(maxsplit=1) for line in lines if line.startswith("  "))
+    assert listed.keys() == {name for folder in SHIPPED for name in shipped_files(folder)}
+    assert listed["digits"].startswith("The embedded digits, distilled to 1 and 5 images per class")
+    assert all(len(text) > 30 for text in listed.values())
+
+
+def test_help_names_the_stages_and_the_kinds_of_work(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")  # lines are not broken within a name
+    for arguments, names in ((["--help"], (*STAGES, *works())), (["run", "-h"], STAGES), (["bench", "-h"], works())):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        out = capsys.readouterr().out
+        assert all(name in out for name in names)
+
+
+@pytest.mark.parametrize(
+    ("typed", "wanted"),
+    [
+        (["ru"], {"run"}),
+        (["run", "imagen"], {"imagenet100", "imagenet1k", "imagenette"}),
+        (["run", "own"], {"own.toml"}),
+        (["plan", "digits", "--scale", "a"], {"aws"}),
+        (["run", "digits", "--to", "e"], {"evaluate"}),
+        (["bench", "digits", "--only", "cap"], {"caption"}),
+    ],
+)
+def test_completion_in_bash_completes_commands_jobs_and_values(
+    typed: list[str], wanted: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--print-completion", "bash"])
+    (tmp_path / "completion.sh").write_text(capsys.readouterr().out)
+    (tmp_path / "own.toml").touch()
+    words = shlex.join(["vlcp-ray", *typed])
+    script = f"source completion.sh; COMP_WORDS=({words}); COMP_CWORD={len(typed)}; _shtab_vlcp_ray; "
+    script += 'printf "%s\\n" "${COMPREPLY[@]}"'
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == wanted
 
 
 def test_run_with_missing_job_file_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -271,11 +322,45 @@ def test_main_after_a_failed_plan_prints_the_error_of_its_worker(
     def fail(*_: object, **__: object) -> None:
         ray.data.range(3).map_batches(work, batch_format="pyarrow", **options).take_all()
 
-    monkeypatch.setattr("vlcp_ray.cli.run", fail)
+    monkeypatch.setattr("vlcp_ray.api.run", fail)
     assert main(["run", JOB, "--root", "nowhere"]) == 1
     error = capfd.readouterr().err
     assert error.strip().startswith(f"vlcp-ray: the cluster failed: {message}; see")
     assert len(error.strip().splitlines()) == 1
+
+
+class UnimportableEngine:
+    """A row-wise class whose library is missing where the worker runs."""
+
+    def __init__(self) -> None:
+        import no_such_library  # noqa: F401
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(
+    ("name", "needs", "reason"),
+    [
+        (f"{__name__}:UnimportableEngine", __name__, "ModuleNotFoundError: No module named 'no_such_library'"),
+        ("tests.no_such_module:Engine", "tests.no_such_module", "ModuleNotFoundError: No module named 'tests.no_such_"),
+    ],
+)
+def test_main_after_a_worker_that_cannot_import_exits_2_with_one_sentence(
+    name: str,
+    needs: str,
+    reason: str,
+    ray_session: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        list(stream(ray.data.range(3), [RowWork(name, {}, Pool(num_cpus=0.5))], WriteRows({}, "", "", IMAGES), 3))
+
+    monkeypatch.setattr("vlcp_ray.api.run", fail)
+    assert main(["run", JOB, "--root", "nowhere"]) == 2
+    error = capfd.readouterr().err.strip()
+    assert re.match(f"vlcp-ray: a worker on .* cannot import what {needs} needs [(]{reason}", error)
+    assert "run `vlcp-ray doctor` in its environment" in error
+    assert len(error.splitlines()) == 1
 
 
 def test_main_after_a_crashed_worker_prints_one_sentence(
@@ -284,7 +369,7 @@ def test_main_after_a_crashed_worker_prints_one_sentence(
     def crash_worker(*_: object, **__: object) -> None:
         raise WorkerCrashedError
 
-    monkeypatch.setattr("vlcp_ray.cli.run", crash_worker)
+    monkeypatch.setattr("vlcp_ray.api.run", crash_worker)
     assert main(["run", JOB, "--root", "nowhere"]) == 1
     error = capsys.readouterr().err
     assert "the cluster failed: The worker died" in error
@@ -306,7 +391,7 @@ def test_main_after_an_error_prints_one_sentence(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("vlcp_ray.cli.run", fail)
+    monkeypatch.setattr("vlcp_ray.api.run", fail)
     assert main(["run", JOB, "--root", "nowhere"]) == 1
     output = capsys.readouterr().err
     assert message in output
@@ -314,17 +399,25 @@ def test_main_after_an_error_prints_one_sentence(
 
 
 @pytest.mark.parametrize(
-    "error", [AccessError("s3://b: the token has expired; renew it"), ConfigError("a: wrong; fix")]
+    ("error", "sentence"),
+    [
+        (AccessError("s3://b: the token has expired; renew it"), "s3://b: the token has expired; renew it"),
+        (ConfigError("a: wrong; fix"), "a: wrong; fix"),
+        (
+            ModuleNotFoundError("No module named 'vllm'"),
+            "a package cannot be imported (No module named 'vllm'); run `vlcp-ray doctor` here and on the workers",
+        ),
+    ],
 )
 def test_main_after_unusable_settings_met_by_a_worker_exits_2_with_their_sentence(
-    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: Exception, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise RayTaskError("work", "Traceback of the worker", error).as_instanceof_cause()
 
-    monkeypatch.setattr("vlcp_ray.cli.run", fail)
+    monkeypatch.setattr("vlcp_ray.api.run", fail)
     assert main(["run", JOB, "--root", "nowhere"]) == 2
-    assert capsys.readouterr().err == f"vlcp-ray: {error}\n"
+    assert capsys.readouterr().err == f"vlcp-ray: {sentence}\n"
 
 
 def test_main_after_a_store_error_hides_its_cause(
@@ -333,7 +426,7 @@ def test_main_after_a_store_error_hides_its_cause(
     def fail(*_: object, **__: object) -> None:
         raise StoreError("the store is full; free space") from OSError("errno 28")
 
-    monkeypatch.setattr("vlcp_ray.cli.run", fail)
+    monkeypatch.setattr("vlcp_ray.api.run", fail)
     assert main(["run", JOB, "--root", "nowhere"]) == 1
     assert capsys.readouterr().err == "\nvlcp-ray: the store is full; free space\n"
 
@@ -341,7 +434,7 @@ def test_main_after_a_store_error_hides_its_cause(
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143)])
 def test_run_after_sigterm_exits_143_and_removes_its_lease(number: signal.Signals, code: int, tmp_path: Path) -> None:
     run = subprocess.Popen(
-        [sys.executable, "-m", "vlcp_ray.cli", "run", JOB, "--root", str(tmp_path)],
+        [sys.executable, "-m", "vlcp_ray", "run", JOB, "--root", str(tmp_path)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -368,8 +461,9 @@ def test_inspect_of_a_source_and_of_a_job_prints_the_same_set(capsys: pytest.Cap
     assert main(["inspect", "digits"]) == 0
     text = capsys.readouterr().out
     assert text.startswith("digits is the embedded handwritten digits, 10 classes\n1,297 train and 500 val images\n")
-    assert main(["inspect", JOB]) == 0
-    assert capsys.readouterr().out == text
+    for job in (JOB, "digits-seeds"):
+        assert main(["inspect", job]) == 0
+        assert capsys.readouterr().out == text
     assert main(["inspect", "digits", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [one["train"] for one in found["classes"]][:2] == [128, 131]

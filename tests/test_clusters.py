@@ -1,9 +1,10 @@
-"""Tests of the files in clusters/: Ray and KubeRay accept them, they agree, and they hold no secret."""
+"""Tests of the files in clusters/: Ray, KubeRay and SkyPilot accept them, they agree, and they hold no secret."""
 
 import copy
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -20,6 +21,7 @@ from ray.autoscaler._private.docker import docker_start_cmds
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from vlcp_ray import __version__
+from vlcp_ray.cli import parser
 from vlcp_ray.scale import Scale, load_scale
 
 ROOT = Path(__file__).parents[1]
@@ -243,6 +245,36 @@ def test_cluster_files_name_the_same_ray() -> None:
     assert {cluster_of(name)["rayVersion"] for name in MANIFESTS} == {"2.60.0"}
 
 
+#: The keys of https://docs.skypilot.co/en/latest/reference/yaml-spec.html that one machine can use.
+SKYPILOT = {
+    "": {"name", "workdir", "num_nodes", "resources", "envs", "secrets", "file_mounts", "setup", "run", "config"},
+    "resources": {
+        "infra", "accelerators", "cpus", "memory", "instance_type", "use_spot", "disk_size", "disk_tier",
+        "network_tier", "image_id", "labels", "autostop", "any_of", "ordered", "job_recovery",
+    },
+}  # fmt: skip
+
+
+def test_skypilot_file_has_documented_keys_and_a_command_that_parses() -> None:
+    task = read("skypilot")
+    assert task.keys() <= SKYPILOT[""]
+    assert task["resources"].keys() <= SKYPILOT["resources"]
+    (command,) = (line for line in task["run"].splitlines() if line.startswith("vlcp-ray "))
+    used = set(re.findall(r"\$(\w+)", task["run"]))
+    assert used == task["envs"].keys()
+    readme = (CLUSTERS / "README.md").read_text(encoding="utf-8")
+    launch = next(
+        line for line in readme.splitlines() if line.startswith("sky jobs launch clusters/skypilot.yaml --env")
+    )
+    given = dict(word.split("=", 1) for word in shlex.split(launch) if "=" in word)
+    assert given.keys() == {name for name, value in task["envs"].items() if value is None}
+    values = task["envs"] | given
+    words = shlex.split(re.sub(r"\$(\w+)", lambda found: values[found[1]], command))
+    parsed = parser().parse_args(words[1:])
+    assert (ROOT / parsed.job).is_file()
+    assert "://" in parsed.root  # the disk ends with the machine
+
+
 def values_of(key: str, inside: Any) -> Iterator[Any]:
     """All values under a key, at any depth."""
     if isinstance(inside, dict):
@@ -255,6 +287,7 @@ def values_of(key: str, inside: Any) -> Iterator[Any]:
 def test_images_are_named_by_digest() -> None:
     names = [*CLOUDS, *(f"kuberay/{name}" for name in MANIFESTS)]
     images = {image for name in names for image in values_of("image", read(name))}
+    images.add(read("skypilot")["resources"]["image_id"].removeprefix("docker:"))
     assert len(images) == 1
     assert re.fullmatch(r"\S+/vlcp-ray@sha256:(DIGEST|[0-9a-f]{64})", images.pop())  # the README fills it in
     assert not [key for name in CLOUDS for key in read(name)["docker"] if key.endswith("_image")]
@@ -276,7 +309,7 @@ def test_readme_fills_in_the_digest_of_every_file(tmp_path: Path) -> None:
     subprocess.run(["bash", "-c", command], cwd=tmp_path, env=os.environ | {"IMAGE": image}, check=True)
     filled = [(tmp_path / file.relative_to(ROOT)).read_text(encoding="utf-8") for file in YAMLS]
     assert "DIGEST" not in "".join(filled)
-    assert sum(text.count(image) for text in filled) == 11
+    assert sum(text.count(image) for text in filled) == 12
 
 
 def test_readme_commands_are_complete() -> None:
@@ -527,7 +560,13 @@ def test_cluster_files_name_existing_files_and_no_secret(file: Path) -> None:
         assert (ROOT / name).exists(), name
     text = re.sub(r"`AWS_[A-Z_]+`", "", text)  # the names of variables
     assert not re.search(r"access[_-]?key|password|AKIA|BEGIN |ghp_|hf_[A-Za-z]{8}", text, re.IGNORECASE)
-    for harmless in ("MODE=token", "auth_token: ~/.ray/auth_token", "HttpTokens: required", "AccountToken: false"):
+    for harmless in (
+        "MODE=token",
+        "RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom",
+        "auth_token: ~/.ray/auth_token",
+        "HttpTokens: required",
+        "AccountToken: false",
+    ):
         text = text.replace(harmless, "")
     text = text.replace('"ec2:MetadataHttpTokens": "required"', "")
     assert not re.search(r"(secret|token)\w*[\"']?\s*[:=]\s*\S", text, re.IGNORECASE)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlcp_ray.config import Job, load_ingest, load_job, sample_overrides
-from vlcp_ray.settings import ConfigError, build
+from vlcp_ray.settings import ConfigError, build, shipped_files
 
 JOBS = sorted((Path(__file__).parents[1] / "jobs").glob("*.toml"))
 
@@ -154,9 +154,40 @@ def test_load_ingest_takes_settings_of_the_image_set_only() -> None:
 
 
 def test_sample_overrides_limit_images_and_sets_and_name_the_run() -> None:
-    path = next(file for file in JOBS if file.stem == "digits")
-    job = load_job(path, sample_overrides(path, ["ipc=[1, 5, 50]"], 4))
+    whole = load_job("digits", ["ipc=[1, 5, 50]"])
+    job = load_job("digits", sample_overrides(whole, 4))
     assert (job.name, job.ipc) == ("digits-sample-4", (1, 2))
     assert (job.ingest.max_per_class, job.ingest.max_val_per_class, job.ingest.max_rejected) == (4, 4, 0.1)
     with pytest.raises(ConfigError, match=r"--sample: the job sets ingest\.max_per_class or max_val"):
-        sample_overrides(path, ["ingest.max_per_class=5"], 4)
+        sample_overrides(load_job("digits", ["ingest.max_per_class=5"]), 4)
+
+
+def test_load_job_by_name_and_by_path_is_the_same_job() -> None:
+    assert set(shipped_files("jobs")) == {path.stem for path in JOBS}
+    assert all(load_job(path.stem) == load_job(path) for path in JOBS)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("digit", "digit: no such job; did you mean digits?"),
+        ("mnist", "mnist: no such job; `vlcp-ray jobs` lists them; a path has a / or ends in .toml"),
+        ("mnist.toml", "mnist.toml: no such file; `vlcp-ray jobs` lists those of the package"),
+        ("./mnist", "mnist: no such file; `vlcp-ray jobs` lists those of the package"),
+    ],
+)
+def test_load_job_of_an_unknown_name_says_where_the_names_are(name: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_job(name)
+    assert str(error.value) == message
+
+
+def test_load_job_with_changed_settings_merges_sections() -> None:
+    changed = {"ingest": {"source": Path("/data/x"), "classes": "imagenette"}, "ipc": [7]}
+    job = load_job("imagenette", ["ipc=[1]"], changed)
+    assert (job.ingest.source, job.ipc) == ("/data/x", (1,))
+    assert job.ingest.expect == load_job("imagenette").ingest.expect
+    with pytest.raises(ConfigError, match=r"imagenette: unknown setting 'ingest.sorce'; did you mean 'source'\?"):
+        load_job("imagenette", changed={"ingest": {"sorce": "x"}})
+    with pytest.raises(ConfigError, match="imagenette: ipc: must be a list in brackets"):
+        load_job("imagenette", changed={"ipc": 5})

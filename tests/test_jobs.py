@@ -102,7 +102,7 @@ def test_plan_of_every_job_needs_no_data(
     out = capsys.readouterr().out
     assert all(f"\n{need}" in out for need in ("images  ", "distilled  ", "disk  "))
     assert ("\nGPU memory  " in out) is (file.stem != "cifar10-cpu")
-    assert f"vlcp-ray run jobs/{file.stem}.toml" in file.read_text(encoding="utf-8").partition("\n\n")[0]
+    assert f"vlcp-ray run {file.stem}" in file.read_text(encoding="utf-8").partition("\n\n")[0]
 
 
 def test_graph_shares_models_between_sizes(tmp_path: Path) -> None:

@@ -40,9 +40,10 @@ LAYERS = (
     ("engine", "engine engine.*"),
     ("tools", TOOLS),
     ("pipeline", "pipeline reference"),
-    ("cli", "cli"),
+    ("api", "api"),
+    ("cli", "cli __main__"),
 )
-ORDER = ["core", "records", "settings", "code", "stages", "engine", "run", "tools", "pipeline", "cli"]
+ORDER = ["core", "records", "settings", "code", "stages", "engine", "run", "tools", "pipeline", "api", "cli"]
 HEAVY = {"diffusers", "matplotlib", "pandas", "ray", "sklearn", "torch", "torchvision", "transformers", "vllm"}
 
 
@@ -114,8 +115,8 @@ def test_ray_is_imported_in_the_engine_and_in_run_files_only() -> None:
     assert {layer_of(module) for module in users} == {"engine", "run"}
 
 
-def test_top_of_the_package_has_at_most_ten_modules() -> None:
-    assert len(list(PACKAGE.glob("*.py"))) <= 10
+def test_top_of_the_package_has_at_most_twelve_modules() -> None:
+    assert len(list(PACKAGE.glob("*.py"))) <= 12
 
 
 def test_names_of_stages_are_literals_only_in_their_folders_and_in_the_pipeline() -> None:

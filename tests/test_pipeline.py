@@ -15,6 +15,7 @@ from tests.s3 import BUCKET, KEY, SECRET, Server
 from tests.small_job import JOB, SETTINGS, arguments, job, write_inputs
 from vlcp_ray.cli import main
 from vlcp_ray.config import Job, load_job
+from vlcp_ray.housekeeping import deletion
 from vlcp_ray.pipeline import graph, largest_ipc, run, state
 from vlcp_ray.scale import Pool, Scale, pools
 from vlcp_ray.schemas import IMAGES, SYNTHETIC, tensors
@@ -232,6 +233,9 @@ def test_report_json_lists_every_trial(completed_run: tuple[Path, Path], capsys:
     scores = found["trials"]
     pairs = {(method, ipc) for method in ("vlcp", "random", "centroid") for ipc in (1, 2)}
     assert {(row["method"], row["ipc"]) for row in found["sets"]} == pairs
+    cpu_seconds = {(row["method"], row["ipc"]): row["cpu_seconds"] for row in found["sets"]}
+    assert all(cpu_seconds["vlcp", ipc] > cpu_seconds["centroid", ipc] > cpu_seconds["random", ipc] for ipc in (1, 2))
+    assert {row["gpu_seconds"] for row in found["sets"]} == {0}
     assert all(0 <= row[name] <= 1 for row in found["sets"] for name in ("coverage", "redundancy"))
     assert {row["to_real"] for row in found["sets"] if row["method"] == "random"} == {0}  # they are real images
     assert {(row["method"], row["ipc"]) for row in found["differences"]} < pairs  # of what has learned
@@ -239,6 +243,29 @@ def test_report_json_lists_every_trial(completed_run: tuple[Path, Path], capsys:
     assert {score["method"] for score in scores} == {"vlcp", "random", "centroid", "full"}
     assert set(scores[0]) == set(SCORES.names)
     assert all(0 <= score["top1_last"] <= score["top1_best"] <= 1 for score in scores)
+
+
+@pytest.mark.filterwarnings("default")
+def test_seconds_of_sets_that_are_made_at_once_are_shares_by_their_images(completed_run: tuple[Path, Path]) -> None:
+    root, inputs = completed_run
+    store, steps = Store.at(str(root)), graph(job(inputs))
+    seconds: dict[str, dict[int, float]] = {}
+    for step in steps:
+        if "synthetic" in STAGES[step.stage].tables:
+            seconds.setdefault(step.key["method"], {})[step.key["ipc"]] = (store.artifact(step).manifest() or {})[
+                "seconds"
+            ]
+    assert set(seconds) == {"vlcp", "random", "centroid"}
+    assert all(of[2] == pytest.approx(2 * of[1]) for of in seconds.values())
+    (pairs,) = (store.artifact(step).manifest() or {} for step in steps if step.stage == "pair")
+    assert "caption" not in pairs["scale"]  # captions are from a table
+    assert "encode" in pairs["scale"]
+
+
+def test_every_file_of_a_run_is_of_a_name_that_its_stage_lists(completed_run: tuple[Path, Path]) -> None:
+    found = deletion.plan(Store.at(str(completed_run[0])), frozenset())
+    assert list(found.kept) == []
+    assert len(found.deletions) == 19
 
 
 @pytest.mark.filterwarnings("default")

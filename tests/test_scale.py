@@ -8,7 +8,7 @@ import pytest
 from vlcp_ray.config import load_job
 from vlcp_ray.cost.memory import memory_needs
 from vlcp_ray.scale import Scale, derive, load_scale, pools
-from vlcp_ray.settings import ConfigError
+from vlcp_ray.settings import ConfigError, shipped_files
 from vlcp_ray.stages import STAGES
 
 IMAGENETTE = load_job(Path(__file__).parents[1] / "jobs" / "imagenette.toml")
@@ -74,6 +74,15 @@ def test_derive_without_gpus_uses_cpus_only(cpus: int) -> None:
 @pytest.mark.parametrize("path", CLUSTERS, ids=lambda path: path.stem)
 def test_load_scale_of_every_shipped_file_is_valid(path: Path) -> None:
     assert load_scale(str(path)) != Scale()
+
+
+def test_load_scale_by_name_is_that_of_the_file() -> None:
+    folder = CLUSTERS[0].parent
+    assert set(shipped_files("clusters")) == {*(path.stem for path in CLUSTERS), "kuberay"}
+    assert load_scale("aws") == load_scale(str(folder / "aws.toml"))
+    assert load_scale("kuberay") == load_scale(str(folder / "kuberay" / "scale.toml"))
+    with pytest.raises(ConfigError, match="azure: no such scale file; `vlcp-ray jobs` lists them"):
+        load_scale("azure")
 
 
 def test_load_scale_with_unknown_key_is_refused(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def leaks(folder: Path) -> list[str]:
 def vlcp_ray(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     (folder / "home").mkdir(exist_ok=True)
     return subprocess.run(
-        [sys.executable, "-m", "vlcp_ray.cli", *arguments],
+        [sys.executable, "-m", "vlcp_ray", *arguments],
         cwd=ROOT,
         env=planted_environment(folder),
         capture_output=True,

@@ -1,4 +1,4 @@
-"""The command line: inspect, plan, bench, run, submit, status, verify, report, export, fetch, ls, gc and doctor."""
+"""The command line: jobs, inspect, plan, bench, run, submit, status, report, export, fetch, ls, gc and doctor."""
 
 import argparse
 import json
@@ -11,11 +11,13 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from vlcp_ray import __version__
+import shtab
+
+from vlcp_ray import __version__, api
 from vlcp_ray.config import Job, load_ingest, load_job, sample_overrides
 from vlcp_ray.cost.memory import check_memory
 from vlcp_ray.cost.requirements import requirements
@@ -26,17 +28,16 @@ from vlcp_ray.methods.vlcp import METHOD
 from vlcp_ray.monitoring import trackers
 from vlcp_ray.monitoring.logfiles import log_note
 from vlcp_ray.monitoring.printable import printable
-from vlcp_ray.pipeline import check_inputs, graph, image_set_lines, largest_ipc, run, state
+from vlcp_ray.pipeline import check_inputs, graph, image_set_lines, largest_ipc, state
 from vlcp_ray.scale import Scale, load_scale
-from vlcp_ray.settings import ConfigError
-from vlcp_ray.stages import STAGES, evaluate, works
-from vlcp_ray.stages.ingest import format_skipped
+from vlcp_ray.settings import SHIPPED, ConfigError, find_file, shipped_files
+from vlcp_ray.stages import STAGES, works
 from vlcp_ray.store.artifact import Step, Store
 from vlcp_ray.store.lease import active_leases
 from vlcp_ray.store.uris import public, redact
 
 _RAISED: Final = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit): ")  # the last line of a traceback
-_BAD_SETTINGS = 2  # exit code, as argparse uses it for wrong arguments
+_BAD_SETTINGS: Final = 2  # exit code, as argparse uses it for wrong arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _call(arguments)
     except Exception as error:
         cause = _cause(error)  # Ray's error of a worker is an instance of the class of its cause, too
-        if isinstance(cause, ConfigError) and not _is_from_ray(cause):
-            print(f"vlcp-ray: {printable(redact(str(cause)))}", file=sys.stderr)
+        if sentence := _unusable(error, cause):
+            print(f"vlcp-ray: {printable(redact(sentence))}", file=sys.stderr)
             return _BAD_SETTINGS
         if _is_from_ray(cause):  # an error of the machines, not of the work
             message = (
@@ -74,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _call(arguments: argparse.Namespace) -> int:
     if getattr(arguments, "sample", 0):
         arguments.whole = arguments.set
-        arguments.set = sample_overrides(arguments.job, arguments.set, arguments.sample)
+        whole = load_job(arguments.job, arguments.set)
+        arguments.set = [*arguments.set, *sample_overrides(whole, arguments.sample)]
     return int(arguments.command(arguments))
 
 
@@ -102,6 +104,16 @@ def _cause(error: BaseException) -> BaseException:
     return _cause(inner) if isinstance(inner, BaseException) and not is_mark else error
 
 
+def _unusable(error: BaseException, cause: BaseException) -> str:
+    """Return the sentence of an error in the settings or the environment; empty for any other error."""
+    if _is_from_ray(cause):  # an actor that could not start: Ray has the text of its error only
+        kind, _, text = _cluster_line(error, cause).partition(": ")
+        return text if kind.rpartition(".")[2] == ConfigError.__name__ else ""
+    if isinstance(cause, ImportError):
+        return f"a package cannot be imported ({cause}); run `vlcp-ray doctor` here and on the workers"
+    return str(cause) if isinstance(cause, ConfigError) else ""
+
+
 def _cluster_line(error: BaseException, cause: BaseException) -> str:
     """Return the line of an error of Ray that says what happened.
 
@@ -120,15 +132,18 @@ def _is_from_ray(error: BaseException) -> bool:
 
 def _open(arguments: argparse.Namespace) -> tuple[Job, Store, tuple[Step, ...]]:
     job = load_job(arguments.job, arguments.set)
-    check_inputs(job)
-    return job, _open_store(arguments.root), graph(job)
+    return job, *api.open_store(job, arguments.root)
 
 
-def _open_store(root: str) -> Store:
-    try:
-        return Store.at(root)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+def _jobs(_: argparse.Namespace) -> int:
+    """List the jobs and the scale files of the package."""
+    for folder, what in SHIPPED.items():
+        files = shipped_files(folder)
+        print(f"{what}s{', for --scale' if folder != 'jobs' else ''}:")
+        for name, file in files.items():
+            first = file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip()
+            print(f"  {name:<{max(map(len, files))}}  {first}")
+    return 0
 
 
 def _plan(arguments: argparse.Namespace) -> int:
@@ -163,7 +178,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
     """Show what an image set is before a run: layout, classes with their counts, pictures, problems."""
     from vlcp_ray.inspection.inspect import COUNTING, inspect
 
-    if arguments.what.endswith(".toml"):
+    is_job = arguments.what in shipped_files("jobs") and not Path(arguments.what).exists()
+    if is_job or arguments.what.endswith(".toml"):
         job = load_job(arguments.what, arguments.set)
         settings, ipc = job.ingest, largest_ipc(job)
     else:
@@ -193,19 +209,14 @@ def _run(arguments: argparse.Namespace) -> int:
     """Run the job, or resume it where it stopped."""
     if JOB_MARK in os.environ:
         _check_root(arguments.root)
-    scale = load_scale(arguments.scale) if arguments.scale else None
-    job, store, _ = _open(arguments)
+    job = load_job(arguments.job, arguments.set)
     if arguments.sample:
+        scale, store = load_scale(arguments.scale) if arguments.scale else None, api.open_store(job, arguments.root)[0]
         whole = load_job(arguments.job, arguments.whole)
         print(f"estimate with --sample, and without:\n{_total(job, store, scale)}\n{_total(whole, store, scale)}")
-    from vlcp_ray.monitoring import terminal
-
-    trackers.check_installed(arguments.track)
-    with terminal.view(plain=arguments.ray_logs) as view:
-        options = {"view": view, "track": arguments.track, "ray_logs": arguments.ray_logs}
-        for step in run(job, store, arguments.to, scale, command=format_command(arguments), **options):
-            view.log_line(step.title, _counts(step.stage, store.artifact(step).manifest() or {}))
-    if arguments.to == list(STAGES)[-1]:
+    options = {name: getattr(arguments, name) for name in ("root", "to", "scale", "track", "ray_logs")}
+    api.run(job, **options, command=format_command(arguments))
+    if arguments.to == api.LAST:
         return _report(argparse.Namespace(**vars(arguments), json=False))
     return 0
 
@@ -215,7 +226,7 @@ def format_command(arguments: argparse.Namespace) -> str:
     parts = ["vlcp-ray", "run", arguments.job]
     parts += [part for override in arguments.set for part in ("--set", override)]
     parts += ["--scale", arguments.scale] if arguments.scale else []
-    parts += ["--root", arguments.root] if arguments.root != "runs" else []
+    parts += ["--root", arguments.root] if arguments.root != api.ROOT else []
     return shlex.join(public(parts))
 
 
@@ -236,14 +247,15 @@ def _submit(arguments: argparse.Namespace) -> int:
     check_inputs(job)
     if arguments.scale:
         load_scale(arguments.scale)
+    scale = str(find_file(arguments.scale, "clusters")) if arguments.scale else None
     options = ["--root", arguments.root, "--to", arguments.to]
     options += [part for override in arguments.set for part in ("--set", override)]
     options += (["--track", arguments.track] if arguments.track else []) + ["--ray-logs"] * arguments.ray_logs
     return submit.submit(
-        arguments.job,
+        str(find_file(arguments.job, "jobs")),
         job,
         options,
-        scale=arguments.scale,
+        scale=scale,
         address=arguments.address,
         environment=arguments.env,
         wait=not arguments.detach,
@@ -259,7 +271,9 @@ def _status(arguments: argparse.Namespace) -> int:
     for step in _in_order(steps):
         manifest, now = manifests.get(step.fingerprint), state(step, manifests)
         shown = "running" if now != "done" and step.fingerprint in running else now
-        print(f"{step.title:<34} {shown:<9} {printable(_counts(step.stage, manifest)) if manifest else ''}".rstrip())
+        print(
+            f"{step.title:<34} {shown:<9} {printable(api.format_counts(step, manifest)) if manifest else ''}".rstrip()
+        )
     for lease in leases:
         print(f"\n{lease}")
     return 0
@@ -287,17 +301,15 @@ def _report(arguments: argparse.Namespace) -> int:
     """Print the scores and where the report is."""
     from vlcp_ray.stages.report import COVERAGE
     from vlcp_ray.stages.report.coverage import summarise
+    from vlcp_ray.stages.report.device_seconds import with_device_seconds
     from vlcp_ray.stages.report.scores import differences_json, rounded, score_table, scores_json
 
     _, store, steps = _open(arguments)
-    import pyarrow as pa
-
-    scores = pa.concat_tables(
-        [store.artifact(s).table("scores", evaluate.SCORES) for s in steps if s.stage == evaluate.STAGE.name]
-    )
+    scores = api.read_trials(store, steps)
     page = store.artifact(steps[-1])
     if arguments.json:
         sets = summarise(page.table("coverage", COVERAGE)) if page.manifest() is not None else []
+        sets = with_device_seconds(sets, steps, store.manifests(steps) if sets else {})
         found = {"trials": scores_json(scores), "differences": differences_json(scores), "sets": rounded(sets)}
         print(json.dumps(found, indent=2))
         return 0
@@ -356,21 +368,21 @@ def _ls(arguments: argparse.Namespace) -> int:
     """List the runs under a root: artifacts, sizes, states and dates."""
     from vlcp_ray.housekeeping import command
 
-    return command.ls(_open_store(arguments.root), arguments.artifacts)
+    return command.ls(api.open_root(arguments.root), arguments.artifacts)
 
 
 def _gc(arguments: argparse.Namespace) -> int:
     """Delete the artifacts under a root that none of the jobs needs, after asking."""
     from vlcp_ray.housekeeping import command
 
-    store, needed = _open_store(arguments.root), dict[str, frozenset[str]]()
+    store, needed = api.open_root(arguments.root), dict[str, frozenset[str]]()
     for name in arguments.jobs:
-        if name.endswith(".toml"):
+        if command.is_report(name):
+            needed[name] = command.needs_of_report(store, name)
+        else:
             job = load_job(name, arguments.set)
             check_inputs(job)
             needed[name] = frozenset(step.folder for step in graph(job))
-        else:
-            needed[name] = command.needs_of_report(store, name)
     return command.gc(store, needed, arguments.yes)
 
 
@@ -391,15 +403,6 @@ def _in_order(steps: Sequence[Step]) -> list[Step]:
     return sorted(steps, key=lambda step: list(STAGES).index(step.stage))
 
 
-def _counts(name: str, manifest: dict[str, Any]) -> str:
-    stage, count = STAGES[name], manifest["rows_in"]
-    counts = f"{count:>7,} {stage.rows.replace('s', '', 1) if count == 1 else stage.rows}"
-    if stage.row_wise:
-        counts += f" in = {manifest['rows']:,} out + {manifest['rejected']:,} rejected"
-    skipped = f"   not read: {format_skipped(manifest['skipped'])}" if manifest.get("skipped") else ""
-    return f"{counts:<48} {manifest['seconds']:7.1f} s{skipped}"
-
-
 def _relative(path: str) -> str:
     """Return a path as one would type it in the current folder."""
     try:
@@ -408,8 +411,34 @@ def _relative(path: str) -> str:
         return path
 
 
+#: Completion of names of the package, and of paths of TOML files, by shell functions of their own.
+_JOBS: Final = dict.fromkeys(("bash", "zsh"), "_vlcp_ray_jobs") | {"tcsh": "f:*.toml"}
+_SCALES: Final = dict.fromkeys(("bash", "zsh"), "_vlcp_ray_clusters") | {"tcsh": "f:*.toml"}
+_PREAMBLE: Final = {
+    "bash": "".join(
+        f"""
+_vlcp_ray_{folder}() {{
+  compgen -W "{" ".join(shipped_files(folder))}" -- "$1"
+  compgen -d -- "$1"
+  compgen -f -X '!*.toml' -- "$1"
+}}
+"""
+        for folder in SHIPPED
+    ),
+    "zsh": "".join(
+        f"""
+_vlcp_ray_{folder}() {{
+  compadd -- {" ".join(shipped_files(folder))}
+  _files -g '*.toml'
+}}
+"""
+        for folder in SHIPPED
+    ),
+}
+
 #: A command is called as its function, and its help is the function's docstring.
 _COMMANDS: Final = (
+    _jobs,
     _inspect,
     _plan,
     _bench,
@@ -425,13 +454,19 @@ _COMMANDS: Final = (
     _doctor,
 )
 #: Those that need no job file.
-_WITHOUT_JOB: Final = (_inspect, _ls, _gc, _doctor)
+_WITHOUT_JOB: Final = (_jobs, _inspect, _ls, _gc, _doctor)
 
 
 def parser() -> argparse.ArgumentParser:
     """Build the parser of all commands; parsed arguments have the command's function as `command`."""
-    whole = argparse.ArgumentParser(prog="vlcp-ray", description="Distil a labelled image set into a tiny one.")
+    whole = argparse.ArgumentParser(
+        prog="vlcp-ray",
+        description="Distil a labelled image set into a tiny one.",
+        epilog=_epilog(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     whole.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    shtab.add_argument_to(whole, help="print a script that completes commands, options and jobs", preamble=_PREAMBLE)
     subparsers = whole.add_subparsers(required=True, metavar="COMMAND")
     subs = {}
     for command in _COMMANDS:
@@ -442,11 +477,14 @@ def parser() -> argparse.ArgumentParser:
         if command is _inspect:
             _add_inspect_options(sub)
         elif command not in _WITHOUT_JOB:
-            sub.add_argument("job", metavar="JOB", help="a job file, e.g. jobs/digits.toml")
+            job = sub.add_argument(
+                "job", metavar="JOB", help="a job, e.g. digits (`vlcp-ray jobs` lists them), or the path of a job file"
+            )
+            _complete(job, _JOBS)
             sub.add_argument(
                 "--sample", type=_positive, default=0, metavar="N", help="a run of its own with N images of each class"
             )
-        if command not in (_ls, _doctor):
+        if command not in (_jobs, _ls, _doctor):
             sub.add_argument(
                 "--set",
                 action="append",
@@ -454,14 +492,21 @@ def parser() -> argparse.ArgumentParser:
                 metavar="KEY=VALUE",
                 help="override a setting, e.g. generate.strength=0.5; may be repeated",
             )
-        if command not in (_inspect, _fetch, _ls, _gc):
+        if command not in (_jobs, _inspect, _fetch, _ls, _gc):
             sub.add_argument(
-                "--root", default="runs", metavar="URI", help="where artifacts are kept: a folder, s3://, gs:// (runs)"
+                "--root",
+                default=api.ROOT,
+                metavar="URI",
+                help="where artifacts are kept: a folder, s3://, gs:// (runs)",
             )
     for command in (_plan, _bench, _run, _submit):
-        subs[command].add_argument(
-            "--scale", metavar="FILE", help="workers, GPUs and batches per stage; default: derived from the hardware"
+        scale = subs[command].add_argument(
+            "--scale",
+            metavar="FILE",
+            help="workers, GPUs and batches per stage: a file, or the name of one (`vlcp-ray jobs`); default: derived "
+            "from the hardware",
         )
+        _complete(scale, _SCALES)
     for command in (_run, _submit):
         _add_run_options(subs[command])
     _add_bench_options(subs[_bench])
@@ -480,8 +525,22 @@ def parser() -> argparse.ArgumentParser:
     return whole
 
 
+def _epilog() -> str:
+    """List the stages and the kinds of work, for the end of the help."""
+    stages = "\n".join(f"  {stage.name:<10} {stage.summary}" for stage in STAGES.values())
+    return (
+        f"stages (run --to STAGE), in their order:\n{stages}\n\nkinds of work (bench --only WORK): {', '.join(works())}"
+    )
+
+
+def _complete(argument: argparse.Action, by_shell: Mapping[str, str | Mapping[str, str]]) -> None:
+    """Let a shell complete the values of an argument."""
+    argument.complete = by_shell  # type: ignore[attr-defined]
+
+
 def _add_inspect_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("what", metavar="SOURCE|JOB", help="a folder, file or URI (s3://, hf://), or a job file (*.toml)")
+    what = sub.add_argument("what", metavar="SOURCE|JOB", help="a folder, file or URI (s3://, hf://), or a job")
+    _complete(what, shtab.FILE)
     sub.add_argument("--json", action="store_true", help="print one JSON object")
     sub.add_argument("--to", metavar="FILE", help="write a page with pictures of the classes, e.g. page.html")
     sub.add_argument("--all", action="store_true", help="count all images, however long it takes")
@@ -489,7 +548,11 @@ def _add_inspect_options(sub: argparse.ArgumentParser) -> None:
 
 def _add_run_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
-        "--to", choices=tuple(STAGES), default=list(STAGES)[-1], metavar="STAGE", help="stop after a stage"
+        "--to",
+        choices=tuple(STAGES),
+        default=api.LAST,
+        metavar="STAGE",
+        help=f"stop after a stage: {', '.join(STAGES)}",
     )
     sub.add_argument("--track", choices=trackers.NAMES, default="", help="mirror curves and images to a tracker")
     sub.add_argument(
@@ -498,8 +561,13 @@ def _add_run_options(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_bench_options(sub: argparse.ArgumentParser) -> None:
+    kinds = tuple(works())
     sub.add_argument(
-        "--only", action="append", metavar="WORK", choices=tuple(works()), help="one kind of work; may be repeated"
+        "--only",
+        action="append",
+        metavar="WORK",
+        choices=kinds,
+        help=f"one kind of work, may be repeated: {', '.join(kinds)}",
     )
     sub.add_argument("--random", action="store_true", help="use random weights of the paper's sizes: no download")
 
@@ -517,12 +585,15 @@ def _add_submit_options(sub: argparse.ArgumentParser) -> None:
 
 def _add_housekeeping_options(ls: argparse.ArgumentParser, gc: argparse.ArgumentParser) -> None:
     text = "a folder, or a URI as --root takes it"
-    ls.add_argument("root", nargs="?", default="runs", metavar="ROOT", help=f"{text} (runs)")
-    ls.add_argument("--artifacts", action="store_true", help="list every artifact, and the runs that need it")
-    gc.add_argument("root", metavar="ROOT", help=text)
-    gc.add_argument(
-        "jobs", nargs="*", metavar="JOB", help="what is kept: a job file, or a report as ls shows it (report-...)"
+    _complete(
+        ls.add_argument("root", nargs="?", default=api.ROOT, metavar="ROOT", help=f"{text} (runs)"), shtab.DIRECTORY
     )
+    ls.add_argument("--artifacts", action="store_true", help="list every artifact, and the runs that need it")
+    _complete(gc.add_argument("root", metavar="ROOT", help=text), shtab.DIRECTORY)
+    jobs = gc.add_argument(
+        "jobs", nargs="*", metavar="JOB", help="what is kept: a job as run takes it, or a report as ls shows it"
+    )
+    _complete(jobs, _JOBS)
     gc.add_argument("--yes", action="store_true", help="do not ask")
 
 

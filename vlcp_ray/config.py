@@ -1,7 +1,8 @@
 """The job file: the stages' settings as one frozen, typed model, and the rules between its sections."""
 
+import os
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -92,35 +93,50 @@ class Job(Settings):
         return self
 
 
-def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
-    """Read a job file and apply `section.key=value` overrides.
+def load_job(name: str | Path, overrides: Sequence[str] = (), changed: Mapping[str, Any] | None = None) -> Job:
+    """Read a job file, by its path or by its name in the package, and change settings.
+
+    Args:
+        overrides: `section.key=value`, applied last.
+        changed: settings that replace those of the file, as in the file: `{"ingest": {"source": ...}}`.
 
     Raises:
         ConfigError: the file is missing or no TOML, a key is unknown, a value is out of range.
     """
-    settings = read_toml(path)
-    settings.setdefault("name", Path(path).stem)
+    settings = _merge(read_toml(name, "jobs"), changed or {})
+    settings.setdefault("name", Path(name).stem)
     for override in overrides:
         _apply(settings, override)
-    return build(Job, settings, str(path))
+    return build(Job, settings, str(name))
 
 
-def sample_overrides(path: str | Path, overrides: Sequence[str], count: int) -> list[str]:
+def _merge(settings: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings with those that are changed; sections are merged, and paths are text."""
+    merged = dict(settings)
+    for name, value in changed.items():
+        old = merged.get(name)
+        if isinstance(value, Mapping):
+            merged[name] = _merge(old if isinstance(old, Mapping) else {}, value)
+        else:
+            merged[name] = os.fspath(value) if isinstance(value, os.PathLike) else value
+    return merged
+
+
+def sample_overrides(job: Job, count: int) -> list[str]:
     """Return overrides that read so many images of a class and split: a small run of the same job, beside the full one.
 
     Distilled sets have at most half as many images per class. A tenth of the images may be bad: one of nine is more
     than one in a hundred.
 
     Raises:
-        ConfigError: as `load_job`, or the job has such limits itself.
+        ConfigError: the job has such limits itself.
     """
-    job = load_job(path, overrides)
     if job.ingest.max_per_class or job.ingest.max_val_per_class:
         raise ConfigError("--sample: the job sets ingest.max_per_class or max_val_per_class itself; leave one out")
     ipc = sorted({min(one, max(1, count // 2)) for one in job.ipc})
     limits = {"max_per_class": count, "max_val_per_class": count, "max_rejected": max(0.1, job.ingest.max_rejected)}
     images = [f"{INGEST.name}.{name}={value}" for name, value in limits.items()]
-    return [*overrides, f"name={job.name}-sample-{count}", f"ipc={ipc}", *images]
+    return [f"name={job.name}-sample-{count}", f"ipc={ipc}", *images]
 
 
 def load_ingest(source: str, overrides: Sequence[str] = ()) -> Ingest:

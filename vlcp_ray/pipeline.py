@@ -8,6 +8,7 @@ from typing import Any
 from vlcp_ray import sources
 from vlcp_ray.config import Job
 from vlcp_ray.cost.memory import check_memory
+from vlcp_ray.doctor.checks import check_run
 from vlcp_ray.engine.context import Context, versions
 from vlcp_ray.inspection.inspect import format_images, inspect_names, inspect_without_reading
 from vlcp_ray.methods import METHODS
@@ -20,6 +21,7 @@ from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.scale import Scale
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.stages import STAGES, evaluate, finetune, ingest, pair, report, teach
+from vlcp_ray.stages.stage import Stage
 from vlcp_ray.store.artifact import Manifests, Step, Store
 from vlcp_ray.store.lease import acquire_lease
 from vlcp_ray.store.uris import public
@@ -112,6 +114,8 @@ def run(
         yield from steps
         return
     stages_left = [stage for stage in stages if any(step.stage == stage.name for step in left.values())]
+    for line in check_run(_packages(job, stages_left)):
+        log_line("environment", line)
     for stage in stages_left:
         for use in stage.models(job):
             pretrained.check_offline(use)
@@ -149,6 +153,12 @@ def run(
                         check_image_set(job, steps, context.manifests, [stage.name for stage in stages_left])
                 view.end_stage(stage.name)
             yield from mine
+
+
+def _packages(job: Job, stages: Sequence[Stage]) -> list[str]:
+    """List the large packages that a run imports in its workers."""
+    uses_vllm = pair.STAGE in stages and job.caption.uses_model and job.caption.engine == "vllm"
+    return ["ray", "torch", "transformers", "diffusers", *(("vllm", "torchvision") if uses_vllm else ())]
 
 
 def check_image_set(job: Job, steps: Sequence[Step], manifests: Manifests, stages: Sequence[str]) -> None:

@@ -23,6 +23,17 @@ _HEAD: Final = """# Settings and tables
 Written by `python -m vlcp_ray.reference > REFERENCE.md` from the settings and tables of the stages, from `scale.py`
 and from the lists of methods, protocols and layouts.
 """
+#: What was measured of an artifact or a set, and where it stands.
+_MEASURED: Final = {
+    "`seconds` in manifest.json": "wall-clock time of the run that completed the artifact. Artifacts that are made at "
+    "once share the time: by the seconds of their trials (evaluate; those of an interrupted run are added, divided by "
+    "the number of workers), of their clustering (prototype) or of their method (select, by class), by their rows "
+    "(generate, other sets of select), or by the number of trainings at a time (finetune)",
+    "`scale` in manifest.json": "the pools of the run; that of the stage has the workers that made the artifact",
+    "`gpu_seconds` in `report --json`": "of a distilled set and all that it is made from, but the images: seconds "
+    "times the GPUs of the workers, busy or not. What several sets share is counted in full for each",
+    "`cpu_seconds` in `report --json`": "the same with the CPUs of workers that have no GPU",
+}
 
 
 def reference() -> str:
@@ -41,6 +52,7 @@ def reference() -> str:
     parts.append(_settings(Prices, "[prices]"))
     parts += ["## The tables", "Shapes are those of Stable Diffusion at 512 pixels. No column has nulls."]
     parts += [_table(name, schema) for name, schema in _tables().items()]
+    parts += ["## What is measured", _rows(("name", "meaning"), _MEASURED.items())]
     parts += ["## How pixels are read", _rows(("what an image has", "what becomes of it"), RULES.items())]
     parts += ["### Reasons of REJECTED", _rows(("reason", "meaning"), schemas.REASONS.items())]
     return "\n\n".join(part.strip() for part in parts) + "\n"

@@ -132,9 +132,9 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def load_scale(path: str) -> Scale:
-    """Read a scale file; the errors are those of `load_job`."""
-    return build(Scale, read_toml(path, "clusters/"), path)
+def load_scale(name: str) -> Scale:
+    """Read a scale file, by its path or by its name in the package; the errors are those of `load_job`."""
+    return build(Scale, read_toml(name, "clusters"), name)
 
 
 def derive(cpus: int, gpus: int, gpu_gib: float | None = None) -> Scale:

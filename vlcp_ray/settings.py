@@ -73,16 +73,49 @@ _SHAPES: Final = {
 }
 
 
-def read_toml(path: str | Path, examples: str = "jobs/") -> dict[str, Any]:
-    """Read the settings of a TOML file, with the file's name in every error.
+#: The folders of files that are part of the package and are named without a path, and what is in them.
+SHIPPED: Final = {"jobs": "job", "clusters": "scale file"}
+_PACKAGE: Final = Path(__file__).parent
+
+
+def shipped_files(folder: str) -> dict[str, Path]:
+    """Return the TOML files of a folder of SHIPPED by their name: that of the file, or of the folder that it is in."""
+    files = {file.stem: file for file in (_PACKAGE / folder).glob("*.toml")}
+    files |= {file.parent.name: file for file in (_PACKAGE / folder).glob("*/*.toml")}
+    return dict(sorted(files.items()))
+
+
+def find_file(name: str | Path, folder: str) -> Path:
+    """Return the file of a name such as `digits`; what has a slash or ends in .toml is a path and is returned as it is.
 
     Args:
-        examples: the folder of such files in the project, for the error.
+        folder: a key of SHIPPED.
+
+    Raises:
+        ConfigError: the package has no file of this name.
     """
+    if "/" in str(name) or str(name).endswith(".toml"):
+        return Path(name)
+    files = shipped_files(folder)
+    if str(name) not in files:
+        close = difflib.get_close_matches(str(name), files, n=1)
+        fix = f"did you mean {close[0]}?" if close else "`vlcp-ray jobs` lists them; a path has a / or ends in .toml"
+        raise ConfigError(f"{name}: no such {SHIPPED[folder]}; {fix}")
+    return files[str(name)]
+
+
+def read_toml(name: str | Path, folder: str) -> dict[str, Any]:
+    """Read the settings of a TOML file, with the name as it was given in every error.
+
+    Args:
+        name: a path, or the name of a file of the package.
+        folder: a key of SHIPPED.
+    """
+    path = find_file(name, folder)
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file; `ls {examples}` lists those of the project") from error
+        raise ConfigError(f"{path}: no such file; `vlcp-ray jobs` lists those of the package") from error
     except IsADirectoryError as error:
         raise ConfigError(f"{path}: is a folder; name a .toml file in it") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

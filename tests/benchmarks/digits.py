@@ -23,7 +23,7 @@ def whole(reference: Mapping[str, float]) -> Row:
     """
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        command = [sys.executable, "-m", "vlcp_ray.cli", "run", str(ours.JOB), "--root", folder]
+        command = [sys.executable, "-m", "vlcp_ray", "run", str(ours.JOB), "--root", folder]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - start
     parts = _seconds(reference)

@@ -73,7 +73,7 @@ def main() -> None:
         print(f"  {measured.seconds / CLASSES:.3f} s per class, with the start of Ray and of the workers", flush=True)
     for command in ("plan", "status"):
         start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "vlcp_ray.cli", command, *arguments], check=True, capture_output=True)
+        subprocess.run([sys.executable, "-m", "vlcp_ray", command, *arguments], check=True, capture_output=True)
         print(f"{command}: {time.perf_counter() - start:.1f} s", flush=True)
 
 
@@ -91,7 +91,7 @@ def run(
         kill_at: number of files at which the driver is killed.
     """
     driver = subprocess.Popen(
-        [sys.executable, "-m", "vlcp_ray.cli", "run", *arguments, "--to", stage], stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "vlcp_ray", "run", *arguments, "--to", stage], stdout=subprocess.DEVNULL
     )
     measured, start, before = Measurement(), time.monotonic(), memory()
     while driver.poll() is None:

@@ -97,7 +97,7 @@ def looking(scratch: Path) -> None:
         (place / f"{number}.jpg").write_bytes(content.getvalue())
     for _ in range(3):
         start = time.perf_counter()
-        command = [sys.executable, "-m", "vlcp_ray.cli", "inspect", str(scratch / "many")]
+        command = [sys.executable, "-m", "vlcp_ray", "inspect", str(scratch / "many")]
         out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         print(f"inspect of {INSPECTED:,} files: {time.perf_counter() - start:.1f} s; {out.splitlines()[1]}")
 
@@ -113,7 +113,7 @@ def memory(scratch: Path) -> None:
         command = [
             sys.executable,
             "-m",
-            "vlcp_ray.cli",
+            "vlcp_ray",
             "run",
             str(job),
             f"--set=ingest.source={source}",

@@ -38,7 +38,7 @@ def count(command: str, job: str, overrides: list[str], front: Proxy) -> int:
     """Run one command and print its requests."""
     before, start = front.count(), time.monotonic()
     sets = [part for text in overrides for part in ("--set", text)]
-    whole = [sys.executable, "-m", "vlcp_ray.cli", command, job, "--root", f"s3://{BUCKET}/runs", *sets]
+    whole = [sys.executable, "-m", "vlcp_ray", command, job, "--root", f"s3://{BUCKET}/runs", *sets]
     code = subprocess.run(whole, env={**_environment(), **front.environment()}, stdout=subprocess.DEVNULL).returncode
     kinds = front.count() - before
     listed = ", ".join(f"{number:,} {kind}" for kind, number in kinds.most_common())

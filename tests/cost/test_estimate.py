@@ -296,6 +296,8 @@ def test_stage_cost_of_streaming_pools_counts_what_they_hold_while_they_wait() -
         ([load_cost(10, 2, 0, num_gpus=1), load_cost(30, 1, 0, num_gpus=1, num_workers=2)], 8, 2 + 30),
         # On one shared GPU both loads wait for each other.
         ([load_cost(10, 2, 0, num_gpus=0.5), load_cost(30, 1, 0, num_gpus=0.5)], 8, 2 + 40),
+        # Three half GPUs, and a tenth of one, which computes as long as a whole one: 1.6 GPUs in all.
+        ([load_cost(20, 2, 0, num_gpus=0.5, num_workers=3), load_cost(20, 1, 0, num_gpus=0.1)], 8, 2 + 50 / 1.6),
         # Three loads of two cores for 10 seconds each on four cores.
         ([load_cost(10, 1, 0, num_cpus=2)] * 3, 4, 1 + 60 / 4),
         ([load_cost(10, 1, 0, num_cpus=2, num_workers=2), load_cost(20, 3, 0)], 2, 3 + 60 / 2),

@@ -107,6 +107,8 @@ def test_check_memory_of_a_training_names_the_settings_and_they_help() -> None:
         ConfigError, match=r"has 14.7 of 100% of a GPU of 16 GiB; in the section \[finetune\] .*average"
     ):
         check_memory(JOB, [FINETUNE], scale_with(16, finetune=large))
+    with pytest.raises(ConfigError, match=r"has 14\.7 of 100% of a GPU"):  # a second GPU is no memory for the first
+        check_memory(JOB, [FINETUNE], scale_with(16, finetune=large.model_copy(update={"num_gpus": 2.0})))
     check_memory(JOB, [FINETUNE], scale_with(16, finetune=small))
     check_memory(JOB, [GENERATE], scale_with(16, finetune=large, generate=Pool(num_gpus=1)))  # not a stage that is left
 

@@ -74,3 +74,13 @@ def test_best_savings_without_gpus_are_cpu_hours() -> None:
     found = best_savings(DIGITS, graph, derive(2, 0), DIGITS_IMAGES)
     before = sum(cost.cpu_hours for cost in estimate(DIGITS, graph(DIGITS), derive(2, 0), DIGITS_IMAGES))
     assert 0 < found[0].hours < before
+
+
+def test_best_savings_halve_epochs_and_steps_down_to_one() -> None:
+    def halved(epochs: int, steps: int) -> set[str]:
+        job = changed(changed(IMAGENET, "finetune", epochs=epochs), "generate", num_inference_steps=steps, strength=1.0)
+        texts = [saving.text.split(" (")[0].removeprefix("--set ") for saving in savings(job)]
+        return {text for text in texts if text.startswith(("finetune.epochs", "generate.num_inference_steps"))}
+
+    assert halved(8, 200) == {"finetune.epochs=4", "generate.num_inference_steps=100"}
+    assert halved(1, 1) == set()

@@ -1,5 +1,7 @@
 """Tests of the doctor's checks, on real processes, folders and imports."""
 
+import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 
 from vlcp_ray.doctor import checks
 from vlcp_ray.doctor.checks import Finding
+from vlcp_ray.settings import ConfigError
 
 
 def test_storage_of_a_writable_root_is_ok_and_leaves_no_file(tmp_path: Path) -> None:
@@ -110,3 +113,58 @@ def test_torch_build_names_a_gpu_that_torch_does_not_find(tmp_path: Path, monkey
     monkeypatch.setattr(checks, "_TORCH", "print('none')")
     assert [finding.name for finding in checks.torch_build()] == ["torch build", "GPUs"]
     assert "EXTRA=gpu" in list(checks.torch_build())[-1].fix
+
+
+def write_packages(folder: Path, cuda: str, links: bytes) -> None:
+    (folder / "torch").mkdir()
+    (folder / "torch" / "version.py").write_text(f"debug = False\ncuda: Optional[str] = {cuda}\nhip = None\n")
+    (folder / "torchvision").mkdir()
+    (folder / "torchvision" / "_C.so").write_bytes(b"\x7fELF" + links + b"\0libc.so.6\0")
+
+
+@pytest.mark.parametrize(
+    ("cuda", "links", "repaired", "wrong"),
+    [
+        ("None", b"libtorch_cuda.so", False, True),
+        ("None", b"libtorch_cuda.so", True, False),
+        ("None", b"libtorch_cpu.so", False, False),
+        ("'13.0'", b"libtorch_cuda.so", False, False),
+    ],
+    ids=["foreign build", "repaired", "build for CPUs", "build for CUDA"],
+)
+def test_check_run_refuses_a_torchvision_of_another_build(
+    cuda: str, links: bytes, repaired: bool, wrong: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_packages(tmp_path, cuda, links)
+    (tmp_path / checks.START).write_text("") if repaired else None
+    monkeypatch.setattr(checks, "_package_folder", lambda name: tmp_path / name)
+    monkeypatch.setattr("sysconfig.get_paths", lambda: {"purelib": str(tmp_path)})
+    monkeypatch.setattr(checks, "DRIVER", tmp_path / "missing")
+    monkeypatch.setattr(checks, "GPU_DEVICE", tmp_path / "missing")
+    if wrong:
+        with pytest.raises(ConfigError, match=r"^torchvision: a build for CUDA, .*; run `vlcp-ray doctor --fix`$"):
+            list(checks.check_run([]))
+    else:
+        assert not [line for line in checks.check_run([]) if line.startswith(("torchvision", "GPUs"))]
+
+
+def test_check_run_names_missing_packages_and_other_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^no_such_package: not installed in the environment of .*; run `make setup`$"
+    ):
+        list(checks.check_run(["json", "no_such_package"]))
+    monkeypatch.setattr(checks, "versions", lambda: [checks.pinned("numpy", "0.1"), checks.pinned("no-such", "1")])
+    (line,) = (line for line in checks.check_run(["json"]) if "versions" in line)
+    assert line == f"not the tested versions: numpy {metadata.version('numpy')}; run `make setup`"
+
+
+def test_check_run_of_this_environment_is_quick_and_imports_nothing() -> None:
+    code = (
+        "import sys, time; from vlcp_ray.doctor.checks import check_run; start = time.process_time(); "
+        "list(check_run(['ray', 'torch', 'transformers', 'diffusers'])); "
+        "print(time.process_time() - start, *sorted({'ray', 'torch', 'transformers', 'diffusers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, *imported = done.stdout.split()
+    assert imported == []
+    assert float(seconds) < 0.5

@@ -9,7 +9,9 @@ import pyarrow.compute as pc
 import pytest
 import ray
 
+from tests.engine.clock import set_clock
 from tests.engine.member_rows import artifact, members
+from vlcp_ray.config import Job
 from vlcp_ray.engine import by_class
 from vlcp_ray.engine.by_class import (
     SHARED_BYTES,
@@ -18,14 +20,17 @@ from vlcp_ray.engine.by_class import (
     class_file,
     classes_done,
     each_class,
+    run_classes,
     stream_groups,
 )
+from vlcp_ray.engine.context import Context
 from vlcp_ray.engine.streaming import filter_rows, read
-from vlcp_ray.scale import Pool
+from vlcp_ray.scale import Pool, Scale
 from vlcp_ray.schemas import tensor_array, tensors
+from vlcp_ray.settings import build
 from vlcp_ray.stages.prototype import MEMBERS, Prototype, prototypes_schema
 from vlcp_ray.stages.prototype.run import PrototypeTask
-from vlcp_ray.store.artifact import Artifact
+from vlcp_ray.store.artifact import Artifact, Step, Store
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.filterwarnings("default")]
 SCHEMA = prototypes_schema((4, 2, 2))
@@ -111,6 +116,41 @@ def test_each_class_adds_the_prepared_rows_of_other_tables(
     assert sorted(row["image_id"] for row in written if row["table"] == "second") == ["x2"]
     assert sum(row["table"] == "first" for row in written) == 2 * ROWS
     assert {row["label"] for row in written} == {0, 2}
+
+
+@dataclass(frozen=True)
+class WriteSets:
+    """Write the rows of a class to each artifact, which takes as many seconds for each row as it is told."""
+
+    targets: tuple[tuple[Artifact, float], ...]
+
+    def __call__(self, rows: pa.Table) -> dict[str, float]:
+        for target, _ in self.targets:
+            target.write_table(f"rows/{class_file(rows)}", rows)
+        label = rows["label"][0].as_py()
+        return {target.path: each * (label + 1) for target, each in self.targets}
+
+
+@pytest.mark.parametrize("shared_rows", [SHARED_ROWS, 0])
+def test_run_classes_shares_the_time_by_the_measured_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_rows: int
+) -> None:
+    monkeypatch.setattr(by_class, "SHARED_ROWS", shared_rows)
+    context = Context(build(Job, {"name": "x"}, "x"), Scale(), Store.at(str(tmp_path)))
+    small, large = steps = [Step("square", 1, {}, {"ipc": ipc}) for ipc in (1, 5)]
+    work = WriteSets(((context.artifact(small), 0.25), (context.artifact(large), 1.25)))
+    rows = ClassRows(write_pairs(tmp_path), "pairs", ("image_id", "label"))
+    set_clock(monkeypatch, "vlcp_ray.engine.by_class", 12.0)
+
+    def run(labels: list[int] | None = None) -> dict[str, float]:
+        return run_classes(context, steps, "rows", rows, CLASSES * ROWS, work, Pool(num_workers=2), labels)
+
+    shares = {small.fingerprint: 2.0, large.fingerprint: 10.0}
+    assert run([0, 2]) == shares
+    assert classes_done([context.artifact(step) for step in steps], "rows") == [0, 2]
+    assert run() == shares  # of class 1
+    assert classes_done([context.artifact(step) for step in steps], "rows") == [0, 1, 2]
+    assert run() == {small.fingerprint: 6.0, large.fingerprint: 6.0}  # nothing was measured
 
 
 def test_classes_done_lists_written_classes(tmp_path: Path) -> None:

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 import ray
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vlcp_ray.config import Job
-from vlcp_ray.engine.context import Context, identity, versions
-from vlcp_ray.scale import Scale
+from vlcp_ray.engine.context import Context, identity, share_seconds, versions
+from vlcp_ray.scale import Pool, Scale
 from vlcp_ray.settings import build
 from vlcp_ray.store.artifact import Step, Store
 
@@ -37,6 +39,38 @@ def test_complete_writes_a_manifest_that_inputs_are_read_from(tmp_path: Path) ->
     assert manifest["scale"]["caption"]["num_workers"] == 1
     assert run.rows(PAIRS, "images") == 8
     assert run.input(PAIRS, "images") == run.artifact(IMAGES)
+
+
+def test_complete_records_the_workers_that_made_the_artifact(tmp_path: Path) -> None:
+    run = context(tmp_path)
+    run.complete(PAIRS, rows_in=1, rows=1, seconds=1.0, pools={"caption": None, "encode": Pool(num_workers=7)})
+    scale = run.manifest(PAIRS)["scale"]
+    assert "caption" not in scale
+    assert scale["encode"]["num_workers"] == 7
+    assert scale["generate"] == Pool().model_dump(exclude_none=True)
+    assert scale.keys() == Scale().model_dump(exclude_none=True).keys() - {"caption"}
+    assert run.scale == Scale()
+
+
+AMOUNTS = st.floats(0, 1e6, allow_subnormal=False)
+
+
+@given(AMOUNTS, st.dictionaries(st.text(), AMOUNTS, min_size=1))
+def test_share_seconds_are_proportional_and_add_up(seconds: float, work: dict[str, float]) -> None:
+    shares = share_seconds(seconds, work)
+    assert list(shares) == list(work)
+    assert sum(shares.values()) == pytest.approx(seconds)
+    for name, amount in work.items():
+        if any(work.values()):
+            assert shares[name] * sum(work.values()) == pytest.approx(seconds * amount)
+        else:
+            assert shares[name] == pytest.approx(seconds / len(work))
+
+
+def test_share_seconds_of_whole_numbers_are_exact() -> None:
+    assert share_seconds(90.0, {"ten": 10, "fifty": 50, "none": 0}) == {"ten": 15.0, "fifty": 75.0, "none": 0.0}
+    assert share_seconds(90.0, {"a": 0, "b": 0.0}) == {"a": 45.0, "b": 45.0}
+    assert share_seconds(90.0, {"a": 1e-9}) == {"a": 90.0}
 
 
 def test_complete_with_lost_rows_raises(tmp_path: Path) -> None:

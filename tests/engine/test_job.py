@@ -11,7 +11,7 @@ COMMAND = ("-m", "vlcp_ray.engine.job", "plan", "jobs/digits.toml", "--root")
 def test_job_without_the_environment_says_so_in_one_sentence(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-S", *COMMAND, tmp_path], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "without pydantic, pyarrow, ray, torch: activate the project's environment" in done.stderr
+    assert "without pydantic, pyarrow, ray, shtab, torch: activate the project's environment" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

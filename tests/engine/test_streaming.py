@@ -9,14 +9,18 @@ import pytest
 import ray
 from pyarrow import parquet
 
+from tests.engine.clock import set_clock
 from tests.engine.member_rows import artifact, members, read_tables
 from tests.hostile import with_pickled_column
-from vlcp_ray.engine.streaming import FilterRows, RowWork, filter_rows, read, read_all, stream
-from vlcp_ray.engine.writing import WriteRows
-from vlcp_ray.scale import Pool
+from vlcp_ray.config import Job
+from vlcp_ray.engine.context import Context
+from vlcp_ray.engine.streaming import FilterRows, RowWork, filter_rows, read, read_all, run_rows, stream
+from vlcp_ray.engine.writing import TARGET, WriteRows
+from vlcp_ray.scale import Pool, Scale
 from vlcp_ray.schemas import reject, with_column
+from vlcp_ray.settings import build
 from vlcp_ray.stages.prototype import MEMBERS
-from vlcp_ray.store.artifact import Artifact
+from vlcp_ray.store.artifact import Artifact, Step, Store
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.filterwarnings("default")]
 ROWS = 100
@@ -87,6 +91,26 @@ def test_stream_after_an_error_resumes_with_the_rest(tmp_path: Path) -> None:
     assert run(source, broken) == ROWS - written
     assert read_tables(broken) == read_tables(whole)
     assert run(source, broken) == 0
+
+
+def test_run_rows_shares_the_time_by_rows_also_where_all_rows_of_one_are_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, large = steps = [Step("square", 1, {}, {"ipc": ipc}) for ipc in (1, 5)]
+    totals = {small.fingerprint: 10, large.fingerprint: 50}
+    context = Context(build(Job, {"name": "x"}, "x"), Scale(), Store.at(str(tmp_path)))
+    write = WriteRows({step.fingerprint: context.artifact(step) for step in steps}, "square", "members", MEMBERS)
+    source = artifact(tmp_path, "source")
+    for step, count in zip(steps, totals.values(), strict=True):
+        rows = with_column(members(count), TARGET, pa.array([step.fingerprint] * count))
+        source.write_table(f"members/{count}.parquet", rows)
+        if step is small:
+            write(rows)  # by an interrupted run
+    left = filter_rows(read(source, "members"), where={TARGET: large.fingerprint})
+    set_clock(monkeypatch, "vlcp_ray.engine.streaming", 12.0)
+    seconds = run_rows(context, steps, left, [], write, totals)
+    assert seconds == {small.fingerprint: 2.0, large.fingerprint: 10.0}
+    assert [len(read_tables(context.artifact(step))[0]) for step in steps] == [10, 50]
 
 
 def test_filter_rows_keeps_the_split_and_drops_done_rows() -> None:

@@ -41,7 +41,7 @@ def packed_files(folder: Path, target: Path) -> dict[str, int]:
 def checkout_files(folder: str = ".") -> set[str]:
     """The tracked files of the work tree."""
     listed = subprocess.run(["git", "ls-files", folder], cwd=ROOT, capture_output=True, text=True, check=True)
-    return {name for name in listed.stdout.split() if (ROOT / name).exists()}
+    return {name for name in listed.stdout.split() if (ROOT / name).is_file()}
 
 
 def test_checkout_packs_neither_weights_nor_results(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_plan_without_demo_weights_names_submit(tmp_path: Path) -> None:
     for weights in tmp_path.rglob("*.safetensors"):
         weights.unlink()
     done = subprocess.run(
-        [sys.executable, "-m", "vlcp_ray.cli", "plan", "jobs/digits.toml"], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-m", "vlcp_ray", "plan", "jobs/digits.toml"], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 2
     assert "send it with vlcp-ray submit" in done.stderr
@@ -184,7 +184,7 @@ def test_submitted_job_stopped_and_resumed_gives_the_local_tables(cluster: str, 
     inputs, scale = write_inputs(tmp_path / "inputs"), str(ROOT / "clusters" / "two-cores.toml")
     sets = [part for text in overrides(inputs, "file://") for part in ("--set", text)]
     here = tmp_path / "here"
-    command = [sys.executable, "-m", "vlcp_ray.cli"]
+    command = [sys.executable, "-m", "vlcp_ray"]
     local = [*command, "run", str(JOB), "--root", f"file://{here}", *sets, "--scale", scale]
     subprocess.run(local, cwd=ROOT, check=True, capture_output=True)
     there = tmp_path / "there"

@@ -99,7 +99,7 @@ class Run:
         self.root, self.log = root, local.with_suffix(f".{time.monotonic_ns()}.log")
         environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
         sets = [part for override in overrides(root) for part in ("--set", override)]
-        command = [sys.executable, "-m", "vlcp_ray.cli", "run", str(JOB), f"--root={root}", f"--scale={scale}"]
+        command = [sys.executable, "-m", "vlcp_ray", "run", str(JOB), f"--root={root}", f"--scale={scale}"]
         environment |= ({"RAY_ADDRESS": address} if address else {}) | dict(variables or {})
         environment |= root.proxy.environment() if isinstance(root, S3Root) else {}
         with self.log.open("w") as log:

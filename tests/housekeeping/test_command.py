@@ -62,7 +62,7 @@ def test_gc_keeps_the_settings_and_the_reports_that_are_given(root: Path, capsys
             [str(JOB), "--set", "seeds=[3]", "--set", "ingest.val_fraction=0.5", "--yes"],
             "so that naming it keeps nothi",
         ),
-        (["report-000000000000", "--yes"], "JOB report-000000000000: it is neither a job file (*.toml) nor a complete"),
+        (["report-000000000000", "--yes"], "JOB report-000000000000: there is no complete report of that name under"),
         (["nothing.toml", "--yes"], "nothing.toml: no such file"),
     ],
 )

@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from tests.labelled_digits import NAMES
 from tests.labelled_digits import digits as labelled_digits
 from vlcp_ray.config import load_job
+from vlcp_ray.cost.inputs import CostInputs
 from vlcp_ray.images import Pixels, decode, encode_png
 from vlcp_ray.methods import rded as method
 from vlcp_ray.methods.rded import PADDING, Patches, best_patches, crop_boxes, pool_ids, tile
+from vlcp_ray.pipeline import graph
 from vlcp_ray.seeds import seed_for
+from vlcp_ray.stages.ingest import Expect
 
 
 def rded(*given: Any, ipc: int, **settings: Any) -> tuple[Pixels, list[list[str]]]:
@@ -328,3 +331,15 @@ def test_select_images_with_a_trained_teacher_takes_the_crops_of_published_rded(
         near = [row for row in order if abs(scores[row].min() - best[place]) <= slack]
         views = np.concatenate([crops[row][scores[row] <= scores[row].min() + slack] for row in near]).astype(int)
         assert np.abs(views - tile_.astype(int)).max(axis=(1, 2, 3)).min() <= 1
+
+
+def test_loads_are_a_pass_of_the_teacher_for_each_crop_of_each_seed() -> None:
+    job = load_job("jobs/digits-compare.toml")
+    images = Expect(train=1000, val=100, classes=7, gib=1)
+    inputs = CostInputs.for_job(job, images)
+    steps = [step for step in graph(job) if step.stage == "select" and step.key["method"] == "rded"]
+    (load,) = method.METHOD.loads(inputs, steps)
+    teach = job.teach
+    each = inputs.models.classify(teach.network, teach.input_size, teach.width, 7, "batch")
+    assert load.amount == 3 * 7 * 300 * 5 * each > 0  # seeds, classes, images of a class, crops of each
+    assert load.units == 7

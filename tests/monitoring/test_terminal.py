@@ -6,13 +6,15 @@ import pty
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from rich.console import Console
 
 from vlcp_ray.monitoring.progress import Progress, View
-from vlcp_ray.monitoring.terminal import LiveView, view
+from vlcp_ray.monitoring.terminal import LiveView, NotebookView, view
 
 ROOT = Path(__file__).parents[2]
 SHOWN, HIDDEN = "\x1b[?25h", "\x1b[?25l"
@@ -61,6 +63,40 @@ def test_live_view_shows_all_stages_and_the_progress_of_one() -> None:
         pass
     live.end_stage("pair")
     assert rendered(live)[1].split(maxsplit=1)[1].endswith("s, 30 rows, 5 rejected")
+
+
+class Display:
+    """In place of IPython's handle of what is shown below a cell."""
+
+    def __init__(self) -> None:
+        self.shown: list[str] = []
+
+    def update(self, shown: NotebookView) -> None:
+        self.shown.append(shown._repr_html_())
+
+
+def test_notebook_view_shows_the_table_again_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    handle, display = Display(), ModuleType("IPython.display")
+    display.display = lambda _, display_id: handle  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "IPython", ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    monkeypatch.setattr("vlcp_ray.monitoring.terminal.Console", partial(Console, force_jupyter=True))
+    live = view(stream=io.StringIO())
+    assert isinstance(live, NotebookView)
+    monkeypatch.undo()
+    live.set_stages({"ingest": "skipped", "pair": "waiting"})
+    live.start_stage("pair", "caption 2 x 1 CPU")
+    assert "running" in handle.shown[-1]
+    with Progress("pair", 40, "rows", view=live) as progress:
+        progress.add(20)
+        progress.add(5)
+        assert len(handle.shown) == 1
+        live.updated -= 1
+        progress.add(5)
+    assert "30 of 40 rows (75%)" in handle.shown[-1]
+    live.end_stage("pair")
+    assert "30 rows, 0 rejected" in handle.shown[-1]
+    assert len(handle.shown) == 3
 
 
 def test_view_without_a_terminal_is_plain() -> None:

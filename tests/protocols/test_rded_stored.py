@@ -24,13 +24,17 @@ class Fixed(nn.Module):
         return images.mean((1, 2, 3))[:, None] * self.weight
 
 
-def test_loss_equals_a_computation_by_hand() -> None:
+@pytest.mark.parametrize("factor", [1, 2])
+def test_loss_equals_a_computation_by_hand(factor: int) -> None:
+    settings = SETTINGS.model_copy(update={"factor": factor})
     pixels, _ = to_device(digits(0, 8), "cpu")
     rows, network = torch.tensor([3, 1, 4, 0, 5, 9, 2, 6]), Fixed()
     logits = torch.randn(10, 10, generator=torch.Generator().manual_seed(0))
-    found = rded_stored.loss(network, logits.softmax(1), pixels, rows, torch.Generator().manual_seed(3), SETTINGS)
+    found = rded_stored.loss(network, logits.softmax(1), pixels, rows, torch.Generator().manual_seed(3), settings)
     again = torch.Generator().manual_seed(3)
-    mixed, own, pasted, share = cutmix(augment_without_jitter(pixels, again, True, (1.0, 1.0), 1), rows, again)
+    mixed, own, pasted, share = cutmix(
+        augment_without_jitter(pixels, again, True, (1 / factor, 1.0), factor), rows, again
+    )
     soft = (logits / 4).softmax(1)  # of the outputs at temperature 4
     target, student = share * soft[own] + (1 - share) * soft[pasted], (network(mixed) / 4).log_softmax(1)
     by_hand = (target * (target.log() - student)).sum() / 8

@@ -51,7 +51,7 @@ def cost_lines(
     yield from table(costs, _disk(job, steps, images, scale), _measured_seconds(steps, manifests), scale.prices)
     here = sum(seconds_by_stage(costs).values())
     if gpu is None and here > _NEEDS_GPU:
-        yield f"needs a GPU: {format_clock(here)} here; for an estimate with GPUs: --scale FILE, as clusters/aws.toml"
+        yield f"needs a GPU: {format_clock(here)} here; for an estimate with GPUs: --scale aws"
     sources = {
         rates.source for rates in (gpu, cpu if any(not p.num_gpus for p in pools(scale).values()) else None) if rates
     }

@@ -8,20 +8,26 @@ import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
-from vlcp_ray.doctor.torchvision import repair, run_python
+from vlcp_ray.doctor.torchvision import START, repair, run_python
+from vlcp_ray.settings import ConfigError
 from vlcp_ray.store.uris import redact
 
-SETUP: Final = "run `make setup`"
+#: How to install what is missing, in a checkout or from a wheel, with and without a GPU.
+_MAKE: Final = (Path(__file__).parents[2] / "Makefile").is_file()
+SETUP: Final = "run `make setup`" if _MAKE else "install `vlcp-ray[cpu]` or `vlcp-ray[gpu]` again"
+_SETUP_GPU: Final = "run `make clean setup EXTRA=gpu`" if _MAKE else "install `vlcp-ray[gpu]`"
 GIB: Final = 2**30
 SHM: Final = "/dev/shm"  # noqa: S108 - where Ray puts its object store
 DRIVER: Final = Path("/proc/driver/nvidia/version")
 GPU_DEVICE: Final = Path("/dev/nvidia0")
 #: The oldest driver for each major version of CUDA (NVIDIA, CUDA compatibility).
 _DRIVERS: Final = {11: 450, 12: 525, 13: 580}
+_CUDA: Final = re.compile(r"^cuda\b.*= *['\"]([\d.]+)['\"]", re.MULTILINE)
 _VERSION: Final = re.compile(r"\b\d{3,}\.\d[\d.]*")
 # The classes that the stages load: the packages themselves import lazily, which would hide an error.
 IMPORTS: Final = {
@@ -140,15 +146,23 @@ def torch_build() -> Iterator[Finding]:
         return
     cuda, *gpus = output.strip().rpartition("\n")[2].split(";")
     yield Finding("torch build", "CPU" if cuda == "none" else f"CUDA {cuda}")
-    if driver := driver_version():
-        needed = _DRIVERS.get(int(cuda.partition(".")[0]), 0) if cuda != "none" else 0
-        is_old = int(driver.partition(".")[0]) < needed
+    yield from driver("" if cuda == "none" else cuda)
+    yield gpus_found(", ".join(gpus))
+
+
+def driver(cuda: str) -> Iterator[Finding]:
+    """Compare NVIDIA's driver, where there is one, with the CUDA that torch was built for; empty: a CPU build."""
+    if version := driver_version():
+        needed = _DRIVERS.get(int(cuda.partition(".")[0]), 0) if cuda else 0
+        is_old = int(version.partition(".")[0]) < needed
         fix = f"a torch for CUDA {cuda} needs NVIDIA's driver {needed} or newer: install it" if is_old else ""
-        yield Finding("NVIDIA driver", driver, fix)
-    fix = ""
-    if not gpus and GPU_DEVICE.exists():
-        fix = "the driver finds a GPU but torch does not: run `make clean setup EXTRA=gpu`"
-    yield Finding("GPUs", ", ".join(gpus) or "none", fix, hint=True)
+        yield Finding("NVIDIA driver", version, fix)
+
+
+def gpus_found(names: str) -> Finding:
+    """Report the GPUs that torch finds; it should find one where there is a device."""
+    fix = f"the driver finds a GPU but torch does not: {_SETUP_GPU}" if not names and GPU_DEVICE.exists() else ""
+    return Finding("GPUs", names or "none", fix, hint=True)
 
 
 def driver_version() -> str:
@@ -236,6 +250,54 @@ def _write_and_remove(root: str) -> str | None:
         stream.write(b"vlcp-ray doctor")
     filesystem.delete_file(name)
     return path if isinstance(filesystem, fs.LocalFileSystem) else None
+
+
+def check_run(packages: Sequence[str]) -> Iterator[str]:
+    """Check what a run needs, before it starts: without a process and without importing a large package, in 0.1 s.
+
+    Args:
+        packages: that the run imports.
+
+    Yields sentences on what a run may do badly with.
+
+    Raises:
+        ConfigError: a package is missing, or cannot be imported here.
+    """
+    if missing := [name for name in packages if find_spec(name) is None]:
+        raise ConfigError(f"{', '.join(missing)}: not installed in the environment of {sys.executable}; {SETUP}")
+    cuda = _cuda_of_torch()
+    for finding in (python(), *driver(cuda), *torchvision_library(cuda)):
+        if finding.state == "wrong":
+            raise ConfigError(f"{finding.name}: {finding.found}; {finding.fix}")
+    if other := [f"{finding.name} {finding.found}" for finding in versions() if finding.fix and _version(finding.name)]:
+        yield f"not the tested versions: {', '.join(other)}; {SETUP}"
+    memory_found = next(finding for finding in machine() if finding.name == "memory")
+    for finding in (*(() if cuda else (gpus_found(""),)), memory_found):
+        if finding.fix:
+            yield f"{finding.name}: {finding.found}; {finding.fix}"
+
+
+def torchvision_library(cuda: str) -> Iterator[Finding]:
+    """Check that torchvision's compiled library is of the same build as torch, by the names of what it links."""
+    folder = _package_folder("torchvision")
+    hook = Path(sysconfig.get_paths()["purelib"]) / START
+    if cuda or folder is None or hook.exists():
+        return
+    if any(b"libtorch_cuda.so" in library.read_bytes() for library in folder.glob("_C*.so")):
+        found = "a build for CUDA, which does not load beside this CPU build of torch"
+        yield Finding("torchvision", found, "run `vlcp-ray doctor --fix`")
+
+
+def _cuda_of_torch() -> str:
+    """Return the CUDA version that torch was built for, from its file of versions; empty for a CPU build."""
+    folder = _package_folder("torch")
+    found = _CUDA.search((folder / "version.py").read_text(encoding="utf-8")) if folder else None
+    return found[1] if found else ""
+
+
+def _package_folder(name: str) -> Path | None:
+    spec = find_spec(name)
+    return Path(spec.origin).parent if spec and spec.origin else None
 
 
 def _import_fix(error: str) -> str:

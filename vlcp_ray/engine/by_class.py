@@ -1,27 +1,34 @@
 """Group-wise execution on Ray: call a function once per class, with all rows of the class."""
 
+import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 from ray.data import Dataset
 
+from vlcp_ray.engine.context import Context, share_seconds
 from vlcp_ray.engine.streaming import filter_rows, read
 from vlcp_ray.engine.tasks import in_flight, run_remote, task
 from vlcp_ray.monitoring.memory import Peaks, measure_peaks, reset_peaks
 from vlcp_ray.scale import Pool
 from vlcp_ray.store import written
-from vlcp_ray.store.artifact import Artifact
+from vlcp_ray.store.artifact import Artifact, Step
 
 #: A table of at most this many rows is read by one worker and shared, without a shuffle, which takes half a minute.
 SHARED_ROWS: Final = 16_384
 #: The same of rows that are prepared: a worker holds the files as they are.
 SHARED_BYTES: Final = 2**28
 _LABELS: Final = pa.schema([pa.field("label", pa.int32())])
+
+#: Takes all rows of one class, in any order, and writes its files. Where it makes several artifacts, it returns the
+#: seconds that each of them took, by the artifact's path.
+ClassWork: TypeAlias = Callable[[pa.Table], Mapping[str, float] | None]
 
 
 @dataclass(frozen=True)
@@ -45,21 +52,54 @@ class ClassRows:
         return labels
 
 
+def run_classes(
+    context: Context,
+    steps: Sequence[Step],
+    table: str,
+    rows: ClassRows,
+    n_rows: int,
+    work: ClassWork,
+    pool: Pool,
+    labels: Sequence[int] | None = None,
+    more: Sequence[ClassRows] = (),
+    n_bytes: int = 0,
+) -> dict[str, float]:
+    """Call `work` once for each class that is not done, and show the progress.
+
+    Args:
+        table: a class is done if every artifact of `steps` has its file of this table.
+        labels: of all classes; those of `rows` by default.
+        n_rows, more, n_bytes: as in `each_class`.
+
+    Returns the seconds of each artifact, by its fingerprint: its share of the wall-clock time, by the seconds that
+    `work` has measured.
+    """
+    start, labels = time.monotonic(), rows.labels() if labels is None else labels
+    artifacts = {step.fingerprint: context.artifact(step) for step in steps}
+    done, measured = classes_done(list(artifacts.values()), table), dict.fromkeys(artifacts, 0.0)
+    left = [label for label in labels if label not in done]
+    with context.progress(steps, len(labels), "classes", len(labels) - len(left)) as progress:
+        for peaks, seconds in each_class(rows, n_rows, left, work, pool, more, n_bytes):
+            progress.add(1, peaks=peaks)
+            for fingerprint, artifact in artifacts.items():
+                measured[fingerprint] += seconds.get(artifact.path, 0.0)
+    return share_seconds(time.monotonic() - start, measured)
+
+
 def each_class(
     rows: ClassRows,
     n_rows: int,
     labels: Sequence[int],
-    work: Callable[[pa.Table], None],
+    work: ClassWork,
     pool: Pool,
     more: Sequence[ClassRows] = (),
     n_bytes: int = 0,
-) -> Iterator[Peaks]:
-    """Call `work` once per class, on at most `pool.num_workers` workers at a time, and yield each worker's peaks.
+) -> Iterator[tuple[Peaks, Mapping[str, float]]]:
+    """Call `work` once per class, on at most `pool.num_workers` workers at a time; yield its peaks and its seconds.
 
     Args:
         n_rows: rows of all tables.
         labels: the classes that are not done.
-        work: takes all rows of one class, in any order.
         more: other tables with the same columns, after `prepare`, whose rows of a class are added.
         n_bytes: of the files whose rows are prepared.
     """
@@ -75,7 +115,7 @@ def each_class(
         wanted = first.union(*others) if others else first
         for row in stream_groups(wanted, "label", len(labels), partial(_process_group, work), pool):
             written.load(row["written"])
-            yield Peaks(*(row[name] for name in Peaks._fields))
+            yield Peaks(*(row[name] for name in Peaks._fields)), json.loads(row["seconds"])
 
 
 def stream_groups(
@@ -136,20 +176,20 @@ def _stream_rows(rows: ClassRows, done: ray.ObjectRef) -> Dataset:
 
 def _process_class(
     label: int,
-    work: tuple[Callable[[pa.Table], None], Sequence[Callable[[pa.Table], pa.Table] | None]],
+    work: tuple[ClassWork, Sequence[Callable[[pa.Table], pa.Table] | None]],
     *tables: pa.Table,
-) -> Peaks:
+) -> tuple[Peaks, Mapping[str, float]]:
     """Call the work with the rows of a class from all tables, each prepared by its function."""
     function, prepares = work
     reset_peaks(type(function).__name__)
     parts = [table.filter(pc.equal(table["label"], label)) for table in tables]
     parts = [part if prepare is None else prepare(part) for part, prepare in zip(parts, prepares, strict=True)]
-    function(pa.concat_tables(parts))
-    return measure_peaks()
+    seconds = function(pa.concat_tables(parts)) or {}
+    return measure_peaks(), seconds
 
 
-def _process_group(work: Callable[[pa.Table], None], rows: pa.Table) -> pa.Table:
+def _process_group(work: ClassWork, rows: pa.Table) -> pa.Table:
     reset_peaks(type(work).__name__)
-    work(rows)
-    row = measure_peaks()._asdict() | {"written": written.dump()}
+    seconds = json.dumps(work(rows) or {})
+    row = measure_peaks()._asdict() | {"seconds": seconds, "written": written.dump()}
     return pa.table({name: [value] for name, value in row.items()})

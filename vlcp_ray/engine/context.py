@@ -11,7 +11,7 @@ from vlcp_ray.config import Job
 from vlcp_ray.monitoring.progress import Progress, View
 from vlcp_ray.monitoring.tensorboard import Records
 from vlcp_ray.monitoring.trackers import Tracker
-from vlcp_ray.scale import Scale
+from vlcp_ray.scale import Pool, Scale
 from vlcp_ray.store import written
 from vlcp_ray.store.artifact import MANIFEST, Artifact, Manifest, Step, Store
 from vlcp_ray.store.files import File, stream
@@ -77,13 +77,17 @@ class Context:
         rows: int,
         rejected: int = 0,
         seconds: float,
+        pools: Mapping[str, Pool | None] | None = None,
         temporary: Sequence[str] = (),
         **facts: Any,
     ) -> None:
         """Write the manifest, which marks the artifact as complete and lists its files.
 
         Args:
-            seconds: wall-clock time; its share where several artifacts were made at once.
+            seconds: wall-clock time of the run that completes it; of artifacts that are made at once, each has its
+                share of the time, by the work that was measured for it (`share_seconds`).
+            pools: the workers that made it, by the name of the stage's pool, where they are not those of the scale;
+                None: none of this pool. The manifest has them in `scale`.
             temporary: folders of the artifact that the caller deletes next; their files are not listed.
 
         Raises:
@@ -93,11 +97,25 @@ class Context:
             raise RuntimeError(f"{step.title}: {rows_in} rows in, but {rows} out and {rejected} rejected")
         counts = {"rows_in": rows_in, "rows": rows, "rejected": rejected}
         facts = self.view.peak_facts() | facts
-        run = {"seconds": seconds, "versions": versions(), "scale": self.scale.model_dump(exclude_none=True)}
+        scale = self.scale.model_copy(update=pools).model_dump(exclude_none=True)
+        run = {"seconds": seconds, "versions": versions(), "scale": scale}
         files = {"files": list_written(self.artifact(step), temporary)}
         manifest = identity(step) | counts | facts | run | files
         self.artifact(step).complete(manifest)
         self.manifests[step.fingerprint] = json.loads(json.dumps(manifest))  # as a reader gets it
+
+
+def share_seconds(seconds: float, work: Mapping[str, float]) -> dict[str, float]:
+    """Divide the wall-clock time in which several artifacts were made among them.
+
+    Args:
+        work: of each artifact, by its fingerprint, in any unit: seconds of its trials, or rows.
+
+    Returns the share of each, in proportion to its work; equal shares where no work was measured, as where an
+    interrupted run has done all of it.
+    """
+    total = sum(work.values())
+    return {name: seconds * amount / total if total else seconds / len(work) for name, amount in work.items()}
 
 
 def list_written(artifact: Artifact, temporary: Sequence[str] = ()) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import Final
 
 #: Packages that are missing outside the environment.
-_NEEDED: Final = ("pydantic", "pyarrow", "ray", "torch")
+_NEEDED: Final = ("pydantic", "pyarrow", "ray", "shtab", "torch")
 _BAD_ENVIRONMENT: Final = 2
 
 
@@ -23,7 +23,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return _BAD_ENVIRONMENT
-    runpy.run_module("vlcp_ray.cli", run_name="__main__", alter_sys=True)
+    runpy.run_module("vlcp_ray", run_name="__main__", alter_sys=True)
     return 0
 
 

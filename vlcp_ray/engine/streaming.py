@@ -1,11 +1,13 @@
 """Row-wise execution on Ray Data: stream tables through actor pools and write the results block by block."""
 
 import math
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pkgutil import resolve_name
+from socket import gethostname
 from typing import Any, Final
 
 import pyarrow as pa
@@ -13,11 +15,12 @@ import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy, Dataset
 
-from vlcp_ray.engine.context import Context
+from vlcp_ray.engine.context import Context, share_seconds
 from vlcp_ray.engine.writing import PEAK_COLUMNS, WriteRows, count_rows, peak_columns
 from vlcp_ray.monitoring.allocator import retain_memory
 from vlcp_ray.monitoring.memory import Peaks, reset_peaks
 from vlcp_ray.scale import Pool
+from vlcp_ray.settings import ConfigError
 from vlcp_ray.store import written
 from vlcp_ray.store.artifact import Artifact, Step
 from vlcp_ray.store.files import File
@@ -51,13 +54,31 @@ class RowActor:
     def __init__(self, name: str, arguments: Mapping[str, Any]) -> None:
         retain_memory()  # 1.8 times the images/s when the VAE encodes on one core, in batches of 128 at 32 px
         reset_peaks(name)
-        self.call = resolve_name(name)(**arguments)
+        try:
+            self.call = _import(name)(**arguments)
+        except ImportError as error:
+            raise _import_error(name, error) from error
 
     def __call__(self, table: pa.Table) -> pa.Table:
         result: pa.Table = self.call(table.drop_columns([c for c in PEAK_COLUMNS if c in table.column_names]))
         for name, value in peak_columns(table, children=True).items():  # vLLM's engine may run in a child process
             result = result.append_column(name, pa.repeat(pa.scalar(value, pa.int32()), len(result)))
         return result
+
+
+def _import(name: str) -> Any:
+    try:
+        return resolve_name(name)
+    except Exception as error:  # whatever a library raises while it is imported
+        raise _import_error(name, error) from error
+
+
+def _import_error(name: str, error: Exception) -> ConfigError:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return ConfigError(
+        f"a worker on {gethostname()} cannot import what {name.partition(':')[0]} needs ({reason}); run `vlcp-ray "
+        f"doctor` in its environment, that of {sys.executable}"
+    )
 
 
 @dataclass
@@ -145,25 +166,26 @@ def run_rows(
     rows: Dataset,
     work: Sequence[RowWork],
     write: WriteRows,
-    total: int,
+    totals: Mapping[str, int],
     rows_per_block: int | None = None,
-) -> float:
+) -> dict[str, float]:
     """Stream rows through the work into the artifacts of `steps`.
 
     Args:
-        total: rows of these artifacts, including those that are done.
+        totals: rows of each artifact, by its fingerprint, including those that are done.
         rows_per_block: by default the scale's.
 
-    Returns the wall-clock time in seconds, divided by the number of artifacts.
+    Returns the seconds of each artifact, by its fingerprint: its share of the wall-clock time, by its rows, of which
+    each costs the same.
     """
-    start = time.monotonic()
+    start, total = time.monotonic(), sum(totals.values())
     counts = [count_rows(write, context.artifact(step)) for step in steps]
     done, rejected_before = (sum(count[name] for count in counts) for name in ("ids", "rejected"))
     with context.progress(steps, total, "rows", done, rejected_before) as progress:
         block = rows_per_block or context.scale.rows_per_block
         for good, rejected, peaks in stream(rows, work, write, block, total - done):
             progress.add(good + rejected, rejected=rejected, peaks=peaks)
-    return (time.monotonic() - start) / len(steps)
+    return share_seconds(time.monotonic() - start, totals)
 
 
 def stream(

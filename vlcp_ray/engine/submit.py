@@ -21,7 +21,7 @@ from vlcp_ray.config import Job
 from vlcp_ray.engine.join import AUTHENTICATION_FIX, asks_for_token
 from vlcp_ray.models.pretrained import DEMO
 from vlcp_ray.monitoring.printable import printable
-from vlcp_ray.settings import ConfigError
+from vlcp_ray.settings import SHIPPED, ConfigError
 from vlcp_ray.store.uris import public, redact
 
 Environment = Literal["image", "cpu", "gpu"]
@@ -138,7 +138,7 @@ def pack(folder: Path, job_file: str, job: Job, scale: str | None = None) -> lis
     Returns the paths of the job file and the scale file within the folder.
     """
     uses_demo = any(model.startswith(DEMO) for model in (job.base_model, job.caption.model))
-    ignore = shutil.ignore_patterns("__pycache__", ".git", "runs", *PRIVATE, *(() if uses_demo else _WEIGHTS))
+    ignore = shutil.ignore_patterns("__pycache__", ".git", "runs", *SHIPPED, *PRIVATE, *(() if uses_demo else _WEIGHTS))
     shutil.copytree(_PACKAGE, folder / _PACKAGE.name, ignore=ignore)
     paths = []
     for file, folder_name in ((job_file, "jobs"), *(((scale, "clusters"),) if scale else ())):

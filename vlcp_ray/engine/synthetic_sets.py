@@ -60,6 +60,6 @@ def make_sets(context: Context, steps: Sequence[Step], work: str, arguments: Map
     )
     totals = {step.fingerprint: context.rows(step, "prototypes") for step in steps}
     row_work = RowWork(work, {**arguments, "batch_size": pool.batch_size}, pool)
-    seconds = run_rows(context, steps, rows, [row_work], write, sum(totals.values()))
+    seconds = run_rows(context, steps, rows, [row_work], write, totals)
     for step in steps:
-        complete_rows(context, step, write, totals[step.fingerprint], {"seconds": seconds})
+        complete_rows(context, step, write, totals[step.fingerprint], {"seconds": seconds[step.fingerprint]})

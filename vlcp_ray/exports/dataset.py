@@ -74,15 +74,20 @@ def _imagefolder(parts: Iterable[pa.Table], target: Artifact, names: Names, _: i
 def _parquet(parts: Iterable[pa.Table], target: Artifact, names: Names, shards: int) -> None:
     """Write `data/train-*.parquet` as `datasets` does: an image is a struct of bytes and path, a label has names."""
     for number, part in enumerate(parts):
-        info = {"info": {"features": _parquet_features(names.classes, SOFT_LABEL in part.column_names)}}
-        metadata = {b"huggingface": json.dumps(info, ensure_ascii=False).encode()}
-        paths = pa.array([f"{names.files[image_id]}.png" for image_id in part["image_id"].to_pylist()], pa.string())
-        image = pa.StructArray.from_arrays([part["image"].combine_chunks(), paths], ["bytes", "path"])
-        columns = {"image": image, "label": part["label"].cast(pa.int64())}
-        columns |= {name: part[name] for name in (*_COLUMNS, SOFT_LABEL) if name in part.column_names}
         sink = io.BytesIO()
-        parquet.write_table(pa.table(columns).replace_schema_metadata(metadata), sink, row_group_size=100)
+        parquet.write_table(hub_table(part, names), sink, row_group_size=100)
         target.write_bytes(f"data/train-{number:05d}-of-{shards:05d}.parquet", sink.getvalue())
+
+
+def hub_table(rows: pa.Table, names: Names) -> pa.Table:
+    """Convert rows of SYNTHETIC, with or without soft labels, to a table that `datasets` reads."""
+    info = {"info": {"features": _parquet_features(names.classes, SOFT_LABEL in rows.column_names)}}
+    metadata = {b"huggingface": json.dumps(info, ensure_ascii=False).encode()}
+    paths = pa.array([f"{names.files[image_id]}.png" for image_id in rows["image_id"].to_pylist()], pa.string())
+    image = pa.StructArray.from_arrays([rows["image"].combine_chunks(), paths], ["bytes", "path"])
+    columns = {"image": image, "label": rows["label"].cast(pa.int64())}
+    columns |= {name: rows[name] for name in (*_COLUMNS, SOFT_LABEL) if name in rows.column_names}
+    return pa.table(columns).replace_schema_metadata(metadata)
 
 
 def _webdataset(parts: Iterable[pa.Table], target: Artifact, names: Names, _: int) -> None:

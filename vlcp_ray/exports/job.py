@@ -17,9 +17,11 @@ from vlcp_ray.config import Job
 from vlcp_ray.cost.requirements import set_steps
 from vlcp_ray.engine.context import list_written
 from vlcp_ray.exports import cards, dataset, licences
+from vlcp_ray.exports.names import file_names
 from vlcp_ray.methods import vlcp
 from vlcp_ray.models import pretrained
 from vlcp_ray.protocols import PROTOCOLS
+from vlcp_ray.schemas import SYNTHETIC
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.stages import evaluate, finetune, generate, ingest, pair
 from vlcp_ray.stages.prototype import PROTOTYPES
@@ -89,7 +91,7 @@ def check_push(job: Job, store: Store, steps: Sequence[Step], choice: Choice, ha
     """
     if has_right or choice.form not in dataset.WRITERS:
         return
-    step = _find_set(job, steps, choice)
+    step = find_set(job, steps, choice.method, choice.ipc, choice.seed)
     if not _is_generated(step):
         terms = licences.of_images(job, _class_keys(store, step))
         raise ConfigError(
@@ -151,12 +153,12 @@ def public(value: Any) -> Any:
 
 
 def _dataset(job: Job, store: Store, steps: Sequence[Step], choice: Choice, target: Artifact) -> str:
-    step = _find_set(job, steps, choice)
+    step = find_set(job, steps, choice.method, choice.ipc, choice.seed)
     manifest = _manifest(store, step)
     facts = _facts(job, store, step, choice)
     class_names, images = facts["class_names"], int(manifest["rows"])
     evaluations = [s for s in steps if s.stage == evaluate.STAGE.name]
-    teacher = next((s.inputs["teacher"] for s in evaluations if "teacher" in s.inputs), None)
+    teacher = _teacher(steps)
     teacher_facts = _teacher_facts(job, store, teacher) if teacher else None
     soft_labels = _soft_labels(store.artifact(teacher), job) if teacher else None
     dataset.write(choice.form, store.artifact(step), target, class_names, images, soft_labels)
@@ -182,6 +184,42 @@ def _dataset(job: Job, store: Store, steps: Sequence[Step], choice: Choice, targ
     )
     target.write_bytes("README.md", cards.dataset_card(choice.form, card).encode())
     return f"{images:,} images of {len(class_names):,} classes, {step.title}"
+
+
+def read_set(store: Store, step: Step, classes: int | None = None) -> tuple[pa.Table, list[str]]:
+    """Read a set, rows of SYNTHETIC sorted by label and image_id, and the names of the classes by label.
+
+    Args:
+        step: that of `find_set`.
+        classes: read so many of the first classes; None: all.
+
+    Raises:
+        ConfigError: the set is not made yet.
+    """
+    _manifest(store, step)
+    artifact = store.artifact(step)
+    if classes is None:
+        rows = artifact.table("synthetic", SYNTHETIC)
+    else:
+        rows = artifact.rows("synthetic", SYNTHETIC, SYNTHETIC.names, "label", pa.array(range(classes), pa.int32()))
+    names: list[str] = _manifest(store, _images(step))["class_names"]
+    return rows.sort_by([("label", "ascending"), ("image_id", "ascending")]), names
+
+
+def read_hub_table(job: Job, store: Store, steps: Sequence[Step], step: Step) -> pa.Table:
+    """Read a set as one table, with the columns of `export --format parquet`."""
+    rows, names = read_set(store, step)
+    if teacher := _teacher(steps):
+        rows = rows.append_column(dataset.SOFT_LABEL, _soft_labels(store.artifact(teacher), job)(rows))
+    files = dataset.Names(names, file_names(rows["image_id"].to_pylist()))
+    starts = range(0, len(rows), dataset.SHARD)  # an array of images has at most 2 GiB
+    return pa.concat_tables([dataset.hub_table(rows.slice(start, dataset.SHARD), files) for start in starts])
+
+
+def _teacher(steps: Sequence[Step]) -> Step | None:
+    """Return the step of the teacher with whose soft labels the sets are evaluated, if there is one."""
+    evaluations = (step for step in steps if step.stage == evaluate.STAGE.name)
+    return next((step.inputs["teacher"] for step in evaluations if "teacher" in step.inputs), None)
 
 
 def _soft_labels(teacher: Artifact, job: Job) -> Callable[[pa.Table], pa.Array]:
@@ -247,16 +285,24 @@ def _model(job: Job, store: Store, steps: Sequence[Step], choice: Choice, target
     return f"the model of {step.title}"
 
 
-def _find_set(job: Job, steps: Sequence[Step], choice: Choice) -> Step:
-    """Return the step of the chosen distilled set."""
-    key = {"seed": job.seeds[0] if choice.seed is None else choice.seed, "ipc": choice.ipc or max(job.ipc)}
+def find_set(job: Job, steps: Sequence[Step], method: str, ipc: int | None, seed: int | None) -> Step:
+    """Return the step of a distilled set.
+
+    Args:
+        ipc: None: the job's largest.
+        seed: None: the job's first.
+
+    Raises:
+        ConfigError: the job makes no such set.
+    """
+    key = {"seed": job.seeds[0] if seed is None else seed, "ipc": ipc or max(job.ipc)}
     sets = set_steps(steps)
     for step in sets:
-        if step.key == {**key, "method": choice.method}:
+        if step.key == {**key, "method": method}:
             return step
     methods = ", ".join(dict.fromkeys(step.key["method"] for step in sets))
     raise ConfigError(
-        f"the job makes no set {choice.method}, seed {key['seed']}, ipc {key['ipc']}; it has the methods "
+        f"the job makes no set {method}, seed {key['seed']}, ipc {key['ipc']}; it has the methods "
         f"{methods}, the seeds {list(job.seeds)} and the ipc {list(job.ipc)}"
     )
 

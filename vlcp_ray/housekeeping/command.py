@@ -5,7 +5,7 @@ from collections.abc import Mapping, Set
 
 from vlcp_ray.cost.requirements import format_gib
 from vlcp_ray.housekeeping import deletion
-from vlcp_ray.housekeeping.root import artifact_table, find_runs, read_root, table
+from vlcp_ray.housekeeping.root import NAME, artifact_table, find_runs, read_root, table
 from vlcp_ray.monitoring.printable import printable
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.stages import report
@@ -27,6 +27,12 @@ def ls(store: Store, artifacts: bool) -> int:
     return 0
 
 
+def is_report(name: str) -> bool:
+    """Return whether a JOB of `gc` is the name of a report's folder."""
+    found = NAME.fullmatch(name)
+    return found is not None and found[1] == report.STAGE.name
+
+
 def needs_of_report(store: Store, name: str) -> frozenset[str]:
     """Return the names of a report and of the artifacts from which it was made.
 
@@ -37,8 +43,7 @@ def needs_of_report(store: Store, name: str) -> frozenset[str]:
     found = next((run.needs for run in find_runs(root) if run.report == name), None)
     if found is None:
         raise ConfigError(
-            f"JOB {name}: it is neither a job file (*.toml) nor a complete report under {store.path}; vlcp-ray ls "
-            f"lists the reports, as {report.STAGE.name}-0123456789ab"
+            f"JOB {name}: there is no complete report of that name under {store.path}; vlcp-ray ls lists them"
         )
     return found
 

@@ -19,7 +19,8 @@ from vlcp_ray.store.files import DatedFile
 from vlcp_ray.store.io import StoreError, retry
 from vlcp_ray.store.lease import active_leases
 
-_NAME: Final = re.compile(rf"({'|'.join(STAGES)})-([0-9a-f]{{12}})")
+#: The name of an artifact's folder: its stage and its fingerprint.
+NAME: Final = re.compile(rf"({'|'.join(STAGES)})-([0-9a-f]{{12}})")
 #: The first line of a log, and the most bytes of it that are read.
 _HEADER: Final = re.compile(rb': (\{"makes": .*\})')
 _HEADER_BYTES: Final = 2**18
@@ -121,10 +122,10 @@ def read_root(store: Store) -> Root:
     found = retry(lambda: files.list_dated(store.filesystem, path, recursive=True), f"list {path}")
     listed, others = defaultdict[str, list[DatedFile]](list), list[DatedFile]()
     if store.filesystem.type_name == "local":  # where an empty folder may be left
-        listed |= {name: [] for name in files.list_folders(store.filesystem, path) if _NAME.fullmatch(name)}
+        listed |= {name: [] for name in files.list_folders(store.filesystem, path) if NAME.fullmatch(name)}
     for file in (file._replace(path=file.path[len(path) + 1 :]) for file in found):
         name, _, inner = file.path.partition("/")
-        if inner and _NAME.fullmatch(name):
+        if inner and NAME.fullmatch(name):
             listed[name].append(file._replace(path=inner))
         else:
             others.append(file)

@@ -1,5 +1,6 @@
-"""Live view of a run on a terminal: all stages, and the rows, rate and devices of the running one."""
+"""Live view of a run on a terminal or in a notebook: all stages, and rows, rate and devices of the running one."""
 
+import io
 import sys
 from typing import Final, TextIO
 
@@ -16,25 +17,13 @@ _NAME_WIDTH: Final = 18  # terminal cells
 _BAR_WIDTH: Final = 24
 
 
-class LiveView(View):
-    """Show the stages as a table below all log lines, updated four times a second.
+class TableView(View):
+    """Show the stages as a table below all log lines."""
 
-    The terminal is restored at the end, also after an error.
-    """
-
-    def __init__(self, console: Console) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.console = console
         self.summaries: dict[str, str] = {}
         self.started = self.clock()
-        self.live = Live(get_renderable=self.table, console=console, refresh_per_second=4, transient=True)
-
-    def __enter__(self) -> "LiveView":
-        self.live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.live.stop()
 
     def start_stage(self, stage: str, devices: str, workers: int = 1) -> None:
         super().start_stage(stage, devices, workers)
@@ -80,12 +69,61 @@ class LiveView(View):
         return self.summaries.get(stage, "")
 
 
+class LiveView(TableView):
+    """Show the table on a terminal, updated four times a second.
+
+    The terminal is restored at the end, also after an error.
+    """
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+        self.live = Live(get_renderable=self.table, console=console, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> "LiveView":
+        self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.live.stop()
+
+
+class NotebookView(TableView):
+    """Show the table below the cell of a notebook, updated with the progress, at most once a second."""
+
+    def __init__(self) -> None:
+        from IPython.display import display  # a notebook has it
+
+        super().__init__()
+        self.updated = self.clock()
+        self.handle = display(self, display_id=True)
+
+    def start_stage(self, stage: str, devices: str, workers: int = 1) -> None:
+        super().start_stage(stage, devices, workers)
+        self.handle.update(self)
+
+    def end_stage(self, stage: str) -> None:
+        super().end_stage(stage)
+        self.handle.update(self)
+
+    def on_update(self, progress: Progress) -> None:
+        """Show the table again, if what is shown is a second old."""
+        if self.clock() - self.updated >= 1:
+            self.updated = self.clock()
+            self.handle.update(self)
+
+    def _repr_html_(self) -> str:
+        console = Console(file=io.StringIO(), record=True, width=100, force_jupyter=False)
+        console.print(self.table())
+        return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+
+
 def _bar(now: ProgressSnapshot) -> ProgressBar:
     return ProgressBar(total=now.total, completed=now.rows, width=_BAR_WIDTH, pulse=now.total is None)
 
 
 def view(plain: bool = False, stream: TextIO | None = None) -> View:
-    """Return the live view if the output is a terminal that can move its cursor, else plain log lines.
+    """Return the view of a notebook or of a terminal that can move its cursor, else plain log lines.
 
     Args:
         plain: log lines in any case.
@@ -93,4 +131,6 @@ def view(plain: bool = False, stream: TextIO | None = None) -> View:
     """
     stream = stream or sys.stdout
     console = Console(file=stream)
-    return View() if plain or not stream.isatty() or console.is_dumb_terminal else LiveView(console)
+    if plain or not (console.is_jupyter or (stream.isatty() and not console.is_dumb_terminal)):
+        return View()
+    return NotebookView() if console.is_jupyter else LiveView(console)

@@ -1,5 +1,6 @@
 """Tests of the arguments of the ranks of fine-tuning, of their metrics, and of seeds that are tuned side by side."""
 
+import json
 import threading
 import time
 from collections.abc import Sequence
@@ -12,11 +13,13 @@ import pytest
 import ray
 import ray.train.torch
 
+from tests.engine.clock import set_clock
 from tests.small_job import JOB
 from tests.stages.report.small_report import png
 from vlcp_ray.config import load_job
 from vlcp_ray.engine.context import Context
 from vlcp_ray.engine.ranks import scaling_config
+from vlcp_ray.monitoring.memory import Peaks
 from vlcp_ray.monitoring.tensorboard import Record
 from vlcp_ray.pipeline import graph
 from vlcp_ray.scale import FinetunePool, Pool, Scale
@@ -25,6 +28,7 @@ from vlcp_ray.stages.finetune.batches import Schedule
 from vlcp_ray.stages.finetune.run import (
     RankConfig,
     _call_at_once,
+    _complete,
     _configure_ranks,
     _fit,
     _read_json,
@@ -81,6 +85,25 @@ def test_configure_ranks_takes_job_scale_and_inputs(context: Context) -> None:
         artifact=context.artifact(finetune_step(context)),
     )
     assert config.schedule.steps == 10
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_complete_has_the_share_and_the_ranks_of_trainings_at_the_same_time(
+    context: Context, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = finetune_step(context)
+    config = replace(config_of(context), pool=FinetunePool(num_workers=2, min_workers=1, num_gpus=1, batch_size=5))
+    config.artifact.write_bytes("checkpoints/state", b"x")
+    config.artifact.write_bytes("memory/rank-0000.json", json.dumps([Peaks(1, 2, 3), "{}"]).encode())
+    clock = set_clock(monkeypatch, run_module.__name__)
+    _complete(context, step, config, 20, clock.now - 60, at_once)
+    manifest = context.manifest(step)
+    assert manifest["seconds"] == 60 / at_once
+    recorded = manifest["scale"]["finetune"]
+    assert (recorded["num_workers"], recorded["min_workers"], recorded["num_gpus"]) == (2 * at_once, at_once, 1)
+    used = manifest["seconds"] * recorded["num_workers"]
+    assert used == 60 * config.pool.num_workers  # the seconds of its own ranks
+    assert list(manifest["files"]) == []
 
 
 class Validating:

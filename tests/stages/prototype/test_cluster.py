@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.neighbors import LocalOutlierFactor
 
+from tests.engine.clock import set_clock
 from vlcp_ray.schemas import tensor_array, tensors
 from vlcp_ray.seeds import seed_for
 from vlcp_ray.stages.prototype import MEMBERS, MiniBatches, Prototype, prototypes_schema
+from vlcp_ray.stages.prototype import cluster as cluster_module
 from vlcp_ray.stages.prototype.cluster import prototype, reduce_dimensions
 
 SHAPE = (4, 2, 2)
@@ -47,8 +49,16 @@ def column(table: pa.Table, name: str) -> npt.NDArray[Any]:
     return values
 
 
+def tables_of(
+    table: pa.Table, runs: list[tuple[int, int]], mini_batches: MiniBatches | None = None
+) -> dict[tuple[int, int], tuple[pa.Table, pa.Table]]:
+    """PROTOTYPES and MEMBERS of each run, without the seconds."""
+    made = prototype(table, OUTLIERS, runs, mini_batches)
+    return {run: (tables.prototypes, tables.members) for run, tables in made.items()}
+
+
 def test_prototype_tables_have_schemas_and_ids() -> None:
-    prototypes, members = prototype(make_pairs(make_latents(30)), OUTLIERS, [(0, 3)])[0, 3]
+    prototypes, members, _ = prototype(make_pairs(make_latents(30)), OUTLIERS, [(0, 3)])[0, 3]
     assert prototypes.schema.equals(prototypes_schema(SHAPE), check_metadata=True)
     assert members.schema.equals(MEMBERS, check_metadata=True)
     prototypes.validate(full=True)
@@ -60,7 +70,7 @@ def test_prototype_tables_have_schemas_and_ids() -> None:
 
 def test_prototype_centroids_equal_scikit_learn_kmeans() -> None:
     values = make_latents(40)
-    prototypes, members = prototype(make_pairs(values), NO_OUTLIERS, [(3, 4)])[3, 4]
+    prototypes, members, _ = prototype(make_pairs(values), NO_OUTLIERS, [(3, 4)])[3, 4]
     kmeans = KMeans(n_clusters=4, n_init=2, random_state=3).fit(flatten(values))
     clusters = column(members, "cluster")
     for cluster in range(4):
@@ -77,8 +87,8 @@ def test_prototype_of_latents_padded_with_zeros_gives_same_clusters(parameters: 
     values = make_latents(60)
     padded = np.pad(values, [(0, 0), (0, 0), (0, 0), (0, 8)])
     assert padded[0].size > len(padded) > values[0].size
-    prototypes, members = prototype(make_pairs(values), parameters, [(3, 4)])[3, 4]
-    padded_prototypes, padded_members = prototype(make_pairs(padded), parameters, [(3, 4)])[3, 4]
+    prototypes, members, _ = prototype(make_pairs(values), parameters, [(3, 4)])[3, 4]
+    padded_prototypes, padded_members, _ = prototype(make_pairs(padded), parameters, [(3, 4)])[3, 4]
     assert members.drop_columns("distance").equals(padded_members.drop_columns("distance"))
     np.testing.assert_allclose(column(padded_members, "distance"), column(members, "distance"), rtol=1e-5, atol=1e-6)
     unpadded = tensors(padded_prototypes["latent"])[..., : values.shape[3]]
@@ -88,7 +98,7 @@ def test_prototype_of_latents_padded_with_zeros_gives_same_clusters(parameters: 
 
 def test_prototype_clusters_are_numbered_by_first_member() -> None:
     for seed in range(5):
-        _, members = prototype(make_pairs(make_latents(40)), NO_OUTLIERS, [(seed, 4)])[seed, 4]
+        _, members, _ = prototype(make_pairs(make_latents(40)), NO_OUTLIERS, [(seed, 4)])[seed, 4]
         clusters = column(members, "cluster").tolist()
         firsts = [clusters.index(cluster) for cluster in range(4)]
         assert firsts == sorted(firsts)
@@ -96,7 +106,7 @@ def test_prototype_clusters_are_numbered_by_first_member() -> None:
 
 def test_prototype_with_ipc_1_is_mean_latent() -> None:
     values = make_latents(20)
-    prototypes, members = prototype(make_pairs(values), NO_OUTLIERS, [(0, 1)])[0, 1]
+    prototypes, members, _ = prototype(make_pairs(values), NO_OUTLIERS, [(0, 1)])[0, 1]
     mean = flatten(values).mean(axis=0)
     np.testing.assert_allclose(tensors(prototypes["latent"])[0].ravel(), mean, atol=1e-6)
     distance = np.linalg.norm(flatten(values) - mean, axis=1)
@@ -105,7 +115,7 @@ def test_prototype_with_ipc_1_is_mean_latent() -> None:
 
 def test_prototype_with_ipc_of_all_images_gives_each_image() -> None:
     values = make_latents(5)
-    prototypes, members = prototype(make_pairs(values), NO_OUTLIERS, [(0, 5)])[0, 5]
+    prototypes, members, _ = prototype(make_pairs(values), NO_OUTLIERS, [(0, 5)])[0, 5]
     np.testing.assert_allclose(tensors(prototypes["latent"]), values, atol=1e-6)
     np.testing.assert_allclose(column(members, "distance"), 0, atol=1e-5)
     assert prototypes["text_image_id"].to_pylist() == members["image_id"].to_pylist()
@@ -114,7 +124,7 @@ def test_prototype_with_ipc_of_all_images_gives_each_image() -> None:
 @pytest.mark.parametrize("n", [2, 5, 11, 50])
 def test_prototype_outliers_equal_scikit_learn_lof(n: int) -> None:
     values = make_latents(n, seed=1)
-    prototypes, members = prototype(make_pairs(values), OUTLIERS, [(0, 2)])[0, 2]
+    prototypes, members, _ = prototype(make_pairs(values), OUTLIERS, [(0, 2)])[0, 2]
     expected = LocalOutlierFactor(n_neighbors=min(10, n - 1), contamination=0.1).fit_predict(flatten(values)) == -1
     np.testing.assert_array_equal(column(members, "cluster") == -1, expected)
     assert sum(prototypes["size"].to_pylist()) == n - expected.sum()
@@ -126,7 +136,7 @@ def test_prototype_leaves_outliers_out_of_centroids_and_texts() -> None:
     values = make_latents(50)
     values[::10] *= 40
     captions = ["plain round" if i % 10 else "odd odd odd" for i in range(50)]
-    prototypes, members = prototype(make_pairs(values, captions), OUTLIERS, [(0, 3)])[0, 3]
+    prototypes, members, _ = prototype(make_pairs(values, captions), OUTLIERS, [(0, 3)])[0, 3]
     np.testing.assert_array_equal(np.flatnonzero(column(members, "cluster") == -1), np.arange(0, 50, 10))
     assert set(prototypes["text"].to_pylist()) == {"plain round"}
     centroids = tensors(prototypes["latent"]).reshape(3, -1)
@@ -139,14 +149,14 @@ def test_prototype_leaves_outliers_out_of_document_frequency() -> None:
     values[::10] *= 40
     captions = ["odd" if i % 10 == 0 else "common rare" if i < 36 else "rare" if i < 40 else "" for i in range(50)]
     captions[49] = "plain"
-    prototypes, _ = prototype(make_pairs(values, captions), OUTLIERS, [(0, 1)])[0, 1]
+    prototypes, _, _ = prototype(make_pairs(values, captions), OUTLIERS, [(0, 1)])[0, 1]
     # "common" is in 32 of 45 captions of inliers (71 %) and in 64 % of all captions.
     assert prototypes["words"].to_pylist() == [["plain"]]
 
 
 def test_prototype_text_is_caption_of_image_in_cluster() -> None:
     table = make_pairs(make_latents(40))
-    prototypes, members = prototype(table, OUTLIERS, [(0, 4)])[0, 4]
+    prototypes, members, _ = prototype(table, OUTLIERS, [(0, 4)])[0, 4]
     cluster = dict(zip(members["image_id"].to_pylist(), members["cluster"].to_pylist(), strict=True))
     caption = dict(zip(table["image_id"].to_pylist(), table["caption"].to_pylist(), strict=True))
     for row in prototypes.to_pylist():
@@ -157,7 +167,7 @@ def test_prototype_text_is_caption_of_image_in_cluster() -> None:
 
 def test_prototype_without_words_takes_caption_of_nearest_image() -> None:
     captions = [f"{i}" for i in range(40)]
-    prototypes, members = prototype(make_pairs(make_latents(40), captions), NO_OUTLIERS, [(0, 4)])[0, 4]
+    prototypes, members, _ = prototype(make_pairs(make_latents(40), captions), NO_OUTLIERS, [(0, 4)])[0, 4]
     cluster, distance = column(members, "cluster"), column(members, "distance")
     nearest = [int(np.where(cluster == j, distance, np.inf).argmin()) for j in range(4)]
     assert prototypes["text"].to_pylist() == [captions[i] for i in nearest]
@@ -168,13 +178,13 @@ def test_prototype_without_words_takes_caption_of_nearest_image() -> None:
 def test_prototype_of_permuted_rows_is_equal(order: list[int], seed: int) -> None:
     table = make_pairs(make_latents(25))
     chunks = pa.concat_tables([table.take(order[:9]), table.take(order[9:])])
-    expected = prototype(table, OUTLIERS, [(seed, 3)])[seed, 3]
-    assert prototype(chunks, OUTLIERS, [(seed, 3)])[seed, 3] == expected
+    expected = tables_of(table, [(seed, 3)])
+    assert tables_of(chunks, [(seed, 3)]) == expected
 
 
 def test_prototype_of_several_runs_equals_single_runs_with_one_lof(monkeypatch: pytest.MonkeyPatch) -> None:
     table, runs = make_pairs(make_latents(40)), [(0, 2), (1, 2), (0, 5)]
-    separate = {run: prototype(table, OUTLIERS, [run])[run] for run in runs}
+    separate = {run: tables_of(table, [run])[run] for run in runs}
     calls = []
     fit_predict = LocalOutlierFactor.fit_predict
 
@@ -184,12 +194,36 @@ def test_prototype_of_several_runs_equals_single_runs_with_one_lof(monkeypatch: 
         return prediction
 
     monkeypatch.setattr(LocalOutlierFactor, "fit_predict", counting_fit_predict)
-    assert prototype(table, OUTLIERS, runs) == separate
+    assert tables_of(table, runs) == separate
     assert calls == [40]
 
 
+@pytest.mark.parametrize(("mini_batches", "work"), [(None, "_cluster"), (MiniBatches(), "_cluster_mini_batches")])
+def test_prototype_seconds_are_those_of_each_run_and_a_part_of_what_they_share(
+    mini_batches: MiniBatches | None, work: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where outliers take 9 s and k-means 2 s for each cluster."""
+    clock = set_clock(monkeypatch, cluster_module.__name__)
+    find_outliers, make_clusters = cluster_module._outliers_last, getattr(cluster_module, work)
+
+    def slow_outliers(*arguments: Any) -> Any:
+        clock.now += 9.0
+        return find_outliers(*arguments)
+
+    def slow_clusters(*arguments: Any) -> Any:
+        clock.now += 2.0 * arguments[-1]
+        return make_clusters(*arguments)
+
+    monkeypatch.setattr(cluster_module, "_outliers_last", slow_outliers)
+    monkeypatch.setattr(cluster_module, work, slow_clusters)
+    made = prototype(make_pairs(make_latents(30)), OUTLIERS, [(0, 1), (0, 5), (1, 5)], mini_batches)
+    seconds = {run: tables.seconds for run, tables in made.items()}
+    assert seconds == {(0, 1): 3.0 + 2.0, (0, 5): 3.0 + 10.0, (1, 5): 3.0 + 10.0}
+    assert sum(seconds.values()) == clock.now - 1000.0
+
+
 def test_prototype_of_single_image_has_no_outlier() -> None:
-    prototypes, members = prototype(make_pairs(make_latents(1)), OUTLIERS, [(0, 1)])[0, 1]
+    prototypes, members, _ = prototype(make_pairs(make_latents(1)), OUTLIERS, [(0, 1)])[0, 1]
     assert members["cluster"].to_pylist() == [0]
     assert prototypes["size"].to_pylist() == [1]
 
@@ -208,7 +242,7 @@ def test_prototype_of_fewer_different_latents_than_ipc_raises() -> None:
         ValueError, match=r"'fan' has 12 usable images, but only 3 different latents.* ipc = 4: lower ipc"
     ):
         prototype(make_pairs(values), NO_OUTLIERS, [(0, 4)])
-    prototypes, _ = prototype(make_pairs(values), NO_OUTLIERS, [(0, 3)])[0, 3]
+    prototypes, _, _ = prototype(make_pairs(values), NO_OUTLIERS, [(0, 3)])[0, 3]
     assert prototypes["size"].to_pylist() == [4, 4, 4]
 
 
@@ -256,7 +290,7 @@ def test_reduce_dimensions_of_many_latents_returns_them() -> None:
 def test_prototype_outliers_equal_their_definition() -> None:
     """Compute the local outlier factor of Breunig et al. 2000 in full, and take the tenth of the largest."""
     values = make_latents(50, seed=1)
-    _, members = prototype(make_pairs(values), OUTLIERS, [(0, 2)])[0, 2]
+    _, members, _ = prototype(make_pairs(values), OUTLIERS, [(0, 2)])[0, 2]
     points = flatten(values).astype(np.float64)
     distance = np.linalg.norm(points[:, None] - points, axis=2)
     np.fill_diagonal(distance, np.inf)
@@ -279,7 +313,7 @@ def mini_batch(
 ) -> tuple[npt.NDArray[np.float32], pa.Table, pa.Table]:
     """Cluster in mini-batches: the centroids (ipc, d) in the order of their values, PROTOTYPES and MEMBERS."""
     run = (seed, ipc)
-    prototypes, members = prototype(make_pairs(values), Prototype(), [run], MiniBatches(images_per_cluster))[run]
+    prototypes, members, _ = prototype(make_pairs(values), Prototype(), [run], MiniBatches(images_per_cluster))[run]
     centroids = tensors(prototypes["latent"]).reshape(ipc, -1)
     return centroids[np.lexsort(centroids.T)], prototypes, members
 
@@ -337,9 +371,9 @@ def test_mini_batches_leave_out_a_rest_of_fewer_than_ipc_images() -> None:
 
 def test_mini_batches_are_independent_of_order_and_other_runs() -> None:
     table, runs = make_pairs(make_latents(50)), [(0, 4), (1, 4), (0, 7)]
-    alone = {run: prototype(table, OUTLIERS, [run], MiniBatches())[run] for run in runs}
+    alone = {run: tables_of(table, [run], MiniBatches())[run] for run in runs}
     shuffled = table.take(np.random.default_rng(0).permutation(50))
-    assert prototype(shuffled, OUTLIERS, runs, MiniBatches()) == alone
+    assert tables_of(shuffled, runs, MiniBatches()) == alone
     assert not alone[0, 4][0].equals(alone[1, 4][0])
     assert (column(alone[0, 4][1], "cluster") == -1).sum() == 5
 
@@ -350,7 +384,7 @@ def test_mini_batches_keep_a_centroid_that_no_image_is_nearest_to() -> None:
     values.reshape(60, -1)[:, 1:] = 0
     first, second = taken_in_order(60, 0)[:2]
     values[second] = values[first]  # so that two centroids start at one image
-    prototypes, members = prototype(make_pairs(values, captions), Prototype(), [(0, 12)], MiniBatches())[0, 12]
+    prototypes, members, _ = prototype(make_pairs(values, captions), Prototype(), [(0, 12)], MiniBatches())[0, 12]
     sizes = column(prototypes, "size")
     assert sizes.min() == 0
     np.testing.assert_array_equal(sizes, np.bincount(column(members, "cluster"), minlength=12))

@@ -118,7 +118,7 @@ def full_report() -> Report:
         other_classes=pa.table({"label": [7], "class_name": ["the other"], "image": [png(3)]}),
         coverage=[
             {"method": method, "ipc": 2, "seed": seed, "coverage": 0.25 * (seed + 1), "redundancy": 0.5}
-            | {"diversity": 1.5, "to_real": to_real}
+            | {"diversity": 1.5, "to_real": to_real, "gpu_seconds": 1234.0 + seed, "cpu_seconds": 0.5}
             for method, to_real in (("vlcp", 0.75), ("random", 0.0))
             for seed in (0, 1)
         ],

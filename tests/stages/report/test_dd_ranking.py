@@ -62,6 +62,12 @@ def test_augmentation_robust_score_is_lower_where_the_gain_is_of_the_augmentatio
 
 
 def test_augmentation_robust_score_of_percentages_raises() -> None:
-    for augmented, plain, weight in ((20, 0.1, 0.5), (0.2, -1.1, 0.5), (0.2, 0.1, 2)):
+    for augmented, plain, weight in (
+        (1.1, 0.1, 0.5),
+        (-1.1, 0.1, 0.5),
+        (0.2, 1.1, 0.5),
+        (0.2, -1.1, 0.5),
+        (0.2, 0.1, 2),
+    ):
         with pytest.raises(ValueError, match="fraction"):
             augmentation_robust_score(augmented, plain, weight)

@@ -114,6 +114,13 @@ def test_render_without_a_part_leaves_its_section_out() -> None:
     assert len(page.all("div", "none")) == 8
 
 
+def test_render_shows_the_device_seconds_of_measured_sets() -> None:
+    text = Page(render(full_report())).text
+    assert "CPU-seconds" in text
+    for method, megabytes in (("vlcp", "2.00"), ("random", "2.00")):
+        assert f"2{method}{megabytes}1,234.50.5" in text  # images per class, method, MB of images, means of two seeds
+
+
 def test_render_shows_unseen_characters_escaped() -> None:
     name = "cat\u202egnp.exe\x1b"
     html = render(

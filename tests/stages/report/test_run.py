@@ -1,6 +1,7 @@
 """Tests of the stage report: it gathers the artifacts of a whole job into a page."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -192,6 +193,14 @@ def test_run_shows_metrics_and_samples_of_finetuning(page: Page) -> None:
     assert "Training loss, mean of the epoch" in page.text
     alts = [attributes["alt"] for attributes in page.all("img")]
     assert {"class 1, epoch 1", "class 1, epoch 2"} <= set(alts)
+
+
+def test_run_shows_the_cpu_seconds_of_all_that_a_set_is_made_from(page: Page) -> None:
+    """PAIRS take 2 s on two workers, the model 3 s, prototypes 4 s on two workers, the set 5 s."""
+    section = page.text[page.text.index("CPU-seconds") :]
+    for method, seconds in (("vlcp", 2 * 2 + 3 + 4 * 2 + 5), ("centroid", 2 * 2 + 4 * 2 + 5), ("random", 5)):
+        assert re.search(rf"2{method}[\d.]+0\.0{seconds}\.0", section)
+    assert re.search(r"allfull\D", section)
 
 
 def test_run_shows_unit_and_counts_of_every_stage(page: Page) -> None:

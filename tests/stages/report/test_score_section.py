@@ -39,6 +39,22 @@ def test_score_rows_dd_ranking_is_fractions_and_blank_where_unknown() -> None:
     assert random["text"]["hlr"] == full["text"]["ior"] == ""
 
 
+def test_score_rows_device_seconds_are_means_over_sets_and_blank_without_a_set() -> None:
+    measured = [
+        {"method": method, "ipc": ipc, "seed": seed, "gpu_seconds": gpu, "cpu_seconds": cpu}
+        for method, ipc, seed, gpu, cpu in (
+            ("vlcp", 2, 0, 1000.0, 1.0),
+            ("vlcp", 2, 1, 1500.5, 2.0),
+            ("vlcp", 5, 0, 9.0, 9.0),
+            ("random", 2, 0, 0.0, None),
+        )
+    ]
+    stated = [figure("minimax", "ConvNet-3", 2, "vlcp", 61.5, None)]
+    rows = score_rows(score_summary(SCORED), stated, measured)
+    shown = [(row["method"], row["text"]["gpu_seconds"], row["text"]["cpu_seconds"]) for row in rows]
+    assert shown == [("vlcp", "1,250.2", "1.5"), ("random", "0.0", ""), ("vlcp", "", ""), ("full", "", "")]
+
+
 def test_score_rows_published_figures_follow_measured_ones_of_their_ipc() -> None:
     stated = [figure("minimax", "ConvNet-3", ipc, "d4m", 61.5, std) for ipc, std in ((2, 0.5), (7, None))]
     rows = score_rows(score_summary(SCORED), stated)

@@ -1,5 +1,6 @@
 """Tests of select: all compared methods through both protocols, equal sets for one worker and two."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,17 +9,22 @@ import pytest
 import ray
 from safetensors.torch import save
 
+from tests.engine.clock import set_clock
+from tests.engine.member_rows import artifact
 from vlcp_ray.config import Job, load_job
 from vlcp_ray.demo import digits
 from vlcp_ray.engine.writing import TARGET
 from vlcp_ray.methods import METHODS
+from vlcp_ray.methods.method import Run
+from vlcp_ray.methods.synthetic_rows import as_synthetic
 from vlcp_ray.models.teacher import build_teacher
 from vlcp_ray.pipeline import graph, run
 from vlcp_ray.scale import Pool, Scale
 from vlcp_ray.schemas import SYNTHETIC
+from vlcp_ray.stages import STAGES
 from vlcp_ray.stages.evaluate import SCORES
 from vlcp_ray.stages.select.run import SelectionTask, SelectRows
-from vlcp_ray.store.artifact import Store
+from vlcp_ray.store.artifact import Manifest, Step, Store
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.filterwarnings("default")]
 JOB = Path(__file__).parents[3] / "jobs" / "digits-compare.toml"
@@ -42,6 +48,9 @@ def run_with(root: Path, workers: int) -> tuple[dict[str, pa.Table], pa.Table]:
     pool = Pool(num_workers=workers, num_cpus=1)
     store = Store.at(str(root))
     steps = list(run(job(), store, "report", Scale(evaluate=pool, ingest=pool)))
+    made_by = [manifest["scale"]["generate"] for manifest in manifests_of(store, steps, "select")]
+    assert made_by == [pool.model_dump(exclude_none=True)] * 4  # not the pool of the models, which are not used
+    assert all(manifest["seconds"] > 0 for stage in STAGES for manifest in manifests_of(store, steps, stage))
     sets = {
         step.key["method"]: store.artifact(step).table("synthetic", SYNTHETIC).sort_by("image_id")
         for step in steps
@@ -49,6 +58,10 @@ def run_with(root: Path, workers: int) -> tuple[dict[str, pa.Table], pa.Table]:
     }
     scores = [store.artifact(step).table("scores", SCORES) for step in steps if step.stage == "evaluate"]
     return sets, pa.concat_tables(scores).sort_by("trial_id").drop_columns("seconds")
+
+
+def manifests_of(store: Store, steps: Sequence[Step], stage: str) -> list[Manifest]:
+    return [store.artifact(step).manifest() or {} for step in steps if step.stage == stage]
 
 
 def test_graph_without_generated_sets_has_no_models() -> None:
@@ -113,6 +126,27 @@ def test_selection_task_of_shuffled_rows_writes_the_same_sets(tmp_path: Path, ro
         (again,) = [artifact.table("synthetic", SYNTHETIC) for artifact in two.runs[code].values()]
         assert len(table) == 2
         assert again.equals(table)
+
+
+def test_selection_task_divides_the_seconds_of_a_method_among_its_sets(
+    tmp_path: Path, rows: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = set_clock(monkeypatch, "vlcp_ray.stages.select.run")
+
+    def select(code: str) -> Callable[..., dict[Run, pa.Table]]:
+        def select_images(images: pa.Table, runs: Sequence[Run], *_: object) -> dict[Run, pa.Table]:
+            clock.now += {"slow": 12.0, "fast": 0.5}[code]
+            return {run: as_synthetic(images.slice(0, run[1])) for run in runs}
+
+        return select_images
+
+    monkeypatch.setattr("vlcp_ray.stages.select.run.resolve_name", select)
+    slow = {run: artifact(tmp_path, f"slow {run}") for run in ((0, 1), (0, 5), (1, 5))}
+    fast = {(0, 1): artifact(tmp_path, "fast")}
+    seconds = SelectionTask(job(), None, {"slow": slow, "fast": fast}, "cpu")(rows)
+    assert seconds == {made.path: 4.0 for made in slow.values()} | {made.path: 0.5 for made in fast.values()}
+    for (_, ipc), made in slow.items():
+        assert len(made.table("synthetic", SYNTHETIC)) == ipc
 
 
 def test_selection_task_of_too_small_a_class_names_it(tmp_path: Path, rows: pa.Table) -> None:

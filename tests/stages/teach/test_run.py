@@ -1,6 +1,7 @@
 """Tests of training the teacher on IMAGES, and of reading a checkpoint for the job's classes."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -9,13 +10,19 @@ import torch
 from safetensors.torch import load
 from torchvision.models import ResNet18_Weights
 
+from tests.engine.clock import set_clock
 from vlcp_ray.config import Teach, load_job
 from vlcp_ray.demo import digits
+from vlcp_ray.engine.context import Context
 from vlcp_ray.models.teacher import build_teacher
+from vlcp_ray.monitoring.memory import Peaks
+from vlcp_ray.pipeline import graph
 from vlcp_ray.protocols.labelled_images import load_split
+from vlcp_ray.scale import Pool, Scale
 from vlcp_ray.schemas import IMAGES, conform
 from vlcp_ray.sources.classes import expand, load_glossary
 from vlcp_ray.stages.teach import STAGE, WEIGHTS, hashed_settings
+from vlcp_ray.stages.teach import run as run_module
 from vlcp_ray.stages.teach.run import _read_checkpoint, _train_or_load, _train_or_load_on_all_cores
 from vlcp_ray.stages.teach.train import train_teacher
 from vlcp_ray.store.artifact import Artifact, Step, Store
@@ -129,3 +136,25 @@ def test_train_or_load_of_random_weights_is_refused(images: Artifact, tmp_path: 
     with pytest.raises(ValueError, match=r"teach\.checkpoint: top-1 on val is .*guessing among 10 classes; check"):
         _train_or_load(images, target, loaded, digits.CLASS_NAMES, "cpu")
     assert target.read_bytes(WEIGHTS) is None
+
+
+@pytest.mark.parametrize("gpus", [0.0, 0.5])
+def test_run_records_the_one_worker_that_a_gpu_has(
+    gpus: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU the teacher takes all cores, as the whole pool does."""
+    pool = Pool(num_workers=6, num_gpus=gpus)
+    job = load_job(JOBS / "digits-compare.toml", [])
+    context = Context(job, Scale(evaluate=pool), Store.at(str(tmp_path)))
+    step = next(step for step in graph(job) if step.stage == STAGE.name)
+    context.complete(step.inputs["images"], rows_in=1, rows=1, seconds=1.0, class_names=["zero", "one"])
+    called: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(run_module, "task", lambda *_: SimpleNamespace(remote=lambda *given: called.append(given)))
+    monkeypatch.setattr(run_module, "result", lambda _: ({"top1": 0.5}, Peaks()))
+    set_clock(monkeypatch, run_module.__name__, 7.0)
+    run_module.run(context, [step])
+    manifest = context.manifest(step)
+    assert (manifest["seconds"], manifest["top1"], manifest["class_names"]) == (7.0, 0.5, ["zero", "one"])
+    assert manifest["scale"]["evaluate"]["num_workers"] == (1 if gpus else 6)
+    assert manifest["scale"]["evaluate"]["num_gpus"] == gpus
+    assert [given[-1] for given in called] == ["cuda" if gpus else "cpu"]

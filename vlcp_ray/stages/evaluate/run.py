@@ -13,7 +13,7 @@ import pyarrow as pa
 import ray
 from safetensors.torch import load
 
-from vlcp_ray.engine.context import Context
+from vlcp_ray.engine.context import Context, share_seconds
 from vlcp_ray.engine.tasks import call_on_machines, in_flight, task
 from vlcp_ray.models.teacher import load_teacher
 from vlcp_ray.monitoring.allocator import memory_retained
@@ -31,31 +31,35 @@ from vlcp_ray.store.artifact import Artifact, Step
 
 
 def run(context: Context, steps: Sequence[Step]) -> None:
-    """Turn sets of images into SCORES: run the trials of all sets in one queue, the largest sets first."""
-    start, settings = time.monotonic(), context.job.evaluate
+    """Turn sets of images into SCORES: run the trials of all sets in one queue, the largest sets first.
+
+    The seconds of a set are its share of the wall-clock time, by the seconds of its trials. Those of trials that an
+    interrupted run has recorded are added, divided by the number of workers, each of which had a trial of its own.
+    """
+    start, settings, workers = time.monotonic(), context.job.evaluate, context.scale.evaluate.num_workers
     trials = [(step, trial) for step in steps for trial in list_trials(step, settings)]
     trials.sort(key=lambda pair: -(pair[1].ipc or 2**31))
     step_of = {trial.trial_id: step for step, trial in trials}
-    recorded = {step.fingerprint: _recorded_trials(context.artifact(step)) for step in steps}
+    recorded = {step.fingerprint: _recorded_seconds(context.artifact(step)) for step in steps}
     left = []
     for step, trial in trials:
         if trial.trial_id in recorded[step.fingerprint]:
             _log_curve(context, step, trial.trial_id)
         else:
             left.append((step, trial))
-    inputs = SharedInputs(context)
+    inputs, measured = SharedInputs(context), dict.fromkeys(recorded, 0.0)
     with context.progress(steps, len(trials), "trials", len(trials) - len(left)) as progress:
-        for trial_id, top1, outcome, peaks in in_flight(
-            _calls(context, left, inputs), context.scale.evaluate.num_workers
-        ):
+        for trial_id, top1, outcome, seconds, peaks in in_flight(_calls(context, left, inputs), workers):
             progress.add(1, f"{trial_id} {top1:.1%}", peaks=peaks)
             if outcome:
                 log_line(trial_id, f"{outcome.replace('_', ' ')}: its score of {top1:.1%} is not counted")
+            measured[step_of[trial_id].fingerprint] += seconds
             _log_curve(context, step_of[trial_id], trial_id)
     call_on_machines(delete_shared, list(inputs.splits.values()))  # after an interruption the next run uses them
-    seconds = (time.monotonic() - start) / len(steps)
+    shares = share_seconds(time.monotonic() - start, measured)
     for step in steps:
-        rows = len(_recorded_trials(context.artifact(step)))
+        rows = len(context.artifact(step).parts("scores"))
+        seconds = shares[step.fingerprint] + sum(recorded[step.fingerprint].values()) / workers
         context.complete(step, rows_in=len(list_trials(step, settings)), rows=rows, seconds=seconds)
 
 
@@ -128,8 +132,8 @@ def _trial(
     artifact: Artifact,
     device: str,
     teacher: tuple[Teach, bytes] | None,
-) -> tuple[str, float, str, Peaks]:
-    """Run a trial on a worker and write its row of SCORES; return its id, last top-1, outcome and peaks of memory.
+) -> tuple[str, float, str, float, Peaks]:
+    """Run a trial on a worker and write its row of SCORES; return its id, last top-1, outcome, seconds and peaks.
 
     Ray shows this name as that of the process, and tests/faults ends processes by it.
     """
@@ -140,12 +144,13 @@ def _trial(
         tested = share_split(val, count_cores())
         row: dict[str, Any] = run_trial(train, tested, class_names, settings, trial, device, network, name)
     artifact.write_table(f"scores/{trial.trial_id}.parquet", conform(pa.Table.from_pylist([row]), SCORES))
-    return trial.trial_id, row["top1_last"], row["outcome"], measure_peaks()
+    return trial.trial_id, row["top1_last"], row["outcome"], row["seconds"], measure_peaks()
 
 
-def _recorded_trials(artifact: Artifact) -> set[str]:
-    """List the ids of the trials whose row of SCORES is written."""
-    return {part.name.removesuffix(".parquet") for part in artifact.parts("scores")}
+def _recorded_seconds(artifact: Artifact) -> dict[str, float]:
+    """Read the seconds of the trials whose row of SCORES is written, by trial_id."""
+    rows = artifact.table("scores", SCORES, ["trial_id", "seconds"])
+    return dict(zip(rows["trial_id"].to_pylist(), rows["seconds"].to_pylist(), strict=True))
 
 
 def _log_curve(context: Context, step: Step, trial_id: str) -> None:

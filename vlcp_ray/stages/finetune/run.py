@@ -64,7 +64,7 @@ def run(context: Context, steps: Sequence[Step]) -> None:
 
     with _show_progress(context, steps, configs):
         for number in _call_at_once(fit, len(steps), at_once):
-            _complete(context, steps[number], configs[number], n_rows, starts[number])
+            _complete(context, steps[number], configs[number], n_rows, starts[number], at_once)
 
 
 def _count(rows: PairRows) -> int:
@@ -108,9 +108,13 @@ def _call_waiting(
         ended.put((number, error))
 
 
-def _complete(context: Context, step: Step, config: "RankConfig", n_rows: int, start: float) -> None:
-    """Complete the artifact of a seed, with the facts that its ranks have written."""
-    artifact, schedule = context.artifact(step), config.schedule
+def _complete(context: Context, step: Step, config: "RankConfig", n_rows: int, start: float, at_once: int) -> None:
+    """Complete the artifact of a seed, with the facts that its ranks have written.
+
+    Its seconds are those from its start to its end, divided by the number of trainings at a time; the pool of its
+    manifest has the ranks of all of these.
+    """
+    artifact, schedule, pool = context.artifact(step), config.schedule, config.pool
     for peaks, records in _read_json(artifact, _PEAKS):
         context.view.record_peaks(Peaks(*peaks))
         written.load(records)
@@ -121,10 +125,11 @@ def _complete(context: Context, step: Step, config: "RankConfig", n_rows: int, s
         "images": schedule.images_after(schedule.steps),
         "steps": schedule.steps,
         "losses": [(metrics["step"], metrics["loss"]) for metrics in epochs],
-        "optimizer": config.pool.optimizer,
+        "optimizer": pool.optimizer,
     }
-    seconds = time.monotonic() - start
-    context.complete(step, rows_in=n_rows, rows=n_rows, seconds=seconds, temporary=_TEMPORARY, **facts)
+    ranks = {"num_workers": at_once * pool.num_workers, "min_workers": at_once * pool.required_workers}
+    facts |= {"seconds": (time.monotonic() - start) / at_once, "pools": {STAGE.name: pool.model_copy(update=ranks)}}
+    context.complete(step, rows_in=n_rows, rows=n_rows, temporary=_TEMPORARY, **facts)
     for folder in _TEMPORARY:
         artifact.delete(folder)
 

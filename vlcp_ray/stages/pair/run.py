@@ -47,12 +47,14 @@ def run(context: Context, steps: Sequence[Step]) -> None:
         if "RAY_ADDRESS" not in os.environ:  # all CPUs of this machine are free from the start: start all encoders now
             encode = replace(encode, pool=encode.pool.model_copy(update={"min_workers": None}))
     total = sum(manifest["train"])
-    seconds = run_rows(context, [step], rows, [*captions, encode], write, total, rows_per_block)
+    totals = {step.fingerprint: total}
+    seconds = run_rows(context, [step], rows, [*captions, encode], write, totals, rows_per_block)
     counts = run_remote(count_captions, artifact, job.base_model, len(manifest["class_names"]))
     lengths = counts["caption_lengths"]
     if lengths["too_long"]:
         log_line(step.title, format_too_long(lengths["too_long"], lengths["captions"], lengths["encoder_tokens"]))
-    complete_rows(context, step, write, total, {"seconds": seconds, **counts})
+    used = {} if job.caption.uses_model else {"caption": None}
+    complete_rows(context, step, write, total, {"seconds": seconds[step.fingerprint], "pools": used, **counts})
 
 
 def count_captions(pairs: Artifact, base_model: str, n_classes: int) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """Cluster the latents of one class: image and text prototypes for each (seed, ipc)."""
 
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -49,9 +50,21 @@ class Clusters:
     labels: Labels  # (n_inliers,)
 
 
+class ClassPrototypes(NamedTuple):
+    """What one run makes of a class: PROTOTYPES and MEMBERS.
+
+    Args:
+        seconds: that it took, with an equal part of what is computed once for all runs.
+    """
+
+    prototypes: pa.Table
+    members: pa.Table
+    seconds: float
+
+
 def prototype(
     table: pa.Table, settings: Prototype, runs: Sequence[Run], mini_batches: MiniBatches | None = None
-) -> dict[Run, tuple[pa.Table, pa.Table]]:
+) -> dict[Run, ClassPrototypes]:
     """Compute the prototypes of one class.
 
     Args:
@@ -62,7 +75,7 @@ def prototype(
 
     Returns:
         For each run PROTOTYPES, ipc rows by cluster, and MEMBERS, one row for each row of the table by image_id.
-        Nothing depends on the order of rows or runs; clusters are numbered in the order of their first members'
+        No table depends on the order of rows or runs; clusters are numbered in the order of their first members'
         image_ids. A cluster without members, which only mini-batches leave, has the text of the image nearest to it.
 
     Raises:
@@ -78,18 +91,21 @@ def prototype(
 
     # `_load` checks every latent once; scikit-learn would check them in each of its calls.
     with _thread_pools().limit(limits=1), config_context(assume_finite=True, skip_parameter_validation=True):
+        start = time.perf_counter()
         images = _outliers_last(_load(table, reduce=mini_batches is None), settings)
         for _, ipc in runs:
             _check_enough(images, ipc)
         inlier_captions = images.captions[: images.n_inliers]
         words = find_candidate_words(inlier_captions, images.class_name, settings.max_df, settings.matching)
-        made = {}
+        shared, made = (time.perf_counter() - start) / len(runs), {}
         for seed, ipc in runs:
+            start = time.perf_counter()
             if mini_batches:
                 clusters = _cluster_mini_batches(images, mini_batches, seed, ipc)
             else:
                 clusters = _cluster(images, settings.n_init, seed, ipc)
-            made[seed, ipc] = _tables(images, words, clusters, settings.n_words)
+            tables = _tables(images, words, clusters, settings.n_words)
+            made[seed, ipc] = ClassPrototypes(*tables, shared + time.perf_counter() - start)
         return made
 
 

@@ -18,7 +18,7 @@ class StageRow:
 
     Args:
         name: the title of its step.
-        seconds: wall-clock time; None where nothing was computed.
+        seconds: wall-clock time, as `Context.complete` has it; None where nothing was computed.
         detail: further counts of its manifest, in words.
         devices: of its workers, in words.
         done: number of `unit`s that it worked through, for the rate.
@@ -163,7 +163,7 @@ class Report:
         dropped_words: by label, words with the share of the class's captions that contain them.
         tsne_plots: of the first seed's set with the most images per class.
         other_classes: label, class_name, image (a small one), of the classes that are not shown in full.
-        coverage: the measures of each distilled set, rows of `coverage.summarise`.
+        coverage: the measures of each distilled set, rows of `coverage.summarise` with their device-seconds.
         neighbours: of the same set as the plots, the synthetic images nearest to a real one, the nearest first.
         command: the command that reproduces the job.
         estimates: seconds by stage, estimated before the run.

@@ -81,7 +81,7 @@ def _score_views(report: Report) -> Row:
     figures = published(report.title, report.class_lists, len(report.class_names))
     return {
         "headline": _headline(report, summary),
-        "score_rows": score_rows(summary, figures),
+        "score_rows": score_rows(summary, figures, report.coverage),
         "other_budget_rows": other_budget_rows(summary, figures),
         "budget_notes": budget_notes(summary),
         "evaluation_views": evaluation_views(report.scores, report.class_names, figures),

@@ -14,13 +14,12 @@ import pyarrow.compute as pc
 import ray
 
 from vlcp_ray.cost.table import expected_seconds
-from vlcp_ray.engine.by_class import ClassRows, class_file, classes_done, each_class
+from vlcp_ray.engine.by_class import ClassRows, class_file, run_classes
 from vlcp_ray.engine.context import Context, versions
 from vlcp_ray.engine.tasks import in_flight, run_remote, task
 from vlcp_ray.engine.writing import REJECTED_TABLE
 from vlcp_ray.methods import centroid, vlcp
 from vlcp_ray.models.words import common_words
-from vlcp_ray.scale import Pool
 from vlcp_ray.schemas import IMAGES, REJECTED, SYNTHETIC
 from vlcp_ray.stages import STAGES, evaluate, finetune, generate, ingest, pair
 from vlcp_ray.stages.pair import PAIRS
@@ -29,6 +28,7 @@ from vlcp_ray.stages.report import COVERAGE, NEIGHBOURS
 from vlcp_ray.stages.report.contents import DistilledSet, Neighbour, Report, Sample, StageRow, TsnePlot
 from vlcp_ray.stages.report.coverage import ShrinkImages, compare_class, summarise
 from vlcp_ray.stages.report.coverage_section import nearest_pairs
+from vlcp_ray.stages.report.device_seconds import recorded_pools, with_device_seconds
 from vlcp_ray.stages.report.distilled_sets import read_members, read_set, read_sizes
 from vlcp_ray.stages.report.images import count_bytes, thumbnails
 from vlcp_ray.stages.report.render import MAX_EXAMPLES, render
@@ -69,11 +69,7 @@ def _compare_sets(context: Context, page: Step) -> None:
     rows = sum(int(manifest["rows"]) for manifest in manifests)
     size = sum(int(file["bytes"]) for manifest in manifests for file in manifest["files"].values())
     labels = range(len(manifests[0]["class_names"]))  # each has training images: ingest refuses others
-    done = classes_done([artifact], "coverage")
-    left = [label for label in labels if label not in done]
-    with context.progress([page], len(labels), "classes", len(labels) - len(left)) as progress:
-        for peaks in each_class(real, rows, left, work, pool, made, size):
-            progress.add(1, peaks=peaks)
+    run_classes(context, [page], "coverage", real, rows, work, pool, labels, made, size)
 
 
 @dataclass(frozen=True)
@@ -107,7 +103,7 @@ def _gather(context: Context, steps: Sequence[Step], page: Artifact) -> Report:
     rejected = pa.concat_tables(
         [context.artifact(step).table(REJECTED_TABLE, REJECTED) for step in (images, *by_stage[pair.STAGE.name])]
     )
-    manifest = context.manifest(images)
+    manifest, manifests = context.manifest(images), {step.fingerprint: context.manifest(step) for step in steps}
     return Report(
         title=context.job.name,
         settings=public(context.job.model_dump(mode="json")),
@@ -132,15 +128,9 @@ def _gather(context: Context, steps: Sequence[Step], page: Artifact) -> Report:
         dropped_words=_dropped_words(context, main_set, budget) if main_set else {},
         tsne_plots=_tsne_plots(context, main_set, budget) if main_set else (),
         other_classes=_other_classes(context, main_set, budget) if main_set else None,
-        coverage=summarise(page.table("coverage", COVERAGE)),
+        coverage=with_device_seconds(summarise(page.table("coverage", COVERAGE)), steps, manifests),
         neighbours=_neighbours(context, main_set, images, page) if main_set else (),
-        estimates=expected_seconds(
-            context.job,
-            context.store,
-            steps,
-            {step.fingerprint: context.manifest(step) for step in steps},
-            context.scale,
-        ),
+        estimates=expected_seconds(context.job, context.store, steps, manifests, context.scale),
         command=public(context.command),
     )
 
@@ -161,9 +151,6 @@ def _facts() -> dict[str, str]:
 def _stage_row(context: Context, step: Step) -> StageRow:
     manifest, stage = context.manifest(step), STAGES[step.stage]
     counts = dict(manifest.get("splits", {})) | {name: manifest[name] for name in _DETAILS if name in manifest}
-    shared = Pool.model_fields  # the settings of fine-tuning alone are left out
-    recorded = [manifest["scale"][name] for name in stage.pools if name in manifest["scale"]]
-    pools = [Pool(**{name: value for name, value in pool.items() if name in shared}) for pool in recorded]
     return StageRow(
         step.title,
         step.stage,
@@ -173,7 +160,7 @@ def _stage_row(context: Context, step: Step) -> StageRow:
         manifest["rejected"],
         manifest["seconds"],
         ", ".join(f"{name} {count:,}" for name, count in counts.items()),
-        devices=" + ".join(str(pool) for pool in pools),
+        devices=" + ".join(str(pool) for pool in recorded_pools(step, manifest)),
         done=int(manifest.get(stage.counted, manifest["rows"])),
         unit=stage.unit,
         peak_memory=manifest.get("peak_memory"),

@@ -1,6 +1,7 @@
 """The score section of the report: table rows, bars, curves over images and epochs, class accuracies, confusions."""
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -9,7 +10,7 @@ import pyarrow as pa
 
 from vlcp_ray.methods import full, random_images, vlcp
 from vlcp_ray.protocols import PROTOCOLS
-from vlcp_ray.stages.report import charts
+from vlcp_ray.stages.report import charts, device_seconds
 from vlcp_ray.stages.report.published import Published
 from vlcp_ray.stages.report.scores import (
     comparison_key,
@@ -35,7 +36,9 @@ _PUBLISHED: Final = f"{vlcp.METHOD.name}, published"
 Row = dict[str, Any]
 
 
-def score_rows(summary: Sequence[Row], figures: Sequence[Published] = ()) -> list[Row]:
+def score_rows(
+    summary: Sequence[Row], figures: Sequence[Published] = (), sets: Sequence[Mapping[str, Any]] = ()
+) -> list[Row]:
     """Format the rows of the score table: each summary row with `text`, `is_published` and `is_ours`.
 
     HLR, IOR and the label-robust score are fractions of 1.
@@ -44,6 +47,7 @@ def score_rows(summary: Sequence[Row], figures: Sequence[Published] = ()) -> lis
         summary: rows of `score_summary`.
         figures: published figures of the image set; they follow the measured rows of the same protocol, network,
             images per class, epochs, batch size and kind of labels.
+        sets: measures of the distilled sets; a row has the mean device-seconds of those that it was trained on.
     """
     rows: list[Row] = []
     for i, row in enumerate(summary):
@@ -51,6 +55,8 @@ def score_rows(summary: Sequence[Row], figures: Sequence[Published] = ()) -> lis
         text |= {name: format_number(row[name]) for name in ("epochs", "steps", "batch_size")}
         text |= {"trials": format_trials(row), "labels": format_labels(row)}
         text |= {name: _megabytes(row[name]) for name in _BYTES}
+        of_row = [one for one in sets if (one["method"], one["ipc"]) == (row["method"], row["ipc"])]
+        text |= {name: _mean([one[name] for one in of_row]) for name in device_seconds.NAMES}
         rows.append(row | {"text": text, "is_published": False, "is_ours": row["method"] == vlcp.METHOD.name})
         if i + 1 == len(summary) or comparison_key(summary[i + 1]) != comparison_key(row):
             same = [other for other in summary if comparison_key(other) == comparison_key(row)]
@@ -89,7 +95,8 @@ def not_shown(summary: Sequence[Row]) -> list[str]:
 
 def _published_row(figure: Published) -> Row:
     top1_best = f"{figure.top1_best:.1f}" + ("" if figure.std is None else f" ± {figure.std:.1f}")
-    text = dict.fromkeys(("trials", "top1_last", "top5_last", "difference", "steps", *_DD_RANKING, *_BYTES), "")
+    unknown = ("trials", "top1_last", "top5_last", "difference", "steps", *_DD_RANKING, *_BYTES, *device_seconds.NAMES)
+    text = dict.fromkeys(unknown, "")
     text |= {"top1_best": top1_best, "epochs": f"{figure.epochs:,}", "batch_size": f"{figure.batch_size:,}"}
     text["labels"] = f"soft, of {figure.teacher}" if figure.teacher else "hard"
     keys = {"protocol": figure.protocol, "network": figure.network, "ipc": figure.ipc, "method": figure.method}
@@ -267,6 +274,11 @@ def _name(class_names: Sequence[str], label: int) -> str:
 
 def _megabytes(value: int) -> str:
     return f"{value / _MEGABYTE:,.2f}" if value else ""
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{statistics.fmean(known):,.1f}" if known else ""
 
 
 def _fraction(value: float | None) -> str:

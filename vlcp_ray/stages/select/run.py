@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import ray
 
 from vlcp_ray.config import Job
-from vlcp_ray.engine.by_class import ClassRows, class_file, classes_done, each_class
+from vlcp_ray.engine.by_class import ClassRows, class_file, run_classes
 from vlcp_ray.engine.context import Context
 from vlcp_ray.engine.streaming import read, run_rows
 from vlcp_ray.engine.synthetic_sets import make_sets
@@ -56,9 +56,11 @@ def _select_ids(context: Context, steps: Sequence[Step], code: str) -> None:
         done = set(write.done(artifact).to_pylist())
         ids[target] = [image_id for image_id in ids[target] if image_id not in done]
     rows = read(images, "images").map_batches(SelectRows(ids), batch_size=None, batch_format="pyarrow")
-    seconds = run_rows(context, steps, rows, [], write, sum(totals.values()))
+    seconds = run_rows(context, steps, rows, [], write, totals)
+    used = {STAGE.pools[0]: context.scale.ingest}  # plain tasks that read images, as those of ingest
     for step in steps:
-        complete_rows(context, step, write, totals[step.fingerprint], {"seconds": seconds})
+        facts = {"seconds": seconds[step.fingerprint], "pools": used}
+        complete_rows(context, step, write, totals[step.fingerprint], facts)
 
 
 def _ids_of_sets(images: Artifact, code: str, runs: Mapping[str, Run]) -> dict[str, list[str]]:
@@ -84,27 +86,23 @@ class SelectRows:
 
 def _select_by_class(context: Context, steps: Sequence[Step]) -> None:
     """Make the sets of the methods that need all images of a class: read each class once for all of them."""
-    start, images = time.monotonic(), steps[0].inputs["images"]
+    images, pool = steps[0].inputs["images"], context.scale.evaluate
     runs: dict[str, dict[Run, Artifact]] = {}
     for step in steps:
         method = METHODS[step.key["method"]]
         runs.setdefault(method.code, {})[step.key["seed"], step.key["ipc"]] = context.artifact(step)
     teachers = [context.artifact(step.inputs["teacher"]) for step in steps if "teacher" in step.inputs]
     weights = ray.put(teachers[0].read_bytes(WEIGHTS)) if teachers else None
-    device = "cuda" if context.scale.evaluate.num_gpus else "cpu"
+    device = "cuda" if pool.num_gpus else "cpu"
     work = SelectionTask(context.job, weights, runs, device)
     rows = ClassRows(context.artifact(images), "images", _COLUMNS, {"split": "train"})
-    labels, done = rows.labels(), classes_done([context.artifact(step) for step in steps], "synthetic")
-    left = [label for label in labels if label not in done]
     manifest = context.manifest(images)
-    with context.progress(steps, len(labels), "classes", len(labels) - len(left)) as progress:
-        for peaks in each_class(rows, int(manifest["rows"]), left, work, context.scale.evaluate):
-            progress.add(1, peaks=peaks)
-    seconds = (time.monotonic() - start) / len(steps)
+    seconds = run_classes(context, steps, "synthetic", rows, int(manifest["rows"]), work, pool)
     for step in steps:
         written = len(context.artifact(step).table("synthetic", SYNTHETIC, ["image_id"]))
         expected = step.key["ipc"] * int(np.count_nonzero(manifest["train"]))
-        context.complete(step, rows_in=expected, rows=written, seconds=seconds)
+        used = {STAGE.pools[0]: pool}
+        context.complete(step, rows_in=expected, rows=written, seconds=seconds[step.fingerprint], pools=used)
 
 
 @dataclass(frozen=True)
@@ -116,24 +114,32 @@ class SelectionTask:
     runs: Mapping[str, Mapping[Run, Artifact]]  # by the code of the method, then by seed and ipc
     device: str
 
-    def __call__(self, rows: pa.Table) -> None:
+    def __call__(self, rows: pa.Table) -> dict[str, float]:
         """Write the rows of every set.
 
         Args:
             rows: all training images of one class, in any order.
+
+        Returns the seconds of each set, by the path of its artifact: an equal part of those of its method, whose sets
+        share features or crops.
 
         Raises:
             ValueError: a method refuses the class, which the error names.
         """
         rows = rows.sort_by("image_id")
         teacher = _load_teacher(self.teacher, self.job, self.device) if self.teacher is not None else None
+        seconds: dict[str, float] = {}
         for code, runs in self.runs.items():
+            start = time.perf_counter()
             try:
                 sets = resolve_name(code)(rows, list(runs), teacher, self.job, self.device)
             except ValueError as error:
                 raise ValueError(f"class {rows['class_name'][0].as_py()!r}: {error}") from error
             for run, table in sets.items():
                 runs[run].write_table(f"synthetic/{class_file(rows)}", table)
+            each = (time.perf_counter() - start) / len(runs)
+            seconds |= {artifact.path: each for artifact in runs.values()}
+        return seconds
 
 
 @lru_cache(maxsize=1)

@@ -35,7 +35,10 @@ def run(context: Context, steps: Sequence[Step]) -> None:
     metrics, peaks = result(worker.remote(images, context.artifact(step), settings, class_names, device))
     context.view.record_peaks(peaks)
     log_line(step.title, f"top-1 on val {metrics['top1']:.1%}")
-    context.complete(step, rows_in=1, rows=1, seconds=time.monotonic() - start, class_names=class_names, **metrics)
+    one = pool.model_copy(update={"num_workers": 1, "min_workers": None})
+    used = {STAGE.pools[0]: one if pool.num_gpus else pool}  # without a GPU it takes all cores, as the whole pool does
+    facts = metrics | {"class_names": class_names}
+    context.complete(step, rows_in=1, rows=1, seconds=time.monotonic() - start, pools=used, **facts)
 
 
 def _train_or_load_on_all_cores(
