@@ -1,4 +1,4 @@
-"""A server that answers as the Hugging Face hub does, for data sets in memory, with every commit that they had."""
+"""A server that answers as the Hugging Face hub does, for sets and models in memory with all their commits."""
 
 import hashlib
 import json
@@ -11,10 +11,10 @@ from urllib.parse import unquote, urlsplit
 
 
 class Hub:
-    """The commits of one data set: the files of each, and what the branches and tags mean."""
+    """The commits of a data set or a model: the files of each, and what the branches and tags mean."""
 
-    def __init__(self, name: str, gated: bool = False) -> None:
-        self.name, self.gated = name, gated
+    def __init__(self, name: str, gated: bool = False, kind: str = "datasets") -> None:
+        self.name, self.gated, self.kind = name, gated, kind
         self.commits: dict[str, Mapping[str, bytes]] = {}
         self.names: dict[str, str] = {}
         self.read: list[tuple[str, str]] = []  # commit and file of each file that was read
@@ -28,7 +28,8 @@ class Hub:
 
     def answer(self, path: str, query: str) -> tuple[int, dict[str, str], bytes]:
         """Return the status, the headers and the body for a GET."""
-        api, files = f"/api/datasets/{self.name}", f"/datasets/{self.name}/resolve/"
+        inside = "" if self.kind == "models" else f"/{self.kind}"
+        api, files = f"/api/{self.kind}/{self.name}", f"{inside}/{self.name}/resolve/"
         if path in (f"{api}/auth-check", api, f"{api}/") or path.startswith(f"{api}/revision/"):
             return self._info(path, path.removeprefix(f"{api}/revision/") if "/revision/" in path else "main")
         if path.startswith(f"{api}/tree/"):
@@ -36,9 +37,12 @@ class Hub:
             return self._tree(unquote(revision), unquote(folder), "recursive=true" in query.lower())
         if path.startswith(files) and not self.gated:
             revision, _, name = path.removeprefix(files).partition("/")
-            commit = self.names.get(revision, revision)
-            self.read.append((commit, name))
-            return 200, {}, self.commits[commit][name]
+            commit = self.names.get(unquote(revision), revision)
+            if unquote(name) not in self.commits[commit]:
+                return _error("EntryNotFound", 404)
+            self.read.append((commit, unquote(name)))
+            content = self.commits[commit][unquote(name)]
+            return 200, {"ETag": f'"{_oid(content)}"', "X-Repo-Commit": commit}, content
         return _error("GatedRepo", 403, "Accept the terms") if self.gated else _error("RepoNotFound", 404)
 
     def _info(self, path: str, revision: str) -> tuple[int, dict[str, str], bytes]:
@@ -47,7 +51,9 @@ class Hub:
         commit = self.names.get(unquote(revision), unquote(revision))
         if commit not in self.commits:
             return _error("RevisionNotFound", 404)
-        return _json({"id": self.name, "sha": commit, "gated": "manual" if self.gated else False})
+        siblings = [{"rfilename": name} for name in self.commits[commit]]
+        gated = "manual" if self.gated else False
+        return _json({"id": self.name, "sha": commit, "gated": gated, "siblings": siblings})
 
     def _tree(self, revision: str, folder: str, recursive: bool) -> tuple[int, dict[str, str], bytes]:
         commit = self.names.get(revision, revision)
@@ -60,10 +66,14 @@ class Hub:
             {"type": "directory", "path": f"{inside}{name}", "oid": commit, "size": 0} for name in sorted(folders)
         ]
         entries += [
-            {"type": "file", "path": f"{inside}{name}", "oid": commit, "size": len(self.commits[commit][inside + name])}
-            for name in names
+            {"type": "file", "path": f"{inside}{name}", "oid": _oid(content), "size": len(content)}
+            for name, content in ((name, self.commits[commit][inside + name]) for name in names)
         ]
         return _json([one for one in entries if recursive or "/" not in str(one["path"])[len(inside) :]])
+
+
+def _oid(content: bytes) -> str:
+    return hashlib.sha1(content, usedforsecurity=False).hexdigest()
 
 
 def _json(content: Any) -> tuple[int, dict[str, str], bytes]:
@@ -75,12 +85,19 @@ def _error(code: str, status: int, message: str = "") -> tuple[int, dict[str, st
 
 
 @contextmanager
-def serve(hub: Hub) -> Iterator[str]:
-    """Serve a data set on loopback; yields the endpoint."""
+def serve(*hubs: Hub) -> Iterator[str]:
+    """Serve data sets and models on loopback; yields the endpoint."""
 
     class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
         def do_GET(self) -> None:
-            status, headers, body = hub.answer(urlsplit(self.path).path, urlsplit(self.path).query)
+            url = urlsplit(self.path)
+            answers = (hub.answer(url.path, url.query) for hub in hubs)
+            status, headers, body = next(
+                (one for one in answers if one[0] != 404 or len(hubs) == 1), _error("RepoNotFound", 404)
+            )
             if (part := self.headers.get("Range")) and status == 200:
                 first, last = part.removeprefix("bytes=").split("-")
                 status, body = 206, body[int(first) : int(last) + 1]
@@ -88,7 +105,8 @@ def serve(hub: Hub) -> Iterator[str]:
             for name, value in (headers | {"Content-Length": str(len(body))}).items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(body)
+            if self.command == "GET":
+                self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:  # quiet
             pass

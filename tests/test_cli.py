@@ -45,6 +45,10 @@ JOB = str(Path(__file__).parents[1] / "jobs" / "digits.toml")
         (["--set", "base_model=./nowhere"], "base_model: there is no folder './nowhere'"),
         (["--set", "caption.model=/nowhere/llava"], "caption.model: there is no folder '/nowhere/llava'"),
         (["--set", "caption.source=nowhere.parquet"], "caption.source: there is no table 'nowhere.parquet'"),
+        (["--set", f"caption.source={Path(JOB).parent}"], "jobs' has no parquet files; give a table's folder"),
+        (["--set", f"caption.model={Path(JOB).parent}"], "is no LLaVA: it lacks config.json, tokenizer_config.json"),
+        (["--set", f"base_model={Path(JOB).parent}"], "is no Stable Diffusion in the format of diffusers: it lacks mo"),
+        (["--set", f"teach.checkpoint={Path(JOB).parent}"], "jobs' is a folder; name a .pth file in it"),
         (["--root", "nope://bucket"], "--root nope://bucket"),
     ],
 )
@@ -96,6 +100,24 @@ def test_export_that_is_impossible_exits_2_with_one_sentence(
     assert sentence in error
     assert len(error.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["plan", "inspect", "status"])
+@pytest.mark.parametrize("field", ["base_model", "caption.model", "caption.source", "teach.checkpoint"])
+def test_no_command_hashes_a_folder_that_is_no_model(
+    command: str, field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large folder was read for minutes."""
+    (tmp_path / "photographs").mkdir()
+    (tmp_path / "photographs" / "0.jpg").write_bytes(b"0")
+
+    def fail(path: str) -> None:
+        assert "photographs" not in path, path
+
+    monkeypatch.setattr("vlcp_ray.store.io.content_hash", fail)
+    root = [] if command == "inspect" else ["--root", str(tmp_path / "root")]
+    code = main([command, JOB, "--set", f"{field}={tmp_path}/photographs", *root])
+    assert code == (0 if command == "inspect" else 2)
 
 
 def test_jobs_lists_every_job_and_scale_file_with_its_first_line(capsys: pytest.CaptureFixture[str]) -> None:

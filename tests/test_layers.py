@@ -24,6 +24,10 @@ RECORDS = """
     sources sources.* protocols protocols.protocol protocols.minimax protocols.rded protocols.rded_stored stages
     stages.stage stages.@ methods methods.*
 """
+TOOLS = """
+    exports exports.* bench bench.* doctor doctor.* inspection inspection.* housekeeping housekeeping.*
+    offline offline.*
+"""
 #: From the bottom up: a module imports from its own layer and from those below it. The first pattern counts.
 LAYERS = (
     ("core", CORE),
@@ -34,7 +38,7 @@ LAYERS = (
     ("run", "stages.@.run"),
     ("stages", "stages.@.*"),
     ("engine", "engine engine.*"),
-    ("tools", "exports exports.* bench bench.* doctor doctor.* inspection inspection.*"),
+    ("tools", TOOLS),
     ("pipeline", "pipeline reference"),
     ("api", "api"),
     ("cli", "cli __main__"),

@@ -15,6 +15,7 @@ from tests.s3 import BUCKET, KEY, SECRET, Server
 from tests.small_job import JOB, SETTINGS, arguments, job, write_inputs
 from vlcp_ray.cli import main
 from vlcp_ray.config import Job, load_job
+from vlcp_ray.housekeeping import deletion
 from vlcp_ray.pipeline import graph, largest_ipc, run, state
 from vlcp_ray.scale import Pool, Scale, pools
 from vlcp_ray.schemas import IMAGES, SYNTHETIC, tensors
@@ -261,13 +262,23 @@ def test_seconds_of_sets_that_are_made_at_once_are_shares_by_their_images(comple
     assert "encode" in pairs["scale"]
 
 
+def test_every_file_of_a_run_is_of_a_name_that_its_stage_lists(completed_run: tuple[Path, Path]) -> None:
+    found = deletion.plan(Store.at(str(completed_run[0])), frozenset())
+    assert list(found.kept) == []
+    assert len(found.deletions) == 19
+
+
 @pytest.mark.filterwarnings("default")
 def test_status_and_plan_show_what_is_complete(
     completed_run: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, inputs = completed_run
     assert main(["status", *arguments(root, inputs)]) == 0
-    assert "240 in = 240 out + 0 rejected" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "240 images in = 240 out + 0 rejected" in out
+    trials = [line.split()[-4] for line in out.splitlines() if line.startswith("evaluate") and "trial" in line]
+    assert sum(map(int, trials)) == 2 * 2 * 3 + 1
+    assert "18 artifacts read" in " ".join(out.split())
     assert main(["plan", *arguments(root, inputs), "--set", "generate.strength=0.6"]) == 0
     out = capsys.readouterr().out
     assert "5 of 19 artifacts to make" in out
@@ -332,7 +343,7 @@ def test_run_of_a_sample_shows_both_estimates_and_reads_the_sample(
     sample, whole = (float(line.split()[5]) for line in lines[1:3])
     assert 0 < sample < whole
     assert any("; used are 4 train and 4 val images of each class at most" in line for line in lines)
-    assert any("80 in = 80 out + 0 rejected" in line for line in lines)
+    assert any("80 images in = 80 out + 0 rejected" in line for line in lines)
 
 
 def test_complete_with_lost_rows_is_refused(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def run(
     with terminal.view(plain=ray_logs) as view:
         options: dict[str, Any] = {"view": view, "track": track, "ray_logs": ray_logs}
         for step in pipeline.run(job, store, to, workers, command, **options):
-            view.log_line(step.title, format_counts(store.artifact(step).manifest() or {}))
+            view.log_line(step.title, format_counts(step, store.artifact(step).manifest() or {}))
 
 
 def scores(job: Job, *, root: str = ROOT) -> "pd.DataFrame":
@@ -258,11 +258,19 @@ def open_store(job: Job, root: str) -> tuple[Store, tuple[Step, ...]]:
         ConfigError: a model or a table of the job is missing, or the root cannot be used.
     """
     check_inputs(job)
+    return open_root(root), graph(job)
+
+
+def open_root(root: str) -> Store:
+    """Return the store at a root, which need not exist yet.
+
+    Raises:
+        ConfigError: the root cannot be used.
+    """
     try:
-        store = Store.at(root)
+        return Store.at(root)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    return store, graph(job)
 
 
 def read_trials(store: Store, steps: Iterable[Step]) -> "pa.Table":
@@ -273,11 +281,14 @@ def read_trials(store: Store, steps: Iterable[Step]) -> "pa.Table":
     return pa.concat_tables([store.artifact(step).table("scores", evaluate.SCORES) for step in found])
 
 
-def format_counts(manifest: Manifest) -> str:
-    """Format rows, rejected rows and seconds of a complete artifact."""
-    counts = f"{manifest['rows_in']:>7,} in = {manifest['rows']:,} out + {manifest['rejected']:,} rejected"
+def format_counts(step: Step, manifest: Manifest) -> str:
+    """Format rows, with what they are, rejected rows and seconds of a complete artifact."""
+    stage, count = STAGES[step.stage], manifest["rows_in"]
+    counts = f"{count:>7,} {stage.rows.replace('s', '', 1) if count == 1 else stage.rows}"
+    if stage.row_wise:
+        counts += f" in = {manifest['rows']:,} out + {manifest['rejected']:,} rejected"
     skipped = f"   not read: {format_skipped(manifest['skipped'])}" if manifest.get("skipped") else ""
-    return f"{counts:<44} {manifest['seconds']:7.1f} s{skipped}"
+    return f"{counts:<48} {manifest['seconds']:7.1f} s{skipped}"
 
 
 def _read_table(job: Job, name: str, root: str, key: dict[str, Any], columns: Sequence[str] | None) -> "pa.Table":

@@ -1,4 +1,4 @@
-"""The command line: jobs, inspect, plan, bench, run, submit, status, report, export and doctor."""
+"""The command line: jobs, inspect, plan, bench, run, submit, status, report, export, fetch, ls, gc and doctor."""
 
 import argparse
 import json
@@ -271,7 +271,9 @@ def _status(arguments: argparse.Namespace) -> int:
     for step in _in_order(steps):
         manifest, now = manifests.get(step.fingerprint), state(step, manifests)
         shown = "running" if now != "done" and step.fingerprint in running else now
-        print(f"{step.title:<34} {shown:<9} {printable(api.format_counts(manifest)) if manifest else ''}".rstrip())
+        print(
+            f"{step.title:<34} {shown:<9} {printable(api.format_counts(step, manifest)) if manifest else ''}".rstrip()
+        )
     for lease in leases:
         print(f"\n{lease}")
     return 0
@@ -340,6 +342,8 @@ def _export(arguments: argparse.Namespace) -> int:
         arguments.license,
         f"vlcp-ray run {exports.public(arguments.job)}{sets}",
     )
+    if arguments.push_to_hub or str(arguments.to).startswith("hf://"):
+        exports.check_push(job, store, steps, choice, arguments.i_have_the_right)
     with tempfile.TemporaryDirectory() as folder:
         to = arguments.to or folder
         if arguments.push_to_hub and "://" in to:
@@ -349,6 +353,37 @@ def _export(arguments: argparse.Namespace) -> int:
         if arguments.push_to_hub:
             print(exports.push(to, arguments.push_to_hub, arguments.format))
     return 0
+
+
+def _fetch(arguments: argparse.Namespace) -> int:
+    """Fetch the models, the image set and the teacher of a job, so that it runs without a network."""
+    from vlcp_ray.offline import command
+
+    job = load_job(arguments.job, arguments.set)
+    check_inputs(job)
+    return command.fetch(job, graph(job), arguments.to, ["vlcp-ray", "run", arguments.job], arguments.set)
+
+
+def _ls(arguments: argparse.Namespace) -> int:
+    """List the runs under a root: artifacts, sizes, states and dates."""
+    from vlcp_ray.housekeeping import command
+
+    return command.ls(api.open_root(arguments.root), arguments.artifacts)
+
+
+def _gc(arguments: argparse.Namespace) -> int:
+    """Delete the artifacts under a root that none of the jobs needs, after asking."""
+    from vlcp_ray.housekeeping import command
+
+    store, needed = api.open_root(arguments.root), dict[str, frozenset[str]]()
+    for name in arguments.jobs:
+        if command.is_report(name):
+            needed[name] = command.needs_of_report(store, name)
+        else:
+            job = load_job(name, arguments.set)
+            check_inputs(job)
+            needed[name] = frozenset(step.folder for step in graph(job))
+    return command.gc(store, needed, arguments.yes)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
@@ -402,7 +437,24 @@ _vlcp_ray_{folder}() {{
 }
 
 #: A command is called as its function, and its help is the function's docstring.
-_COMMANDS: Final = (_jobs, _inspect, _plan, _bench, _run, _submit, _status, _verify, _report, _export, _doctor)
+_COMMANDS: Final = (
+    _jobs,
+    _inspect,
+    _plan,
+    _bench,
+    _run,
+    _submit,
+    _status,
+    _verify,
+    _report,
+    _export,
+    _fetch,
+    _ls,
+    _gc,
+    _doctor,
+)
+#: Those that need no job file.
+_WITHOUT_JOB: Final = (_jobs, _inspect, _ls, _gc, _doctor)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -424,7 +476,7 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         if command is _inspect:
             _add_inspect_options(sub)
-        elif command not in (_jobs, _doctor):
+        elif command not in _WITHOUT_JOB:
             job = sub.add_argument(
                 "job", metavar="JOB", help="a job, e.g. digits (`vlcp-ray jobs` lists them), or the path of a job file"
             )
@@ -432,7 +484,7 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument(
                 "--sample", type=_positive, default=0, metavar="N", help="a run of its own with N images of each class"
             )
-        if command not in (_jobs, _doctor):
+        if command not in (_jobs, _ls, _doctor):
             sub.add_argument(
                 "--set",
                 action="append",
@@ -440,7 +492,7 @@ def parser() -> argparse.ArgumentParser:
                 metavar="KEY=VALUE",
                 help="override a setting, e.g. generate.strength=0.5; may be repeated",
             )
-        if command not in (_jobs, _inspect):
+        if command not in (_jobs, _inspect, _fetch, _ls, _gc):
             sub.add_argument(
                 "--root",
                 default=api.ROOT,
@@ -463,6 +515,10 @@ def parser() -> argparse.ArgumentParser:
         "--json", action="store_true", help="print trials, differences and measures of the sets as JSON"
     )
     _add_export_options(subs[_export])
+    subs[_fetch].add_argument(
+        "--to", metavar="FOLDER", help="a folder to carry to the other machine; default: the caches of this machine"
+    )
+    _add_housekeeping_options(subs[_ls], subs[_gc])
     subs[_doctor].add_argument(
         "--fix", action="store_true", help="repair a torchvision that does not fit a CPU build of torch"
     )
@@ -527,6 +583,20 @@ def _add_submit_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--detach", action="store_true", help="return once the job is accepted")
 
 
+def _add_housekeeping_options(ls: argparse.ArgumentParser, gc: argparse.ArgumentParser) -> None:
+    text = "a folder, or a URI as --root takes it"
+    _complete(
+        ls.add_argument("root", nargs="?", default=api.ROOT, metavar="ROOT", help=f"{text} (runs)"), shtab.DIRECTORY
+    )
+    ls.add_argument("--artifacts", action="store_true", help="list every artifact, and the runs that need it")
+    _complete(gc.add_argument("root", metavar="ROOT", help=text), shtab.DIRECTORY)
+    jobs = gc.add_argument(
+        "jobs", nargs="*", metavar="JOB", help="what is kept: a job as run takes it, or a report as ls shows it"
+    )
+    _complete(jobs, _JOBS)
+    gc.add_argument("--yes", action="store_true", help="do not ask")
+
+
 def _add_export_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--format", required=True, choices=tuple(FORMATS), help="; ".join(f"{k}: {v}" for k, v in FORMATS.items())
@@ -535,8 +605,11 @@ def _add_export_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--method", default=METHOD.name, help="method of the set (vlcp)")
     sub.add_argument("--seed", type=int, help="seed of the set or the model (the job's first)")
     sub.add_argument("--ipc", type=int, help="images per class (the job's largest)")
-    sub.add_argument("--license", default="other", metavar="ID", help="license id for the card, e.g. mit")
+    sub.add_argument("--license", default="", metavar="ID", help="license id for the card (of a model: its base's)")
     sub.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload it to the Hugging Face hub")
+    sub.add_argument(
+        "--i-have-the-right", action="store_true", help="you may publish the real images of the set (random, rded ...)"
+    )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from pathlib import Path
 from typing import Any
 
 from vlcp_ray import sources
@@ -13,7 +12,8 @@ from vlcp_ray.doctor.checks import check_run
 from vlcp_ray.engine.context import Context, versions
 from vlcp_ray.inspection.inspect import format_images, inspect_names, inspect_without_reading
 from vlcp_ray.methods import METHODS
-from vlcp_ray.models.pretrained import check, content_hash
+from vlcp_ray.models import pretrained
+from vlcp_ray.models.pretrained import content_hash
 from vlcp_ray.monitoring.logfiles import logged
 from vlcp_ray.monitoring.progress import View, log_line
 from vlcp_ray.monitoring.trackers import Tracker, open_tracker
@@ -68,7 +68,7 @@ def graph(job: Job) -> tuple[Step, ...]:
     # One report over everything.
     steps = list(_with_inputs(scores, set()))
     settings = {"name": job.name, **report.COMPARED_AT}
-    page = _step("report", settings, **{f"{step.stage}-{step.fingerprint}": step for step in steps})
+    page = _step("report", settings, **{step.folder: step for step in steps})
     return (*steps, page)
 
 
@@ -117,13 +117,17 @@ def run(
     for line in check_run(_packages(job, stages_left)):
         log_line("environment", line)
     for stage in stages_left:
+        for use in stage.models(job):
+            pretrained.check_offline(use)
         stage.check(job)
     check_image_set(job, steps, manifests, [stage.name for stage in stages_left])
     from vlcp_ray.engine import cluster, resources
 
     view = view or View()
     with (
-        acquire_lease(store, list(left.values()), view.snapshot),
+        acquire_lease(
+            store, list(left.values()), view.snapshot, [step for step in steps if step.fingerprint not in left]
+        ),
         _open_tracker(track, job) as tracker,
         cluster.connect(ray_logs) as derived,
     ):
@@ -197,24 +201,25 @@ def image_set_lines(job: Job, steps: Sequence[Step], manifests: Manifests) -> It
 
 def largest_ipc(job: Job) -> int:
     """Return the images per class of the largest set that a job makes; 1 if it makes none."""
-    return max(int(step.key.get("ipc", 1)) for step in graph(job))
+    return max(job.ipc) if any(METHODS[name].form != "train split" for name in job.compare.methods) else 1
 
 
 def check_inputs(job: Job) -> None:
-    """Refuse missing models and tables before anything starts. The image set is checked by `run`, where it is read.
+    """Refuse missing models and tables, and folders that are none, before anything starts or is hashed.
+
+    The image set is checked by `run`, where it is read.
 
     Raises:
-        ConfigError: a model's folder or a table is missing.
+        ConfigError: a model's folder, a table or a checkpoint is missing, or is something else.
     """
     try:
-        check(job.base_model, "base_model")
+        pretrained.check(job.base_model, "base_model", pretrained.STABLE_DIFFUSION)
         if job.caption.uses_model:
-            check(job.caption.model, "caption.model")
-        source = job.caption.source
-        if source and "://" not in source and not Path(source).exists():
-            raise ValueError(f"caption.source: there is no table {source!r}; give its folder or file")
+            pretrained.check(job.caption.model, "caption.model", pretrained.LLAVA)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    pair.check_source(job.caption.source)
+    teach.check_checkpoint(job.teach.checkpoint)
 
 
 def state(step: Step, manifests: Manifests) -> str:

@@ -16,7 +16,7 @@ from vlcp_ray.images import encode_png
 from vlcp_ray.models.pretrained import folder
 from vlcp_ray.pipeline import graph
 from vlcp_ray.protocols.labelled_images import LabelledImages
-from vlcp_ray.schemas import SYNTHETIC, conform, tensor_array
+from vlcp_ray.schemas import IMAGES, SYNTHETIC, conform, tensor_array
 from vlcp_ray.stages.pair import pairs_schema
 from vlcp_ray.stages.prototype import prototypes_schema
 from vlcp_ray.stages.teach import WEIGHTS
@@ -69,6 +69,14 @@ def pairs() -> pa.Table:
     return conform(pa.table(columns), pairs_schema((1, 1, 1), (1, 1, 1)))
 
 
+def images_of(rows: pa.Table) -> pa.Table:
+    """IMAGES of which PAIRS were made, in another order."""
+    columns = {name: rows[name] for name in ("image_id", "label", "class_name")}
+    columns |= {"split": ["train"] * len(rows), "image": [b""] * len(rows)}
+    columns["source"] = [f"set/{image_id}" for image_id in rows["image_id"].to_pylist()]
+    return conform(pa.table(columns), IMAGES).take(list(range(len(rows)))[::-1])
+
+
 @pytest.fixture
 def job() -> Job:
     return load_job(JOB, [f"ipc=[1,{IPC}]", "caption.source=/home/someone/captions.parquet"])
@@ -103,6 +111,7 @@ def exporter(job: Job, tmp_path: Path) -> Export:
     store.artifact(find("pair")).write_table("pairs/1.parquet", pairs().slice(0, 3))
     store.artifact(find("pair")).write_table("pairs/0.parquet", pairs().slice(3))
     store.artifact(find("finetune")).put_folder(Path(folder("demo/stable_diffusion")), "model")
+    store.artifact(find("ingest")).write_table("images/0.parquet", images_of(pairs()))
     images = {"class_names": NAMES, "splits": {"train": 6, "val": 2}, "rows": 8}
     store.artifact(find("ingest")).complete(images)
     store.artifact(generated).complete({"rows": 12})

@@ -104,7 +104,9 @@ def test_captions_are_read_by_caption_source(exported: Export) -> None:
     assert line == "6 captions"
     rows = [json.loads(text) for text in (to / "captions.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["text"] for row in rows] == pairs().sort_by("image_id")["caption"].to_pylist()
+    assert [row["source"] for row in rows] == [f"set/{row['file_name']}" for row in rows]
     for table in (parquet.read_table(to / "captions.parquet"), pa.Table.from_pylist(rows)):
+        assert set(table["source"].to_pylist()) == {row["source"] for row in rows}
         again = CaptionTable(table)(pairs().select(["image_id", "class_name"]))
         assert again["caption"].to_pylist() == pairs()["caption"].to_pylist()
         assert set(again["reason"].to_pylist()) == {""}

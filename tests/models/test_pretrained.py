@@ -1,6 +1,8 @@
 """Tests of what is read from the files of pretrained models."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from vlcp_ray.models.pretrained import (
+    LLAVA,
+    STABLE_DIFFUSION,
+    Kind,
     check,
     content_hash,
     count_parameters,
@@ -58,19 +63,49 @@ def test_expected_latent_shape_of_hub_model_needs_no_hub(model: str) -> None:
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere", "~/nowhere", "nowhere", "a/b/c", "demo/nothing"])
 def test_check_of_missing_folder_raises(name: str) -> None:
     with pytest.raises(ValueError, match=f"base_model: there is no folder '{name}'"):
-        check(name, "base_model")
+        check(name, "base_model", STABLE_DIFFUSION)
 
 
-def test_check_of_hub_id_or_existing_folder_passes(model: str) -> None:
-    for name in ("some/model", model, "demo/llava"):
-        check(name, "base_model")
+def test_check_of_hub_id_or_model_folder_passes(tiny_stable_diffusion: str) -> None:
+    for name in ("some/model", tiny_stable_diffusion, "demo/stable_diffusion"):
+        check(name, "base_model", STABLE_DIFFUSION)
+    check("demo/llava", "caption.model", LLAVA)
+    with pytest.raises(ValueError, match=r"'demo/stable_diffusion' is no LLaVA: it lacks config\.json, tokenizer_co"):
+        check("demo/stable_diffusion", "caption.model", LLAVA)
+
+
+@pytest.mark.parametrize(("kind", "model"), [(STABLE_DIFFUSION, "demo/stable_diffusion"), (LLAVA, "demo/llava")])
+def test_check_of_a_folder_without_one_of_its_files_names_it(kind: Kind, model: str, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder(model), tmp_path / "model", symlinks=True))
+    check(str(copy), "base_model", kind)
+    for file in kind.files:
+        found = [path for pattern in file.split("|") for path in copy.glob(pattern)]
+        for path in found:
+            path.rename(f"{path}.off")
+        with pytest.raises(ValueError, match=rf"base_model: the folder .* lacks {re.escape(file.partition('|')[0])}"):
+            check(str(copy), "base_model", kind)
+        for path in found:
+            Path(f"{path}.off").rename(path)
+    check(str(copy), "base_model", kind)
+
+
+def test_check_of_a_folder_with_the_name_of_a_hub_id_reads_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "some" / "model").mkdir(parents=True)
+    (tmp_path / "some" / "file").touch()
+    with pytest.raises(ValueError, match=r"the folder 'some/model' is no LLaVA"):
+        check("some/model", "caption.model", LLAVA)
+    with pytest.raises(ValueError, match=r"there is no folder 'some/file'"):
+        check("some/file", "caption.model", LLAVA)
 
 
 def test_check_of_packaged_model_without_weights_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vlcp_ray.models.pretrained._PACKAGE", tmp_path)
     (tmp_path / "demo" / "llava").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"caption\.model: the weights of demo/llava were not sent with this job"):
-        check("demo/llava", "caption.model")
+        check("demo/llava", "caption.model", LLAVA)
 
 
 def test_content_hash_of_folder_depends_on_contents_not_on_place(model: str, tmp_path: Path) -> None:

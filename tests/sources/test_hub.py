@@ -110,8 +110,20 @@ def test_open_source_of_a_gated_set_says_how_to_log_in(pets: Hub) -> None:
         open_set("hf://datasets/owner/pets")
 
 
-def test_fix_names_the_set_without_its_revision_and_folder() -> None:
-    assert "hf download owner/pets --repo-type" in hub.fix("hf://datasets/owner/pets@v1/plain")
-    assert "hf download owner/app --repo-type space" in hub.fix("hf://spaces/owner/app")
-    assert "hf download owner/net --repo-type model" in hub.fix("hf://owner/net@v1/images")
+def test_fix_is_for_sets_of_the_hub() -> None:
+    assert "vlcp-ray fetch" in hub.fix("hf://datasets/owner/pets@v1/plain")
     assert hub.fix("/data/pets") == ""
+
+
+@pytest.mark.parametrize(
+    ("source", "revision", "place"),
+    [
+        ("hf://datasets/owner/pets", "", ("owner/pets", "dataset", "", "")),
+        ("hf://datasets/owner/pets/", "v1", ("owner/pets", "dataset", "v1", "")),
+        ("hf://datasets/owner/pets@refs%2Fpr%2F1/a/b", "", ("owner/pets", "dataset", "refs/pr/1", "a/b")),
+        ("hf://spaces/owner/app/x", "", ("owner/app", "space", "", "x")),
+        ("hf://owner/net@v1/images", "", ("owner/net", "model", "v1", "images")),
+    ],
+)
+def test_place_of_reads_the_parts_of_a_uri(source: str, revision: str, place: tuple[str, ...]) -> None:
+    assert hub.place_of(source, revision) == place

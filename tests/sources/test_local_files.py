@@ -96,6 +96,23 @@ def test_links_inside_the_set_are_read_and_the_set_may_be_a_link(root: Path, tmp
     assert bad_rows(tmp_path / "link") == {}
 
 
+def test_links_of_the_hubs_cache_lead_to_its_blobs_and_no_further(tmp_path: Path) -> None:
+    """A commit in the cache of the Hugging Face hub is a folder of links to the folder `blobs` of the same set."""
+    cached, commit = tmp_path / "datasets--owner--pets", tmp_path / "datasets--owner--pets" / "snapshots" / "0a1b"
+    (cached / "blobs").mkdir(parents=True)
+    for number, (name, content) in enumerate(CLASSES.items()):
+        (cached / "blobs" / str(number)).write_bytes(content)
+        (commit / name).parent.mkdir(parents=True, exist_ok=True)
+        (commit / name).symlink_to(os.path.relpath(cached / "blobs" / str(number), (commit / name).parent))
+    assert bad_rows(commit) == {}
+    write_files(tmp_path / "private", {"p.png": picture(9, "PNG")})
+    (commit / "train" / "cat" / "outside.png").symlink_to(tmp_path / "private" / "p.png")
+    assert bad_rows(commit) == {"train/cat/outside.png": OUTSIDE}
+    (cached / "blobs").rename(tmp_path / "blobs")  # without it the folder is one like any other
+    with pytest.raises(ConfigError):
+        bad_rows(commit)
+
+
 def test_loops_of_folder_links_end(root: Path) -> None:
     for i in range(30):  # 2**30 paths
         for name in "ab":

@@ -267,7 +267,7 @@ def test_hashed_settings_change_with_the_rows_only(tmp_path: Path) -> None:
 
 
 def test_open_source_of_the_hub_without_internet_says_how_to_fetch_it() -> None:
-    with pytest.raises(ConfigError, match=r"cannot be opened: .* hf download uoft-cs/cifar10 --repo-type"):
+    with pytest.raises(ConfigError, match=r"ingest\.source: hf://.* HF_HUB_OFFLINE is set; run vlcp-ray fetch with"):
         open_set("hf://datasets/uoft-cs/cifar10/plain_text")
 
 

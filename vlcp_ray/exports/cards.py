@@ -48,7 +48,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
     Args:
         facts: the variables of the template `model.md.j2`, and license.
     """
-    base = {} if facts["base_model"].startswith("demo/") else {"base_model": facts["base_model"]}
+    base = {"base_model": facts["hub_id"]} if facts["hub_id"] else {}
     header = {"license": facts["license"], "library_name": "diffusers", "pipeline_tag": "text-to-image"}
     tags = ["stable-diffusion", *_TAGS]
     return _card("model.md.j2", ModelCardData(**header, **base, tags=tags).to_yaml(), facts)

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import parquet
 
 from vlcp_ray.exports.names import file_names, folder_names
 from vlcp_ray.exports.rows import read_sorted
-from vlcp_ray.schemas import SYNTHETIC, conform
+from vlcp_ray.schemas import IMAGES, SYNTHETIC, conform
 from vlcp_ray.stages.pair import PAIRS
 from vlcp_ray.store.artifact import Artifact
 
@@ -151,13 +152,17 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(member, io.BytesIO(content))
 
 
-def write_captions(pairs: Artifact, target: Artifact) -> int:
+def write_captions(pairs: Artifact, images: Artifact, target: Artifact) -> int:
     """Write every caption as captions.parquet and as captions.jsonl, which `caption.source` reads.
+
+    Args:
+        images: IMAGES, which say where in the image set each row came from.
 
     Returns the number of captions.
     """
     columns, count = ("image_id", "label", "class_name", "caption"), 0
-    schema = pa.schema([PAIRS.field(name) for name in columns])
+    schema = pa.schema([*(PAIRS.field(name) for name in columns), IMAGES.field("source")])
+    known = images.table("images", IMAGES, ["image_id", "source"])
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder)
         with (
@@ -165,6 +170,8 @@ def write_captions(pairs: Artifact, target: Artifact) -> int:
             (local / "captions.jsonl").open("w", encoding="utf-8") as lines,
         ):
             for part in read_sorted(pairs, "pairs", columns, ("image_id",), 100 * SHARD):
+                found = known["source"].take(pc.index_in(part["image_id"], known["image_id"]))
+                part = part.append_column("source", pc.fill_null(found, ""))
                 table.write_table(conform(part, schema))
                 lines.writelines(_caption_lines(part))
                 count += len(part)
@@ -175,5 +182,5 @@ def write_captions(pairs: Artifact, target: Artifact) -> int:
 def _caption_lines(part: pa.Table) -> Iterator[str]:
     for row in part.to_pylist():
         line = {"file_name": row["image_id"], "text": row["caption"]}
-        line |= {"label": row["label"], "class_name": row["class_name"]}
+        line |= {name: row[name] for name in ("label", "class_name", "source")}
         yield f"{json.dumps(line, ensure_ascii=False)}\n"

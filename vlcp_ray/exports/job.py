@@ -1,8 +1,10 @@
 """Export what a job has made: find the artifacts, write them with a card, and push them to the hub."""
 
+import hashlib
+import json
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,9 +16,10 @@ from vlcp_ray import __version__
 from vlcp_ray.config import Job
 from vlcp_ray.cost.requirements import set_steps
 from vlcp_ray.engine.context import list_written
-from vlcp_ray.exports import cards, dataset
+from vlcp_ray.exports import cards, dataset, licences
 from vlcp_ray.exports.names import file_names
 from vlcp_ray.methods import vlcp
+from vlcp_ray.models import pretrained
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.schemas import SYNTHETIC
 from vlcp_ray.settings import ConfigError
@@ -41,7 +44,7 @@ class Choice:
         method: of the distilled set.
         seed: None: the job's first.
         ipc: None: the job's largest.
-        license: of the export, for its card.
+        license: of the export, for its card; "" for that of the base model, of a model, and "other" of the rest.
         command: the command that made the job, for the card.
     """
 
@@ -49,7 +52,7 @@ class Choice:
     method: str = vlcp.METHOD.name
     seed: int | None = None
     ipc: int | None = None
-    license: str = "other"
+    license: str = ""
     command: str = ""
 
 
@@ -70,9 +73,42 @@ def export(job: Job, store: Store, steps: Sequence[Step], choice: Choice, target
         raise ConfigError(f"--to {target.path}: it has files already; give an empty folder or one that does not exist")
     write = {"captions": _captions, "model": _model}.get(choice.form, _dataset)
     line = write(job, store, steps, choice, target)
-    sums = [f"{entry['sha256']}  {name}\n" for name, entry in list_written(target).items()]
-    target.write_bytes(SUMS, "".join(sums).encode())
+    target.write_bytes(SUMS, _sums(target))
     return line
+
+
+def _sums(target: Artifact) -> bytes:
+    """Return the hashes of the files of an export, in the form that `sha256sum --check` reads."""
+    lines = (f"{entry['sha256']}  {name}\n" for name, entry in list_written(target).items())
+    return "".join(lines).encode()
+
+
+def check_push(job: Job, store: Store, steps: Sequence[Step], choice: Choice, has_right: bool) -> None:
+    """Refuse to publish real images without the user's statement that they may be published.
+
+    Raises:
+        ConfigError: names the terms of the image set.
+    """
+    if has_right or choice.form not in dataset.WRITERS:
+        return
+    step = find_set(job, steps, choice.method, choice.ipc, choice.seed)
+    if not _is_generated(step):
+        terms = licences.of_images(job, _class_keys(store, step))
+        raise ConfigError(
+            f"--push-to-hub: the images of {choice.method} are real images of {public(job.ingest.source)}, or parts of "
+            f"some; their terms: {terms.name}. {terms.terms} Add --i-have-the-right if you may publish them"
+        )
+
+
+def _is_generated(step: Step) -> bool:
+    """Return whether the images of a set were generated from prototypes; those of the other methods are real ones."""
+    return "prototypes" in step.inputs
+
+
+def _class_keys(store: Store, step: Step) -> list[str]:
+    """Return the keys of the classes of the image set, as ingest has recorded them; none where it has not."""
+    recorded = store.artifact(_images(step)).read_bytes(ingest.CLASSES)
+    return [str(key) for key in json.loads(recorded)[0]] if recorded else []
 
 
 def open_target(to: str) -> Artifact:
@@ -126,16 +162,26 @@ def _dataset(job: Job, store: Store, steps: Sequence[Step], choice: Choice, targ
     teacher_facts = _teacher_facts(job, store, teacher) if teacher else None
     soft_labels = _soft_labels(store.artifact(teacher), job) if teacher else None
     dataset.write(choice.form, store.artifact(step), target, class_names, images, soft_labels)
-    card = facts | {
-        "title": f"{job.name}: {facts['ipc']} images per class",
-        "images": images,
-        "method": choice.method,
-        "generated": "prototypes" in step.inputs,
-        "size": job.generate.image_size,
-        "scores": _scores(store, evaluations, step),
-        "texts": _texts(store, step),
-        "teacher": teacher_facts,
-    }
+    generated = _is_generated(step)
+    used = {"uses_model": generated, "uses_captions": generated}
+    used["uses_teacher"] = teacher is not None or "teacher" in step.inputs
+    card = (
+        facts
+        | _licences(job, store, step, **used)
+        | {
+            "title": f"{job.name}: {facts['ipc']} images per class",
+            "contents": _contents(target),
+            "images": images,
+            "method": choice.method,
+            "generated": generated,
+            "size": job.generate.image_size,
+            "scores": _scores(
+                store, [s for s in evaluations if s.inputs.get("set", step).fingerprint == step.fingerprint]
+            ),
+            "texts": _texts(store, step),
+            "teacher": teacher_facts,
+        }
+    )
     target.write_bytes("README.md", cards.dataset_card(choice.form, card).encode())
     return f"{images:,} images of {len(class_names):,} classes, {step.title}"
 
@@ -185,15 +231,21 @@ def _soft_labels(teacher: Artifact, job: Job) -> Callable[[pa.Table], pa.Array]:
 def _captions(job: Job, store: Store, steps: Sequence[Step], choice: Choice, target: Artifact) -> str:
     (step,) = [step for step in steps if step.stage == pair.STAGE.name]
     _manifest(store, step)
-    count = dataset.write_captions(store.artifact(step), target)
+    count = dataset.write_captions(store.artifact(step), store.artifact(_images(step)), target)
     described_by = [job.caption.source, job.caption.model if job.caption.uses_model else ""]
     captioner = " and ".join(public(name) for name in described_by if name)
-    card = _facts(job, store, step, choice) | {
-        "title": f"{job.name}: captions",
-        "images": count,
-        "captioner": captioner,
-        "prompt": job.caption.prompt if job.caption.uses_model else "",
-    }
+    used = _licences(job, store, step, uses_model=False, uses_captions=True, uses_teacher=False)
+    card = (
+        _facts(job, store, step, choice)
+        | used
+        | {
+            "title": f"{job.name}: captions",
+            "contents": _contents(target),
+            "images": count,
+            "captioner": captioner,
+            "prompt": job.caption.prompt if job.caption.uses_model else "",
+        }
+    )
     target.write_bytes("README.md", cards.captions_card(card).encode())
     return f"{count:,} captions"
 
@@ -203,16 +255,32 @@ def _model(job: Job, store: Store, steps: Sequence[Step], choice: Choice, target
     step = next((s for s in steps if s.stage == finetune.STAGE.name and s.key["seed"] == seed), None)
     if step is None:
         raise ConfigError(f"--seed {seed}: the job fine-tunes no model with it; seeds are {list(job.seeds)}")
-    _manifest(store, step)
+    manifest, licence = _manifest(store, step), licences.of_model(job.base_model)
     with tempfile.TemporaryDirectory() as folder:
         target.put_folder(Path(store.artifact(step).get_folder(finetune.MODEL, Path(folder))), "")
-    card = _facts(job, store, step, choice) | {
-        "title": f"{job.name}: the fine-tuned model",
-        "seed": seed,
-        "base_model": public(job.base_model),
-        "epochs": job.finetune.epochs,
-        "learning_rate": job.finetune.learning_rate,
-    }
+    if licence.text:
+        target.write_bytes("LICENSE.txt", licence.full_text().encode())
+    evaluations = [s for s in steps if s.stage == evaluate.STAGE.name]
+    models = [(s, s.inputs["set"].inputs.get("model")) for s in evaluations if "set" in s.inputs]
+    own = [s for s, model in models if model and model.fingerprint == step.fingerprint]
+    used = _licences(job, store, step, uses_model=True, uses_captions=True, uses_teacher=False)
+    budget = {"steps": manifest.get("steps"), "images of a step": job.finetune.batch_size}
+    card = (
+        _facts(job, store, step, choice)
+        | used
+        | {
+            "title": f"{job.name}: the fine-tuned model",
+            "contents": _contents(target),
+            "license": choice.license or licence.id,
+            "hub_id": pretrained.hub_id(job.base_model),
+            "budget": {name: f"{value:,}" for name, value in budget.items() if value},
+            "scores": _scores(store, own),
+            "seed": seed,
+            "base_model": public(job.base_model),
+            "epochs": job.finetune.epochs,
+            "learning_rate": job.finetune.learning_rate,
+        }
+    )
     target.write_bytes("README.md", cards.model_card(card).encode())
     return f"the model of {step.title}"
 
@@ -252,10 +320,11 @@ def _facts(job: Job, store: Store, step: Step, choice: Choice) -> dict[str, Any]
     """Return the variables that the templates of all cards share."""
     images = _manifest(store, _images(step))
     return {
-        "license": choice.license,
+        "license": choice.license or "other",
         "version": __version__,
         "command": choice.command,
-        "fingerprint": f"{step.stage}-{step.fingerprint}",
+        "fingerprint": step.folder,
+        "hashes": _hashes(step),
         "settings": {name: public(value) for name, value in job.model_dump(mode="json").items()},
         "source": public(job.ingest.source),
         "sample": ingest.format_sample(job.ingest),
@@ -282,9 +351,41 @@ def _images(step: Step) -> Step:
     return step
 
 
-def _scores(store: Store, evaluations: Sequence[Step], own_set: Step) -> str:
-    """Return the score table of this set and of the full train split; empty without trials of this set."""
-    own = [s for s in evaluations if "set" not in s.inputs or s.inputs["set"].fingerprint == own_set.fingerprint]
+def _licences(job: Job, store: Store, step: Step, **used: bool) -> dict[str, Any]:
+    """Return the variables of the template of licences."""
+    found = licences.bound(job, _class_keys(store, step), **used)
+    shown = [replace(one, name=str(public(one.name))) for one in found]
+    return {"licences": shown, "restricting": [one.licence for one in shown if one.licence.restrictions()]}
+
+
+def _hashes(step: Step) -> list[tuple[str, str]]:
+    """List what identifies the models and the artifacts that an export was made from, with what it is of."""
+    steps = list(_ancestors(step, set()))
+    models = [(one.settings["base_model"], "base_model") for one in steps if "base_model" in one.settings]
+    captioners = [one.settings["caption"]["model"] for one in steps if "model" in one.settings.get("caption", {})]
+    names = [*models, *((name, "caption.model") for name in captioners)]
+    contents = [(str(name), f"{field}: {'hub id' if '/' in str(name) else 'content'}") for name, field in names]
+    return [*dict.fromkeys(contents), *((one.folder, f"artifact: {one.title}") for one in steps)]
+
+
+def _ancestors(step: Step, seen: set[str]) -> Iterator[Step]:
+    """Yield the steps that a step was made from, each after its own inputs, and the step."""
+    if step.fingerprint not in seen:
+        seen.add(step.fingerprint)
+        for other in step.inputs.values():
+            yield from _ancestors(other, seen)
+        yield step
+
+
+def _contents(target: Artifact) -> str:
+    """Hash the list of the files that an export has so far: all but its card."""
+    return hashlib.sha256(_sums(target)).hexdigest()
+
+
+def _scores(store: Store, own: Sequence[Step]) -> str:
+    """Return the score table of some evaluations; empty without trials of a set."""
+    if not own:
+        return ""
     scores = pa.concat_tables([store.artifact(s).table("scores", evaluate.SCORES) for s in own])
     return score_table(scores) if pc.any(pc.greater(scores["ipc"], 0)).as_py() else ""
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from vlcp_ray.models.pretrained import folder
+from vlcp_ray.models.pretrained import folder, pinned
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -18,7 +18,9 @@ def load_tokenizer(base_model: str) -> "CLIPTokenizer":
     """Load the tokenizer of a Stable Diffusion."""
     from transformers import CLIPTokenizer  # takes seconds to import
 
-    tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder(base_model), subfolder="tokenizer")
+    tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(
+        folder(base_model), **pinned(base_model), subfolder="tokenizer"
+    )
     return tokenizer
 
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from vlcp_ray.models.batches import Batches
-from vlcp_ray.models.pretrained import folder
+from vlcp_ray.models.pretrained import folder, pinned
 from vlcp_ray.stages import pair
 
 #: LLaVA-1.5's chat template.
@@ -72,6 +72,7 @@ class VllmCaptioner:
             _set_unset(_ON_CPU)
         self.llm = LLM(
             model=folder(settings.model),
+            **pinned(settings.model),
             max_model_len=settings.max_model_len,
             limit_mm_per_prompt={"image": 1},
             mm_processor_cache_gb=0,  # no image is captioned twice
@@ -179,7 +180,7 @@ class Square:
         from transformers import AutoImageProcessor
 
         self.is_padded = settings.image_aspect_ratio == "pad"
-        mean = AutoImageProcessor.from_pretrained(folder(settings.model)).image_mean
+        mean = AutoImageProcessor.from_pretrained(folder(settings.model), **pinned(settings.model)).image_mean
         self.colour = tuple(int(255 * value) for value in mean)
 
     def __call__(self, image: Image.Image) -> Image.Image:
@@ -206,16 +207,17 @@ class TransformersCaptioner:
         self.settings = settings
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = torch.float16 if self.device == "cuda" else torch.float32
-        model = folder(settings.model)
-        self.processor = AutoProcessor.from_pretrained(model)
+        model, revision = folder(settings.model), pinned(settings.model)
+        self.processor = AutoProcessor.from_pretrained(model, **revision)
         self.processor.tokenizer.padding_side = "left"  # all answers of a batch begin at the same position
         if settings.precision == "8bit":
             # bitsandbytes converts weights while they are loaded, on the device, and multiplies in half precision.
             options: dict[str, Any] = {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
             options |= {"device_map": {"": self.device}, "dtype": torch.float16 if self.device == "cuda" else dtype}
-            self.model = LlavaForConditionalGeneration.from_pretrained(model, **options).eval()
+            self.model = LlavaForConditionalGeneration.from_pretrained(model, **revision, **options).eval()
         else:
-            self.model = LlavaForConditionalGeneration.from_pretrained(model, dtype=dtype).to(self.device).eval()
+            loaded = LlavaForConditionalGeneration.from_pretrained(model, **revision, dtype=dtype)
+            self.model = loaded.to(self.device).eval()
         self.square = Square(settings)
         # In 8 bits a column that is large in one row is multiplied in half precision for all rows of a batch.
         self.batches = Batches(

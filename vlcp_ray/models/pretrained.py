@@ -4,13 +4,45 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+from vlcp_ray.settings import ConfigError
 from vlcp_ray.store import io
 from vlcp_ray.store.uris import strip_secrets
 
 DEMO: Final = "demo/"
 _PACKAGE: Final = Path(__file__).parents[1]
+
+
+class Kind(NamedTuple):
+    """A kind of model, and the files without which a folder is none; of several patterns one must be there."""
+
+    name: str
+    files: tuple[str, ...]
+
+
+STABLE_DIFFUSION: Final = Kind(
+    "Stable Diffusion in the format of diffusers",
+    (
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "tokenizer/tokenizer_config.json",
+        *(
+            file
+            for part in ("text_encoder", "unet", "vae")
+            for file in (f"{part}/config.json", f"{part}/*.safetensors|{part}/*.bin")
+        ),
+    ),
+)
+LLAVA: Final = Kind(
+    "LLaVA",
+    (
+        "config.json",
+        "tokenizer_config.json",
+        "processor_config.json|preprocessor_config.json",
+        "*.safetensors|*.bin",
+    ),
+)
 
 #: Number of parameters of the paper's models, from their files on the hub.
 _PARAMETERS: Final[Mapping[tuple[str, str], int]] = {
@@ -21,33 +53,108 @@ _PARAMETERS: Final[Mapping[tuple[str, str], int]] = {
 }
 
 
+class Use(NamedTuple):
+    """A model that a job loads: the setting that names it, its name, and what it must be."""
+
+    field: str
+    model: str
+    kind: Kind
+
+
 def folder(model: str) -> str:
-    """Return the argument for `from_pretrained`: the packaged folder of demo/<name>, else the hub id or folder."""
-    return str(_PACKAGE / model) if model.startswith(DEMO) else strip_secrets(model)
+    """Return the first argument for `from_pretrained`: the packaged folder of demo/<name>, else the hub id or folder.
+
+    The others are those of `pinned`.
+    """
+    return str(_PACKAGE / model) if model.startswith(DEMO) else hub_id(model) or strip_secrets(model)
 
 
-def check(model: str, field: str) -> None:
-    """Refuse a model folder that does not exist, before anything starts.
+def pinned(model: str) -> dict[str, str]:
+    """Return the arguments for `from_pretrained` that name the revision of a model; none without one."""
+    named = revision(model)
+    return {"revision": named} if named else {}
+
+
+def revision(model: str) -> str | None:
+    """Return the revision of `owner/name@revision`; None for the newest one, and for other models."""
+    return model.partition("@")[2] or None if hub_id(model) else None
+
+
+def hub_id(model: str) -> str:
+    """Return owner/name of a model of the hub, without its revision; "" for a folder or a packaged model."""
+    is_path = model.startswith((DEMO, ".", "/", "~")) or "://" in model or model.count("/") != 1
+    return "" if is_path or Path(model).exists() else model.partition("@")[0]
+
+
+def check(model: str, field: str, kind: Kind) -> None:
+    """Refuse a folder that does not exist or is no model, before anything starts and before it is hashed.
 
     Args:
         model: hub id, folder or demo/<name>.
         field: the setting it comes from, for the error.
+        kind: STABLE_DIFFUSION or LLAVA.
 
     Raises:
-        ValueError: `model` is written as a path or as demo/<name>, and the folder or its weights do not exist.
+        ValueError: `model` is written as a path or as demo/<name>, and the folder, its weights or a file do not exist.
     """
+    if hub_id(model):
+        return
     path = Path(folder(model)).expanduser()
-    is_path = model.startswith((DEMO, ".", "/", "~")) or model.count("/") != 1  # a hub id is owner/name
     if model.startswith(DEMO) and path.is_dir() and not any(path.rglob("*.safetensors")):
         raise ValueError(f"{field}: the weights of {model} were not sent with this job; send it with vlcp-ray submit")
-    if is_path and not path.is_dir():
+    if not path.is_dir():
         raise ValueError(f"{field}: there is no folder {model!r}; give a folder or a hub id such as owner/name")
+    if missing := missing_files(path, kind):
+        raise ValueError(
+            f"{field}: the folder {model!r} is no {kind.name}: it lacks {', '.join(missing)}; give a folder that "
+            "save_pretrained has written, or a hub id such as owner/name"
+        )
+
+
+def missing_files(path: Path, kind: Kind) -> list[str]:
+    """List the files that a model needs and that a folder does not have, with the parts of weights in several files."""
+    missing = [file for file in kind.files if not any(any(path.glob(pattern)) for pattern in file.split("|"))]
+    for index in sorted({one for file in kind.files for one in path.glob(f"{file.partition('|')[0]}.index.json")}):
+        parts = json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values()
+        missing += [
+            str((index.parent / part).relative_to(path))
+            for part in sorted(set(parts))
+            if not (index.parent / part).exists()
+        ]
+    return [file.replace("|", " or ") for file in missing]
+
+
+def check_offline(use: Use) -> None:
+    """Refuse a model of the hub that is not in the cache of this machine, where HF_HUB_OFFLINE forbids to fetch it.
+
+    Raises:
+        ConfigError: names the setting, what is missing, and the fix.
+    """
+    if not hub_id(use.model):
+        return
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if not constants.is_offline_mode():
+        return
+    try:  # where it is; which files are needed only we know
+        name, named = hub_id(use.model), revision(use.model)
+        found = snapshot_download(name, revision=named, local_files_only=True, ignore_patterns="*")
+        missing = missing_files(Path(found), use.kind)
+    except LocalEntryNotFoundError:
+        missing = ["all files"]
+    if missing:
+        raise ConfigError(
+            f"{use.field}: {use.model} is not complete in {constants.HF_HUB_CACHE} ({', '.join(missing)}), and "
+            "HF_HUB_OFFLINE is set; run vlcp-ray fetch with this job where there is internet, and set HF_HUB_CACHE to "
+            "what it has written"
+        )
 
 
 def content_hash(model: str) -> str:
     """Return what identifies a model in fingerprints: the hash of a folder's contents, or the hub id."""
     path = folder(model)
-    return io.content_hash(path) if Path(path).expanduser().exists() else strip_secrets(model)
+    return strip_secrets(model) if hub_id(model) or not Path(path).expanduser().exists() else io.content_hash(path)
 
 
 def latent_shape(base_model: str, resolution: int) -> tuple[int, int, int]:
@@ -70,7 +177,7 @@ def _vae_config(base_model: str) -> dict[str, Any]:
         from huggingface_hub.errors import HfHubHTTPError
 
         try:
-            path = Path(hf_hub_download(base_model, "vae/config.json"))
+            path = Path(hf_hub_download(hub_id(base_model), "vae/config.json", revision=revision(base_model)))
         except (HfHubHTTPError, OSError, ValueError) as error:
             raise ValueError(
                 f"base_model: {base_model} cannot be downloaded from the hub ({str(error).strip().splitlines()[0]}); "
@@ -100,7 +207,7 @@ def count_parameters(model: str, part: str) -> int | None:
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else []
     if files:
         return sum(map(_parameters_in, files))
-    return _PARAMETERS.get((model, part))
+    return _PARAMETERS.get((hub_id(model), part))
 
 
 def _parameters_in(file: Path) -> int:

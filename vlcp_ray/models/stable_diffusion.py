@@ -22,7 +22,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from vlcp_ray.models.batches import Batches
 from vlcp_ray.models.clip_tokens import load_tokenizer
-from vlcp_ray.models.pretrained import folder
+from vlcp_ray.models.pretrained import folder, pinned
 from vlcp_ray.stages.generate import Generate
 
 Pixels = npt.NDArray[np.uint8]
@@ -71,6 +71,7 @@ def load_pipeline(
     parts = {} if unet is None else {"unet": unet}
     pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(
         folder(model),
+        **pinned(model),
         dtype=dtype or inference_dtype(device),
         safety_checker=None,
         feature_extractor=None,
@@ -88,7 +89,7 @@ def load_noise_schedule(base_model: str) -> DDPMScheduler:
     Raises:
         ValueError: the model does not predict the noise.
     """
-    scheduler = DDPMScheduler.from_pretrained(folder(base_model), subfolder="scheduler")
+    scheduler = DDPMScheduler.from_pretrained(folder(base_model), **pinned(base_model), subfolder="scheduler")
     target = scheduler.config.prediction_type
     if target != "epsilon":
         raise ValueError(
@@ -289,7 +290,7 @@ def _embed_slices(pipeline: StableDiffusionImg2ImgPipeline, prompts: list[list[l
 def _load_part(kind: Any, base_model: str, name: str, device: str, dtype: torch.dtype) -> Any:
     _hide_progress_bars()
     extra = _LOAD_OPTIONS if issubclass(kind, diffusers.ModelMixin) else {}
-    part = kind.from_pretrained(folder(base_model), subfolder=name, dtype=dtype, **extra)
+    part = kind.from_pretrained(folder(base_model), **pinned(base_model), subfolder=name, dtype=dtype, **extra)
     return part.to(device).eval().requires_grad_(False)
 
 

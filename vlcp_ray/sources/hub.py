@@ -1,12 +1,24 @@
 """Image sets of the Hugging Face hub: the commit that is read, and what to do where a set cannot be read."""
 
+import re
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
+from urllib.parse import unquote
 
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.store.uris import public
 
 _SCHEME: Final = "hf://"
+_URI: Final = re.compile(r"hf://(datasets/|spaces/|(?!datasets/|spaces/))([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.*))?")
+
+
+class Place(NamedTuple):
+    """Where a set is on the hub: its repository, that one's kind, the revision, and the folder in it; "" for none."""
+
+    repository: str
+    kind: str
+    revision: str
+    folder: str
 
 
 @lru_cache(maxsize=8)
@@ -21,6 +33,8 @@ def at_commit(source: str, revision: str) -> tuple[str, str]:
 
     Raises:
         ConfigError: there is no such set or revision, its terms were not accepted, or the hub cannot be reached.
+
+    Where HF_HUB_OFFLINE is set, the set is read from the cache of the hub, if `vlcp-ray fetch` has brought all of it.
     """
     if not source.startswith(_SCHEME):
         if revision:
@@ -36,9 +50,11 @@ def at_commit(source: str, revision: str) -> tuple[str, str]:
 
 
 def _find(source: str, revision: str) -> tuple[str, str]:
-    from huggingface_hub import HfApi, HfFileSystem  # here, as it takes half a second
+    from huggingface_hub import HfApi, HfFileSystem, constants  # here, as it takes half a second
     from huggingface_hub.hf_file_system import HfFileSystemResolvedRepositoryPath
 
+    if constants.is_offline_mode():
+        return _find_cached(place_of(source, revision))
     found = HfFileSystem().resolve_path(source, revision=revision or None)
     if not isinstance(found, HfFileSystemResolvedRepositoryPath):  # a bucket
         return source, ""
@@ -50,9 +66,42 @@ def _find(source: str, revision: str) -> tuple[str, str]:
     return f"{_SCHEME}{folder}{found.repo_id}@{info.sha}{inner}", str(info.sha)
 
 
+def place_of(source: str, revision: str) -> Place:
+    """Read the URI of a set. The revision in it counts where none is given."""
+    found = _URI.fullmatch(source.rstrip("/"))
+    if not found:
+        raise ValueError("it names no repository; write hf://datasets/owner/name")
+    kind = {"datasets/": "dataset", "spaces/": "space"}.get(found[1], "model")
+    return Place(found[2], kind, revision or unquote(found[3] or ""), found[4] or "")
+
+
+def patterns(place: Place) -> list[str] | None:
+    """Return the patterns of the files of a set in its repository; None for all."""
+    return [place.folder, f"{place.folder}/*"] if place.folder else None
+
+
+def _find_cached(place: Place) -> tuple[str, str]:
+    """Find a set in the cache of the hub: its local folder, and its commit."""
+    from huggingface_hub import snapshot_download
+
+    folder = snapshot_download(
+        place.repository,
+        repo_type=place.kind,
+        revision=place.revision or None,
+        local_files_only=True,
+        allow_patterns=patterns(place),
+    )
+    return f"{folder}/{place.folder}".rstrip("/"), folder.rpartition("/")[2]
+
+
 def _explain(source: str, revision: str, error: Exception) -> str:
     from huggingface_hub import errors
 
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return (
+            f"ingest.source: {public(source)} is not complete in the cache of the hub, and HF_HUB_OFFLINE is set; run "
+            "vlcp-ray fetch with this job where there is internet, and set HF_HUB_CACHE to what it has written"
+        )
     cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
     if revision and isinstance(error, ValueError) and "Revision specified" in str(error):
         return f"ingest.revision: {public(source)} names another one than {revision!r}; leave one of them out"
@@ -68,11 +117,7 @@ def fix(source: str) -> str:
     """Return what to do about a set of the hub that cannot be read; "" for other sources."""
     if not source.startswith(_SCHEME):
         return ""
-    parts = source.removeprefix(_SCHEME).split("/")
-    kind = {"datasets": "dataset", "spaces": "space"}.get(parts[0], "model")
-    name = "/".join(parts[:2] if kind == "model" else parts[1:3]).partition("@")[0]
     return (
         "if it is gated or private, accept its terms on its page and log in with hf auth login, or set HF_TOKEN; "
-        f"without internet, fetch it elsewhere: hf download {name} --repo-type {kind} --local-dir FOLDER, and set "
-        "ingest.source to that folder"
+        "without internet, run vlcp-ray fetch with this job where there is some"
     )

@@ -39,10 +39,14 @@ class Listed(NamedTuple):
 def limit_of(filesystem: pafs.FileSystem, path: str, follow_links: bool) -> str:
     """Return the folder that links may not leave, or "" for no limit: another store, or one file that the user named.
 
-    The folder of the set may itself be a link.
+    The folder of the set may itself be a link. In the cache of the Hugging Face hub the files of a commit are links to
+    the folder `blobs` of the same set.
     """
-    is_local = isinstance(filesystem, pafs.LocalFileSystem)
-    return os.path.realpath(path) if is_local and not follow_links and os.path.isdir(path) else ""
+    if follow_links or not isinstance(filesystem, pafs.LocalFileSystem) or not os.path.isdir(path):
+        return ""
+    real = os.path.realpath(path)
+    cached, mark, _ = real.partition("/snapshots/")
+    return cached if mark and os.path.isdir(f"{cached}/blobs") else real
 
 
 def leaves(path: str, limit: str) -> bool:

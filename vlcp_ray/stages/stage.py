@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from vlcp_ray.cost.inputs import CostInputs
     from vlcp_ray.cost.memory import ModelMemory
     from vlcp_ray.engine.context import Context
+    from vlcp_ray.models.pretrained import Use
     from vlcp_ray.scale import Pool, Scale
     from vlcp_ray.store.artifact import Step
 
@@ -155,9 +156,11 @@ class Stage:
         version: raised when its results change without a change of settings.
         summary: its inputs and outputs, printed by `plan`.
         tables: the schemas of its parquet tables by folder, at the shapes of Stable Diffusion at 512 pixels.
+        files: the names of the files and folders that it writes beside these tables.
         pools: the pools of the scale whose workers it holds at the same time.
         unit: what its progress and its rate count.
         counted: the manifest's field with the number of units.
+        rows: what the rows of its manifests are.
         row_wise: whether each input row is either written or rejected.
         gang_scheduled: whether all of its workers must start together and stay, as the ranks of a training do.
         output: the name that `plan` prints for the bytes that it writes.
@@ -165,6 +168,7 @@ class Stage:
         loads: the work that a job gives it.
         disk: GiB that it writes.
         memory: what its models need of a GPU.
+        models: the pretrained models that a job loads in it.
         check: refuse a job whose inputs cannot work, before anything starts.
         check_scale: refuse a job that its workers cannot do, before anything starts.
     """
@@ -173,9 +177,11 @@ class Stage:
     version: int
     summary: str
     tables: Mapping[str, "pa.Schema"] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
     pools: tuple[str, ...] = ()
     unit: str = "images"
     counted: str = "rows"
+    rows: str = "images"
     row_wise: bool = False
     gang_scheduled: bool = False
     output: str = ""
@@ -183,6 +189,7 @@ class Stage:
     loads: Callable[["CostInputs", Sequence["Step"]], Iterator[Load]] = lambda inputs, steps: iter(())
     disk: Callable[["CostInputs", Sequence["Step"]], float] = lambda inputs, steps: 0.0
     memory: Callable[["Job", "ModelMemory", "Scale"], Iterator[Memory]] = lambda job, models, scale: iter(())
+    models: Callable[["Job"], Iterator["Use"]] = lambda job: iter(())
     check: Callable[["Job"], None] = lambda job: None
     check_scale: Callable[["Job", "Scale"], None] = lambda job, scale: None
 

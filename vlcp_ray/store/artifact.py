@@ -57,6 +57,11 @@ class Step:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
+    def folder(self) -> str:
+        """The name of the artifact's folder."""
+        return f"{self.stage}-{self.fingerprint}"
+
+    @property
     def title(self) -> str:
         """The stage and its key in words: `prototype seed 0 ipc 5`."""
         return " ".join([self.stage, *(f"{k} {v}" if k != "method" else str(v) for k, v in self.key.items())])
@@ -128,7 +133,7 @@ class Store:
 
     def artifact(self, step: Step) -> "Artifact":
         """Return the artifact of a step."""
-        return Artifact(self.filesystem, f"{self.path}/{step.stage}-{step.fingerprint}")
+        return Artifact(self.filesystem, f"{self.path}/{step.folder}")
 
     def manifests(self, steps: Sequence[Step]) -> Manifests:
         """Read the manifests of all steps that have one, by fingerprint; None for an artifact that is not complete.
@@ -139,7 +144,7 @@ class Store:
             StoreError: a manifest is damaged.
         """
         present = set(retry(lambda: files.list_folders(self.filesystem, self.path), f"list {self.path}"))
-        started = [step for step in steps if f"{step.stage}-{step.fingerprint}" in present]
+        started = [step for step in steps if step.folder in present]
         if not started:
             return {}
         with ThreadPoolExecutor(THREADS) as threads:

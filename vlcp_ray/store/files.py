@@ -64,6 +64,14 @@ class File(NamedTuple):
         return self.path.rpartition("/")[2]
 
 
+class DatedFile(NamedTuple):
+    """A file of a store, its size in bytes, and when it was written, in seconds since 1970."""
+
+    path: str
+    size: int
+    modified: float
+
+
 def read(filesystem: pafs.FileSystem, path: str, limit: int | None = None) -> bytes:
     """Read a file.
 
@@ -168,6 +176,11 @@ def _link(written: str, path: str, content: bytes) -> None:
 
 def list_files(filesystem: pafs.FileSystem, folder: str, *, recursive: bool = False) -> list[File]:
     """List the files of a folder, sorted by path, without hidden ones; none where the folder does not exist."""
+    return [File(file.path, file.size) for file in list_dated(filesystem, folder, recursive=recursive)]
+
+
+def list_dated(filesystem: pafs.FileSystem, folder: str, *, recursive: bool = False) -> list[DatedFile]:
+    """List the files of a folder as `list_files` does, with the times at which they were written."""
     if isinstance(filesystem, pafs.S3FileSystem):
         store, key = _s3(filesystem, folder)
         bucket = folder.partition("/")[0]
@@ -178,10 +191,14 @@ def list_files(filesystem: pafs.FileSystem, folder: str, *, recursive: bool = Fa
                 objects = list(store.list_with_delimiter(key)["objects"])
         # Other tools write empty objects as marks of folders: the key of the folder itself, or one that ends in "/".
         keys = [entry for entry in objects if entry["path"] != key and not entry["path"].endswith("/")]
-        files = [File(f"{bucket}/{entry['path']}", entry["size"]) for entry in keys]
+        files = [
+            DatedFile(f"{bucket}/{entry['path']}", entry["size"], entry["last_modified"].timestamp()) for entry in keys
+        ]
     else:
         infos = filesystem.get_file_info(pafs.FileSelector(folder, recursive=recursive, allow_not_found=True))
-        files = [File(str(info.path), int(info.size or 0)) for info in infos if info.is_file]
+        files = [
+            DatedFile(str(info.path), int(info.size or 0), (info.mtime_ns or 0) / 1e9) for info in infos if info.is_file
+        ]
     hidden = len(folder) + 1
     return sorted(file for file in files if not any(part[:1] == "." for part in file.path[hidden:].split("/")))
 

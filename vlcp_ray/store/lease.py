@@ -42,7 +42,9 @@ class _Content(BaseModel):
     """The content of a lease's file.
 
     Args:
-        makes: the title of each artifact, by fingerprint.
+        makes: the title of each artifact that it makes or deletes, by fingerprint.
+        reads: the fingerprints of the complete artifacts that it needs.
+        deletes: whether it deletes artifacts.
         beat: the number of the heartbeat, and `at` its time.
         progress: the fields of a `ProgressSnapshot`, which versions before and after this one may not have.
     """
@@ -54,6 +56,8 @@ class _Content(BaseModel):
     since: str
     makes: dict[str, str]
     beat: int
+    reads: list[str] = []
+    deletes: bool = False
     at: FiniteFloat = 0.0
     progress: Any = None
 
@@ -63,7 +67,7 @@ class _Content(BaseModel):
 
 @dataclass(frozen=True)
 class Lease:
-    """The lease of a run: the fingerprints that it makes, and its progress and age at the last heartbeat."""
+    """The lease of a run: the fingerprints that it makes or reads, and its progress and age at the last heartbeat."""
 
     host: str
     pid: int
@@ -71,6 +75,7 @@ class Lease:
     makes: frozenset[str]
     progress: ProgressSnapshot | None
     age: float  # seconds since the last heartbeat, by this machine's clock
+    reads: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         run = printable(f"a run (process {self.pid} on {self.host}, since {self.since})")
@@ -92,7 +97,10 @@ class LeaseConflictError(ValueError):
 
 @contextmanager
 def acquire_lease(
-    store: Store, steps: Sequence[Step], progress: Callable[[], ProgressSnapshot | None] = lambda: None
+    store: Store,
+    steps: Sequence[Step],
+    progress: Callable[[], ProgressSnapshot | None] = lambda: None,
+    reads: Sequence[Step] = (),
 ) -> Iterator[None]:
     """Hold the only lease on these artifacts, and write the progress of the run into it with every heartbeat.
 
@@ -105,13 +113,37 @@ def acquire_lease(
     machine, if its heartbeat has not changed for 90 s. A run that cannot write its heartbeat, because its store is out
     of reach or it was suspended, stops after 60 s: before another run may start.
 
+    Args:
+        reads: complete artifacts that the run needs: nobody may delete them.
+
     Raises:
-        LeaseConflictError: another run makes one of the artifacts; the message names the run and the fix.
+        LeaseConflictError: another run makes one of the artifacts, or one of those that are needed is being deleted;
+            the message names the run and the fix.
     """
-    leases, name = _folder(store), f"{uuid.uuid4().hex}.json"
     makes = {step.fingerprint: step.title for step in steps}
-    lease = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%d %b %H:%M:%S"), "makes": makes}
-    _take(leases, name, lease, makes)
+    with _hold(store, {"makes": makes, "reads": [step.fingerprint for step in reads]}, progress):
+        yield
+
+
+@contextmanager
+def acquire_deletion(store: Store, titles: Mapping[str, str]) -> Iterator[None]:
+    """Hold the only lease on artifacts that are deleted: no run makes or needs them.
+
+    Args:
+        titles: by fingerprint.
+
+    Raises:
+        LeaseConflictError: a run makes or needs one of them.
+    """
+    with _hold(store, {"makes": dict(titles), "deletes": True}, lambda: None):
+        yield
+
+
+@contextmanager
+def _hold(store: Store, content: Mapping[str, Any], progress: Callable[[], ProgressSnapshot | None]) -> Iterator[None]:
+    leases, name = _folder(store), f"{uuid.uuid4().hex}.json"
+    lease = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%d %b %H:%M:%S"), **content}
+    _take(leases, name, lease)
     heartbeat = _Heartbeat(leases, name, lease, progress)
     heartbeat.start()
     try:
@@ -140,6 +172,7 @@ def active_leases(store: Store) -> list[Lease]:
             frozenset(lease.makes),
             _parse_progress(lease.progress),
             max(0.0, time.time() - lease.at),
+            frozenset(lease.reads),
         )
         for lease in contents
         if lease
@@ -160,32 +193,45 @@ def _folder(store: Store) -> Artifact:
     return Artifact(store.filesystem, f"{store.path}/{FOLDER}")
 
 
-def _take(leases: Artifact, name: str, lease: Mapping[str, Any], makes: Mapping[str, str]) -> None:
-    """Write the lease, unless another run that is alive makes one of the artifacts; delete the leases of dead runs."""
+def _take(leases: Artifact, name: str, lease: Mapping[str, Any]) -> None:
+    """Write the lease, unless another run that is alive has one of the artifacts; delete the leases of dead runs."""
+    mine = _Content.model_validate({**lease, "beat": 0})
     while True:
         with _lock(leases):
             _write(leases, name, lease, 0)
-            conflict = _find_conflict(leases, name, makes)
+            conflict = _find_conflict(leases, name, mine)
             if conflict is None:
                 return
             _delete(leases, name)
         other, content = conflict
         if _is_alive(leases, other, content):
-            title = next(title for fingerprint, title in makes.items() if fingerprint in content.makes)
+            shared = min(_shared(mine, content))
+            title = mine.makes.get(shared) or content.makes[shared]
+            does = "deleted" if content.deletes else "made" if shared in content.makes else "read"
             raise LeaseConflictError(
-                f"{title} is being made by another run ({content}): wait until it has ended, or end it, then re-run "
+                f"{title} is being {does} by another run ({content}): wait until it has ended, or end it, then re-run "
                 "the same command to resume"
             )
         _delete(leases, other)
 
 
-def _find_conflict(leases: Artifact, name: str, makes: Mapping[str, str]) -> tuple[str, _Content] | None:
+def _find_conflict(leases: Artifact, name: str, mine: _Content) -> tuple[str, _Content] | None:
     """Find another lease with an artifact in common: its name and its content."""
     for other in (file.name for file in leases.files(suffix=".json")):
         content = None if other == name else _read(leases, other)
-        if content is not None and makes.keys() & content.makes.keys():
+        if content is not None and _shared(mine, content):
             return other, content
     return None
+
+
+def _shared(one: _Content, other: _Content) -> set[str]:
+    """Return the fingerprints of the artifacts that two runs cannot have both: read ones may be, but not deleted."""
+    shared = one.makes.keys() & other.makes.keys()
+    if one.deletes:
+        shared |= one.makes.keys() & set(other.reads)
+    if other.deletes:
+        shared |= other.makes.keys() & set(one.reads)
+    return shared
 
 
 @contextmanager

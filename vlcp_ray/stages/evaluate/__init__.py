@@ -308,6 +308,7 @@ STAGE: Final = Stage(
     tables={"scores": SCORES},
     pools=("evaluate",),
     unit="trials",
+    rows="trials",
     works=(CLASSIFY, CLASSIFY_BF16),
     loads=_loads,
 )

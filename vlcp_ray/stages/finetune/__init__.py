@@ -175,6 +175,7 @@ STAGE: Final = Stage(
     "finetune",
     version=3,
     summary="PAIRS -> a Stable Diffusion fine-tuned on them",
+    files=(MODEL, "checkpoints", "progress", "memory", "validation"),
     pools=("finetune",),
     counted="images",
     gang_scheduled=True,
@@ -183,5 +184,6 @@ STAGE: Final = Stage(
     loads=_loads,
     disk=_disk,
     memory=_memory,
+    models=lambda job: iter([pretrained.Use("base_model", job.base_model, pretrained.STABLE_DIFFUSION)]),
     check_scale=_check_scale,
 )

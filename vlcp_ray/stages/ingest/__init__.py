@@ -86,6 +86,9 @@ class Ingest(Settings):
         return (value,) if isinstance(value, str) else value
 
 
+#: The file with the keys and names of an artifact's classes, and the commit of its set on the hub: of no other are its
+#: rows.
+CLASSES: Final = "classes.json"
 _LISTED: Final = 8  # suffixes
 _TOLERANCE: Final = 0.05  # relative difference of numbers of images
 _NO_VAL: Final = (
@@ -232,6 +235,7 @@ STAGE: Final = Stage(
     version=3,
     summary="an image set -> IMAGES + REJECTED",
     tables={"images": IMAGES},
+    files=("parts", CLASSES, "copied-from.txt", "rejected"),
     pools=("ingest",),
     row_wise=True,
     output="images",

@@ -22,7 +22,7 @@ from vlcp_ray.schemas import IMAGES, REJECTED
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.sources import hub, open_source
 from vlcp_ray.sources.reader import Part, Source
-from vlcp_ray.stages.ingest import STAGE, compare_expected, format_sample, format_skipped
+from vlcp_ray.stages.ingest import CLASSES, STAGE, compare_expected, format_sample, format_skipped
 from vlcp_ray.stages.ingest.duplicates import reject_duplicates
 from vlcp_ray.stages.ingest.label import LabelRows
 from vlcp_ray.stages.ingest.reuse import copy_part, find_reusable
@@ -31,8 +31,6 @@ from vlcp_ray.store.artifact import Artifact, Step, part_name
 
 _IMAGES: Final = "images"
 _PARTS: Final = "parts"
-#: The classes of an artifact and the commit of its set on the hub: its rows are of no other.
-_CLASSES: Final = "classes.json"
 #: The name of the artifact whose images were copied.
 _COPIED: Final = "copied-from.txt"
 #: The record of a part that was read: its number of wanted rows, how many of them were written before, and the number
@@ -57,7 +55,7 @@ def run(context: Context, steps: Sequence[Step]) -> None:
     chosen = _choose(context, step, source, parts) if is_sample(settings) else dict.fromkeys(range(len(parts)))
     classes = [list(source.classes.keys), list(source.classes.names)]
     identity = json.dumps([*classes, commit] if commit else classes).encode()
-    if artifact.read_bytes(_CLASSES) is None:
+    if artifact.read_bytes(CLASSES) is None:
         _reuse(context, step, identity)
     _delete_stale(artifact, identity)
     label = LabelRows(settings, source.classes.keys, source.classes.names)
@@ -79,11 +77,11 @@ def _reuse(context: Context, step: Step, identity: bytes) -> None:
     """Copy the images of an artifact that has other splits; they are then neither read nor decoded again.
 
     Args:
-        identity: the content of `_CLASSES`; an artifact with the same one is copied.
+        identity: the content of `CLASSES`; an artifact with the same one is copied.
     """
     artifact, pool = context.artifact(step), context.scale.ingest
     found = find_reusable(context.store, step, context.job.ingest)
-    same = next((one for one in found if one[0].read_bytes(_CLASSES) == identity), None)
+    same = next((one for one in found if one[0].read_bytes(CLASSES) == identity), None)
     if same is None:
         return
     if artifact.parts(_IMAGES):  # an interrupted copy, perhaps of another artifact
@@ -92,7 +90,7 @@ def _reuse(context: Context, step: Step, identity: bytes) -> None:
     submit = (partial(copy.remote, earlier, part, had, artifact, wanted) for part in earlier.parts(_IMAGES))
     copied = sum(in_flight(submit, pool.num_workers))
     artifact.write_bytes(_COPIED, posixpath.basename(earlier.path).encode())
-    artifact.write_bytes(_CLASSES, identity)
+    artifact.write_bytes(CLASSES, identity)
     log_line(
         step.title,
         f"{copied:,} images are copied from {earlier.path}, with other splits; if the image set has changed since, "
@@ -119,13 +117,13 @@ def _delete_stale(artifact: Artifact, identity: bytes) -> None:
     Rejected rows are read again, because their files may have been fixed.
 
     Args:
-        identity: the content of `_CLASSES`.
+        identity: the content of `CLASSES`.
     """
-    is_same = artifact.read_bytes(_CLASSES) == identity
+    is_same = artifact.read_bytes(CLASSES) == identity
     for folder in (_PARTS, REJECTED_TABLE) if is_same else (_PARTS, REJECTED_TABLE, _IMAGES):
         if artifact.parts(folder):
             artifact.delete(folder)
-    artifact.write_bytes(_CLASSES, identity)
+    artifact.write_bytes(CLASSES, identity)
 
 
 def _choose(context: Context, step: Step, source: Source, parts: Sequence[Part]) -> dict[int, frozenset[str] | None]:

@@ -1,6 +1,8 @@
 """pair: caption and encode IMAGES(train) to PAIRS in one streaming plan."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 import pyarrow as pa
@@ -26,6 +28,7 @@ PROMPT: Final = (
 )
 _CAPTION_BYTES: Final = 600  # assumed, of a usual caption
 _FLOAT16_BYTES: Final = 2
+_LOOKED_AT: Final = 10_000  # files of a folder, among which a table has one of its own
 #: The part of a GPU's memory, or of a share of it, that vLLM takes: its own default.
 VLLM_SHARE: Final = 0.92
 #: Images at a time in transformers: 7B weights in float16 and the keys and values of 16 x 2,048 tokens fit in 40 GB.
@@ -45,7 +48,9 @@ class Caption(Settings):
         "reject", description="images that the table lacks are rejected, or described by the model"
     )
     engine: Literal["vllm", "transformers"] = Field("vllm", description="the library that runs the model")
-    model: str = Field("llava-hf/llava-1.5-7b-hf", description="a LLaVA model: hub id, folder or demo/llava")
+    model: str = Field(
+        "llava-hf/llava-1.5-7b-hf", description="a LLaVA model: hub id (also owner/name@revision), folder or demo/llava"
+    )
     image_aspect_ratio: Literal["pad", "crop"] = Field(
         "pad", description="pad: whole images, made square with the mean colour; crop: their middle, as LLaVA in vLLM"
     )
@@ -94,6 +99,24 @@ def format_too_long(count: int, captions: int, length: int) -> str:
         f"{count:,} of {captions:,} captions {'is' if count == 1 else 'are'} longer than the {length} tokens that the "
         f"text encoder reads at once: fine-tuning reads the first {length}, generation all of a text prototype"
     )
+
+
+def check_source(source: str) -> None:
+    """Refuse a local table of captions that does not exist, or a folder without parquet files, before it is hashed.
+
+    Raises:
+        ConfigError: names the fix.
+    """
+    path = Path(source).expanduser()
+    if not source or "://" in source:
+        return
+    if not path.exists():
+        raise ConfigError(f"caption.source: there is no table {source!r}; give its folder or file")
+    if path.is_dir() and not any(file.suffix == ".parquet" for file in islice(path.rglob("*"), _LOOKED_AT)):
+        raise ConfigError(
+            f"caption.source: the folder {source!r} has no parquet files; give a table's folder, as the folder pairs "
+            "of a run, or its file"
+        )
 
 
 def check_pairs(pairs: Mapping[str, Any], images: Mapping[str, Any], ipc: int) -> None:
@@ -242,6 +265,12 @@ def _memory(job: "Job", models: "ModelMemory", scale: "Scale") -> Iterator[Memor
     yield Memory("encode", "encode.resolution", "encode", gib, least, fix)
 
 
+def _models(job: "Job") -> Iterator[pretrained.Use]:
+    yield pretrained.Use("base_model", job.base_model, pretrained.STABLE_DIFFUSION)
+    if job.caption.uses_model:
+        yield pretrained.Use("caption.model", job.caption.model, pretrained.LLAVA)
+
+
 def _check(job: "Job") -> None:
     if job.caption.source:
         from vlcp_ray.stages.pair.saved_captions import open_captions
@@ -254,6 +283,7 @@ STAGE: Final = Stage(
     version=2,
     summary="IMAGES -> PAIRS + REJECTED: captions and latents",
     tables={"pairs": pairs_schema((4, 64, 64), (8, 64, 64))},
+    files=("rejected",),
     pools=("caption", "encode"),
     row_wise=True,
     output="pairs",
@@ -261,5 +291,6 @@ STAGE: Final = Stage(
     loads=_loads,
     disk=_disk,
     memory=_memory,
+    models=_models,
     check=_check,
 )

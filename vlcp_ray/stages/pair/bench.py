@@ -4,7 +4,7 @@ from transformers import AutoTokenizer
 
 from vlcp_ray.config import Job
 from vlcp_ray.cost.flops import model_flops
-from vlcp_ray.models.pretrained import folder
+from vlcp_ray.models.pretrained import folder, pinned
 from vlcp_ray.scale import Pool
 from vlcp_ray.stages.pair import encode_flops
 from vlcp_ray.stages.pair.caption import CaptionRows
@@ -16,7 +16,10 @@ from vlcp_ray.stages.stage import Batch, BatchDone
 def caption(job: Job, pool: Pool) -> Batch:
     """Load the captioner, and return a function that captions a batch and counts its operations."""
     caption_rows, table = CaptionRows(job.caption), Sample(job).images(pool.batch_size)
-    tokenizer, flops = AutoTokenizer.from_pretrained(folder(job.caption.model)), model_flops(job)
+    tokenizer, flops = (
+        AutoTokenizer.from_pretrained(folder(job.caption.model), **pinned(job.caption.model)),
+        model_flops(job),
+    )
 
     def batch() -> BatchDone:
         captions = caption_rows(table)["caption"].to_pylist()

@@ -175,6 +175,7 @@ STAGE: Final = Stage(
     tables={"prototypes": prototypes_schema((4, 64, 64)), "members": MEMBERS},
     pools=("prototype",),
     counted="members",
+    rows="prototypes",
     works=(CLUSTER,),
     loads=_loads,
 )

@@ -60,5 +60,7 @@ STAGE: Final = Stage(
     version=4,
     summary="everything -> one HTML page",
     tables={"coverage": COVERAGE, "neighbours": NEIGHBOURS},
+    files=("index.html",),
+    rows="artifacts read",
     loads=_loads,
 )

@@ -51,6 +51,7 @@ STAGE: Final = Stage(
     version=2,
     summary="IMAGES, PROTOTYPES, teacher -> SYNTHETIC of the methods without denoising",
     tables={"synthetic": SYNTHETIC},
+    files=("rejected",),
     pools=generate.STAGE.pools,
     row_wise=True,
     output="distilled",

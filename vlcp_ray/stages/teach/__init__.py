@@ -107,6 +107,17 @@ def hashed_settings(job: "Job") -> dict[str, Any]:
     return network | {"checkpoint": NETWORKS[job.teach.network].published if is_published else content_hash(checkpoint)}
 
 
+def check_checkpoint(checkpoint: str) -> None:
+    """Refuse a folder as a checkpoint, before it is hashed.
+
+    Raises:
+        ConfigError: names the fix.
+    """
+    is_path = checkpoint not in ("", TORCHVISION) and "://" not in checkpoint
+    if is_path and Path(checkpoint).expanduser().is_dir():
+        raise ConfigError(f"teach.checkpoint: {checkpoint!r} is a folder; name a .pth file in it")
+
+
 def _loads(inputs: "CostInputs", _: Sequence["Step"]) -> Iterator[Load]:
     settings, images = inputs.job.teach, inputs.images
     each = inputs.models.classify(settings.network, settings.input_size, settings.width, images.classes, TEACHER_NORM)
@@ -117,17 +128,39 @@ def _loads(inputs: "CostInputs", _: Sequence["Step"]) -> Iterator[Load]:
 
 def _check(job: "Job") -> None:
     checkpoint = job.teach.checkpoint
+    if checkpoint == TORCHVISION:
+        _check_offline(job.teach.network)
     if checkpoint and checkpoint != TORCHVISION and "://" not in checkpoint and not Path(checkpoint).is_file():
         raise ConfigError(
             f"teach.checkpoint: there is no file {checkpoint!r}; name a .pth file, or leave it out to train a teacher"
         )
 
 
+def _check_offline(network: str) -> None:
+    """Refuse weights that are not in torch's cache on this machine, where HF_HUB_OFFLINE forbids to fetch them.
+
+    torch has no such variable of its own.
+    """
+    from huggingface_hub import constants
+
+    if constants.is_offline_mode():
+        from vlcp_ray.stages.teach.checkpoint import cached_file
+
+        if not (file := cached_file(network)).exists():
+            raise ConfigError(
+                f"teach.checkpoint: torchvision's weights {NETWORKS[network].published} are not at {file}, and "
+                "HF_HUB_OFFLINE is set; run vlcp-ray fetch with this job where there is internet, and set TORCH_HOME "
+                "to what it has written"
+            )
+
+
 STAGE: Final = Stage(
     "teach",
     version=3,
     summary="IMAGES -> the network that gives soft labels and features",
+    files=(WEIGHTS,),
     pools=evaluate.STAGE.pools,
+    rows="networks",
     loads=_loads,
     check=_check,
 )

@@ -4,7 +4,9 @@ import io
 import pickle
 import zipfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor
@@ -39,6 +41,34 @@ def load_published(network: str, class_names: Sequence[str], outputs: Sequence[s
             "workers reach it, and name it"
         ) from error
     return order_outputs(content, class_names, outputs, by_name=True)
+
+
+def cached_file(network: str, folder: str = "") -> Path:
+    """Return where torch keeps the weights that torchvision publishes for a network.
+
+    Args:
+        folder: TORCH_HOME; by default that of the environment.
+    """
+    from torchvision.models import get_weight
+
+    home = Path(folder) / "hub" if folder else Path(torch.hub.get_dir())
+    return home / "checkpoints" / PurePosixPath(urlsplit(get_weight(NETWORKS[network].published).url).path).name
+
+
+def fetch(network: str, folder: str = "") -> Path:
+    """Download the weights that torchvision publishes for a network, unless they are there, and compare their hash.
+
+    Raises:
+        OSError, RuntimeError: they cannot be downloaded, or are damaged.
+    """
+    from torchvision.models import get_weight
+
+    file = cached_file(network, folder)
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        url = get_weight(NETWORKS[network].published).url  # the hash is in its name
+        torch.hub.download_url_to_file(url, str(file), file.stem.rpartition("-")[2], progress=False)
+    return file
 
 
 def load_checkpoint(data: bytes, class_names: Sequence[str], outputs: Sequence[str] = ()) -> State:
