@@ -114,13 +114,7 @@ def run(
         yield from steps
         return
     stages_left = [stage for stage in stages if any(step.stage == stage.name for step in left.values())]
-    for line in check_run(_packages(job, stages_left)):
-        log_line("environment", line)
-    for stage in stages_left:
-        for use in stage.models(job):
-            pretrained.check_offline(use)
-        stage.check(job)
-    check_image_set(job, steps, manifests, [stage.name for stage in stages_left])
+    _check_start(job, steps, manifests, stages_left)
     from vlcp_ray.engine import cluster, resources
 
     view = view or View()
@@ -153,6 +147,21 @@ def run(
                         check_image_set(job, steps, context.manifests, [stage.name for stage in stages_left])
                 view.end_stage(stage.name)
             yield from mine
+
+
+def _check_start(job: Job, steps: Sequence[Step], manifests: Manifests, stages: Sequence[Stage]) -> None:
+    """Refuse what the stages that are to run would stop at: packages, models, settings, the image set.
+
+    Raises:
+        ConfigError: it names what is missing, and the fix.
+    """
+    for line in check_run(_packages(job, stages)):
+        log_line("environment", line)
+    for stage in stages:
+        for use in stage.models(job):
+            pretrained.check_offline(use)
+        stage.check(job)
+    check_image_set(job, steps, manifests, [stage.name for stage in stages])
 
 
 def _packages(job: Job, stages: Sequence[Stage]) -> list[str]:

@@ -18,8 +18,8 @@ prepare() {
     if [[ -n ${VLCP_IMAGE:-} ]]; then
         [[ -r $VLCP_IMAGE ]] || fail "VLCP_IMAGE=$VLCP_IMAGE: $(hostname) cannot read it; build it from" \
             "clusters/slurm/apptainer.def in a folder that all nodes share"
-        command -v apptainer >/dev/null || fail "VLCP_IMAGE is set, and $(hostname) has no command apptainer: load its" \
-            "module before sbatch, or unset VLCP_IMAGE and activate an environment"
+        command -v apptainer >/dev/null || fail "VLCP_IMAGE is set, and $(hostname) has no command apptainer: load" \
+            "its module before sbatch, or unset VLCP_IMAGE and activate an environment"
         export PYTHONNOUSERSITE=1 # Apptainer mounts the home folder, with the packages of pip install --user
     else
         command -v vlcp-ray >/dev/null || fail "$(hostname) has no command vlcp-ray: activate the environment, which" \
@@ -45,7 +45,7 @@ read_arguments() {
         fi
         [[ -r ${word#@} ]] || fail "$word: cannot read ${word#@} in $PWD"
         [[ -n ${SLURM_ARRAY_TASK_ID:-} ]] || fail "$word: say which of its lines to run, as in: sbatch --array=1-4"
-        line=$(grep -vE '^[[:space:]]*(#|$)' "${word#@}" | sed -n "${SLURM_ARRAY_TASK_ID}p")
+        line=$(sed -E '/^[[:space:]]*(#|$)/d' "${word#@}" | sed -n "${SLURM_ARRAY_TASK_ID}p")
         [[ -n $line ]] || fail "$word: it has no line $SLURM_ARRAY_TASK_ID; name others in sbatch --array"
         read -ra words <<<"$line"
         arguments+=("${words[@]}")
@@ -61,7 +61,7 @@ use_node() {
     # Ray's sockets have up to 70 characters below it, and at most 107 in all.
     ((${#folder} <= 36)) || fail "VLCP_LOCAL=${VLCP_LOCAL:-/tmp}: $folder has more than 36 characters, too many for" \
         "Ray's sockets; set a shorter path on the node's disk"
-    rm -rf "$folder" # of an attempt that Slurm has killed
+    rm -rf "$folder" || true # of an attempt that Slurm has killed; mkdir says what is wrong with one of another user
     mkdir -m 0700 "$folder" || fail "VLCP_LOCAL=${VLCP_LOCAL:-/tmp}: cannot make $folder on $(hostname); set a folder" \
         "of the node's disk in which you may write"
     leftovers=("$folder")

@@ -95,7 +95,9 @@ def each_class(
     more: Sequence[ClassRows] = (),
     n_bytes: int = 0,
 ) -> Iterator[tuple[Peaks, Mapping[str, float]]]:
-    """Call `work` once per class, on at most `pool.num_workers` workers at a time; yield its peaks and its seconds.
+    """Call `work` once per class, on at most `pool.num_workers` workers at a time.
+
+    Yields, as each class ends, the peaks of its worker and the seconds that `work` has returned.
 
     Args:
         n_rows: rows of all tables.
