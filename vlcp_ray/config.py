@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from vlcp_ray.methods import METHODS
+from vlcp_ray.methods.minimax import Minimax
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.settings import ConfigError, OneOf, Positive, Settings, build, check_unique, read_toml
 from vlcp_ray.stages.evaluate import Evaluate
@@ -32,6 +33,7 @@ class Compare(Settings):
         description="d4m only: mini-batch: k-means in one pass over batches of ipc images, as D4M's released code; "
         "k-means: full k-means like the other methods, which is not D4M's",
     )
+    minimax: Minimax = Minimax()
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -48,6 +48,9 @@ def graph(job: Job) -> tuple[Step, ...]:
                 key = {"seed": seed, "ipc": ipc}
                 prototypes = _step("prototype", method.clustering(job), key, pairs=pairs)
                 inputs = {"images": images, "prototypes": prototypes, "model": model, "teacher": teacher}
+                if method.tuning:
+                    tuned_for = {"seed": seed, "method": method.name}
+                    inputs["model"] = _step("finetune", method.tuning(job), tuned_for, images=images)
                 stage = "generate" if method.form == "generation" else "select"
                 settings = method.settings(job, base_model)
                 used = {name: inputs[name] for name in method.inputs}
@@ -225,6 +228,8 @@ def check_inputs(job: Job) -> None:
         pretrained.check(job.base_model, "base_model", pretrained.STABLE_DIFFUSION)
         if job.caption.uses_model:
             pretrained.check(job.caption.model, "caption.model", pretrained.LLAVA)
+        if any(METHODS[name].tuning for name in job.compare.methods):
+            pretrained.check_dit(job.compare.minimax.model, "compare.minimax.model")
     except ValueError as error:
         raise ConfigError(str(error)) from error
     pair.check_source(job.caption.source)
