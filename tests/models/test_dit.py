@@ -3,6 +3,7 @@
 import copy
 import math
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,7 +105,7 @@ def test_difffit_trains_biases_factors_and_classes_only(tiny_dit: str) -> None:
     assert not any(weight.requires_grad for weight in network.parameters())
 
 
-def sampled(network: torch.nn.Module, schedule: object, classes: list[int], seeds: list[int], **changes: object):
+def sampled(network: Any, schedule: Any, classes: list[int], seeds: list[int], **changes: Any) -> torch.Tensor:
     return dit.denoise(network, schedule, classes, seeds, **(OPTIONS | changes))
 
 

@@ -146,7 +146,9 @@ def test_inputs_of_a_row_depend_on_its_id_and_epoch_only(build: Build) -> None:
         assert torch.equal(getattr(whole, name)[5], getattr(one, name)[0])
     nameless = whole.classes == 1000
     assert 0 < int(nameless.sum()) < N
-    assert whole.classes[~nameless].tolist() == [{0: 0, 1: 1, 4: 2}[label] for label in whole.labels[~nameless].tolist()]
+    assert whole.classes[~nameless].tolist() == [
+        {0: 0, 1: 1, 4: 2}[label] for label in whole.labels[~nameless].tolist()
+    ]
 
 
 def run(trainer: DitTrainer, epochs: int, **arguments: Any) -> list[EpochMetrics]:
