@@ -12,7 +12,7 @@ from vlcp_ray.doctor.checks import check_run
 from vlcp_ray.engine.context import Context, versions
 from vlcp_ray.inspection.inspect import format_images, inspect_names, inspect_without_reading
 from vlcp_ray.methods import METHODS
-from vlcp_ray.models import pretrained
+from vlcp_ray.models import dit_classes, pretrained
 from vlcp_ray.models.pretrained import content_hash
 from vlcp_ray.monitoring.logfiles import logged
 from vlcp_ray.monitoring.progress import View, log_line
@@ -190,6 +190,7 @@ def check_image_set(job: Job, steps: Sequence[Step], manifests: Manifests, stage
     if manifest := manifests.get(step.fingerprint):
         if ipc:
             ingest.check_images(manifest, ipc, needs_val)
+            _check_class_names(job, manifest["class_names"])
         pairs = next((manifests.get(step.fingerprint) for step in steps if step.stage == pair.STAGE.name), None)
         if pairs and set(stages) - {ingest.STAGE.name, pair.STAGE.name, report.STAGE.name}:
             pair.check_pairs(pairs, manifest, ipc)
@@ -197,8 +198,20 @@ def check_image_set(job: Job, steps: Sequence[Step], manifests: Manifests, stage
     found = inspect_names(job.ingest, ipc, needs_val)
     if found.is_refused:
         raise ConfigError(found.problems[0])
+    if ipc:
+        _check_class_names(job, [one.name for one in found.classes])
     for line in found.short_lines():
         log_line("image set", line)
+
+
+def _check_class_names(job: Job, class_names: Sequence[str]) -> None:
+    """Refuse classes that a compared method's own model does not know.
+
+    Raises:
+        ConfigError: it names them, and the fix.
+    """
+    if any(METHODS[name].tuning for name in job.compare.methods):
+        dit_classes.find(class_names, job.compare.minimax.model)
 
 
 def image_set_lines(job: Job, steps: Sequence[Step], manifests: Manifests) -> Iterator[str]:

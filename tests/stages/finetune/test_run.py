@@ -97,7 +97,7 @@ def test_complete_has_the_share_and_the_ranks_of_trainings_at_the_same_time(
     config.artifact.write_bytes("checkpoints/state", b"x")
     config.artifact.write_bytes("memory/rank-0000.json", json.dumps([Peaks(1, 2, 3), "{}"]).encode())
     clock = set_clock(monkeypatch, run_module.__name__)
-    _complete(context, step, [config], 20, clock.now - 60, at_once)
+    _complete(context, step, [config], 20, clock.now - 60, at_once, at_once)
     manifest = context.manifest(step)
     assert manifest["seconds"] == 60 / at_once
     recorded = manifest["scale"]["finetune"]

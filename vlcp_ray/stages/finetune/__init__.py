@@ -94,7 +94,7 @@ TRAIN_DIT: Final = Work(
     "finetune",
     "vlcp_ray.stages.finetune.bench:finetune_dit",
     on_cpu=(0.2, 10.0),  # assumed
-    on_gpu=(0.16, 60.0),  # assumed equal to that of the UNet
+    on_gpu=(0.08, 60.0),  # assumed: half of that of the UNet, which computes in half precision
     overhead="train",
     model=lambda job: pretrained.count_parameters(job.compare.minimax.model, "transformer"),
     wanted=_tunes_dit,

@@ -23,7 +23,7 @@ from ray.train import Checkpoint, CheckpointConfig, CheckpointUploadMode, Failur
 
 from vlcp_ray.engine.context import Context
 from vlcp_ray.engine.ranks import TorchTrainer, scaling_config
-from vlcp_ray.engine.tasks import in_flight, task
+from vlcp_ray.engine.tasks import task
 from vlcp_ray.models import dit_classes
 from vlcp_ray.monitoring.allocator import memory_retained
 from vlcp_ray.monitoring.memory import Peaks, measure_peaks, reset_peaks
@@ -73,7 +73,7 @@ def _train_unets(context: Context, steps: Sequence[Step]) -> None:
 
     with _show_progress(context, steps, configs):
         for number in _call_at_once(fit, len(steps), at_once):
-            _complete(context, steps[number], [configs[number]], n_rows, starts[number], at_once)
+            _complete(context, steps[number], [configs[number]], n_rows, starts[number], at_once, at_once)
 
 
 def _train_dits(context: Context, steps: Sequence[Step]) -> None:
@@ -109,8 +109,7 @@ def _train_dits(context: Context, steps: Sequence[Step]) -> None:
                 pass
     for number, step in enumerate(steps):
         own = [configs[number] for configs in trainings]
-        seconds = (time.monotonic() - start) / len(steps)
-        _complete(context, step, own, sum(counts.values()), time.monotonic() - seconds * at_once, at_once)
+        _complete(context, step, own, sum(counts.values()), start, at_once, len(steps))
 
 
 def _fit_one(configs: "Sequence[RankConfig]", number: int) -> None:
@@ -123,8 +122,21 @@ def _encode_classes(context: Context, step: Step, labels: Sequence[int]) -> ray.
     settings = job.compare.minimax
     images = context.input(step, "images")
     encode = task(encode_class, pool)
-    calls = (partial(encode.remote, images, label, settings, pool.batch_size) for label in labels)
-    return ray.put(MomentRows.concatenate(list(in_flight(calls, pool.num_workers))))
+    encoded: list[ray.ObjectRef] = []
+    running: list[ray.ObjectRef] = []
+    for label in labels:
+        if len(running) >= pool.num_workers:
+            _, running = ray.wait(running, num_returns=1, fetch_local=False)
+        encoded.append(encode.remote(images, label, settings, pool.batch_size))
+        running.append(encoded[-1])
+    rows = ray.remote(_join).remote(*encoded)
+    ray.get(ray.remote(_count).remote(rows))  # the error of an image, before any rank starts
+    return rows
+
+
+def _join(*encoded: tuple[MomentRows, str]) -> MomentRows:
+    """Join what calls of `task` have returned, on a worker."""
+    return MomentRows.concatenate([rows for rows, _ in encoded])
 
 
 def _fit_anew(config: "RankConfig") -> None:
@@ -134,7 +146,7 @@ def _fit_anew(config: "RankConfig") -> None:
     retry(partial(_fit, config, config.pool), f"write the checkpoints of {artifact.path}")
 
 
-def _count(rows: PairRows) -> int:
+def _count(rows: PairRows | MomentRows) -> int:
     return len(rows)
 
 
@@ -176,12 +188,18 @@ def _call_waiting(
 
 
 def _complete(
-    context: Context, step: Step, configs: "Sequence[RankConfig]", n_rows: int, start: float, at_once: int
+    context: Context,
+    step: Step,
+    configs: "Sequence[RankConfig]",
+    n_rows: int,
+    start: float,
+    at_once: int,
+    shares: int,
 ) -> None:
     """Complete the artifact of a step, with the facts that the ranks of its trainings have written.
 
-    Its seconds are those from its start to its end, divided by the number of trainings at a time; the pool of its
-    manifest has the ranks of all of these.
+    Its seconds are those since `start`, divided by `shares`: the number of artifacts that were made in this time. The
+    pool of its manifest has the ranks of all trainings at a time.
     """
     artifact, pool = context.artifact(step), configs[0].pool
     losses = []
@@ -201,7 +219,7 @@ def _complete(
         "optimizer": pool.optimizer,
     }
     ranks = {"num_workers": at_once * pool.num_workers, "min_workers": at_once * pool.required_workers}
-    facts |= {"seconds": (time.monotonic() - start) / at_once, "pools": {STAGE.name: pool.model_copy(update=ranks)}}
+    facts |= {"seconds": (time.monotonic() - start) / shares, "pools": {STAGE.name: pool.model_copy(update=ranks)}}
     temporary = [f"{config.folder}/{name}".lstrip("/") for config in configs for name in _TEMPORARY]
     context.complete(step, rows_in=n_rows, rows=n_rows, temporary=temporary, **facts)
     for folder in temporary:
@@ -343,7 +361,8 @@ def _run_rank(loop: dict[str, Any]) -> None:
             train(trainer, config.schedule, rows.reader(), report, save, 60 * config.pool.checkpoint_minutes)
     except OutOfMemoryError as error:  # while the ranks were adding up their gradients: all start again
         if batch == 1:
-            raise ValueError(TOO_LITTLE_MEMORY.format(STAGE.name)) from error
+            section = trainer.section if trainer else STAGE.name
+            raise ValueError(TOO_LITTLE_MEMORY.format(section)) from error
         reached = trainer.batch_per_device if trainer else batch  # on this rank, which may have halved it already
         config.artifact.write_bytes(_BATCH, str(max(1, reached // 2)).encode())
         raise
