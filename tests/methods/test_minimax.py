@@ -160,8 +160,8 @@ def test_loads_are_the_trainings_of_the_seeds_and_the_images_of_the_largest_sets
     passes = 2 * inputs.models.denoise_dit(4)
     scale = inputs.scale.finetune.gradient_checkpointing
     assert encode.amount == 1000 * inputs.models.encode_for_dit(4)
-    assert (train.work, train.images) == (finetune.TRAIN_DIT, 3 * 4 * 1000)
-    assert train.amount == 3 * 4 * 1000 * (passes + scale * inputs.models.denoise_dit(4))
+    assert (train.work, train.images) == (finetune.TRAIN_DIT, 3 * 8 * 1000)
+    assert train.amount == 3 * 8 * 1000 * (passes + scale * inputs.models.denoise_dit(4))
     (sample,) = METHOD.loads(inputs, [step for step in steps if step.stage == "select"])
     each = image_flops(job.compare.minimax, inputs.models, 4)
     assert (sample.work, sample.images, sample.amount) == (select.SAMPLE, 3 * 17 * 10, 3 * 16 * 10 * each)
