@@ -115,6 +115,7 @@ def run(
         return
     stages_left = [stage for stage in stages if any(step.stage == stage.name for step in left.values())]
     _check_start(job, steps, manifests, stages_left)
+    store.check_writable()
     from vlcp_ray.engine import cluster, resources
 
     view = view or View()
@@ -129,6 +130,7 @@ def run(
         context = Context(job, scale or derived, store, view, tracker, command, known)
         for stage in stages_left:
             stage.check_scale(job, context.scale)
+        resources.check_room(context.scale, stages_left)
         check_memory(job, [stage.name for stage in stages_left], context.scale, derived.memory_of_gpu)
         used = {step.stage for step in steps}
         view.set_stages(
@@ -159,7 +161,7 @@ def _check_start(job: Job, steps: Sequence[Step], manifests: Manifests, stages: 
         log_line("environment", line)
     for stage in stages:
         for use in stage.models(job):
-            pretrained.check_offline(use)
+            pretrained.check_hub(use)
         stage.check(job)
     check_image_set(job, steps, manifests, [stage.name for stage in stages])
 
