@@ -1,6 +1,7 @@
 """The pipeline: the artifacts of a job from its images to its report, and the loop that runs, resumes or skips them."""
 
 import json
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any
@@ -26,6 +27,8 @@ from vlcp_ray.store.artifact import Manifests, Step, Store
 from vlcp_ray.store.lease import acquire_lease
 from vlcp_ray.store.uris import public
 from vlcp_ray.store.verify import check_sizes
+
+_WIDTH = 100  # characters of a line of the log
 
 
 def graph(job: Job) -> tuple[Step, ...]:
@@ -164,6 +167,8 @@ def _check_start(job: Job, steps: Sequence[Step], manifests: Manifests, stages: 
             pretrained.check_hub(use)
         stage.check(job)
     check_image_set(job, steps, manifests, [stage.name for stage in stages])
+    for line in textwrap.wrap(job.model_note(), _WIDTH):
+        log_line("models", line)
 
 
 def _packages(job: Job, stages: Sequence[Stage]) -> list[str]:
