@@ -28,7 +28,8 @@ _MEASURED: Final = {
     "`seconds` in manifest.json": "wall-clock time of the run that completed the artifact. Artifacts that are made at "
     "once share the time: by the seconds of their trials (evaluate; those of an interrupted run are added, divided by "
     "the number of workers), of their clustering (prototype) or of their method (select, by class), by their rows "
-    "(generate, other sets of select), or by the number of trainings at a time (finetune)",
+    "(generate, other sets of select), or by the number of trainings at a time (finetune). Artifacts made by a version "
+    "that wrote no seconds of trials keep their equal parts",
     "`scale` in manifest.json": "the pools of the run; that of the stage has the workers that made the artifact",
     "`gpu_seconds` in `report --json`": "of a distilled set and all that it is made from, but the images: seconds "
     "times the GPUs of the workers, busy or not. What several sets share is counted in full for each",

@@ -89,6 +89,12 @@ def _tunes_dit(job: "Job") -> bool:
     return any(METHODS[name].tuning for name in job.compare.methods)
 
 
+def _tunes_unet(job: "Job") -> bool:
+    from vlcp_ray.methods import METHODS
+
+    return any("model" in METHODS[name].inputs and not METHODS[name].tuning for name in job.compare.methods)
+
+
 TRAIN_DIT: Final = Work(
     "finetune-dit",
     "finetune",
@@ -242,7 +248,14 @@ def _unet_disk(inputs: "CostInputs", steps: Sequence["Step"]) -> float:
 
 
 def _memory(job: "Job", models: "ModelMemory", scale: "Scale") -> Iterator[Memory]:
-    side, pool = pretrained.expected_latent_shape(job.base_model, job.encode.train_resolution)[1], scale.finetune
+    if _tunes_unet(job):
+        yield _unet_memory(job, models, scale.finetune)
+    if _tunes_dit(job):
+        yield _dit_memory(job, models, scale.finetune)
+
+
+def _unet_memory(job: "Job", models: "ModelMemory", pool: "FinetunePool") -> Memory:
+    side = pretrained.expected_latent_shape(job.base_model, job.encode.train_resolution)[1]
     precision = job.finetune.mixed_precision
     gib, least = (models.train(pool, images, side, precision) for images in (pool.batch_size, 1))
     smallest = pool.model_copy(update={"gradient_checkpointing": True, "average_on": "cpu", "optimizer": "adamw8bit"})
@@ -250,26 +263,30 @@ def _memory(job: "Job", models: "ModelMemory", scale: "Scale") -> Iterator[Memor
         'in the section [finetune] of the scale file set gradient_checkpointing = true, average_on = "cpu" and '
         f'optimizer = "adamw8bit" ({models.train(smallest, 1, side, precision):.1f} GiB), or use larger GPUs'
     )
-    yield Memory("fine-tune", "base_model", STAGE.name, gib, least, fix)
-    if _tunes_dit(job):
-        side = pretrained.dit_side(job.compare.minimax.model)
-        gib, least = (models.train_dit(pool.gradient_checkpointing, images, side) for images in (pool.batch_size, 1))
-        fix = (
-            "in the section [finetune] of the scale file set gradient_checkpointing = true "
-            f"({models.train_dit(True, 1, side):.1f} GiB), or use larger GPUs"
-        )
-        yield Memory("fine-tune the DiT", "compare.minimax.model", STAGE.name, gib, least, fix)
+    return Memory("fine-tune", "base_model", STAGE.name, gib, least, fix)
+
+
+def _dit_memory(job: "Job", models: "ModelMemory", pool: "FinetunePool") -> Memory:
+    side, recomputes = pretrained.dit_side(job.compare.minimax.model), pool.gradient_checkpointing
+    most = min(pool.batch_size, job.compare.minimax.batch_size)
+    gib, least = (models.train_dit(recomputes, images, side) for images in (most, 1))
+    fix = (
+        "in the section [finetune] of the scale file set gradient_checkpointing = true "
+        f"({models.train_dit(True, 1, side):.1f} GiB), or use larger GPUs"
+    )
+    return Memory("fine-tune the DiT", "compare.minimax.model", STAGE.name, gib, least, fix)
 
 
 def _models(job: "Job") -> Iterator[pretrained.Use]:
-    yield pretrained.Use("base_model", job.base_model, pretrained.STABLE_DIFFUSION)
+    if _tunes_unet(job):
+        yield pretrained.Use("base_model", job.base_model, pretrained.STABLE_DIFFUSION)
     if _tunes_dit(job):
         yield pretrained.Use("compare.minimax.model", job.compare.minimax.model, pretrained.DIT)
 
 
 def _check_scale(job: "Job", scale: "Scale") -> None:
     """Refuse fp16 without a GPU before the images are captioned, not hours later when fine-tuning starts."""
-    if job.finetune.mixed_precision == "fp16" and not scale.finetune.num_gpus:
+    if _tunes_unet(job) and job.finetune.mixed_precision == "fp16" and not scale.finetune.num_gpus:
         raise ConfigError(
             "finetune.mixed_precision: fp16 needs a GPU, but the pool finetune has none; set it to no or bf16, or give "
             "the pool a GPU in the scale file (--scale FILE)"
