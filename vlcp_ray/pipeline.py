@@ -40,20 +40,24 @@ def graph(job: Job) -> tuple[Step, ...]:
     pairs = _step("pair", pair.hashed_settings(job, base_model), images=images)
     teacher = _step("teach", teach.hashed_settings(job), images=images)
 
+    # Models of their own of the compared methods, for each seed.
+    compared = [METHODS[name] for name in job.compare.methods]
+    tunings = {method.name: method.tuning(job) for method in compared if method.tuning}
+
     # A distilled set for each seed, number of images per class and method.
     sets: list[Step] = []
     for seed in job.seeds:
         model = _step("finetune", finetune.hashed_settings(job, base_model), {"seed": seed}, pairs=pairs)
         for ipc in job.ipc:
-            for method in (METHODS[name] for name in job.compare.methods):
+            for method in compared:
                 if method.form == "train split":
                     continue
                 key = {"seed": seed, "ipc": ipc}
                 prototypes = _step("prototype", method.clustering(job), key, pairs=pairs)
                 inputs = {"images": images, "prototypes": prototypes, "model": model, "teacher": teacher}
-                if method.tuning:
+                if method.name in tunings:
                     tuned_for = {"seed": seed, "method": method.name}
-                    inputs["model"] = _step("finetune", method.tuning(job), tuned_for, images=images)
+                    inputs["model"] = _step("finetune", tunings[method.name], tuned_for, images=images)
                 stage = "generate" if method.form == "generation" else "select"
                 settings = method.settings(job, base_model)
                 used = {name: inputs[name] for name in method.inputs}
@@ -66,7 +70,7 @@ def graph(job: Job) -> tuple[Step, ...]:
         _step("evaluate", evaluate.hashed_settings(job), made.key, set=made, images=images, **teacher_input)
         for made in sets
     ]
-    for method in (METHODS[name] for name in job.compare.methods):
+    for method in compared:
         if method.form == "train split" and any(protocol.trains_full for protocol in protocols):
             settings = evaluate.hashed_settings(job, full=True)
             scores.append(_step("evaluate", settings, {"method": method.name}, images=images))
