@@ -28,8 +28,13 @@ from vlcp_ray.store.uris import public
 from vlcp_ray.store.verify import check_sizes
 
 
-def graph(job: Job) -> tuple[Step, ...]:
-    """List the steps of a job, each after its inputs; local models and tables that it names are read for hashes."""
+def graph(job: Job, given: Sequence[tuple[Step, str]] = ()) -> tuple[Step, ...]:
+    """List the steps of a job, each after its inputs; local models and tables that it names are read for hashes.
+
+    Args:
+        given: steps of sets that were made elsewhere, which are evaluated like those of the job, each with the name
+            that the random numbers of its trainings follow from.
+    """
     base_model = content_hash(job.base_model)
 
     # Shared by all seeds: the images, their captions and latents, and the teacher.
@@ -60,6 +65,9 @@ def graph(job: Job) -> tuple[Step, ...]:
         _step("evaluate", evaluate.hashed_settings(job), made.key, set=made, images=images, **teacher_input)
         for made in sets
     ]
+    for made, stream in given:
+        settings = evaluate.hashed_settings(job) | {evaluate.STREAM: stream}
+        scores.append(_step("evaluate", settings, made.key, set=made, images=images, **teacher_input))
     for method in (METHODS[name] for name in job.compare.methods):
         if method.form == "train split" and any(protocol.trains_full for protocol in protocols):
             settings = evaluate.hashed_settings(job, full=True)
@@ -95,6 +103,7 @@ def run(
     view: View | None = None,
     track: str = "",
     ray_logs: bool = False,
+    given: Sequence[tuple[Step, str]] = (),
 ) -> Iterator[Step]:
     """Run, resume or skip every stage up to `to`, and yield the steps as their stages end.
 
@@ -103,10 +112,11 @@ def run(
         view: shows the progress; by default as lines on the output.
         track: the tracker to which curves and images are mirrored.
         ray_logs: whether messages of Ray are shown.
+        given: as of `graph`; their artifacts are complete.
     """
     names = list(STAGES)
     stages = [STAGES[name] for name in names[: names.index(to) + 1]]
-    steps = [step for step in graph(job) if step.stage in {stage.name for stage in stages}]
+    steps = [step for step in graph(job, given) if step.stage in {stage.name for stage in stages}]
     manifests = store.manifests(steps)
     check_sizes(store, steps, manifests)
     left = {step.fingerprint: step for step in steps if not manifests.get(step.fingerprint)}
