@@ -34,6 +34,7 @@ from vlcp_ray.scale import Scale, load_scale
 from vlcp_ray.scoring.scales import NORMALISATIONS, ZCA
 from vlcp_ray.settings import SHIPPED, ConfigError, find_file, shipped_files
 from vlcp_ray.stages import STAGES, works
+from vlcp_ray.stages.ingest import STAGE as INGEST
 from vlcp_ray.store.artifact import Step, Store
 from vlcp_ray.store.lease import active_leases
 from vlcp_ray.store.uris import public, redact
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _call(arguments: argparse.Namespace) -> int:
-    if getattr(arguments, "sample", 0):
+    if getattr(arguments, "sample", 0) and isinstance(arguments.job, str):
         arguments.whole = arguments.set
         whole = load_job(arguments.job, arguments.set)
         arguments.set = [*arguments.set, *sample_overrides(whole, arguments.sample)]
@@ -219,7 +220,9 @@ def _run(arguments: argparse.Namespace) -> int:
     options = {name: getattr(arguments, name) for name in ("root", "to", "scale", "track", "ray_logs")}
     api.run(job, **options, command=format_command(arguments))
     if arguments.to == api.LAST:
-        return _report(argparse.Namespace(**vars(arguments), json=False))
+        return _report(
+            argparse.Namespace(**{**vars(arguments), "job": [arguments.job], "sample": 0}, json=False, form="")
+        )
     return 0
 
 
@@ -300,16 +303,17 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    """Print the scores and where the report is."""
-    from vlcp_ray.stages.report.scores import differences_json, rounded, score_table, scores_json
+    """Print the scores and where the report is; of several jobs side by side."""
+    from vlcp_ray.stages.report.scores import score_table
 
+    if len(arguments.job) > 1 or arguments.form:
+        return _report_several(arguments)
+    arguments = _of_job(arguments, arguments.job[0])
     _, store, steps = _open(arguments)
     scores = api.read_trials(store, steps)
     page = store.artifact(steps[-1])
     if arguments.json:
-        sets = rounded(api.read_measures(store, steps))
-        found = {"trials": scores_json(scores), "differences": differences_json(scores), "sets": sets}
-        print(json.dumps(found, indent=2))
+        print(json.dumps(_scores_json(store, steps), indent=2))
         return 0
     if not len(scores):
         print(
@@ -320,6 +324,51 @@ def _report(arguments: argparse.Namespace) -> int:
     print(f"\n{printable(score_table(scores), keep=chr(10))}")
     if page.manifest() is not None:
         print(f"\nreport: {_relative(page.path)}/index.html")
+    return 0
+
+
+def _of_job(arguments: argparse.Namespace, job: str) -> argparse.Namespace:
+    """Return the arguments of `report` for one of its jobs, as those of the other commands."""
+    chosen = {**vars(arguments), "job": job}
+    if arguments.sample:
+        chosen["set"] = [*arguments.set, *sample_overrides(load_job(job, arguments.set), arguments.sample)]
+    return argparse.Namespace(**chosen)
+
+
+def _scores_json(store: Store, steps: Sequence[Step]) -> dict[str, object]:
+    from vlcp_ray.stages.report.scores import differences_json, rounded, scores_json
+
+    scores, sets = api.read_trials(store, steps), rounded(api.read_measures(store, steps))
+    return {"trials": scores_json(scores), "differences": differences_json(scores), "sets": sets}
+
+
+def _report_several(arguments: argparse.Namespace) -> int:
+    """Print the scores of jobs side by side, or of one in another format."""
+    from vlcp_ray.exports import side_by_side
+
+    names: list[str] = arguments.job
+    opened = {name: _open(_of_job(arguments, name)) for name in names}
+    if len(opened) < len(names):
+        raise ConfigError("report: a job is given twice; name each once")
+    jobs = [job.name for job, _, _ in opened.values()]
+    titles = dict(zip(opened, jobs if len({*jobs}) == len(jobs) else map(public, names), strict=True))
+    if arguments.json:
+        found = {titles[name]: _scores_json(store, steps) for name, (_, store, steps) in opened.items()}
+        print(json.dumps({"jobs": found}, indent=2))
+        return 0
+    columns = [
+        side_by_side.Column(
+            titles[name],
+            api.read_trials(store, steps),
+            next(step.fingerprint for step in steps if step.stage == INGEST.name),
+        )
+        for name, (_, store, steps) in opened.items()
+    ]
+    if not any(len(column.trials) for column in columns):
+        print(f"vlcp-ray: no scores yet; start with: vlcp-ray run {names[0]}", file=sys.stderr)
+        return 1
+    write = side_by_side.FORMATS[arguments.form] if arguments.form else side_by_side.text
+    print(printable(write(columns), keep=chr(10)))
     return 0
 
 
@@ -502,7 +551,7 @@ def parser() -> argparse.ArgumentParser:
         if command is _inspect:
             _add_inspect_options(sub)
         elif command not in _WITHOUT_JOB:
-            _add_job_options(sub)
+            _add_job_options(sub, several=command is _report)
         if command not in (_jobs, _ls, _doctor):
             sub.add_argument(
                 "--set",
@@ -530,9 +579,7 @@ def parser() -> argparse.ArgumentParser:
         _add_run_options(subs[command])
     _add_bench_options(subs[_bench])
     _add_submit_options(subs[_submit])
-    subs[_report].add_argument(
-        "--json", action="store_true", help="print trials, differences and measures of the sets as JSON"
-    )
+    _add_report_options(subs[_report])
     _add_score_options(subs[_score])
     _add_export_options(subs[_export])
     subs[_fetch].add_argument(
@@ -558,10 +605,12 @@ def _complete(argument: argparse.Action, by_shell: Mapping[str, str | Mapping[st
     argument.complete = by_shell  # type: ignore[attr-defined]
 
 
-def _add_job_options(sub: argparse.ArgumentParser) -> None:
-    job = sub.add_argument(
-        "job", metavar="JOB", help="a job, e.g. digits (`vlcp-ray jobs` lists them), or the path of a job file"
-    )
+def _add_job_options(sub: argparse.ArgumentParser, several: bool) -> None:
+    text = "a job, e.g. digits (`vlcp-ray jobs` lists them), or the path of a job file"
+    if several:
+        job = sub.add_argument("job", nargs="+", metavar="JOB", help=f"{text}; of several the scores side by side")
+    else:
+        job = sub.add_argument("job", metavar="JOB", help=text)
     _complete(job, _JOBS)
     sub.add_argument(
         "--sample", type=_positive, default=0, metavar="N", help="a run of its own with N images of each class"
@@ -574,6 +623,20 @@ def _add_inspect_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--json", action="store_true", help="print one JSON object")
     sub.add_argument("--to", metavar="FILE", help="write a page with pictures of the classes, e.g. page.html")
     sub.add_argument("--all", action="store_true", help="count all images, however long it takes")
+
+
+def _add_report_options(sub: argparse.ArgumentParser) -> None:
+    forms = sub.add_mutually_exclusive_group()
+    forms.add_argument("--json", action="store_true", help="print trials, differences and measures of the sets as JSON")
+    for form, text in (("csv", "every row with its budget"), ("latex", "a tabular"), ("markdown", "a table")):
+        forms.add_argument(
+            f"--{form}",
+            dest="form",
+            action="store_const",
+            const=form,
+            default="",
+            help=f"print the scores as {form}: {text}",
+        )
 
 
 def _add_score_options(sub: argparse.ArgumentParser) -> None:

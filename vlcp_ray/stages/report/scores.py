@@ -94,16 +94,13 @@ def score_summary(scores: pa.Table, first: Sequence[str] = OURS) -> list[Row]:
         row | _dd_ranking(row, rows) | _ars(row, rows, plain) | _difference(groups, ours.get(comparison_key(row)), row)
         for row in rows
     ]
-    return sorted(
-        _corrected(rows),
-        key=lambda row: (
-            row["protocol"],
-            row["network"],
-            row["ipc"] or math.inf,
-            row["epochs"],
-            _method_order(row["method"], first),
-        ),
-    )
+    return sorted(_corrected(rows), key=lambda row: row_order(row, first))
+
+
+def row_order(row: Row, first: Sequence[str] = OURS) -> tuple[Any, ...]:
+    """Return the key by which rows of the summary are sorted: by protocol, network, ipc, epochs and method."""
+    place = _method_order(row["method"], first)
+    return row["protocol"], row["network"], row["ipc"] or math.inf, row["epochs"], place
 
 
 def score_table(scores: pa.Table, first: Sequence[str] = OURS) -> str:
