@@ -33,6 +33,10 @@ _COLUMNS: Final = ("image", "image_id", "class_name")
 _METADATA: Final = "train/metadata.jsonl"
 
 
+#: What the labels are of an export whose soft labels are those of the job's own teacher, which computes them again.
+LABELS_OF_JOB: Final = "those of the job's teacher"
+
+
 class Row(NamedTuple):
     """An image of an export."""
 
@@ -84,6 +88,11 @@ def read_facts(folder: Artifact) -> Facts | None:
     return facts
 
 
+def which(facts: Facts) -> str:
+    """Say which set of a run an export is."""
+    return f"it is the export of the set {facts.method}, seed {facts.seed}, {facts.ipc:,} images per class"
+
+
 def read(folder: Artifact, facts: Facts, shown: str, classes: JobClasses, teacher: str, settings: Ingest) -> GivenSet:
     """Read an export that has images.
 
@@ -119,9 +128,9 @@ def read(folder: Artifact, facts: Facts, shown: str, classes: JobClasses, teache
         content=found.content(soft),
         counts=tuple(found.counts),
         sizes=found.sizes,
-        labels="hard" if soft is None else "soft: probabilities",
+        labels=("soft: probabilities" if is_own else LABELS_OF_JOB) if shares else "class names",
         soft=soft,
-        notes=(f"it is the set {facts.method}, seed {facts.seed}, ipc {facts.ipc} of a run",),
+        notes=(which(facts),),
         method=facts.method,
         seed=facts.seed,
         ipc=facts.ipc,

@@ -112,6 +112,9 @@ def _read_tensors(
     if labels_file is not None and not labels_file.is_file():
         raise ConfigError(f"--labels {options.labels}: there is no such file")
     found = tensors.read(file, labels_file)
+    if facts is not None and found.labels.soft is not None:  # the order says the class, the teacher may err
+        numbers = np.arange(len(found.images)) * len(facts.classes) // len(found.images)
+        found = replace(found, labels=replace(found.labels, numbers=numbers))
     names = facts.classes if facts else found.class_names
     listed = _listed(names, options.classes, known, shown)
     _check_labels(found.labels, len(listed), shown)
@@ -120,7 +123,8 @@ def _read_tensors(
     if pixels.shape[1] == 1:
         pixels = np.repeat(pixels, 3, 1)
     soft = found.labels.soft
-    notes = _notes(found, clipped)
+    notes = [] if facts is None else [exported.which(facts)]
+    notes += _notes(found, clipped)
     given = of_arrays(
         pixels,
         [listed[number] for number in found.labels.numbers.tolist()],
@@ -136,7 +140,7 @@ def _read_tensors(
     if facts is not None:
         given = replace(given, method=facts.method, seed=facts.seed, ipc=facts.ipc)
         if facts.teacher == known.teacher:  # the job computes its soft labels itself
-            given = replace(given, soft=None)
+            given = replace(given, soft=None, labels=exported.LABELS_OF_JOB)
     return given, {*_TENSORS, *(["classes"] if not names else [])}
 
 
