@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pyarrow import parquet
 
 from tests.exports.conftest import IPC, NAMES, PIXELS, Export, exporter
 from vlcp_ray.config import Job
@@ -59,8 +60,11 @@ def test_export_for_dd_ranking_has_soft_labels_and_says_which_set_it_is(job_with
     mean, std = (torch.tensor(values)[:, None, None] for values in IMAGENET)
     pixels = torch.from_numpy(PIXELS).flatten(0, 1).permute(0, 3, 1, 2)
     assert ((images * std + mean) * 255).round().equal(pixels.float())
-    assert labels.shape == (12, 3)
-    assert torch.allclose(labels.sum(1), torch.ones(12))
+    stored = parquet.read_table(export("parquet")[0] / "data").column("soft_label").to_pylist()
+    for temperature in (1, 20):  # softmax(logits / T) of its losses, of the logarithms as of the teacher's own outputs
+        powers = torch.tensor(stored).double() ** (1 / temperature)
+        wanted = powers / powers.sum(1, keepdim=True)
+        assert torch.allclose((labels.double() / temperature).softmax(1), wanted, atol=1e-6)
     found = json.loads((to / "SET").read_text())
     assert (found["method"], found["seed"], found["ipc"], found["classes"]) == ("vlcp", 0, IPC, NAMES)
     assert found["image_ids"][:2] == ["synthetic-0000-0000", "synthetic-0000-0001"]

@@ -22,6 +22,7 @@ from vlcp_ray.scoring.scales import NORMALISATIONS
 from vlcp_ray.scoring.scored import Scored, scoring_job
 from vlcp_ray.settings import ConfigError
 
+pytestmark = pytest.mark.filterwarnings("default")  # of Ray, when a test starts it
 SIDE = 8
 _DIFFERENT = ("trial_id", "method", "seconds")
 #: The labels of the small job, in the order of the names.
@@ -85,7 +86,6 @@ def scored(made: tuple[Job, Path]) -> Scored:
     return vr.score(job, places, root=str(folder / "runs"), beside=["random"])
 
 
-@pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("form", ["imagefolder", "parquet", "webdataset", "dd-ranking"])
 def test_an_export_gets_the_scores_of_its_run_to_the_last_digit(
     form: str, scored: Scored, made: tuple[Job, Path]

@@ -31,6 +31,7 @@ CIFAR: Final = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 IMAGENET: Final = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _ROWS: Final = 1000  # images whose files are in memory at once
 _MAX_VALUES: Final = 2**31
+_SMALLEST: Final = 1e-38  # a probability of 0 has no logarithm
 
 
 def write(
@@ -39,8 +40,9 @@ def write(
     """Write images.pt, (n, 3, h, w) float32 normalised, and labels.pt, both sorted by label and image_id.
 
     Args:
-        soft_labels: computes the class probabilities of rows, in the order of the labels; None: labels.pt has the class
-            numbers, (n,) int64, else (n, classes) float32.
+        soft_labels: computes the class probabilities of rows, in the order of the labels. labels.pt has their
+            logarithms then, (n, classes) float32: the losses of DD-Ranking take logits, of which they compute the
+            softmax at their temperature. None: it has the class numbers, (n,) int64.
 
     Returns the ids of the images, in their order.
 
@@ -62,7 +64,7 @@ def write(
         labels += part["label"].to_pylist()
         ids += part["image_id"].to_pylist()
         if soft_labels:
-            shares.append(torch.tensor(soft_labels(part).to_pylist(), dtype=torch.float32))
+            shares.append(torch.tensor(soft_labels(part).to_pylist(), dtype=torch.float32).clamp(min=_SMALLEST).log())
     counts = np.bincount(labels)
     if len({*counts.tolist()}) > 1:
         raise ConfigError(

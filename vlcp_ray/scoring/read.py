@@ -114,7 +114,10 @@ def _read_tensors(
     found = tensors.read(file, labels_file)
     if facts is not None and found.labels.soft is not None:  # the order says the class, the teacher may err
         numbers = np.arange(len(found.images)) * len(facts.classes) // len(found.images)
-        found = replace(found, labels=replace(found.labels, numbers=numbers))
+        labels = replace(found.labels, numbers=numbers)
+        if facts.teacher == known.teacher:  # the job computes its soft labels itself
+            labels = replace(labels, soft=None, kind=exported.LABELS_OF_JOB)
+        found = replace(found, labels=labels)
     names = facts.classes if facts else found.class_names
     listed = _listed(names, options.classes, known, shown)
     _check_labels(found.labels, len(listed), shown)
@@ -139,8 +142,6 @@ def _read_tensors(
     )
     if facts is not None:
         given = replace(given, method=facts.method, seed=facts.seed, ipc=facts.ipc)
-        if facts.teacher == known.teacher:  # the job computes its soft labels itself
-            given = replace(given, soft=None, labels=exported.LABELS_OF_JOB)
     return given, {*_TENSORS, *(["classes"] if not names else [])}
 
 
