@@ -38,6 +38,8 @@ class Hub:
         if path.startswith(files) and not self.gated:
             revision, _, name = path.removeprefix(files).partition("/")
             commit = self.names.get(unquote(revision), revision)
+            if commit not in self.commits:
+                return _error("RevisionNotFound", 404)
             if unquote(name) not in self.commits[commit]:
                 return _error("EntryNotFound", 404)
             self.read.append((commit, unquote(name)))

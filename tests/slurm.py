@@ -64,8 +64,12 @@ class Slurm:
         _wait_until(condition, 1200)
 
     def is_over(self, number: str) -> bool:
-        """Whether a job has ended and is not queued again."""
-        return self.job(number)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING")
+        """Whether a job has ended and is not queued again: it is in its last state for two seconds."""
+        for wait in (2, 0):
+            if self.job(number)["JobState"] in ("PENDING", "RUNNING", "COMPLETING"):
+                return False
+            time.sleep(wait)
+        return True
 
 
 @contextmanager

@@ -432,19 +432,36 @@ def test_main_after_a_store_error_hides_its_cause(
     assert capsys.readouterr().err == "\nvlcp-ray: the store is full; free space\n"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143)])
-def test_run_after_sigterm_exits_143_and_removes_its_lease(number: signal.Signals, code: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("numbers", "code"),
+    [
+        ([signal.SIGTERM], 143),
+        ([signal.SIGINT], 130),
+        ([signal.SIGINT] * 2, 130),
+        ([signal.SIGTERM, signal.SIGINT], 143),
+    ],
+    ids=["SIGTERM", "Ctrl-C", "Ctrl-C twice", "SIGTERM and Ctrl-C"],
+)
+def test_run_after_signals_ends_in_order_and_removes_its_lease(
+    numbers: list[signal.Signals], code: int, tmp_path: Path
+) -> None:
+    # A shell's background jobs ignore Ctrl-C, and so do their children.
+    ctrl_c = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    call = f"{ctrl_c}; from vlcp_ray.cli import main; sys.exit(main(sys.argv[1:]))"
     run = subprocess.Popen(
-        [sys.executable, "-m", "vlcp_ray", "run", JOB, "--root", str(tmp_path)],
+        [sys.executable, "-c", call, "run", JOB, "--root", str(tmp_path)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     assert run.stdout is not None
     assert any(line.startswith("scale") for line in iter(run.stdout.readline, ""))  # Ray is up
-    run.send_signal(number)
+    for number in numbers:
+        run.send_signal(number)
+        time.sleep(0.3)
     _, error = run.communicate(timeout=60)
     assert run.returncode == code
+    assert ("stopping, in some seconds" in error) == (len(numbers) > 1)
     assert "re-run the same command to resume" in error
     assert "Traceback" not in error
     assert not list((tmp_path / "leases").iterdir())

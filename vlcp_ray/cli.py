@@ -46,8 +46,7 @@ _BAD_SETTINGS: Final = 2  # exit code, as argparse uses it for wrong arguments
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns 0, 1 if the work failed, 2 for unusable settings, 128 + signal if interrupted."""
     arguments = parser().parse_args(argv)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt)
+    _handle_signals()
     try:
         return _call(arguments)
     except Exception as error:
@@ -72,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         print("\nvlcp-ray: stopped; re-run the same command to resume", file=sys.stderr)
-        return 128 + _signals[-1]
+        return 128 + next(iter(_signals), signal.SIGINT)
 
 
 def _call(arguments: argparse.Namespace) -> int:
@@ -89,13 +88,33 @@ def _print_traceback(error: Exception) -> None:
     print(printable(text, keep="\n\t"), end="", file=sys.stderr)
 
 
-_signals: list[int] = [signal.SIGINT]
+#: Those that this command has got.
+_signals: list[int] = []
+_SHOW_CURSOR: Final = b"\x1b[?25h"
+
+
+def _handle_signals() -> None:
+    _signals.clear()
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as of a shell's background jobs
+                signal.signal(number, _interrupt)
 
 
 def _interrupt(number: int, _: object) -> None:
-    """End a run as Ctrl-C does, in order: `ray job stop` and a machine that shuts down send SIGTERM."""
+    """End a run in order: on Ctrl-C, and on SIGTERM, which `ray job stop` and a machine that shuts down send.
+
+    The second signal says that this is under way, the third one ends the process at once.
+    """
     _signals.append(number)  # Ray may replace the exception by one without the signal
-    raise KeyboardInterrupt
+    if len(_signals) == 1:
+        raise KeyboardInterrupt
+    if len(_signals) == 2:
+        os.write(2, b"\nvlcp-ray: stopping, in some seconds; Ctrl-C once more ends it at once\n")
+        return
+    if os.isatty(1):
+        os.write(1, _SHOW_CURSOR)
+    os._exit(128 + _signals[0])
 
 
 def _cause(error: BaseException) -> BaseException:

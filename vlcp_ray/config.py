@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from vlcp_ray.methods import METHODS
+from vlcp_ray.models.pretrained import DEMO
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.settings import ConfigError, OneOf, Positive, Settings, build, check_unique, read_toml
 from vlcp_ray.stages.evaluate import Evaluate
@@ -91,6 +92,18 @@ class Job(Settings):
                 f"teach.input_size must be evaluate.input_size, {self.evaluate.input_size}, not {self.teach.input_size}"
             )
         return self
+
+    def model_note(self) -> str:
+        """Return a sentence for the readers of the results where the models of the digits get other images; else ""."""
+        generates = any(METHODS[name].form in ("generation", "prototypes") for name in self.compare.methods)
+        used = [self.base_model] * generates + [self.caption.model] * (generates and self.caption.uses_model)
+        if self.ingest.source == "digits" or not (tiny := [name for name in used if name.startswith(DEMO)]):
+            return ""
+        return (
+            f"{' and '.join(tiny)} {'are tiny models that know' if len(tiny) > 1 else 'is a tiny model that knows'} no "
+            "photograph: trained on printed digits and letters only. With other images than the digits this job shows "
+            "that everything runs, and nothing about the method; results need real models (base_model, caption.model)."
+        )
 
 
 def load_job(name: str | Path, overrides: Sequence[str] = (), changed: Mapping[str, Any] | None = None) -> Job:

@@ -1,6 +1,7 @@
 """The pipeline: the artifacts of a job from its images to its report, and the loop that runs, resumes or skips them."""
 
 import json
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any
@@ -26,6 +27,8 @@ from vlcp_ray.store.artifact import Manifests, Step, Store
 from vlcp_ray.store.lease import acquire_lease
 from vlcp_ray.store.uris import public
 from vlcp_ray.store.verify import check_sizes
+
+_WIDTH = 100  # characters of a line of the log
 
 
 def graph(job: Job, given: Sequence[tuple[Step, str]] = ()) -> tuple[Step, ...]:
@@ -125,6 +128,7 @@ def run(
         return
     stages_left = [stage for stage in stages if any(step.stage == stage.name for step in left.values())]
     _check_start(job, steps, manifests, stages_left)
+    store.check_writable()
     from vlcp_ray.engine import cluster, resources
 
     view = view or View()
@@ -139,6 +143,7 @@ def run(
         context = Context(job, scale or derived, store, view, tracker, command, known)
         for stage in stages_left:
             stage.check_scale(job, context.scale)
+        resources.check_room(context.scale, stages_left)
         check_memory(job, [stage.name for stage in stages_left], context.scale, derived.memory_of_gpu)
         used = {step.stage for step in steps}
         view.set_stages(
@@ -169,9 +174,11 @@ def _check_start(job: Job, steps: Sequence[Step], manifests: Manifests, stages: 
         log_line("environment", line)
     for stage in stages:
         for use in stage.models(job):
-            pretrained.check_offline(use)
+            pretrained.check_hub(use)
         stage.check(job)
     check_image_set(job, steps, manifests, [stage.name for stage in stages])
+    for line in textwrap.wrap(job.model_note(), _WIDTH):
+        log_line("models", line)
 
 
 def _packages(job: Job, stages: Sequence[Stage]) -> list[str]:

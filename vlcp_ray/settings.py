@@ -66,6 +66,7 @@ def check_unique(settings: BaseModel, *names: str) -> None:
 
 #: Pydantic's messages on a wrong shape, in the words of a job file.
 _SHAPES: Final = {
+    "string_too_short": "must be a folder, a file or a URI",
     "tuple_type": "must be a list in brackets, as [1, 10]",
     "model_type": "is a section; write its settings as [{0}] in the file or as --set {0}.key=value",
     "string_pattern_mismatch": "must consist of lower-case letters, digits and hyphens; without one the file's "
@@ -122,12 +123,18 @@ def read_toml(name: str | Path, folder: str) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read as TOML: {error}") from error
 
 
+#: Errors of one file that are shown: where there are more it is another kind of file.
+_SHOWN: Final = 3
+
+
 def build(model: type[S], settings: Mapping[str, Any], where: str) -> S:
     """Validate settings; errors are sentences that name the field and the fix."""
     try:
         return model.model_validate(settings)
     except ValidationError as error:
-        raise ConfigError("; ".join(_sentence(model, where, dict(e)) for e in error.errors())) from error
+        found = [_sentence(model, where, dict(e)) for e in error.errors()]
+        more = [f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
+        raise ConfigError("; ".join(found[:_SHOWN] + more)) from error
 
 
 def _sentence(model: type[BaseModel], where: str, error: dict[str, Any]) -> str:

@@ -80,7 +80,9 @@ def test_gc_that_is_impossible_exits_2_with_one_sentence_and_deletes_nothing(
 def test_ls_of_nothing_says_so_and_of_an_unusable_root_exits_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["ls", str(tmp_path / "none")]) == 0
+    assert main(["ls", str(tmp_path)]) == 0
     assert "nothing is under" in capsys.readouterr().out
+    assert main(["ls", str(tmp_path / "none")]) == 2
+    assert "there is no such folder" in capsys.readouterr().err
     assert main(["ls", "nope://bucket"]) == 2
     assert "--root nope://bucket" in capsys.readouterr().err

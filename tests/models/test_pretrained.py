@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from tests.hub_server import Hub, serve
 from vlcp_ray.models.pretrained import (
     LLAVA,
     STABLE_DIFFUSION,
     Kind,
+    Use,
     check,
+    check_hub,
     content_hash,
     count_parameters,
     count_pipeline_parameters,
@@ -22,6 +25,7 @@ from vlcp_ray.models.pretrained import (
     latent_shape,
     scaling_factor,
 )
+from vlcp_ray.settings import ConfigError
 
 PAPER = "benjamin-paine/stable-diffusion-v1-5"
 
@@ -128,3 +132,48 @@ def test_count_parameters_of_folder_adds_up_its_files(model: str) -> None:
 def test_count_pipeline_parameters_of_unknown_model_is_none() -> None:
     assert count_pipeline_parameters(PAPER) == 859_520_964 + 83_653_863 + 123_060_480
     assert count_pipeline_parameters("some/model") is None
+
+
+@pytest.mark.parametrize(
+    ("model", "gated", "sentence"),
+    [
+        ("owner/sd", False, ""),
+        ("owner/sd@v1", False, ""),
+        ("owner/sd@v2", False, "cannot be read: it has no revision 'v2'; give a branch, a tag or a commit of its page"),
+        ("owner/sb", False, "cannot be read: the hub has no such model; check its name; for a private one log in"),
+        ("owner/sd", True, "cannot be read: its terms are to be accepted; do so on its page and log in with hf auth"),
+    ],
+)
+def test_check_of_a_model_of_the_hub_asks_for_its_first_file(
+    model: str, gated: bool, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = Hub("owner/sd", gated, kind="models")
+    hub.push({"model_index.json": b"{}", "unet/weights.bin": b"0"}, "main", "v1")
+    with serve(hub) as endpoint:
+        _use_hub(monkeypatch, endpoint, tmp_path)
+        if not sentence:
+            check_hub(Use("base_model", model, STABLE_DIFFUSION))
+            assert {name for _, name in hub.read} == {"model_index.json"}
+            return
+        with pytest.raises(ConfigError, match=f"^base_model: {re.escape(f'{model} {sentence}')}"):
+            check_hub(Use("base_model", model, STABLE_DIFFUSION))
+
+
+def test_check_of_a_model_of_the_hub_refuses_another_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Hub("owner/llava", kind="models")
+    hub.push({"config.json": b"{}"}, "main")
+    with serve(hub) as endpoint:
+        _use_hub(monkeypatch, endpoint, tmp_path)
+        check_hub(Use("caption.model", "owner/llava", LLAVA))
+        with pytest.raises(
+            ConfigError, match=r"base_model: owner/llava .* it is no Stable Diffusion .* model_index.json;"
+        ):
+            check_hub(Use("base_model", "owner/llava", STABLE_DIFFUSION))
+
+
+def _use_hub(monkeypatch: pytest.MonkeyPatch, endpoint: str, cache: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)

@@ -3,6 +3,7 @@
 import io
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -63,6 +64,38 @@ def test_live_view_shows_all_stages_and_the_progress_of_one() -> None:
         pass
     live.end_stage("pair")
     assert rendered(live)[1].split(maxsplit=1)[1].endswith("s, 30 rows, 5 rejected")
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_live_view_fits_the_terminal_and_cuts_nothing(width: int) -> None:
+    live = LiveView(Console(file=io.StringIO(), force_terminal=True, width=width))
+    live.set_stages({"pair": "waiting", "evaluate": "waiting"})
+    live.start_stage("pair", "caption 2 x 1 CPU + encode 1 to 2 x 1 CPU")
+    progress = Progress("pair", 1_281_167, "rows", view=live)
+    progress.start -= 10
+    progress.add(5_000, "a note", rejected=2)
+    out = Console(file=io.StringIO(), width=width)
+    out.print(live.table(width))
+    assert isinstance(out.file, io.StringIO)
+    lines = out.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    words = " ".join(out.file.getvalue().split()).replace("━", "").replace("╺", "")
+    for word in [
+        "pair",
+        "5,000",
+        "1,281,167",
+        "(0%)",
+        "left",
+        "rejected,",
+        "caption",
+        "encode",
+        "CPU",
+        "note",
+        "evaluate",
+        "waiting",
+    ]:
+        assert word in words
+    assert len(lines) <= 14
 
 
 class Display:
@@ -144,6 +177,17 @@ def test_live_view_restores_the_terminal(then: str, number: signal.Signals | Non
     assert "another line" in written
     assert written.rindex(SHOWN) > written.rindex(HIDDEN)  # the cursor is visible again
     assert (code == 0) == (then == "progress.add(5)") == ("after" in written)
+
+
+def test_live_view_with_no_color_moves_the_cursor_and_colours_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    code, written = run_on_terminal("progress.add(5)")
+    assert code == 0
+    assert HIDDEN in written
+    assert not re.findall(r"\x1b\[(?:\d+;)*(?:3|4|9|10)\d(?:;\d+)*m", written)
+    monkeypatch.delenv("NO_COLOR")
+    _, coloured = run_on_terminal("progress.add(5)")
+    assert re.findall(r"\x1b\[(?:\d+;)*(?:3|4|9|10)\d(?:;\d+)*m", coloured)
 
 
 def test_view_on_a_dumb_terminal_is_plain() -> None:

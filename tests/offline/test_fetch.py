@@ -92,7 +92,7 @@ def test_job_loads_without_a_network_what_was_fetched_from_the_hub(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(carried / "hub"))
     job = load_job(JOB, sets)
     for use in (use for stage in STAGES.values() for use in stage.models(job)):
-        pretrained.check_offline(use)
+        pretrained.check_hub(use)
     pipeline = stable_diffusion.load_pipeline(job.base_model, "cpu")
     assert pipeline.unet.config.sample_size == 4
     stable_diffusion.load_vae(job.base_model, "cpu")

@@ -103,6 +103,12 @@ def load(split: str) -> "tuple[NDArray[np.uint8], NDArray[np.int64]]":
     return np.stack([upscale(grey[index]) for index in chosen]), np.array([labels[index] for index in chosen])
 
 
+def labels_of(split: str) -> "dict[str, int]":
+    """Return the labels of a split by image_id, without the images."""
+    labels = list(_read()[1])
+    return {image_id(i): labels[i] for i, name in enumerate(split_of(labels)) if name == split}
+
+
 def rows(split: str | None = None) -> Iterator[Row]:
     """Yield all images, or those of one split, by image_id, each as a PNG with its label and class name."""
     from PIL import Image

@@ -12,6 +12,7 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from vlcp_ray.engine.cluster import joined_address
 from vlcp_ray.monitoring.progress import log_line
 from vlcp_ray.scale import Pool, Scale
+from vlcp_ray.settings import ConfigError
 from vlcp_ray.stages.stage import Stage
 
 _POLL_INTERVAL: Final = 2.0  # seconds
@@ -39,6 +40,24 @@ def log_resources(scale: Scale, pools: Sequence[str]) -> None:
 def format_workers(scale: Scale, pools: Sequence[str]) -> str:
     """Format the workers of some pools: `caption 2 x 1 CPU 1 GPU + encode 1 x 1 CPU`."""
     return " + ".join(f"{name} {str(getattr(scale, name)).partition(',')[0]}" for name in pools)
+
+
+def check_room(scale: Scale, stages: Sequence[Stage]) -> None:
+    """Refuse stages for which a local Ray has no room: unlike a cluster it does not grow.
+
+    Raises:
+        ConfigError: names the stage, what it needs and what there is.
+    """
+    if joined_address():
+        return
+    for stage in stages:
+        if not _fits(list(_bundles(scale, stage))):
+            needs = ", ".join(f"{name} {getattr(scale, name)}" for name in stage.pools)
+            has = _format(ray.cluster_resources()).partition(" on ")[0]
+            raise ConfigError(
+                f"{stage.name}: this machine has {has}, and the stage needs {needs}; lower the pools in the scale "
+                "file, leave --scale out, or run the job on a cluster"
+            )
 
 
 def wait_for_resources(scale: Scale, stage: Stage) -> None:

@@ -200,7 +200,7 @@ def _connect(address: str | None) -> JobSubmissionClient:
         if asks_for_token(error):
             raise ConfigError(f"cannot submit the job: {AUTHENTICATION_FIX}") from error
         fix = "start a cluster (ray start --head), or name its dashboard: --address http://HOST:8265"
-        raise ConfigError(f"cannot submit the job: {message}; {fix}") from error
+        raise ConfigError(f"cannot submit the job: {message.rstrip('.')}; {fix}") from error
 
 
 def _send(client: JobSubmissionClient, command: str, runtime: dict[str, Any]) -> str:

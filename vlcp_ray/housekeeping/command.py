@@ -2,6 +2,9 @@
 
 import sys
 from collections.abc import Mapping, Set
+from pathlib import Path
+
+from pyarrow import fs as pafs
 
 from vlcp_ray.cost.requirements import format_gib
 from vlcp_ray.housekeeping import deletion
@@ -18,6 +21,7 @@ def ls(store: Store, artifacts: bool) -> int:
     Args:
         artifacts: print every artifact, too.
     """
+    _check_exists(store)
     root = read_root(store)
     if not root.folders and not root.others:
         print(f"nothing is under {store.path}")
@@ -25,6 +29,12 @@ def ls(store: Store, artifacts: bool) -> int:
     for line in table(root, find_runs(root), artifacts):
         print(printable(line))
     return 0
+
+
+def _check_exists(store: Store) -> None:
+    """Refuse a root that is not there: a name that is mistyped."""
+    if isinstance(store.filesystem, pafs.LocalFileSystem) and not Path(store.path).is_dir():
+        raise ConfigError(f"ROOT {store.path}: there is no such folder; give the --root of your runs")
 
 
 def is_report(name: str) -> bool:
@@ -61,6 +71,7 @@ def gc(store: Store, needed: Mapping[str, Set[str]], yes: bool) -> int:
     """
     if yes and not needed:
         raise ConfigError("--yes: without a job file every artifact would be deleted; name the jobs that are kept")
+    _check_exists(store)
     planned = deletion.plan(store, frozenset[str]().union(*needed.values()))
     _check_needed(planned, needed, store.path)
     for line in planned.kept:

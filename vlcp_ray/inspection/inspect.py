@@ -25,7 +25,7 @@ _SHORT_COUNTING: Final = 2.0
 _REMOTE_WAIT: Final = 10.0  # seconds for a store
 _TABLES: Final = ("parquet", "arrow")
 #: Layouts whose images are counted by reading more than names of files.
-_READ: Final = (*_TABLES, "webdataset", "digits")
+_READ: Final = (*_TABLES, "webdataset")
 _THREADS: Final = 16  # each waits for the disk or the network
 _SHOWN_CLASSES: Final = 20  # with examples
 _EXAMPLES: Final = 4  # of a class
@@ -173,17 +173,18 @@ def inspect(settings: Ingest, ipc: int = 1, seconds: float = COUNTING) -> Inspec
     return _inspection(source, settings, counts, len(parts), ipc, needs_val=True, examples=examples)
 
 
-def inspect_names(settings: Ingest, ipc: int, needs_val: bool) -> Inspection:
+def inspect_names(settings: Ingest, ipc: int, needs_val: bool, counting: float = _SHORT_COUNTING) -> Inspection:
     """Look at an image set in two seconds: its images are counted where names of files tell, and none is read.
 
     Args:
         ipc: images per class of the largest set; 0 if none is made.
         needs_val: whether val images are needed.
+        counting: seconds in which images are counted.
     """
     try:
         source = open_source(settings)
         parts = _used_parts(source, settings)
-        end = time.monotonic() + (0 if source.layout in _READ else _SHORT_COUNTING)
+        end = time.monotonic() + (0 if source.layout in _READ else counting)
         counts = _count(source, settings, parts, end)
     except ConfigError as error:
         return _refused(settings, error)
@@ -218,7 +219,7 @@ def _inspect_without_reading(settings: Ingest, ipc: int) -> Inspection:
     if layout.reads_all and not settings.classes and not settings.class_list:
         text = f"in the layout {layout.name}; its classes are in its labels, which a run reads"
         return Inspection(public(settings.source), layout.name, text, used=_used(settings))
-    return inspect_names(settings, ipc, needs_val=True)
+    return inspect_names(settings, ipc, True, 0 if layout.embedded else _SHORT_COUNTING)
 
 
 def _refused(settings: Ingest, error: ConfigError) -> Inspection:

@@ -124,19 +124,52 @@ def missing_files(path: Path, kind: Kind) -> list[str]:
     return [file.replace("|", " or ") for file in missing]
 
 
-def check_offline(use: Use) -> None:
-    """Refuse a model of the hub that is not in the cache of this machine, where HF_HUB_OFFLINE forbids to fetch it.
+def check_hub(use: Use) -> None:
+    """Refuse a model of the hub that cannot be read from here: by its first file, or by the cache of this machine.
 
     Raises:
         ConfigError: names the setting, what is missing, and the fix.
     """
     if not hub_id(use.model):
         return
+    from huggingface_hub import constants
+
+    if constants.is_offline_mode():
+        _check_cache(use)
+    else:
+        _check_first_file(use)
+
+
+def _check_first_file(use: Use) -> None:
+    from huggingface_hub import errors, hf_hub_download
+
+    name, named, first = hub_id(use.model), revision(use.model), use.kind.files[0]
+    try:
+        hf_hub_download(name, first, revision=named)
+    except errors.LocalEntryNotFoundError as error:  # no answer, and nothing in the cache
+        reason = f"the hub does not answer ({str(error.__cause__ or error).splitlines()[0]})"
+        fix = "check the network, run vlcp-ray fetch with this job where there is internet, or give a folder"
+    except errors.EntryNotFoundError:
+        reason, fix = f"it is no {use.kind.name}: it lacks {first}", "give another model"
+    except errors.RevisionNotFoundError:
+        reason, fix = f"it has no revision {named!r}", "give a branch, a tag or a commit of its page"
+    except errors.GatedRepoError:
+        reason = "its terms are to be accepted"
+        fix = "do so on its page and log in with hf auth login, or set HF_TOKEN"
+    except errors.RepositoryNotFoundError:
+        reason, fix = "the hub has no such model", "check its name; for a private one log in with hf auth login"
+    except (errors.HfHubHTTPError, OSError, ValueError) as error:
+        reason, fix = str(error).strip().splitlines()[0], "check its name and the network, or give a folder"
+    else:
+        return
+    raise ConfigError(f"{use.field}: {use.model} cannot be read: {reason}; {fix}")
+
+
+def _check_cache(use: Use) -> None:
+    """Refuse a model that is not complete in the cache, where HF_HUB_OFFLINE forbids to fetch it."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    if not constants.is_offline_mode():
-        return
     try:  # where it is; which files are needed only we know
         name, named = hub_id(use.model), revision(use.model)
         found = snapshot_download(name, revision=named, local_files_only=True, ignore_patterns="*")

@@ -13,8 +13,10 @@ from rich.text import Text
 from vlcp_ray.monitoring.progress import Progress, ProgressSnapshot, View
 
 _STYLES: Final = {"running": "bold", "done": "green", "skipped": "dim", "waiting": "dim"}
-_NAME_WIDTH: Final = 18  # terminal cells
-_BAR_WIDTH: Final = 24
+_WIDTH: Final = 100  # terminal cells
+#: The columns of names and bars, and the shares of a narrow terminal that they get at most.
+_NAME_WIDTH, _NAME_SHARE = 18, 4
+_BAR_WIDTH, _BAR_SHARE = 24, 5
 
 
 class TableView(View):
@@ -46,17 +48,19 @@ class TableView(View):
     def on_update(self, progress: Progress) -> None:
         """Do nothing, because the table reads the progress itself."""
 
-    def table(self) -> Table:
-        """Build the table of the current state."""
-        table = Table(box=None, padding=(0, 1, 0, 0), show_header=False)
-        table.add_column(min_width=_NAME_WIDTH, no_wrap=True)
-        table.add_column(min_width=_BAR_WIDTH, no_wrap=True)
+    def table(self, width: int = _WIDTH) -> Table:
+        """Build the table of the current state, for so many terminal cells."""
+        table, bar = Table(box=None, padding=(0, 1, 0, 0), show_header=False), min(_BAR_WIDTH, width // _BAR_SHARE)
+        table.add_column(min_width=min(_NAME_WIDTH, width // _NAME_SHARE), no_wrap=True)
+        table.add_column(min_width=bar, no_wrap=True)
         table.add_column()
         now = self.snapshot()
         for stage, state in self.stages.items():
             style = _STYLES[state]
             if state == "running" and now is not None:
-                table.add_row(Text(now.title, style), _bar(now), Text(f"{now.share().strip()} {now.speed()}", style))
+                table.add_row(
+                    Text(now.title, style), _bar(now, bar), Text(f"{now.share().strip()} {now.speed()}", style)
+                )
                 table.add_row("", "", Text(f"{now.rejected:,} rejected, on {now.devices}"))
                 table.add_row("", "", Text(now.note))
             else:
@@ -78,7 +82,9 @@ class LiveView(TableView):
     def __init__(self, console: Console) -> None:
         super().__init__()
         self.console = console
-        self.live = Live(get_renderable=self.table, console=console, refresh_per_second=4, transient=True)
+        self.live = Live(
+            get_renderable=lambda: self.table(console.width), console=console, refresh_per_second=4, transient=True
+        )
 
     def __enter__(self) -> "LiveView":
         self.live.start()
@@ -113,13 +119,13 @@ class NotebookView(TableView):
             self.handle.update(self)
 
     def _repr_html_(self) -> str:
-        console = Console(file=io.StringIO(), record=True, width=100, force_jupyter=False)
+        console = Console(file=io.StringIO(), record=True, width=_WIDTH, force_jupyter=False)
         console.print(self.table())
         return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
 
 
-def _bar(now: ProgressSnapshot) -> ProgressBar:
-    return ProgressBar(total=now.total, completed=now.rows, width=_BAR_WIDTH, pulse=now.total is None)
+def _bar(now: ProgressSnapshot, width: int) -> ProgressBar:
+    return ProgressBar(total=now.total, completed=now.rows, width=width, pulse=now.total is None)
 
 
 def view(plain: bool = False, stream: TextIO | None = None) -> View:

@@ -23,8 +23,8 @@ class Digits:
         return [Part(digits.SOURCE, split) for split in ("train", "val")]
 
     def images(self, part: Part, skipped: object = None, ids: bool = False) -> Iterator[Listing]:
-        for row in digits.rows(part.split):
-            yield Listing(row["split"], row["class_name"], f"{row['source']} {row['image_id']}", row["image_id"])
+        for name, label in digits.labels_of(part.split).items():
+            yield Listing(part.split, digits.CLASS_NAMES[label], f"{digits.SOURCE} {name}", name)
 
     def read(self, part: Part, done: Container[str], skipped: object = None) -> Iterator[pa.Table]:
         yield from tables(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
+from vlcp_ray.settings import ConfigError
 from vlcp_ray.store import files, written
 from vlcp_ray.store.files import File
 from vlcp_ray.store.io import StoreError, open_uri, retry
@@ -130,6 +132,25 @@ class Store:
         if isinstance(filesystem, pafs.LocalFileSystem) and Path(path).is_file():
             raise ValueError(f"--root {root}: it is a file; give a folder, which need not exist yet")
         return cls(filesystem, path)
+
+    def check_writable(self) -> None:
+        """Make the root, where it is a folder of this machine, and refuse one in which no file can be made.
+
+        What another store refuses is known with its first file.
+
+        Raises:
+            ConfigError: names the reason and the fix.
+        """
+        if not isinstance(self.filesystem, pafs.LocalFileSystem):
+            return
+        try:
+            Path(self.path).mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.path).close()
+        except OSError as error:
+            raise ConfigError(
+                f"--root {self.path}: no file can be made there ({error.strerror}); give a folder in which you may "
+                "write"
+            ) from error
 
     def artifact(self, step: Step) -> "Artifact":
         """Return the artifact of a step."""

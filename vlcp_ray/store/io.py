@@ -92,6 +92,8 @@ def open_uri(uri: str, field: str) -> tuple[pafs.FileSystem, str]:
         ValueError: the scheme or an option of the URI is unknown, its driver is not installed, the URI names no bucket,
             or the region of the bucket cannot be found.
     """
+    if not uri.strip():
+        raise ValueError(f"{field}: it is empty; give a folder or a URI such as s3://bucket/folder")
     if "://" not in uri:
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
     remember(uri)

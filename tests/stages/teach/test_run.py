@@ -91,7 +91,6 @@ def test_checkpoint_of_torchvision_is_refused_for_a_network_without_one() -> Non
         Teach(network="ConvNet-3", checkpoint="torchvision")
     job = load_job(JOBS / "imagenet1k.toml", ["teach.checkpoint=torchvision"])
     assert hashed_settings(job)["checkpoint"] == "ResNet18_Weights.IMAGENET1K_V1"
-    STAGE.check(job)
 
 
 @pytest.fixture

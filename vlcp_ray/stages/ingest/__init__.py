@@ -32,7 +32,9 @@ class Ingest(Settings):
     """The labelled images to distil."""
 
     source: str = Field(
-        "digits", description="a folder, a file or a URI (s3://, gs://, hf://); `digits`: the embedded digits"
+        "digits",
+        min_length=1,
+        description="a folder, a file or a URI (s3://, gs://, hf://); `digits`: the embedded digits",
     )
     revision: str = Field(
         "", description="branch, tag or commit of a set of the Hugging Face hub; empty: that of the URI, or main"

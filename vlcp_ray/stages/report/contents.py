@@ -167,6 +167,7 @@ class Report:
         neighbours: of the same set as the plots, the synthetic images nearest to a real one, the nearest first.
         command: the command that reproduces the job.
         estimates: seconds by stage, estimated before the run.
+        model_note: what a reader must know of the models, "" for nothing.
     """
 
     title: str
@@ -194,3 +195,4 @@ class Report:
     neighbours: Sequence[Neighbour] = ()
     command: str = ""
     estimates: Mapping[str, float] = field(default_factory=dict)
+    model_note: str = ""

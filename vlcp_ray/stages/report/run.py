@@ -132,6 +132,7 @@ def _gather(context: Context, steps: Sequence[Step], page: Artifact) -> Report:
         neighbours=_neighbours(context, main_set, images, page) if main_set else (),
         estimates=expected_seconds(context.job, context.store, steps, manifests, context.scale),
         command=public(context.command),
+        model_note=context.job.model_note(),
     )
 
 
