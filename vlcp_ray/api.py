@@ -8,6 +8,7 @@ import html
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
@@ -159,9 +160,8 @@ def score(
     methods = scored.scoring_job(job, beside).compare.methods
     entries = assign(found, places, names, job.seeds, methods, job.evaluate.input_size)
     keys = [(entry.step.key["seed"], entry.step.key["ipc"]) for entry in entries]
-    scoring, given = scored.scoring_job(job, beside, keys), [(entry.step, entry.stream) for entry in entries]
-    for entry in entries:
-        write(store, entry)
+    scoring = scored.scoring_job(job, beside, keys)
+    given = [pipeline.Given(entry.step, entry.stream, partial(write, entry)) for entry in entries]
     _run(scoring, store, LAST, scale, command, ray_logs=ray_logs, given=given)
     steps = graph(scoring, given)
     page = store.artifact(steps[-1])

@@ -107,7 +107,7 @@ def test_content_is_that_of_pixels_labels_and_soft_labels() -> None:
 def test_write_makes_the_artifact_once_with_all_rows_and_where_they_came_from(tmp_path: Path) -> None:
     store, soft = Store.at(str(tmp_path)), np.eye(2, dtype=np.float32)[[0, 1, 0, 1, 1, 0]]
     (entry,) = assign([of_pixels(soft)], ["x.pt"], [], (0,), BESIDE, 8)
-    write(store, entry)
+    write(entry, store)
     artifact = store.artifact(entry.step)
     rows = artifact.table("synthetic", SYNTHETIC)
     assert rows["image_id"].to_pylist() == [f"{number:06d}" for number in range(6)]
@@ -117,7 +117,7 @@ def test_write_makes_the_artifact_once_with_all_rows_and_where_they_came_from(tm
     assert (manifest["rows"], manifest["origin"]["source"]) == (6, "x.pt")
     assert len(manifest["files"]) == 2
     before = (tmp_path / entry.step.folder / "manifest.json").stat().st_mtime_ns
-    write(store, entry)
+    write(entry, store)
     assert (tmp_path / entry.step.folder / "manifest.json").stat().st_mtime_ns == before
 
 

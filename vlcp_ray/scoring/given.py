@@ -238,8 +238,8 @@ def describe(facts: dict[str, Any]) -> list[str]:
     return [first, *(f"  {note}" for note in facts["notes"])]
 
 
-def write(store: Store, entry: Entry) -> None:
-    """Write the artifact of a set, unless it is there.
+def write(entry: Entry, store: Store) -> None:
+    """Write the artifact of a set into a store, unless it is there.
 
     Raises:
         ConfigError: the set has changed since it was read.
