@@ -111,11 +111,11 @@ def score(
     sets: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     root: str = ROOT,
-    names: Sequence[str] = (),
-    labels: str = "",
-    classes: str = "",
+    names: str | Sequence[str] = (),
+    labels: str | os.PathLike[str] = "",
+    classes: str | os.PathLike[str] = "",
     normalised: str = "",
-    beside: Sequence[str] | None = None,
+    beside: str | Sequence[str] | None = None,
     scale: Scale | str | None = None,
     ray_logs: bool = False,
     command: str = "",
@@ -145,6 +145,8 @@ def score(
     from vlcp_ray.scoring.read import Known, Options, read_all
 
     places = [os.fspath(one) for one in ([sets] if isinstance(sets, str | os.PathLike) else sets)]
+    names, beside = [names] if isinstance(names, str) else names, [beside] if isinstance(beside, str) else beside
+    options = Options(os.fspath(labels), os.fspath(classes), normalised)
     store, steps = open_store(scored.scoring_job(job, beside), root)
     images = store.artifact(next(step for step in steps if step.stage == ingest.STAGE.name))
     teacher = next((step.fingerprint for step in steps if step.stage == teach.STAGE.name), "")
@@ -156,7 +158,7 @@ def score(
         return load_split(images, "train", size, size, count_cores()).pixels
 
     known = Known(scored.job_classes(job, images), job.ingest, teacher, train_pixels)
-    found = read_all(places, Options(labels, classes, normalised), known)
+    found = read_all(places, options, known)
     methods = scored.scoring_job(job, beside).compare.methods
     entries = assign(found, places, names, job.seeds, methods, job.evaluate.input_size)
     keys = [(entry.step.key["seed"], entry.step.key["ipc"]) for entry in entries]

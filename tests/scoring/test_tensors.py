@@ -138,7 +138,12 @@ def test_find_file_of_several_names_them(tmp_path: Path) -> None:
     assert find_file(tmp_path) is None
     save(tmp_path, IMAGES, ".hidden.pt")
     assert find_file(tmp_path) is None
+    save(tmp_path, LABELS, "labels.pt")
+    (tmp_path / "cat").mkdir()
+    save(tmp_path, IMAGES, "checkpoint.pt")
+    assert find_file(tmp_path) is None  # an image folder with something beside
     save(tmp_path, IMAGES, "images_100.pt")
+    assert find_file(tmp_path) == tmp_path / "images_100.pt"
     save(tmp_path, IMAGES, "images_200.pt")
     with pytest.raises(ConfigError, match=r"several tensor files \(images_100.pt, images_200.pt\)"):
         find_file(tmp_path)

@@ -1,6 +1,7 @@
 """A distilled set that was made elsewhere: its rows, what is known of it, and its artifact."""
 
 import hashlib
+import os
 import re
 import time
 from collections import Counter
@@ -121,7 +122,7 @@ class Rows:
 
 def default_name(place: str) -> str:
     """Name a set by its folder or file; a file that is called `images_best.pt` by its folder."""
-    path = Path(place.rstrip("/").partition("?")[0])
+    path = Path(place.rstrip("/").partition("?")[0] if "://" in place else os.path.abspath(place))
     is_file = path.suffix.lower() in (".pt", ".pth", ".parquet", ".tar", ".npz")
     base = path.stem if is_file else path.name
     if is_file and base.lower().startswith(_GENERIC):

@@ -59,7 +59,7 @@ class TensorSet:
 
 
 def find_file(folder: Path) -> Path | None:
-    """Return the tensor file with the images in a folder, or None where it holds no tensor file.
+    """Return the tensor file with the images in a folder, or None where it holds none, or is an image folder.
 
     Raises:
         ConfigError: it holds several that may have the images.
@@ -67,10 +67,13 @@ def find_file(folder: Path) -> Path | None:
     files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and not path.name.startswith("."))
     if not files:
         return None
-    named = [path for path in files if path.stem.lower().startswith(_IMAGES)]
-    found = named or [path for path in files if not path.stem.lower().startswith((*_LABELS, "lr"))]
-    if len(found) != 1:
-        names = ", ".join(path.name for path in (found or files))
+    found = [path for path in files if path.stem.lower().startswith(_IMAGES)]
+    if not found and not any(path.is_dir() for path in folder.iterdir()):
+        found = [path for path in files if not path.stem.lower().startswith((*_LABELS, "lr"))]
+    if not found:
+        return None
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
         raise ConfigError(f"{folder}: it holds several tensor files ({names}); name the one with the images")
     return found[0]
 
