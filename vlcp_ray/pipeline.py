@@ -2,8 +2,9 @@
 
 import json
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 from vlcp_ray import sources
@@ -31,8 +32,27 @@ from vlcp_ray.store.verify import check_sizes
 _WIDTH = 100  # characters of a line of the log
 
 
-def graph(job: Job) -> tuple[Step, ...]:
-    """List the steps of a job, each after its inputs; local models and tables that it names are read for hashes."""
+@dataclass(frozen=True, eq=False)
+class Given:
+    """A distilled set that was made elsewhere, and is evaluated like those of the job.
+
+    Args:
+        step: of its artifact.
+        stream: the name that the random numbers of its trainings follow from.
+        write: makes the artifact in a store.
+    """
+
+    step: Step
+    stream: str
+    write: Callable[[Store], None]
+
+
+def graph(job: Job, given: Sequence[Given] = ()) -> tuple[Step, ...]:
+    """List the steps of a job, each after its inputs; local models and tables that it names are read for hashes.
+
+    Args:
+        given: sets that were made elsewhere.
+    """
     base_model = content_hash(job.base_model)
 
     # Shared by all seeds: the images, their captions and latents, and the teacher.
@@ -63,6 +83,9 @@ def graph(job: Job) -> tuple[Step, ...]:
         _step("evaluate", evaluate.hashed_settings(job), made.key, set=made, images=images, **teacher_input)
         for made in sets
     ]
+    for one in given:
+        settings = evaluate.hashed_settings(job) | {evaluate.STREAM: one.stream}
+        scores.append(_step("evaluate", settings, one.step.key, set=one.step, images=images, **teacher_input))
     for method in (METHODS[name] for name in job.compare.methods):
         if method.form == "train split" and any(protocol.trains_full for protocol in protocols):
             settings = evaluate.hashed_settings(job, full=True)
@@ -98,6 +121,7 @@ def run(
     view: View | None = None,
     track: str = "",
     ray_logs: bool = False,
+    given: Sequence[Given] = (),
 ) -> Iterator[Step]:
     """Run, resume or skip every stage up to `to`, and yield the steps as their stages end.
 
@@ -106,10 +130,11 @@ def run(
         view: shows the progress; by default as lines on the output.
         track: the tracker to which curves and images are mirrored.
         ray_logs: whether messages of Ray are shown.
+        given: sets that were made elsewhere, whose artifacts are written first.
     """
     names = list(STAGES)
     stages = [STAGES[name] for name in names[: names.index(to) + 1]]
-    steps = [step for step in graph(job) if step.stage in {stage.name for stage in stages}]
+    steps = [step for step in graph(job, given) if step.stage in {stage.name for stage in stages}]
     manifests = store.manifests(steps)
     check_sizes(store, steps, manifests)
     left = {step.fingerprint: step for step in steps if not manifests.get(step.fingerprint)}
@@ -147,11 +172,20 @@ def run(
                 view.start_stage(stage.name, resources.format_workers(context.scale, stage.pools), workers)
                 with logged(store, job.name, stage.name, _log_header(context, to_make)):
                     resources.wait_for_resources(context.scale, stage)
-                    stage.run(context, to_make)
+                    _make(context, stage, to_make, {one.step.fingerprint: one for one in given})
                     if stage.name in (ingest.STAGE.name, pair.STAGE.name):
                         check_image_set(job, steps, context.manifests, [stage.name for stage in stages_left])
                 view.end_stage(stage.name)
             yield from mine
+
+
+def _make(context: Context, stage: Stage, steps: Sequence[Step], given: Mapping[str, Given]) -> None:
+    """Make the artifacts of some steps of a stage, those of given sets by their own functions."""
+    for step in steps:
+        if step.fingerprint in given:
+            given[step.fingerprint].write(context.store)
+    if own := [step for step in steps if step.fingerprint not in given]:
+        stage.run(context, own)
 
 
 def _check_start(job: Job, steps: Sequence[Step], manifests: Manifests, stages: Sequence[Stage]) -> None:

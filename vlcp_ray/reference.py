@@ -14,6 +14,8 @@ from vlcp_ray.images import RULES
 from vlcp_ray.methods import METHODS
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.scale import Pool, Prices, Scale, pools
+from vlcp_ray.scoring.scales import NORMALISATIONS, ZCA
+from vlcp_ray.scoring.whitening import EPS
 from vlcp_ray.settings import OneOf
 from vlcp_ray.sources import LAYOUTS
 from vlcp_ray.stages import STAGES
@@ -56,7 +58,14 @@ def reference() -> str:
     parts += ["## What is measured", _rows(("name", "meaning"), _MEASURED.items())]
     parts += ["## How pixels are read", _rows(("what an image has", "what becomes of it"), RULES.items())]
     parts += ["### Reasons of REJECTED", _rows(("reason", "meaning"), schemas.REASONS.items())]
+    scales = [(f"`{name}`", _numbers(mean), _numbers(std)) for name, (mean, std) in NORMALISATIONS.items()]
+    zca = (f"`{ZCA}`", "ZCA-whitened by the job's train split", f"eps {EPS}, as `kornia.enhance.ZCAWhitening`")
+    parts += ["## How tensors of images are normalised", _rows(("score --normalised", "mean", "std"), [*scales, zca])]
     return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _numbers(values: Iterable[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
 
 
 def _names() -> Iterator[tuple[str, list[tuple[str, str]]]]:

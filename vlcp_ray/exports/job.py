@@ -16,7 +16,7 @@ from vlcp_ray import __version__
 from vlcp_ray.config import Job
 from vlcp_ray.cost.requirements import set_steps
 from vlcp_ray.engine.context import list_written
-from vlcp_ray.exports import cards, dataset, licences
+from vlcp_ray.exports import SET, cards, dataset, dd_ranking, licences
 from vlcp_ray.exports.names import file_names
 from vlcp_ray.methods import vlcp
 from vlcp_ray.models import pretrained
@@ -89,7 +89,7 @@ def check_push(job: Job, store: Store, steps: Sequence[Step], choice: Choice, ha
     Raises:
         ConfigError: names the terms of the image set.
     """
-    if has_right or choice.form not in dataset.WRITERS:
+    if has_right or choice.form not in (*dataset.WRITERS, dd_ranking.FORM):
         return
     step = find_set(job, steps, choice.method, choice.ipc, choice.seed)
     if not _is_generated(step):
@@ -161,7 +161,14 @@ def _dataset(job: Job, store: Store, steps: Sequence[Step], choice: Choice, targ
     teacher = _teacher(steps)
     teacher_facts = _teacher_facts(job, store, teacher) if teacher else None
     soft_labels = _soft_labels(store.artifact(teacher), job) if teacher else None
-    dataset.write(choice.form, store.artifact(step), target, class_names, images, soft_labels)
+    if choice.form == dd_ranking.FORM:
+        ids = dd_ranking.write(store.artifact(step), target, soft_labels)
+    else:
+        ids = []
+        dataset.write(choice.form, store.artifact(step), target, class_names, images, soft_labels)
+    which = {**step.key, "classes": class_names, "teacher": teacher.fingerprint if teacher else ""}
+    which |= {"image_ids": ids} if ids else {}
+    target.write_bytes(SET, json.dumps(which, ensure_ascii=False, indent=2).encode())
     generated = _is_generated(step)
     used = {"uses_model": generated, "uses_captions": generated}
     used["uses_teacher"] = teacher is not None or "teacher" in step.inputs

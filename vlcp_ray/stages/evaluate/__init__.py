@@ -164,6 +164,7 @@ class Trial:
     Args:
         epochs: where the settings list several numbers of epochs; 0: the only one.
         augmented: whether the training images are augmented and mixed.
+        stream: the name that random numbers follow from, of a set that was made elsewhere; empty: the method.
     """
 
     method: str
@@ -174,21 +175,33 @@ class Trial:
     repeat: int
     epochs: int = 0
     augmented: bool = True
+    stream: str = ""
 
     @property
     def trial_id(self) -> str:
         """The name of the trial and of its file: `vlcp-minimax-ipc5-seed0-ConvNet-3-r1`."""
-        name = f"{self.seed_key}-{self.epochs}epochs" if self.epochs else self.seed_key
+        name = f"{self.method}-{self._key}"
+        name = f"{name}-{self.epochs}epochs" if self.epochs else name
         return name if self.augmented else f"{name}-plain"
 
     @property
     def seed_key(self) -> str:
         """The part of the name that random numbers follow from: other epochs start with the same weights."""
-        return f"{self.method}-{self.protocol}-ipc{self.ipc}-seed{self.seed}-{self.network}-r{self.repeat}"
+        return f"{self.stream or self.method}-{self._key}"
+
+    @property
+    def _key(self) -> str:
+        return f"{self.protocol}-ipc{self.ipc}-seed{self.seed}-{self.network}-r{self.repeat}"
 
     def count_epochs(self, settings: Evaluate, classes: int) -> int:
         """Return the number of training epochs."""
         return self.epochs or PROTOCOLS[self.protocol].epochs(settings, self.ipc, classes)
+
+
+#: The setting of a step, beside those of the job, that names what the random numbers of a given set follow from.
+STREAM: Final = "stream"
+#: The teacher of a row of SCORES whose stored soft labels came with the set.
+OWN_LABELS: Final = "the set itself"
 
 
 def list_trials(step: "Step", settings: Evaluate) -> list[Trial]:
@@ -198,9 +211,10 @@ def list_trials(step: "Step", settings: Evaluate) -> list[Trial]:
     The full train split, whose step has no set among its inputs, is trained on once per network.
     """
     is_full, key = "set" not in step.inputs, step.key
+    ipc, stream = key.get("ipc", 0), step.settings.get(STREAM, "")
     protocols = [name for name in settings.protocols if PROTOCOLS[name].trains_full] if is_full else settings.protocols
     return [
-        Trial(key["method"], protocol, network, key.get("ipc", 0), key.get("seed", 0), repeat, epochs, augmented)
+        Trial(key["method"], protocol, network, ipc, key.get("seed", 0), repeat, epochs, augmented, stream)
         for protocol in protocols
         for epochs in (not is_full and PROTOCOLS[protocol].budgets(settings)) or (0,)
         for network in settings.networks

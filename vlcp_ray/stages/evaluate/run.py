@@ -5,10 +5,11 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray
 from safetensors.torch import load
@@ -26,6 +27,7 @@ from vlcp_ray.scale import count_cores
 from vlcp_ray.schemas import conform
 from vlcp_ray.stages.evaluate import SCORES, STAGE, Evaluate, Trial, list_trials
 from vlcp_ray.stages.evaluate.trial import run_trial
+from vlcp_ray.stages.select import SOFT, SOFT_LABELS
 from vlcp_ray.stages.teach import WEIGHTS, Teach
 from vlcp_ray.store.artifact import Artifact, Step
 
@@ -120,7 +122,11 @@ class SharedInputs:
 
 
 def _load_train(artifact: Artifact, size: int) -> LabelledImages:
-    return load_split(artifact, "train", size, size, count_cores())
+    """Load the train split, with the soft labels that a set from elsewhere may have brought."""
+    split, own = load_split(artifact, "train", size, size, count_cores()), artifact.table(SOFT, SOFT_LABELS)
+    if not len(own):
+        return split
+    return replace(split, soft=np.array(own.sort_by("image_id")["soft_label"].to_pylist(), np.float32))
 
 
 def _trial(

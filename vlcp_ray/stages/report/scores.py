@@ -19,12 +19,15 @@ from vlcp_ray.stages.report.dd_ranking import (
 )
 from vlcp_ray.stages.report.differences import LEVEL, compare, format_difference, holm
 
+#: The method that all others are compared with.
+OURS: Final = (vlcp.METHOD.name,)
 METRICS: Final = ("top1_last", "top1_best", "top5_last")
 
 #: What a figure was made under, besides its protocol and network: figures of two budgets are not compared.
 BUDGET: Final = ("epochs", "steps", "batch_size", "labels", "teacher")
 _GROUP: Final = ("protocol", "network", "method", "ipc", "epochs")
 _BYTES: Final = ("image_bytes", "label_bytes", "teacher_bytes")
+_AHEAD: Final = "ahead"
 _COLUMNS: Final = (
     "protocol",
     "network",
@@ -39,25 +42,26 @@ _COLUMNS: Final = (
     "top-5",
     "robust",
     "ARS",
-    "vlcp ahead",
+    _AHEAD,
 )
 _DIFFERENCE: Final = ("difference", "low", "high", "p", "p_holm", "pairs", "significant")
 _NUMERIC: Final = ("ipc", "epochs", "steps", "batch", "trials")
 _TOP: Final = 5
 _NOTE: Final = (
     "percent, mean ± standard deviation over trials; robust: DD-Ranking's label-robust score\n"
-    f"{vlcp.METHOD.name} ahead: points [{LEVEL:.0%} interval over seeds, or over the trials of a single seed]; "
+    f"{{}} ahead: points [{LEVEL:.0%} interval over seeds, or over the trials of a single seed]; "
     "* p < 0.05 after Holm's correction"
 )
 
 Row = dict[str, Any]
 
 
-def score_summary(scores: pa.Table) -> list[Row]:
+def score_summary(scores: pa.Table, first: Sequence[str] = OURS) -> list[Row]:
     """Compute mean and standard deviation over the trials of each (protocol, network, method, ipc, epochs).
 
     Args:
         scores: SCORES.
+        first: the methods that come before all others; with the first of them the others are compared.
 
     Returns rows by protocol, network and ipc, with the methods in the order of METHODS and the full train split last.
     Each row has the five keys, the budget of its trials (BUDGET), the means of their bytes of images, stored labels and
@@ -68,6 +72,7 @@ def score_summary(scores: pa.Table) -> list[Row]:
 
     `difference`, `low`, `high`, `p`, `pairs`: vlcp's top1_last minus the row's at the same ipc, in points, with its
     interval (see `differences.compare`); None for vlcp's own row, without one, and where a test is not possible.
+    Where `first` names another method, that takes the place of vlcp.
     `p_holm`: `p` after Holm's correction for the rows that are compared with the same row of vlcp.
     `significant`: whether `p_holm` is below 0.05, and no trial of both failed; None without `p`.
     `hlr`, `ior`, `label_robust`: DD-Ranking's, from means of top1_last; None without random, without the full train
@@ -84,50 +89,56 @@ def score_summary(scores: pa.Table) -> list[Row]:
     for row in rows:
         same = {other["epochs"] for other in rows if protocol_network_ipc(other) == protocol_network_ipc(row)}
         row["variant"], row["has_variants"] = sorted(same).index(row["epochs"]), len(same) > 1
-    ours = {comparison_key(row): row for row in rows if row["method"] == vlcp.METHOD.name}
+    ours = {comparison_key(row): row for row in rows if row["method"] == first[0]}
     rows = [
         row | _dd_ranking(row, rows) | _ars(row, rows, plain) | _difference(groups, ours.get(comparison_key(row)), row)
         for row in rows
     ]
-    return sorted(
-        _corrected(rows),
-        key=lambda row: (
-            row["protocol"],
-            row["network"],
-            row["ipc"] or math.inf,
-            row["epochs"],
-            _method_order(row["method"]),
-        ),
-    )
+    return sorted(_corrected(rows), key=lambda row: row_order(row, first))
 
 
-def score_table(scores: pa.Table) -> str:
-    """Format the summary as aligned lines of text: percent with one decimal, and a note that explains the signs."""
-    rows = score_summary(scores)
+def row_order(row: Row, first: Sequence[str] = OURS) -> tuple[Any, ...]:
+    """Return the key by which rows of the summary are sorted: by protocol, network, ipc, epochs and method."""
+    place = _method_order(row["method"], first)
+    return row["protocol"], row["network"], row["ipc"] or math.inf, row["epochs"], place
+
+
+def score_table(scores: pa.Table, first: Sequence[str] = OURS) -> str:
+    """Format the summary as aligned lines of text: percent with one decimal, and a note that explains the signs.
+
+    Args:
+        first: as of `score_summary`.
+    """
+    rows = score_summary(scores, first)
     if not rows:
         return "no scores yet"
     lines = [_line(row) for row in rows]
     left_out = {"top-5"} if not has_top5(rows) else set()
     left_out |= {"ARS"} if all(row["ars"] is None for row in rows) else set()
     columns = [name for name in _COLUMNS if name not in left_out]
-    cells = [columns, *([line[name] for name in columns] for line in lines)]
+    titles = [f"{first[0]} ahead" if name == _AHEAD else name for name in columns]
+    cells = [titles, *([line[name] for name in columns] for line in lines)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
     padded = [
         [c.rjust(w) if name in _NUMERIC else c.ljust(w) for name, c, w in zip(columns, row, widths, strict=True)]
         for row in cells
     ]
     failed = [f"not counted: {text}" for text in failures(rows)]
-    return "\n".join([*("  ".join(line).rstrip() for line in padded), _NOTE, *budget_notes(rows), *failed])
+    notes = [_NOTE.format(first[0]), *budget_notes(rows, first[0]), *failed]
+    return "\n".join([*("  ".join(line).rstrip() for line in padded), *notes])
 
 
-def differences_json(scores: pa.Table) -> list[Row]:
+def differences_json(scores: pa.Table, first: Sequence[str] = OURS) -> list[Row]:
     """List the comparisons with vlcp as plain objects, in the order of the table; numbers have six decimals.
 
     Each has protocol, network, ipc, epochs, method and, of `score_summary`, difference, low, high, p, p_holm, pairs and
     significant.
+
+    Args:
+        first: as of `score_summary`.
     """
     names = (*_GROUP, *_DIFFERENCE)
-    rows = [row for row in score_summary(scores) if row["difference"] is not None]
+    rows = [row for row in score_summary(scores, first) if row["difference"] is not None]
     return [{name: rounded(row[name]) for name in names} for row in rows]
 
 
@@ -209,13 +220,13 @@ def format_labels(row: Row) -> str:
     return f"soft{', stored' if row['labels'] == 'stored' else ''}, of {row['teacher']}"
 
 
-def budget_notes(summary: Sequence[Row]) -> list[str]:
-    """List the labels of each protocol, and rows that are not compared, as their budgets differ."""
+def budget_notes(summary: Sequence[Row], ours: str = OURS[0]) -> list[str]:
+    """List the labels of each protocol, and rows that are not compared with `ours`, as their budgets differ."""
     labels = dict.fromkeys((row["protocol"], format_labels(row)) for row in summary)
     notes = [f"{protocol}: labels {text}" for protocol, text in labels]
     return notes + [
         f"not compared: {row['method']} {where(row)} ({row['protocol']}, {row['network']}), of another budget "
-        f"than {vlcp.METHOD.name}"
+        f"than {ours}"
         for row in summary
         if row["is_other_budget"]
     ]
@@ -250,7 +261,7 @@ def _means_and_stds(trials: Sequence[Row]) -> Row:
 def _difference(groups: Mapping[tuple[Any, ...], Sequence[Row]], ours: Row | None, row: Row) -> Row:
     """Compare a row with vlcp's; both `p_holm` and `significant` follow from all rows of the table."""
     found, is_other_budget = None, False
-    if ours is not None and row["method"] != vlcp.METHOD.name:
+    if ours is not None and row["method"] != ours["method"]:
         is_other_budget = budget(ours) != budget(row)
         if not is_other_budget:
             found = compare(*(_counted(groups[tuple(one[name] for name in _GROUP)]) for one in (ours, row)))
@@ -325,8 +336,9 @@ def _ars(row: Row, rows: Sequence[Row], plain: Mapping[tuple[Any, ...], Sequence
     return result | {"ars": score}
 
 
-def _method_order(method: str) -> tuple[int, str]:
-    return (list(METHODS).index(method) if method in METHODS else len(METHODS)), method
+def _method_order(method: str, first: Sequence[str]) -> tuple[int, str]:
+    order = [*first, *METHODS]
+    return (order.index(method) if method in order else len(order)), method
 
 
 def _line(row: Row) -> dict[str, str]:

@@ -4,8 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+import pyarrow as pa
+
 from vlcp_ray.models import pretrained
-from vlcp_ray.schemas import SYNTHETIC
+from vlcp_ray.schemas import SYNTHETIC, column
 from vlcp_ray.stages import generate
 from vlcp_ray.stages.stage import Load, Stage, Work
 
@@ -13,6 +15,15 @@ if TYPE_CHECKING:
     from vlcp_ray.config import Job
     from vlcp_ray.cost.inputs import CostInputs
     from vlcp_ray.store.artifact import Step
+
+#: The folder of a set's own soft labels, which some of the sets have that were made elsewhere.
+SOFT: Final = "soft_labels"
+SOFT_LABELS: Final = pa.schema(
+    [
+        column("image_id", pa.string(), "the image, as in SYNTHETIC"),
+        column("soft_label", pa.list_(pa.float32()), "probabilities of all classes, in the order of the labels"),
+    ]
+)
 
 
 def _has_prototype_method(job: "Job") -> bool:
@@ -50,7 +61,7 @@ STAGE: Final = Stage(
     "select",
     version=2,
     summary="IMAGES, PROTOTYPES, teacher -> SYNTHETIC of the methods without denoising",
-    tables={"synthetic": SYNTHETIC},
+    tables={"synthetic": SYNTHETIC, SOFT: SOFT_LABELS},
     files=("rejected",),
     pools=generate.STAGE.pools,
     row_wise=True,
