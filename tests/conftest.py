@@ -32,6 +32,14 @@ def tiny_stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
+def tiny_dit(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a DiT with random weights in the real format, built once."""
+    from tests.tiny_models import build_dit
+
+    return str(build_dit(Path(tmp_path_factory.mktemp("dit"))))
+
+
+@pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Server]":
     """A real S3 server with one bucket, which all tests of the session share."""
     from tests.s3 import SERVER, server

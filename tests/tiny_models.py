@@ -1,9 +1,17 @@
-"""Build a Stable Diffusion with random weights in the real folder format, small enough to load in a second."""
+"""Build a Stable Diffusion and a DiT with random weights in the real formats, small enough to load in a second."""
 
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 WIDTH = 16
@@ -85,5 +93,29 @@ def build_stable_diffusion(folder: Path) -> Path:
             feature_extractor=None,
             requires_safety_checker=False,
         )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+#: The classes of the tiny DiT: the first have the names of digits. diffusers' pipeline asks for 1,000.
+DIT_NAMES = ("digit zero", "digit one", "digit two", "digit three", *(f"thing {number}" for number in range(996)))
+
+
+def transformer(**changes: object) -> DiTTransformer2DModel:
+    settings = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "out_channels": 8, "patch_size": 1}
+    return DiTTransformer2DModel(**(settings | {"sample_size": 4, "attention_bias": True} | changes))
+
+
+def dit_scheduler() -> DDIMScheduler:
+    """Build the scheduler of DiT-XL/2."""
+    return DDIMScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear", clip_sample=False)
+
+
+def build_dit(folder: Path, **changes: object) -> Path:
+    """Write the folder of a DiT for 32 px images, (4, 4, 4) latents and the classes of DIT_NAMES."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pipeline = DiTPipeline(transformer(**changes), vae(), dit_scheduler())
+    pipeline.register_to_config(id2label={str(number): name for number, name in enumerate(DIT_NAMES)})
     pipeline.save_pretrained(folder)
     return folder

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from vlcp_ray.methods import METHODS
+from vlcp_ray.methods.minimax import Minimax
 from vlcp_ray.models.pretrained import DEMO
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.settings import ConfigError, OneOf, Positive, Settings, build, check_unique, read_toml
@@ -33,6 +34,7 @@ class Compare(Settings):
         description="d4m only: mini-batch: k-means in one pass over batches of ipc images, as D4M's released code; "
         "k-means: full k-means like the other methods, which is not D4M's",
     )
+    minimax: Minimax = Minimax()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -97,6 +99,7 @@ class Job(Settings):
         """Return a sentence for the readers of the results where the models of the digits get other images; else ""."""
         generates = any(METHODS[name].form in ("generation", "prototypes") for name in self.compare.methods)
         used = [self.base_model] * generates + [self.caption.model] * (generates and self.caption.uses_model)
+        used += [self.compare.minimax.model for name in self.compare.methods if METHODS[name].tuning]
         if self.ingest.source == "digits" or not (tiny := [name for name in used if name.startswith(DEMO)]):
             return ""
         return (

@@ -14,7 +14,7 @@ from vlcp_ray.doctor.checks import check_run
 from vlcp_ray.engine.context import Context, versions
 from vlcp_ray.inspection.inspect import format_images, inspect_names, inspect_without_reading
 from vlcp_ray.methods import METHODS
-from vlcp_ray.models import pretrained
+from vlcp_ray.models import dit_classes, pretrained
 from vlcp_ray.models.pretrained import content_hash
 from vlcp_ray.monitoring.logfiles import logged
 from vlcp_ray.monitoring.progress import View, log_line
@@ -71,6 +71,9 @@ def graph(job: Job, given: Sequence[Given] = ()) -> tuple[Step, ...]:
                 key = {"seed": seed, "ipc": ipc}
                 prototypes = _step("prototype", method.clustering(job), key, pairs=pairs)
                 inputs = {"images": images, "prototypes": prototypes, "model": model, "teacher": teacher}
+                if method.tuning:
+                    tuned_for = {"seed": seed, "method": method.name}
+                    inputs["model"] = _step("finetune", method.tuning(job), tuned_for, images=images)
                 stage = "generate" if method.form == "generation" else "select"
                 settings = method.settings(job, base_model)
                 used = {name: inputs[name] for name in method.inputs}
@@ -228,6 +231,7 @@ def check_image_set(job: Job, steps: Sequence[Step], manifests: Manifests, stage
     if manifest := manifests.get(step.fingerprint):
         if ipc:
             ingest.check_images(manifest, ipc, needs_val)
+            _check_class_names(job, manifest["class_names"])
         pairs = next((manifests.get(step.fingerprint) for step in steps if step.stage == pair.STAGE.name), None)
         if pairs and set(stages) - {ingest.STAGE.name, pair.STAGE.name, report.STAGE.name}:
             pair.check_pairs(pairs, manifest, ipc)
@@ -235,8 +239,20 @@ def check_image_set(job: Job, steps: Sequence[Step], manifests: Manifests, stage
     found = inspect_names(job.ingest, ipc, needs_val)
     if found.is_refused:
         raise ConfigError(found.problems[0])
+    if ipc:
+        _check_class_names(job, [one.name for one in found.classes])
     for line in found.short_lines():
         log_line("image set", line)
+
+
+def _check_class_names(job: Job, class_names: Sequence[str]) -> None:
+    """Refuse classes that a compared method's own model does not know.
+
+    Raises:
+        ConfigError: it names them, and the fix.
+    """
+    if any(METHODS[name].tuning for name in job.compare.methods):
+        dit_classes.find(class_names, job.compare.minimax.model)
 
 
 def image_set_lines(job: Job, steps: Sequence[Step], manifests: Manifests) -> Iterator[str]:
@@ -266,6 +282,8 @@ def check_inputs(job: Job) -> None:
         pretrained.check(job.base_model, "base_model", pretrained.STABLE_DIFFUSION)
         if job.caption.uses_model:
             pretrained.check(job.caption.model, "caption.model", pretrained.LLAVA)
+        if any(METHODS[name].tuning for name in job.compare.methods):
+            pretrained.check_dit(job.compare.minimax.model, "compare.minimax.model")
     except ValueError as error:
         raise ConfigError(str(error)) from error
     pair.check_source(job.caption.source)

@@ -46,7 +46,8 @@ from vlcp_ray.stages.evaluate import Trial
 from vlcp_ray.stages.evaluate.trial import run_trial
 from vlcp_ray.stages.finetune import training_flops
 from vlcp_ray.stages.finetune.batches import Schedule
-from vlcp_ray.stages.finetune.trainer import Trainer, train
+from vlcp_ray.stages.finetune.trainer import Trainer
+from vlcp_ray.stages.finetune.training import train
 from vlcp_ray.stages.generate import image_flops
 from vlcp_ray.stages.generate.img2img import Img2Img
 from vlcp_ray.stages.pair import encode_flops

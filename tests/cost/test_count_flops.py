@@ -20,7 +20,9 @@ HUB = {
     "vae": ("benjamin-paine/stable-diffusion-v1-5", "vae"),
     "text_encoder": ("benjamin-paine/stable-diffusion-v1-5", "text_encoder"),
     "llava": ("llava-hf/llava-1.5-7b-hf", ""),
+    "transformer": ("facebook/DiT-XL-2-256", "transformer"),
 }
+DEMO = {"llava": ("demo/llava", ""), "transformer": ("demo/dit", "transformer")}
 
 
 def torch_flops(model: torch.nn.Module, *inputs: torch.Tensor) -> int:
@@ -53,7 +55,7 @@ def test_config_of_leaves_out_what_is_no_setting() -> None:
 
 @pytest.mark.parametrize("part", HUB)
 def test_stored_count_of_the_demo_has_the_parameters_of_the_packaged_model(part: str) -> None:
-    model, folder = ("demo/llava", "") if part == "llava" else ("demo/stable_diffusion", part)
+    model, folder = DEMO.get(part, ("demo/stable_diffusion", part))
     assert STORED[part][1]["parameters"] == count_parameters(model, folder)
 
 

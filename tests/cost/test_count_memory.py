@@ -9,7 +9,7 @@ import torch
 
 from vlcp_ray.cost import count_memory
 from vlcp_ray.cost.count_flops import PAPER, config_of
-from vlcp_ray.cost.count_memory import PeakMemory, count_llava, count_unet, count_vae
+from vlcp_ray.cost.count_memory import PeakMemory, count_dit, count_llava, count_unet, count_vae
 
 STORED = json.loads(Path(count_memory.__file__).with_name("memory.json").read_text())
 
@@ -52,3 +52,15 @@ def test_peak_memory_adds_up_what_is_alive() -> None:
         assert memory.live == 400 + 2000
         del second
     assert memory.live == 400
+
+
+def test_stored_memory_of_the_dits_is_counted_in_inference_and_training() -> None:
+    paper = count_dit(PAPER["transformer"], 32, trains={})
+    assert_equal(paper, STORED["transformer"][0])
+    assert paper["weights"] < 4 * paper["parameters"]  # the blocks share their embeddings
+    demo = count_dit(config_of("demo/dit", "transformer"), 4)
+    assert demo.keys() == STORED["transformer"][1].keys()
+    assert_equal(demo, STORED["transformer"][1])
+    for stored in STORED["transformer"]:
+        assert stored["recomputed"][1] < 0.5 * stored["kept"][1]
+        assert stored["weights"] < stored["kept"][0] < 1.2 * stored["weights"]  # few weights are trained

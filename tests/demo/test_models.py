@@ -14,6 +14,7 @@ from vlcp_ray.demo.train import llava, tokens, vae
 DEMO = Path(vlcp_ray.demo.__file__).parent
 LLAVA = DEMO / "llava"
 STABLE_DIFFUSION = DEMO / "stable_diffusion"
+DIT = DEMO / "dit"
 # How much the share of captions with the right word must exceed that of the commonest word.
 MARGINS = {"stroke": 0.3, "colour": 0.2, "slant": 0.2, "width": 0.3, "balance": 0.3, "position": 0.3, "loops": 0.15}
 
@@ -21,8 +22,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def test_packaged_models_are_small_and_safetensors_only() -> None:
-    files = [path for folder in (LLAVA, STABLE_DIFFUSION) for path in folder.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 8_000_000
+    files = [path for folder in (LLAVA, STABLE_DIFFUSION, DIT) for path in folder.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 12_000_000
     assert not [path for path in files if path.suffix in {".bin", ".pt", ".pkl"}]
 
 
@@ -109,3 +110,31 @@ def test_stable_diffusion_runs_at_512_pixels(pipeline: Any) -> None:
         text = pipeline.text_encoder(pipeline.tokenizer("a digit", return_tensors="pt").input_ids)[0]
         assert pipeline.unet(latents, 10, text).sample.shape == latents.shape
         assert pipeline.vae.decode(latents).sample.shape == (1, 3, 512, 512)
+
+
+def test_dit_makes_printed_digits_that_a_nearest_glyph_tells_apart() -> None:
+    """Four images of each digit: most are nearest to a printed glyph of their own class."""
+    from vlcp_ray.demo.train import glyphs
+    from vlcp_ray.models.dit import Sampler
+
+    labels = [label for label in range(10) for _ in range(4)]
+    sampler = Sampler("demo/dit", "cpu", 40, steps=20, guidance_scale=2.0, guided_channels=3)
+    made = sampler(labels, list(range(40))).pixels[..., 0].reshape(40, -1).astype(float)
+    bank, names = glyphs.bank(1000, seed=5)
+    known = bank[..., 0].reshape(len(bank), -1).astype(float)
+    is_digit = np.array([name.startswith("digit") for name in names])
+    distances = ((made[:, None] - known[None, is_digit]) ** 2).sum(axis=2)
+    nearest = np.array(names)[is_digit][distances.argmin(axis=1)]
+    right = np.mean([name == digits.CLASS_NAMES[label] for name, label in zip(nearest, labels, strict=True)])
+    assert right > 0.7
+
+
+def test_dit_has_the_vae_of_the_stable_diffusion_and_a_name_for_each_class() -> None:
+    from vlcp_ray.models.dit_classes import find
+    from vlcp_ray.models.pretrained import check_dit, dit_resolution
+
+    check_dit("demo/dit", "compare.minimax.model")
+    assert dit_resolution("demo/dit") == digits.RESOLUTION
+    assert find(digits.CLASS_NAMES, "demo/dit") == list(range(10))
+    name = Path("vae", "diffusion_pytorch_model.safetensors")
+    assert (DIT / name).read_bytes() == (STABLE_DIFFUSION / name).read_bytes()

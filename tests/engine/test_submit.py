@@ -68,9 +68,8 @@ def test_pack_includes_demo_weights_only_for_demo_jobs(tmp_path: Path) -> None:
         names = set(packed_files(folder, tmp_path / f"{job}.zip"))
         assert ((tmp_path / f"{job}.zip").stat().st_size < MAX) is is_small
         assert any(name.endswith(".safetensors") for name in names) is not is_small
-        assert {
-            found for found in checkout_files("vlcp_ray") if "/demo/llava/" not in found and "/stable_d" not in found
-        } <= names
+        weights = ("/demo/llava/", "/stable_d", "/demo/dit/")
+        assert {found for found in checkout_files("vlcp_ray") if not any(name in found for name in weights)} <= names
 
 
 def test_plan_without_demo_weights_names_submit(tmp_path: Path) -> None:

@@ -139,6 +139,8 @@ def test_parts_that_bind_are_those_that_were_used() -> None:
     job = load_job(JOB, ["caption.source=c.parquet", "teach.checkpoint=torchvision", "teach.network=ResNet-18"])
     everything = bound(job, [], uses_model=True, uses_captions=True, uses_teacher=True)
     assert [one.part for one in everything] == ["image set", "base model", "captions", "teacher", "tool"]
+    dit = bound(job, [], uses_model=False, uses_captions=False, uses_teacher=False, uses_dit=True)
+    assert [(one.part, one.licence.id) for one in dit if one.part == "DiT"] == [("DiT", "cc-by-nc-4.0")]
     nothing = bound(job, [], uses_model=False, uses_captions=False, uses_teacher=False)
     assert [one.part for one in nothing] == ["image set", "tool"]
 

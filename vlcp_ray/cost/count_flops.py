@@ -17,6 +17,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlcp_ray.cost.flops import TEXT_TOKENS, side_terms, token_terms, unet_terms
+from vlcp_ray.models import dit
 from vlcp_ray.models.networks import FEATURES, NETWORKS, Norm, Stem
 from vlcp_ray.models.pretrained import folder
 
@@ -26,6 +27,7 @@ PAPER: Final[Mapping[str, Mapping[str, Any]]] = json.loads(
 #: Sides of the images, in pixels, for each stem of the networks.
 _IMAGE_SIDES: Final[Mapping[Stem, int]] = {"small": 64, "middle": 128, "large": 224}
 _LATENT_SIDES: Final = (16, 32, 64)  # divisible by every downsampling of the models
+_DIT_TOKENS: Final = (4, 8, 16)  # along each side
 _LENGTHS: Final = (64, 128, 256)  # tokens
 
 Count = dict[str, Any]
@@ -35,7 +37,7 @@ def build(part: str, settings: Mapping[str, Any], device: str = "meta") -> Any:
     """Build a model with random weights, or without weights on the device `meta`.
 
     Args:
-        part: unet, vae, text_encoder or llava.
+        part: unet, vae, text_encoder, llava or transformer (a DiT).
         settings: the content of its config.json.
         device: a torch device.
     """
@@ -47,6 +49,8 @@ def build(part: str, settings: Mapping[str, Any], device: str = "meta") -> Any:
             return diffusers.UNet2DConditionModel.from_config(dict(settings))
         if part == "vae":
             return diffusers.AutoencoderKL.from_config(dict(settings))
+        if part == "transformer":
+            return diffusers.DiTTransformer2DModel.from_config(dict(settings))
         if part == "text_encoder":
             return transformers.CLIPTextModel(transformers.CLIPTextConfig(**settings))
         return transformers.LlavaForConditionalGeneration(transformers.LlavaConfig(**settings))
@@ -83,6 +87,7 @@ def counts() -> dict[str, Any]:
     for part in ("unet", "vae", "text_encoder"):
         by_part[part].append(count(part, config_of("demo/stable_diffusion", part)))
     by_part["llava"].append(count("llava", config_of("demo/llava", "")))
+    by_part["transformer"].append(count("transformer", config_of("demo/dit", "transformer")))
     return by_part
 
 
@@ -119,6 +124,20 @@ def _count_vae(model: Any) -> Count:
     }
 
 
+def _count_transformer(model: Any) -> Count:
+    """Count a DiT whose blocks each compute the embeddings of class and timestep, as diffusers does."""
+    size = model.config.patch_size
+
+    def forward(side: int) -> Callable[[], Any]:
+        zero = torch.zeros(1, dtype=torch.long, device="meta")
+        return lambda: model(torch.empty(1, model.config.in_channels, side, side, device="meta"), zero, zero)
+
+    sides = [size * tokens for tokens in _DIT_TOKENS]
+    fit = _fit([side_terms(side) for side in sides], [_flops(forward(side)) for side in sides])
+    weights = dict(dit.adapt(model).named_parameters())
+    return {"forward": fit, "trained": sum(weights[name].numel() for name in dit.trained_by_difffit(model))}
+
+
 def _count_text_encoder(model: Any) -> Count:
     return {"slice": _flops(lambda: model(torch.zeros(1, TEXT_TOKENS, dtype=torch.long, device="meta")))}
 
@@ -145,6 +164,7 @@ _COUNTERS: Final = {
     "vae": _count_vae,
     "text_encoder": _count_text_encoder,
     "llava": _count_llava,
+    "transformer": _count_transformer,
 }
 
 

@@ -19,12 +19,13 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from vlcp_ray.cost.count_flops import PAPER, build, config_of
 from vlcp_ray.cost.flops import TEXT_TOKENS
+from vlcp_ray.models import dit
 from vlcp_ray.stages.finetune.optimizer import MovingAverage, make_optimizer
 
 #: The ways to train, and whether they recompute activations in the backward pass.
 TRAINS: Final[Mapping[str, bool]] = {"recomputed": True, "kept": False}
 _BATCHES: Final = (4, 8)
-_HALF: Final = 2  # bytes of a number in half precision
+_HALF, _FULL = 2, 4  # bytes of a number
 _STATE_BYTES: Final = 16  # of a parameter that is trained: weight, two moments, moving average, in float32
 
 
@@ -68,6 +69,10 @@ def counts() -> dict[str, list[dict[str, Any]]]:
     return {
         "unet": [count_unet(settings["unet"], side) for settings, side in models],
         "vae": [count_vae(settings["vae"], side) for settings, side in models],
+        "transformer": [
+            count_dit(settings, settings["sample_size"])
+            for settings in (PAPER["transformer"], config_of("demo/dit", "transformer"))
+        ],
         "llava": [count_llava(settings) for settings in (PAPER["llava"], config_of("demo/llava", ""))],
     }
 
@@ -92,6 +97,59 @@ def count_unet(settings: Mapping[str, Any], side: int, trains: Mapping[str, bool
             fixed, image = _line([train_peak(model, settings, rows, side, recompute) for rows in _BATCHES])
             count[name] = [fixed, image / side**2]
     return count
+
+
+def count_dit(settings: Mapping[str, Any], side: int, trains: Mapping[str, bool] = TRAINS) -> dict[str, Any]:
+    """Count the bytes of a DiT in float32, which grow with the area of the latent.
+
+    Args:
+        settings: the content of its config.json.
+        side: of the latents.
+        trains: as in `count_unet`.
+
+    Returns `parameters`, as its file has them; `weights`, the bytes of its weights; `denoise`, bytes of a row and
+    latent pixel; and for each way to train DiffFit's weights with AdamW all bytes of a step without images, and those
+    of an image and latent pixel.
+    """
+    with FakeTensorMode():
+        model = build("transformer", settings, "cpu")
+        count: dict[str, Any] = {"parameters": _count_parameters(model)}
+        model = dit.adapt(model).eval().requires_grad_(False)
+        count["weights"] = _FULL * _count_parameters(model)
+        count["denoise"] = _per_row(model, lambda rows: _call_dit(model, rows, side)) / side**2
+        wanted = dit.trained_by_difffit(model)
+        for name, weight in model.named_parameters():
+            weight.requires_grad_(name in wanted)
+        for name, recompute in trains.items():
+            fixed, image = _line([_train_dit_peak(model, rows, side, recompute) for rows in _BATCHES])
+            count[name] = [fixed, image / side**2]
+    return count
+
+
+def _train_dit_peak(model: Any, rows: int, side: int, recompute: bool) -> int:
+    """Return the most bytes of the second training step, with weights, moments and moving average."""
+    (model.enable_gradient_checkpointing if recompute else model.disable_gradient_checkpointing)()
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = make_optimizer("adamw", trained, 1e-3, 0.0)
+    average = MovingAverage(model, 0.9999, torch.device("cpu"), warm_up=False)
+    with PeakMemory() as memory:
+        memory.add([list(model.parameters()), average.weights])
+        for _ in range(2):
+            memory.peak = memory.live
+            predicted = _call_dit(model, rows, side)
+            torch.autograd.backward(predicted.pow(2).mean())
+            del predicted
+            nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            average.step()
+            optimizer.zero_grad(set_to_none=True)
+    return int(memory.peak)
+
+
+def _call_dit(model: Any, rows: int, side: int) -> torch.Tensor:
+    noisy, zeros = torch.empty(rows, model.config.in_channels, side, side), torch.zeros(rows, dtype=torch.long)
+    output: torch.Tensor = model(noisy, zeros, zeros, return_dict=False)[0]
+    return output
 
 
 def count_vae(settings: Mapping[str, Any], side: int) -> dict[str, Any]:
@@ -136,7 +194,7 @@ def train_peak(model: Any, settings: Mapping[str, Any], rows: int, side: int, re
     _compute_norms_in_float32(model)
     for parameter in model.parameters():
         parameter.grad = None
-    optimizer = make_optimizer("adamw", model, 1e-5, 0.01)
+    optimizer = make_optimizer("adamw", model.parameters(), 1e-5, 0.01)
     average = MovingAverage(model, 0.9999, torch.device("cpu"))
     with PeakMemory() as memory:
         memory.add([list(model.parameters()), average.weights])

@@ -47,6 +47,8 @@ class ModelFlops:
     vae: Count | None
     text: Count | None
     llava: Count | None
+    dit: Count | None = None
+    dit_vae: Count | None = None
 
     def denoise(self, side: int, slices: int = 1) -> float:
         """Count a forward pass of the UNet over a latent of side x side.
@@ -66,6 +68,22 @@ class ModelFlops:
     def decode(self, side: int) -> float:
         """Count the decoding of a latent of side x side to an image."""
         return math.nan if self.vae is None else _weighted_sum(self.vae["decode"], side_terms(side))
+
+    def denoise_dit(self, side: int) -> float:
+        """Count a forward pass of the DiT over a latent of side x side."""
+        return math.nan if self.dit is None else _weighted_sum(self.dit["forward"], side_terms(side))
+
+    def dit_trained(self) -> float:
+        """Count the weights of the DiT that DiffFit trains."""
+        return math.nan if self.dit is None else float(self.dit["trained"])
+
+    def encode_for_dit(self, side: int) -> float:
+        """Count the encoding of an image to the moments of a side x side latent by the VAE of the DiT."""
+        return math.nan if self.dit_vae is None else _weighted_sum(self.dit_vae["encode"], side_terms(side))
+
+    def decode_dit(self, side: int) -> float:
+        """Count the decoding of a latent of side x side to an image by the VAE of the DiT."""
+        return math.nan if self.dit_vae is None else _weighted_sum(self.dit_vae["decode"], side_terms(side))
 
     def embed_text(self, slices: int = 1) -> float:
         """Count the embedding of a text of `slices` slices of 77 ids."""
@@ -98,6 +116,8 @@ def model_flops(job: Job) -> ModelFlops:
         find("vae", base, "vae"),
         find("text_encoder", base, "text_encoder"),
         find("llava", job.caption.model, ""),
+        find("transformer", job.compare.minimax.model, "transformer"),
+        find("vae", job.compare.minimax.model, "vae"),
     )
 
 

@@ -30,7 +30,7 @@ class ModelMemory:
     """GiB that the models of a job need; NaN for a model that was never counted.
 
     Args:
-        parameters: by part: unet, vae, text_encoder, llava; None where they are unknown.
+        parameters: by part: unet, vae, text_encoder, llava, transformer (the DiT), dit_vae; None where unknown.
     """
 
     parameters: Mapping[str, int | None]
@@ -39,6 +39,8 @@ class ModelMemory:
     def for_job(cls, job: Job) -> "ModelMemory":
         """Look up the models of a job."""
         parts = {part: count_parameters(job.base_model, part) for part in _PARTS}
+        dit = job.compare.minimax.model
+        parts |= {"transformer": count_parameters(dit, "transformer"), "dit_vae": count_parameters(dit, "vae")}
         return cls(parts | {"llava": count_parameters(job.caption.model, "")})
 
     def encode(self, images: int, side: int) -> float:
@@ -59,6 +61,17 @@ class ModelMemory:
         factor = 2 if precision == "no" else 1
         return float(factor * self._weights("text_encoder") + (state + fixed + factor * images * side**2 * image) / GIB)
 
+    def generate_by_dit(self, images: int, side: int, guided: bool) -> float:
+        """GiB of the DiT, in float32, and its VAE when they generate images from latents of side x side."""
+        fixed = self._count("transformer", "weights") + _HALF * self._size("dit_vae")
+        image = max((1 + guided) * self._count("transformer", "denoise"), self._count("vae", "decode", "dit_vae"))
+        return float(fixed + images * side**2 * image) / GIB
+
+    def train_dit(self, recomputes: bool, images: int, side: int) -> float:
+        """GiB of a rank that trains DiffFit's weights of the DiT on images with latents of side x side."""
+        fixed, image = self._count("transformer", "recomputed" if recomputes else "kept")
+        return float(fixed + images * side**2 * image) / GIB
+
     def caption(self, eight_bit: bool, tokens: int) -> float:
         """GiB of the captioner and of the keys and values of one image with `tokens` tokens in all."""
         linear, half = self._count("llava", "linear"), self._size("llava")
@@ -72,9 +85,10 @@ class ModelMemory:
     def _weights(self, part: str) -> float:
         return _HALF * self._size(part) / GIB
 
-    def _count(self, part: str, name: str) -> Any:
-        found = (count[name] for count in _counts()[part] if count["parameters"] == self.parameters[part])
-        return next(found, (math.nan, math.nan) if part == "unet" and name != "denoise" else math.nan)
+    def _count(self, part: str, name: str, of: str = "") -> Any:
+        """Look up a count of a part, for the model that is the part `of`, by default the same."""
+        found = (count[name] for count in _counts()[part] if count["parameters"] == self.parameters[of or part])
+        return next(found, (math.nan, math.nan) if name in ("recomputed", "kept") else math.nan)
 
 
 def memory_needs(job: Job, stages: Sequence[str], scale: Scale) -> list[Memory]:

@@ -27,7 +27,7 @@ from vlcp_ray.store.uris import public, redact
 Environment = Literal["image", "cpu", "gpu"]
 
 _PACKAGE: Final = Path(__file__).parents[1]
-_WEIGHTS: Final = ("llava", "stable_diffusion")  # folders of the demo's weights, 6.6 MB of the package's 7
+_WEIGHTS: Final = ("llava", "stable_diffusion", "dit")  # folders of the demo's weights
 #: Files that may hold keys or passwords: never sent, wherever they lie. The same names are in .rayignore.
 PRIVATE: Final = (
     ".env*",
@@ -137,7 +137,8 @@ def pack(folder: Path, job_file: str, job: Job, scale: str | None = None) -> lis
 
     Returns the paths of the job file and the scale file within the folder.
     """
-    uses_demo = any(model.startswith(DEMO) for model in (job.base_model, job.caption.model))
+    models = (job.base_model, job.caption.model, job.compare.minimax.model)
+    uses_demo = any(model.startswith(DEMO) for model in models)
     ignore = shutil.ignore_patterns("__pycache__", ".git", "runs", *SHIPPED, *PRIVATE, *(() if uses_demo else _WEIGHTS))
     shutil.copytree(_PACKAGE, folder / _PACKAGE.name, ignore=ignore)
     paths = []

@@ -1,17 +1,37 @@
-"""Make several synthetic sets from their prototypes in one plan, so that the model is loaded once."""
+"""Make several synthetic sets in one plan, from their prototypes or labels, so that the model is loaded once."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pkgutil import resolve_name
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import ray
 
 from vlcp_ray.engine.context import Context
 from vlcp_ray.engine.streaming import RowWork, read_all, run_rows
 from vlcp_ray.engine.writing import TARGET, WriteRows, complete_rows
+from vlcp_ray.models import dit_classes
 from vlcp_ray.schemas import SYNTHETIC, with_column
 from vlcp_ray.store.artifact import Step
+
+#: The column with the fingerprints of the sets that have an image.
+_TARGETS: Final = "targets"
+_LABELLED: Final = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("label", pa.int32()),
+        ("class_name", pa.string()),
+        ("number", pa.int32()),
+        ("seed", pa.int64()),
+        ("model", pa.string()),
+        ("group", pa.int32()),
+        (_TARGETS, pa.list_(pa.string())),
+        ("source", pa.string()),
+        ("prototype_id", pa.string()),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -63,3 +83,57 @@ def make_sets(context: Context, steps: Sequence[Step], work: str, arguments: Map
     seconds = run_rows(context, steps, rows, [row_work], write, totals)
     for step in steps:
         complete_rows(context, step, write, totals[step.fingerprint], {"seconds": seconds[step.fingerprint]})
+
+
+def make_labelled_sets(context: Context, steps: Sequence[Step], work: str) -> None:
+    """Make the sets of these steps from the labels of the image set, and complete their artifacts.
+
+    The sets of a seed are the first images of its largest, so that each image is made once.
+
+    Args:
+        work: a row-wise class as `module:class`, constructed with (job, models, batch_size): see the form `labels`.
+    """
+    pool, job = context.scale.generate, context.job
+    artifacts = {step.fingerprint: context.artifact(step) for step in steps}
+    write = WriteRows(artifacts, steps[0].stage, "synthetic", SYNTHETIC)
+    manifest = context.manifest(steps[0].inputs["images"])
+    class_names = {label: manifest["class_names"][label] for label, count in enumerate(manifest["train"]) if count}
+    groups = dit_classes.divide(list(class_names), job.compare.minimax.classes_per_model)
+    group_of = {label: number for number, labels in enumerate(groups) for label in labels}
+    done = {step.fingerprint: set(write.done(artifacts[step.fingerprint]).to_pylist()) for step in steps}
+    rows = []
+    for seed in dict.fromkeys(step.key["seed"] for step in steps):
+        own = [step for step in steps if step.key["seed"] == seed]
+        for label, class_name in class_names.items():
+            for number in range(max(step.key["ipc"] for step in own)):
+                image_id = f"{steps[0].key['method']}-{label:04d}-{number:04d}"
+                wanted = [step.fingerprint for step in own if number < step.key["ipc"]]
+                targets = [target for target in wanted if image_id not in done[target]]
+                row = {"image_id": image_id, "label": label, "class_name": class_name, "number": number, "seed": seed}
+                row |= {"model": own[0].inputs["model"].fingerprint, "group": group_of[label], _TARGETS: targets}
+                rows += [row | {"source": class_name, "prototype_id": ""}] if targets else []
+    totals = {step.fingerprint: step.key["ipc"] * len(class_names) for step in steps}
+    models = {step.inputs["model"].fingerprint: context.input(step, "model") for step in steps}
+    seconds = dict.fromkeys(totals, 0.0)
+    if rows:
+        arguments = {"work": work, "job": job, "models": models, "batch_size": pool.batch_size}
+        spread = RowWork(f"{__name__}:SpreadToSets", arguments, pool)
+        table = pa.Table.from_pylist(rows, _LABELLED)
+        seconds = run_rows(context, steps, ray.data.from_arrow(table), [spread], write, totals)
+    for step in steps:
+        complete_rows(context, step, write, totals[step.fingerprint], {"seconds": seconds[step.fingerprint]})
+
+
+class SpreadToSets:
+    """Row-wise: make the images of rows once, and return each of them for every set that has it."""
+
+    def __init__(self, work: str, **arguments: Any) -> None:
+        """Construct the class that makes images, with its arguments."""
+        self.work = resolve_name(work)(**arguments)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Return a row for each set in `targets`, with the column `target` in its place."""
+        made = self.work(table)
+        targets = made[_TARGETS].combine_chunks()
+        positions = pc.list_parent_indices(targets)
+        return with_column(made.take(positions).drop_columns(_TARGETS), TARGET, pc.list_flatten(targets))

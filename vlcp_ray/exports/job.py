@@ -101,8 +101,8 @@ def check_push(job: Job, store: Store, steps: Sequence[Step], choice: Choice, ha
 
 
 def _is_generated(step: Step) -> bool:
-    """Return whether the images of a set were generated from prototypes; those of the other methods are real ones."""
-    return "prototypes" in step.inputs
+    """Return whether the images of a set were generated, from prototypes or by a model; the others are real ones."""
+    return bool({"prototypes", "model"} & step.inputs.keys())
 
 
 def _class_keys(store: Store, step: Step) -> list[str]:
@@ -170,7 +170,12 @@ def _dataset(job: Job, store: Store, steps: Sequence[Step], choice: Choice, targ
     which |= {"image_ids": ids} if ids else {}
     target.write_bytes(SET, json.dumps(which, ensure_ascii=False, indent=2).encode())
     generated = _is_generated(step)
-    used = {"uses_model": generated, "uses_captions": generated}
+    from_prototypes = "prototypes" in step.inputs
+    used = {
+        "uses_model": from_prototypes,
+        "uses_captions": from_prototypes,
+        "uses_dit": generated and not from_prototypes,
+    }
     used["uses_teacher"] = teacher is not None or "teacher" in step.inputs
     card = (
         facts
@@ -259,7 +264,7 @@ def _captions(job: Job, store: Store, steps: Sequence[Step], choice: Choice, tar
 
 def _model(job: Job, store: Store, steps: Sequence[Step], choice: Choice, target: Artifact) -> str:
     seed = job.seeds[0] if choice.seed is None else choice.seed
-    step = next((s for s in steps if s.stage == finetune.STAGE.name and s.key["seed"] == seed), None)
+    step = next((s for s in steps if s.stage == finetune.STAGE.name and s.key == {"seed": seed}), None)
     if step is None:
         raise ConfigError(f"--seed {seed}: the job fine-tunes no model with it; seeds are {list(job.seeds)}")
     manifest, licence = _manifest(store, step), licences.of_model(job.base_model)
@@ -370,7 +375,8 @@ def _hashes(step: Step) -> list[tuple[str, str]]:
     steps = list(_ancestors(step, set()))
     models = [(one.settings["base_model"], "base_model") for one in steps if "base_model" in one.settings]
     captioners = [one.settings["caption"]["model"] for one in steps if "model" in one.settings.get("caption", {})]
-    names = [*models, *((name, "caption.model") for name in captioners)]
+    dits = [(one.settings["model"], "compare.minimax.model") for one in steps if "model" in one.settings]
+    names = [*models, *dits, *((name, "caption.model") for name in captioners)]
     contents = [(str(name), f"{field}: {'hub id' if '/' in str(name) else 'content'}") for name, field in names]
     return [*dict.fromkeys(contents), *((one.folder, f"artifact: {one.title}") for one in steps)]
 

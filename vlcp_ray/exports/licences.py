@@ -72,6 +72,12 @@ LLAMA2: Final = Licence(
     "LLaVA-1.5 is made from Llama 2. Its acceptable use policy binds, and its outputs, the captions, may not be used "
     "to improve another large language model.",
 )
+CC_BY_NC: Final = Licence(
+    "cc-by-nc-4.0",
+    "Creative Commons Attribution-NonCommercial 4.0",
+    "https://creativecommons.org/licenses/by-nc/4.0/",
+    "No commercial use of the model, or of what is derived from it. Name the source: DiT, W. Peebles and S. Xie, Meta.",
+)
 APACHE: Final = Licence("apache-2.0", "Apache License 2.0", "https://www.apache.org/licenses/LICENSE-2.0")
 IMAGENET: Final = Licence(
     "other",
@@ -92,7 +98,13 @@ DIGITS: Final = Licence(
 _UNKNOWN: Final = Licence("other", "not known to vlcp-ray", terms="Read its terms before you pass this on.")
 _KNOWN: Final[Mapping[str, Licence]] = {
     licence.id: licence
-    for licence in (OPENRAIL, LLAMA2, APACHE, Licence("mit", "MIT License", "https://opensource.org/license/mit"))
+    for licence in (
+        OPENRAIL,
+        LLAMA2,
+        CC_BY_NC,
+        APACHE,
+        Licence("mit", "MIT License", "https://opensource.org/license/mit"),
+    )
 }
 #: Models of the hub, by the beginning of their names.
 _MODELS: Final[Mapping[str, Licence]] = {
@@ -102,6 +114,7 @@ _MODELS: Final[Mapping[str, Licence]] = {
     "runwayml/stable-diffusion-": OPENRAIL,
     "CompVis/stable-diffusion-": OPENRAIL,
     "llava-hf/llava-1.5-": LLAMA2,
+    "facebook/DiT-XL-2-": CC_BY_NC,
 }
 
 
@@ -156,7 +169,9 @@ def of_images(job: Job, keys: Sequence[str]) -> Licence:
     return Licence(_UNKNOWN.id, _UNKNOWN.name, link, _UNKNOWN.terms)
 
 
-def bound(job: Job, keys: Sequence[str], *, uses_model: bool, uses_captions: bool, uses_teacher: bool) -> list[Bound]:
+def bound(
+    job: Job, keys: Sequence[str], *, uses_model: bool, uses_captions: bool, uses_teacher: bool, uses_dit: bool = False
+) -> list[Bound]:
     """List the parts whose licences bind an export.
 
     Args:
@@ -164,10 +179,13 @@ def bound(job: Job, keys: Sequence[str], *, uses_model: bool, uses_captions: boo
         uses_model: whether the base model has made something in it: images, latents or weights.
         uses_captions: whether captions were used.
         uses_teacher: whether it has soft labels, or a teacher selected it.
+        uses_dit: whether a fine-tuned DiT has made its images.
     """
     found = [Bound("image set", job.ingest.source, of_images(job, keys))]
     if uses_model:
         found.append(Bound("base model", job.base_model, of_model(job.base_model)))
+    if uses_dit:
+        found.append(Bound("DiT", job.compare.minimax.model, of_model(job.compare.minimax.model)))
     if uses_captions and job.caption.uses_model:
         found.append(Bound("captioner", job.caption.model, of_model(job.caption.model)))
     if uses_captions and job.caption.source:

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from vlcp_ray.methods import centroid, d4m, full, herding, k_center, random_images, rded, vlcp
+from vlcp_ray.methods import centroid, d4m, full, herding, k_center, minimax, random_images, rded, vlcp
 from vlcp_ray.methods.method import Method
 
 #: In the order of the score table.
@@ -14,6 +14,7 @@ METHODS: Final[dict[str, Method]] = {
         vlcp.WITHOUT_TUNING,
         vlcp.WITHOUT_BOTH,
         d4m.METHOD,
+        minimax.METHOD,
         centroid.METHOD,
         rded.METHOD,
         herding.METHOD,

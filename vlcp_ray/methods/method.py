@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 #:                image_id and class_name of all of them;
 #: `class`        a function of (rows, runs, teacher, job, device) makes, from all training images of one class, the
 #:                rows of SYNTHETIC of every run (seed, ipc);
+#: `labels`       a row-wise class, constructed with (job, models, batch_size), turns numbers of images of a class into
+#:                SYNTHETIC; models has the artifacts of the input `model` by their fingerprint;
 #: `train split`  no set is made: networks are trained on all training images.
-Form: TypeAlias = Literal["generation", "prototypes", "ids", "class", "train split"]
+Form: TypeAlias = Literal["generation", "prototypes", "ids", "class", "labels", "train split"]
 
 Run: TypeAlias = tuple[int, int]  # seed, ipc
 
@@ -40,6 +42,8 @@ class Method:
         clustering: the settings that determine the prototypes that it uses.
         loads: the work of making its sets, for methods that the stage generate does not make.
         options: the fields of `Compare` that only this method uses.
+        tuning: the settings that determine its own fine-tuned model, which the stage finetune makes from the images and
+            which is its input `model`; None where it has none.
     """
 
     name: str
@@ -52,3 +56,4 @@ class Method:
     clustering: Callable[["Job"], dict[str, Any]] = lambda job: prototype.hashed_settings(job.prototype)
     loads: Callable[["CostInputs", Sequence["Step"]], Iterator[Load]] = lambda inputs, steps: iter(())
     options: tuple[str, ...] = ()
+    tuning: Callable[["Job"], dict[str, Any]] | None = None

@@ -25,18 +25,31 @@ def as_synthetic(table: pa.Table) -> pa.Table:
 def from_prototypes(
     table: pa.Table, kind: str, pictures: "Pictures", size: int, texts: list[str], seeds: list[int]
 ) -> pa.Table:
-    """Add the columns of SYNTHETIC to rows of PROTOTYPES, and reject images that are not finite; other columns stay.
+    """Add the columns of SYNTHETIC to rows of PROTOTYPES: see `from_pictures`.
 
     Args:
-        table: PROTOTYPES.
         kind: prefix of the image_ids.
+    """
+    image_ids = [f"{kind}-{prototype_id}" for prototype_id in table["prototype_id"].to_pylist()]
+    table = with_column(table, "source", table["prototype_id"])
+    return from_pictures(table, image_ids, pictures, size, texts, seeds)
+
+
+def from_pictures(
+    table: pa.Table, image_ids: list[str], pictures: "Pictures", size: int, texts: list[str], seeds: list[int]
+) -> pa.Table:
+    """Add the columns of SYNTHETIC to rows, and reject images that are not finite; other columns stay.
+
+    Args:
+        table: rows with label, class_name and source: what each image is made from.
+        image_ids: of the images.
         pictures: the generated images.
         size: height and width to which they are resized, in pixels.
         texts: the text that guided each of them.
         seeds: the seed of each image's noise.
     """
     columns = {
-        "image_id": [f"{kind}-{prototype_id}" for prototype_id in table["prototype_id"].to_pylist()],
+        "image_id": image_ids,
         "split": ["train"] * len(table),
         "image": [images.encode_png(_resize(image, size)) for image in pictures.pixels],
         "text": texts,
@@ -45,7 +58,6 @@ def from_prototypes(
     for name, values in columns.items():
         table = with_column(table, name, pa.array(values, SYNTHETIC.field(name).type))
     detail = "the model's numbers are not finite, also in float32: is it fine-tuned with too high a learning rate?"
-    table = with_column(table, "source", table["prototype_id"])
     return reject(table, dict.fromkeys(pictures.not_finite, ("not_finite", detail)))
 
 

@@ -43,6 +43,18 @@ LLAVA: Final = Kind(
         "*.safetensors|*.bin",
     ),
 )
+DIT: Final = Kind(
+    "DiT in the format of diffusers",
+    (
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        *(
+            file
+            for part in ("transformer", "vae")
+            for file in (f"{part}/config.json", f"{part}/*.safetensors|{part}/*.bin")
+        ),
+    ),
+)
 
 #: Number of parameters of the paper's models, from their files on the hub.
 _PARAMETERS: Final[Mapping[tuple[str, str], int]] = {
@@ -50,6 +62,8 @@ _PARAMETERS: Final[Mapping[tuple[str, str], int]] = {
     ("benjamin-paine/stable-diffusion-v1-5", "unet"): 859_520_964,
     ("benjamin-paine/stable-diffusion-v1-5", "vae"): 83_653_863,
     ("benjamin-paine/stable-diffusion-v1-5", "text_encoder"): 123_060_480,
+    ("facebook/DiT-XL-2-256", "transformer"): 749_826_464,
+    ("facebook/DiT-XL-2-256", "vae"): 83_653_863,
 }
 
 
@@ -92,7 +106,7 @@ def check(model: str, field: str, kind: Kind) -> None:
     Args:
         model: hub id, folder or demo/<name>.
         field: the setting it comes from, for the error.
-        kind: STABLE_DIFFUSION or LLAVA.
+        kind: STABLE_DIFFUSION, LLAVA or DIT.
 
     Raises:
         ValueError: `model` is written as a path or as demo/<name>, and the folder, its weights or a file do not exist.
@@ -203,17 +217,69 @@ def scaling_factor(base_model: str) -> float:
     return float(_vae_config(base_model).get("scaling_factor", 0.18215))
 
 
+def check_dit(model: str, field: str) -> None:
+    """Refuse a folder that is no DiT, or one that does not fit the method: see `check`.
+
+    Raises:
+        ValueError: as in `check`; or the DiT predicts no variance, or its classes have no names.
+    """
+    check(model, field, DIT)
+    if hub_id(model):
+        return
+    config, index = _config(model, "transformer/config.json", field), _config(model, "model_index.json", field)
+    if config.get("_class_name") != "DiTTransformer2DModel":
+        raise ValueError(f"{field}: the transformer of {model!r} is a {config.get('_class_name')}; give a DiT")
+    if config.get("out_channels") != 2 * config.get("in_channels", 4):
+        raise ValueError(
+            f"{field}: the DiT {model!r} predicts no variance (out_channels must be twice in_channels); give one that "
+            "does, as facebook/DiT-XL-2-256"
+        )
+    if len(index.get("id2label") or {}) != config.get("num_embeds_ada_norm"):
+        raise ValueError(
+            f"{field}: model_index.json of {model!r} has no id2label with a name for each of its "
+            f"{config.get('num_embeds_ada_norm')} classes; add it, as facebook/DiT-XL-2-256 has it"
+        )
+
+
+def dit_names(model: str) -> dict[int, str]:
+    """Return the names of the classes of a DiT by their number."""
+    names = _config(model, "model_index.json", "compare.minimax.model").get("id2label") or {}
+    return {int(number): str(name) for number, name in names.items()}
+
+
+def dit_side(model: str) -> int:
+    """Return height and width of the latents of a DiT, without asking the hub: one that is not here has 32."""
+    path = Path(folder(model)).expanduser() / "transformer" / "config.json"
+    return int(json.loads(path.read_text(encoding="utf-8"))["sample_size"]) if path.exists() else 32
+
+
+def dit_resolution(model: str) -> int:
+    """Return height and width of the images of a DiT in pixels."""
+    side = int(_config(model, "transformer/config.json", "compare.minimax.model")["sample_size"])
+    vae = _config(model, "vae/config.json", "compare.minimax.model")
+    return int(side * 2 ** (len(vae["block_out_channels"]) - 1))
+
+
 def _vae_config(base_model: str) -> dict[str, Any]:
-    path = _vae_file(base_model)
+    return _config(base_model, "vae/config.json", "base_model")
+
+
+def _config(model: str, name: str, field: str) -> dict[str, Any]:
+    """Read a JSON file of a model, from its folder or from the hub.
+
+    Raises:
+        ValueError: it cannot be downloaded.
+    """
+    path = Path(folder(model)).expanduser() / name
     if not path.exists():
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError
 
         try:
-            path = Path(hf_hub_download(hub_id(base_model), "vae/config.json", revision=revision(base_model)))
+            path = Path(hf_hub_download(hub_id(model), name, revision=revision(model)))
         except (HfHubHTTPError, OSError, ValueError) as error:
             raise ValueError(
-                f"base_model: {base_model} cannot be downloaded from the hub ({str(error).strip().splitlines()[0]}); "
+                f"{field}: {model} cannot be downloaded from the hub ({str(error).strip().splitlines()[0]}); "
                 "check its name and the network, or give a folder"
             ) from error
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -43,17 +43,17 @@ def inference_dtype(device: str) -> torch.dtype:
 
 def load_vae(base_model: str, device: str) -> AutoencoderKL:
     """Load the frozen VAE in the precision of inference."""
-    return _load_part(AutoencoderKL, base_model, "vae", device, inference_dtype(device))
+    return load_part(AutoencoderKL, base_model, "vae", device, inference_dtype(device))
 
 
 def load_unet(base_model: str, device: str) -> UNet2DConditionModel:
     """Load the UNet in float32, frozen; the caller makes it trainable."""
-    return _load_part(UNet2DConditionModel, base_model, "unet", device, torch.float32)
+    return load_part(UNet2DConditionModel, base_model, "unet", device, torch.float32)
 
 
 def load_text(base_model: str, device: str, dtype: torch.dtype) -> tuple[CLIPTokenizer, CLIPTextModel]:
     """Load the tokenizer and the frozen text encoder."""
-    return load_tokenizer(base_model), _load_part(CLIPTextModel, base_model, "text_encoder", device, dtype)
+    return load_tokenizer(base_model), load_part(CLIPTextModel, base_model, "text_encoder", device, dtype)
 
 
 def load_pipeline(
@@ -287,7 +287,8 @@ def _embed_slices(pipeline: StableDiffusionImg2ImgPipeline, prompts: list[list[l
     return hidden.reshape(len(prompts), -1, hidden.shape[-1])
 
 
-def _load_part(kind: Any, base_model: str, name: str, device: str, dtype: torch.dtype) -> Any:
+def load_part(kind: Any, base_model: str, name: str, device: str, dtype: torch.dtype) -> Any:
+    """Load a frozen part of a pipeline, a class of diffusers or transformers, from its subfolder `name`."""
     _hide_progress_bars()
     extra = _LOAD_OPTIONS if issubclass(kind, diffusers.ModelMixin) else {}
     part = kind.from_pretrained(folder(base_model), **pinned(base_model), subfolder=name, dtype=dtype, **extra)

@@ -10,7 +10,7 @@ import pyarrow as pa
 from vlcp_ray.config import Job
 from vlcp_ray.demo import digits
 from vlcp_ray.images import encode_png
-from vlcp_ray.models.pretrained import latent_shape
+from vlcp_ray.models.pretrained import dit_side, latent_shape
 from vlcp_ray.schemas import tensor_array
 from vlcp_ray.sources.digits import LAYOUT
 
@@ -46,6 +46,13 @@ class Sample:
         return pa.table(
             {"image_id": ids, "caption": [sample_caption(self.job)] * count, "train_moments": tensor_array(moments)}
         )
+
+    def moments(self, count: int) -> pa.Table:
+        """Make `count` rows of the training images of a DiT, with moments of noise."""
+        side = dit_side(self.job.compare.minimax.model)
+        moments = np.random.default_rng(0).normal(size=(count, 2, 8, side, side)).astype(np.float16)
+        ids = [f"{number:06d}" for number in range(count)]
+        return pa.table({"image_id": ids, "label": [0] * count, "train_moments": tensor_array(moments)})
 
     def prototypes(self, count: int) -> pa.Table:
         """Make `count` rows of PROTOTYPES, with latents of noise."""

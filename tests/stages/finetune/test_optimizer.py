@@ -54,7 +54,7 @@ def test_moving_average_applied_ends_with_the_weights_of_before() -> None:
 @pytest.mark.parametrize(("kind", "tolerance"), [("adamw", 1e-6), ("adamw8bit", 2e-3)])
 def test_optimizer_follows_adamw(kind: str, tolerance: float) -> None:
     models = [network(), network()]
-    ours = make_optimizer(kind, models[0], 1e-3, 0.01)  # type: ignore[arg-type]
+    ours = make_optimizer(kind, models[0].parameters(), 1e-3, 0.01)  # type: ignore[arg-type]
     theirs = torch.optim.AdamW(models[1].parameters(), lr=1e-3, weight_decay=0.01, foreach=False)
     for step in range(10):
         batch = torch.randn(16, 64, generator=torch.Generator().manual_seed(step))
@@ -70,7 +70,7 @@ def test_moments_of_the_optimizers_have_four_bytes_and_one() -> None:
     moments = {"adamw": "exp_avg", "adamw8bit": "state1"}
     for kind, name in moments.items():
         model = network()
-        optimizer = make_optimizer(kind, model, 1e-3, 0.01)  # type: ignore[arg-type]
+        optimizer = make_optimizer(kind, model.parameters(), 1e-3, 0.01)  # type: ignore[arg-type]
         model(torch.ones(1, 64)).sum().backward()
         optimizer.step()
         state = optimizer.state[model[0].weight][name]  # type: ignore[index]
@@ -80,4 +80,4 @@ def test_moments_of_the_optimizers_have_four_bytes_and_one() -> None:
 def test_optimizer_of_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     with pytest.raises(ConfigError, match=r"finetune.optimizer: adamw8bit needs bitsandbytes, .* pip install bitsandb"):
-        make_optimizer("adamw8bit", network(), 1e-3, 0.01)
+        make_optimizer("adamw8bit", network().parameters(), 1e-3, 0.01)

@@ -3,8 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -36,7 +35,7 @@ from vlcp_ray.stages.finetune.run import (
     _show_progress,
     _write_metrics,
 )
-from vlcp_ray.stages.finetune.trainer import EpochMetrics
+from vlcp_ray.stages.finetune.training import EpochMetrics
 from vlcp_ray.store.artifact import Step, Store
 
 pytestmark = pytest.mark.filterwarnings("default")
@@ -64,26 +63,28 @@ def finetune_step(context: Context) -> Step:
     return next(step for step in graph(context.job) if step.stage == "finetune")
 
 
-def config_of(context: Context, **changes: object) -> RankConfig:
-    settings = context.job.finetune.model_copy(update=changes)
-    config = _configure_ranks(context, finetune_step(context), None, context.scale.finetune)
-    return replace(config, settings=settings)
+def config_of(context: Context) -> RankConfig:
+    return _configure_ranks(context, finetune_step(context), None, context.scale.finetune)
 
 
 def test_configure_ranks_takes_job_scale_and_inputs(context: Context) -> None:
     pool = FinetunePool(batch_size=5)
     config, job = _configure_ranks(context, finetune_step(context), "rows", pool), context.job
     assert config == RankConfig(
-        settings=job.finetune,
-        base_model=job.base_model,
-        seed=0,
-        resolution=64,
+        trainer="vlcp_ray.stages.finetune.trainer:Trainer",
+        arguments={
+            "settings": job.finetune,
+            "base_model": job.base_model,
+            "seed": 0,
+            "resolution": 64,
+            "class_names": ["class 0", "class 1", "class 2", "class 3"],
+        },
         pool=pool,
-        class_names=["class 0", "class 1", "class 2", "class 3"],
         schedule=Schedule(20, 4, 8, 0),
         rows="rows",
-        artifact=context.artifact(finetune_step(context)),
+        root=context.artifact(finetune_step(context)),
     )
+    assert config.artifact == config.root
     assert config.schedule.steps == 10
 
 
@@ -96,7 +97,7 @@ def test_complete_has_the_share_and_the_ranks_of_trainings_at_the_same_time(
     config.artifact.write_bytes("checkpoints/state", b"x")
     config.artifact.write_bytes("memory/rank-0000.json", json.dumps([Peaks(1, 2, 3), "{}"]).encode())
     clock = set_clock(monkeypatch, run_module.__name__)
-    _complete(context, step, config, 20, clock.now - 60, at_once)
+    _complete(context, step, [config], 20, clock.now - 60, at_once, at_once)
     manifest = context.manifest(step)
     assert manifest["seconds"] == 60 / at_once
     recorded = manifest["scale"]["finetune"]
@@ -106,17 +107,20 @@ def test_complete_has_the_share_and_the_ranks_of_trainings_at_the_same_time(
     assert list(manifest["files"]) == []
 
 
+@dataclass
 class Validating:
-    """Makes validation images of one grey for each prompt."""
+    """Makes some validation images of one grey in every second epoch."""
 
-    def validate(self, prompts: Sequence[str]) -> list[bytes]:
-        return [png(len(prompt) + number) for number, prompt in enumerate(prompts)]
+    count: int = 0
+
+    def validate(self, epoch: int) -> list[bytes]:
+        return [] if epoch % 2 else [png(7 + number) for number in range(self.count)]
 
 
-def test_write_metrics_has_images_every_second_epoch_of_the_first_classes(context: Context) -> None:
-    config = config_of(context, validation_epochs=2, validation_classes=3)
+def test_write_metrics_has_the_images_of_the_trainer(context: Context) -> None:
+    config = config_of(context)
     for epoch in (1, 2, 3, 4):
-        _write_metrics(config, cast(Any, Validating()), replace(METRICS, epoch=epoch, loss=1 / epoch))
+        _write_metrics(config, cast(Any, Validating(3)), replace(METRICS, epoch=epoch, loss=1 / epoch))
     names = [file.name for file in config.artifact.files("validation", ".png")]
     assert names == [f"epoch-{epoch:04d}-{number:02d}.png" for epoch in (2, 4) for number in range(3)]
     assert config.artifact.read_bytes("validation/epoch-0002-01.png") == png(8)
@@ -127,14 +131,14 @@ def test_write_metrics_has_images_every_second_epoch_of_the_first_classes(contex
 
 
 def test_record_curves_adds_metrics_and_images_of_an_epoch_once(context: Context) -> None:
-    step, config = finetune_step(context), config_of(context, validation_epochs=2, validation_classes=2)
+    step, config = finetune_step(context), config_of(context)
     added: list[tuple[str, Record]] = []
     records = cast(
         Any, SimpleNamespace(names=lambda series: {r.name for _, r in added}, add=lambda *a: added.append(a))
     )
     context.__dict__["records"] = records
     for epoch in (1, 2):
-        _write_metrics(config, cast(Any, Validating()), replace(METRICS, epoch=epoch, step=5 * epoch))
+        _write_metrics(config, cast(Any, Validating(2)), replace(METRICS, epoch=epoch, step=5 * epoch))
     for metrics in [*_read_json(config.artifact, "progress"), asdict(METRICS)]:
         _record_curves(context, step, metrics)
     curves = {"loss": 0.25, "images_per_second": 3.0, "learning_rate": 1e-4, "gradient_norm": 0.5}
@@ -148,7 +152,7 @@ def test_record_curves_adds_metrics_and_images_of_an_epoch_once(context: Context
 def test_show_progress_counts_the_images_of_the_ranks(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     """The metrics of an earlier run are the start; those written meanwhile are read by name, also after the end."""
     monkeypatch.setattr(run_module, "_POLL_INTERVAL", 0.01)
-    step, config = finetune_step(context), config_of(context, validation_epochs=9)
+    step, config = finetune_step(context), config_of(context)
     lines: list[str] = []
     monkeypatch.setattr(context.view, "log_line", lambda title, text: lines.append(text))
     updates: list[tuple[int, str]] = []

@@ -20,9 +20,10 @@ from tests.hostile import Payload
 from vlcp_ray import images, schemas
 from vlcp_ray.scale import FinetunePool
 from vlcp_ray.stages.finetune import Finetune
-from vlcp_ray.stages.finetune import trainer as trainer_module
+from vlcp_ray.stages.finetune import training as training_module
 from vlcp_ray.stages.finetune.batches import RankBatch, Schedule
-from vlcp_ray.stages.finetune.trainer import EpochMetrics, Trainer, train
+from vlcp_ray.stages.finetune.trainer import Trainer
+from vlcp_ray.stages.finetune.training import EpochMetrics, train
 from vlcp_ray.stages.pair import pairs_schema
 
 SETTINGS = Finetune(epochs=2, batch_size=8, learning_rate=1e-3, mixed_precision="no")
@@ -173,7 +174,7 @@ def test_train_reports_means_of_the_images_and_steps_of_an_epoch(
     reports: list[EpochMetrics] = []
     table, schedule, trainer = make_pairs(), Schedule(12, 3, 8, 0), build_trainer()
     clock = iter([0.0, 4.0, 5.0, 5.0, 7.0, 10.0, 10.0, 13.0, 14.0])  # at the start; each report, after it, checkpoint
-    monkeypatch.setattr(trainer_module, "time", SimpleNamespace(perf_counter=clock.__next__))
+    monkeypatch.setattr(training_module, "time", SimpleNamespace(perf_counter=clock.__next__))
     train(build_trainer(), schedule, fetch_from(table), reports.append)
     assert [report.images_per_second for report in reports] == [16 / 4, 8 / 2, 12 / 3]
     norms, losses = [], []
@@ -193,7 +194,7 @@ def test_train_resumed_from_a_checkpoint_equals_uninterrupted_run(
     build_trainer: BuildTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: dict[str, str]
 ) -> None:
     """The checkpoint is from the middle of the second epoch, whose loss is that of all its images."""
-    monkeypatch.setattr(trainer_module, "_AGREEMENT", 1)
+    monkeypatch.setattr(training_module, "_AGREEMENT", 1)
     table, schedule = make_pairs(), Schedule(12, 3, 4, 0)
     whole, first, second = build_trainer(memory), build_trainer(memory), build_trainer(memory)
     uninterrupted: list[EpochMetrics] = []
@@ -224,7 +225,7 @@ def test_train_saves_after_the_given_time_and_never_after_the_last_step(
 ) -> None:
     saved: list[int] = []
     for seconds, agreement, expected in ((0, 2, [2, 3, 4, 6, 8]), (math.inf, 2, []), (0, 100, [3, 6])):
-        monkeypatch.setattr(trainer_module, "_AGREEMENT", agreement)
+        monkeypatch.setattr(training_module, "_AGREEMENT", agreement)
         trainer, saved = build_trainer(), []
         train(
             trainer,
@@ -287,12 +288,14 @@ def test_export_writes_pipeline_with_ema_weights(build_trainer: BuildTrainer, tm
 
 
 def test_validate_generates_images_and_keeps_weights(build_trainer: BuildTrainer) -> None:
-    trainer, other = build_trainer(), build_trainer(batch=1)
+    names = ["zero", "one", "two"]
+    trainer, other = (build_trainer({"validation_classes": 2}, batch, class_names=names) for batch in (8, 1))
     before = weights(trainer)
-    generated = trainer.validate(["zero", "one"])
+    assert trainer.validate(1) == []
+    generated = trainer.validate(2)
     assert [images.decode(data).size for data in generated] == [(32, 32)] * 2
     assert torch.equal(weights(trainer), before)
-    separate = [np.asarray(images.decode(data)).astype(int) for data in other.validate(["zero", "one"])]
+    separate = [np.asarray(images.decode(data)).astype(int) for data in other.validate(2)]
     assert all(np.abs(np.asarray(images.decode(a)) - b).max() <= 1 for a, b in zip(generated, separate, strict=True))
 
 

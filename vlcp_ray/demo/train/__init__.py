@@ -1,1 +1,1 @@
-"""Train the tiny base models again: LLaVA on the train split of the digits, Stable Diffusion on printed glyphs."""
+"""Train the tiny base models again: LLaVA on the train split of the digits, the others on printed glyphs."""

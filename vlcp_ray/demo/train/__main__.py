@@ -1,4 +1,4 @@
-"""Train both tiny base models again: `python -m vlcp_ray.demo.train --out DIR`."""
+"""Train the tiny base models again: `python -m vlcp_ray.demo.train --out DIR`."""
 
 import argparse
 import shutil
@@ -12,17 +12,22 @@ def main() -> None:
     """Train the models, and print their measures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--out", type=Path, default=DEMO, help="folder for llava/ and stable_diffusion/, by default that of the package"
+        "--out",
+        type=Path,
+        default=DEMO,
+        help="folder of llava/, stable_diffusion/ and dit/, by default the package's",
     )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads; results differ in their last digits")
-    parser.add_argument("--only", choices=("llava", "stable_diffusion"), help="train one of the two models")
+    parser.add_argument("--only", choices=("llava", "stable_diffusion", "dit"), help="train one of the models")
     chosen = parser.parse_args()
     _set_threads(chosen.threads)
     start = time.perf_counter()
-    if chosen.only != "stable_diffusion":
+    if chosen.only in (None, "llava"):
         train_llava(chosen.out / "llava")
-    if chosen.only != "llava":
+    if chosen.only in (None, "stable_diffusion"):
         train_stable_diffusion(chosen.out / "stable_diffusion")
+    if chosen.only in (None, "dit"):
+        train_dit(chosen.out / "dit", chosen.out / "stable_diffusion")
     print(f"trained in {time.perf_counter() - start:.0f} s")
 
 
@@ -58,6 +63,22 @@ def train_stable_diffusion(folder: Path) -> None:
     tokenizer = tokens.clip_tokenizer(folder / "tokenizer")
     unet, text_encoder = unet_training.train(vae, tokenizer, images, names)
     unet_training.save(folder, vae, unet, text_encoder, tokenizer)
+
+
+def train_dit(folder: Path, stable_diffusion: Path) -> None:
+    """Train and write the DiT on printed glyphs, with the VAE of the Stable Diffusion in its folder."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    from vlcp_ray.demo.train import dit, glyphs
+
+    images, names = glyphs.bank(glyphs.COUNT, seed=0)
+    vae = AutoencoderKL.from_pretrained(
+        stable_diffusion, subfolder="vae", dtype=torch.float32, low_cpu_mem_usage=False
+    ).eval()
+    network = dit.train(vae, images, names)
+    shutil.rmtree(folder, ignore_errors=True)
+    dit.save(folder, vae, network)
 
 
 def _set_threads(count: int) -> None:

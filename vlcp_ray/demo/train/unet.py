@@ -13,6 +13,7 @@ from torch.nn import functional
 from vlcp_ray.demo import digits
 from vlcp_ray.demo.train import properties, tokens
 from vlcp_ray.demo.train.progress import Progress, warm_cosine
+from vlcp_ray.demo.train.vae import moments
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
@@ -111,7 +112,7 @@ def train(
         seed: of weights, batches, noise and prompts.
     """
     torch.manual_seed(seed)
-    latents, words = _encode(vae, images)
+    latents, words = moments(vae, images), [properties.words(image) for image in images]
     modules = torch.nn.ModuleList([build_unet(), build_text_encoder(tokenizer)])
     averaged = copy.deepcopy(modules).requires_grad_(False)
     optimizer = torch.optim.AdamW(modules.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
@@ -138,16 +139,6 @@ def train(
         progress.step(loss.item())
     unet, text_encoder = averaged.eval()
     return unet, text_encoder
-
-
-def _encode(vae: "AutoencoderKL", images: NDArray[np.uint8]) -> tuple[torch.Tensor, list[dict[str, str]]]:
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-    moments = []
-    with torch.no_grad():
-        for start in range(0, len(pixels), 256):
-            posterior = vae.encode(pixels[start : start + 256].float() / 127.5 - 1).latent_dist
-            moments.append(torch.stack([posterior.mean, posterior.std], dim=1))
-    return torch.cat(moments) * vae.config.scaling_factor, [properties.words(image) for image in images]
 
 
 def _embed(text_encoder: "CLIPTextModel", tokenizer: "CLIPTokenizer", texts: list[str]) -> torch.Tensor:

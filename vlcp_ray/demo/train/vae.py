@@ -73,6 +73,18 @@ def reconstruction_loss(decoded: torch.Tensor, pixels: torch.Tensor) -> torch.Te
 
 
 @torch.no_grad()
+def moments(vae: "AutoencoderKL", images: NDArray[np.uint8]) -> torch.Tensor:
+    """Encode uint8 images (n, 32, 32, 3) to means and standard deviations of scaled latents, (n, 2, 4, 4, 4)."""
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+    parts = []
+    for start in range(0, len(pixels), 256):
+        posterior = vae.encode(pixels[start : start + 256].float() / 127.5 - 1).latent_dist
+        parts.append(torch.stack([posterior.mean, posterior.std], dim=1))
+    scale: float = vae.config.scaling_factor
+    return torch.cat(parts) * scale
+
+
+@torch.no_grad()
 def encode(vae: "AutoencoderKL", images: NDArray[np.uint8], seed: int | None = None) -> torch.Tensor:
     """Encode uint8 images (n, 32, 32, 3) to scaled latents (n, 4, 4, 4): posterior samples, or means without a seed."""
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1

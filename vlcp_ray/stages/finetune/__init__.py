@@ -1,4 +1,4 @@
-"""finetune: PAIRS -> Stable Diffusion with its UNet fine-tuned on them, as a diffusers folder."""
+"""finetune: PAIRS -> Stable Diffusion with its UNet fine-tuned on them; IMAGES -> the trained weights of a DiT."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from pydantic import Field
 
 from vlcp_ray.models import pretrained
+from vlcp_ray.models.dit_classes import CLASSES
 from vlcp_ray.settings import ConfigError, Fraction, Positive, Settings
+from vlcp_ray.stages import pair
 from vlcp_ray.stages.generate import DENOISE
 from vlcp_ray.stages.stage import TRAINING_PASSES, Load, Memory, Stage, Traffic, Work
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 #: The artifact's folder with the fine-tuned model.
 MODEL: Final = "model"
+#: The file with the trained weights of a DiT, in the folder MODEL of each group of classes.
+TRAINED: Final = "trained.safetensors"
 _MIN_IMAGES: Final = 4  # of a step, on each rank
 _ADDING_UP: Final = 0.1  # of a step, for each further rank: an assumption
 _FULL: Final = 4  # bytes of a number in full precision
@@ -29,6 +33,8 @@ _CHECKPOINT_BYTES: Final = 4 * _FULL  # of a parameter: weight, moving average, 
 #: to zero 4, weight read and written in half precision 6.
 _STEP_BYTES: Final = 62
 _BACKWARD: Final = 0.6  # part of a training step's operations in which gradients become known, and are sent
+#: Cost of a training step of a DiT in forward passes: its own, and the gradients of activations.
+_ACTIVATION_PASSES: Final = 2
 _DISK: Final = 1e9  # bytes per second of the local disk to which a checkpoint is written: an assumption
 
 
@@ -77,6 +83,35 @@ TRAIN: Final = Work(
 )
 
 
+def _tunes_dit(job: "Job") -> bool:
+    from vlcp_ray.methods import METHODS  # imported here, because the methods import this file
+
+    return any(METHODS[name].tuning for name in job.compare.methods)
+
+
+def _tunes_unet(job: "Job") -> bool:
+    from vlcp_ray.methods import METHODS
+
+    return any("model" in METHODS[name].inputs and not METHODS[name].tuning for name in job.compare.methods)
+
+
+TRAIN_DIT: Final = Work(
+    "finetune-dit",
+    "finetune",
+    "vlcp_ray.stages.finetune.bench:finetune_dit",
+    on_cpu=(0.2, 10.0),  # assumed
+    on_gpu=(0.08, 60.0),  # assumed: half of that of the UNet, which computes in half precision
+    overhead="train",
+    model=lambda job: pretrained.count_parameters(job.compare.minimax.model, "transformer"),
+    wanted=_tunes_dit,
+)
+
+
+def is_unet(step: "Step") -> bool:
+    """Return whether a step trains the UNet of Stable Diffusion, or the DiT of a compared method."""
+    return "pairs" in step.inputs
+
+
 def divide_pool(pool: "FinetunePool", batch_size: int, seeds: int) -> "tuple[FinetunePool, int]":
     """Divide the ranks of a pool among trainings of several seeds that run at the same time.
 
@@ -110,6 +145,52 @@ def training_flops(job: "Job", flops: "ModelFlops", gradient_checkpointing: bool
 
 
 def _loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]:
+    for loads, chosen in ((_unet_loads, is_unet), (_dit_loads, lambda step: not is_unet(step))):
+        if own := [step for step in steps if chosen(step)]:
+            yield from loads(inputs, own)
+
+
+def dit_training_flops(flops: "ModelFlops", side: int, gradient_checkpointing: bool) -> float:
+    """Count the operations of one training image of a DiT: forward pass, and a backward pass of activations only.
+
+    The weights that are trained are so few that their gradients are not counted. With gradient checkpointing the
+    forward pass is computed twice.
+    """
+    return (_ACTIVATION_PASSES + gradient_checkpointing) * flops.denoise_dit(side)
+
+
+def _dit_loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]:
+    settings, seeds, scale = inputs.job.compare.minimax, len(steps), inputs.scale.finetune
+    side, images = pretrained.dit_side(settings.model), inputs.images
+    groups = math.ceil(images.classes / settings.classes_per_model)
+    views = 1 + settings.random_flip
+    encoding = images.train * views * inputs.models.encode_for_dit(side)
+    yield Load(pair.ENCODE, 0, encoding, units=images.classes, starts=groups)
+    trained = settings.epochs * images.train * seeds
+    pool, at_once = divide_pool(scale, settings.batch_size, seeds)
+    rounds, ranks = math.ceil(seeds / at_once), pool.num_workers
+    rows = math.ceil(settings.batch_size / ranks)  # of a step, on the slowest rank
+    steps_taken = rounds * math.ceil(settings.epochs * images.train / settings.batch_size)
+    size = inputs.models.dit_trained()
+    units = seeds * settings.batch_size / (rounds * rows)
+    yield Load(
+        TRAIN_DIT,
+        trained,
+        trained * dit_training_flops(inputs.models, side, scale.gradient_checkpointing),
+        units=units,
+        starts=rounds * groups,
+        holds_pool=True,
+        traffic=Traffic(
+            memory=steps_taken * _STEP_BYTES * size,
+            images=rows,
+            link=steps_taken * 2 * (ranks - 1) / ranks * _FULL * size,
+            hidden=_BACKWARD * min(1.0, pool.batch_size / rows),
+        ),
+        batches=min(scale.num_workers, units) * steps_taken * math.ceil(rows / pool.batch_size),
+    )
+
+
+def _unet_loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]:
     settings, seeds, scale = inputs.job.finetune, len(steps), inputs.scale.finetune
     trained = settings.epochs * inputs.images.train * seeds
     flops = trained * training_flops(inputs.job, inputs.models, scale.gradient_checkpointing)
@@ -144,6 +225,22 @@ def _loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]:
 
 def _disk(inputs: "CostInputs", steps: Sequence["Step"]) -> float:
     """The models, and the checkpoints of the seeds that are trained at the same time: two each while one is written."""
+    unets = [step for step in steps if is_unet(step)]
+    return _unet_disk(inputs, unets) + _dit_disk(inputs, len(steps) - len(unets))
+
+
+def _dit_disk(inputs: "CostInputs", seeds: int) -> float:
+    """Estimate the GiB of the trained weights of every group of classes, with two checkpoints of each seed."""
+    if not seeds:
+        return 0.0
+    settings = inputs.job.compare.minimax
+    groups = math.ceil(inputs.images.classes / settings.classes_per_model)
+    return seeds * inputs.models.dit_trained() * (groups * _FULL + 2 * _CHECKPOINT_BYTES) / 2**30
+
+
+def _unet_disk(inputs: "CostInputs", steps: Sequence["Step"]) -> float:
+    if not steps:
+        return 0.0
     parameters = pretrained.count_pipeline_parameters(inputs.job.base_model) or math.nan
     unet = pretrained.count_parameters(inputs.job.base_model, "unet") or math.nan
     _, at_once = divide_pool(inputs.scale.finetune, inputs.job.finetune.batch_size, len(steps))
@@ -151,7 +248,14 @@ def _disk(inputs: "CostInputs", steps: Sequence["Step"]) -> float:
 
 
 def _memory(job: "Job", models: "ModelMemory", scale: "Scale") -> Iterator[Memory]:
-    side, pool = pretrained.expected_latent_shape(job.base_model, job.encode.train_resolution)[1], scale.finetune
+    if _tunes_unet(job):
+        yield _unet_memory(job, models, scale.finetune)
+    if _tunes_dit(job):
+        yield _dit_memory(job, models, scale.finetune)
+
+
+def _unet_memory(job: "Job", models: "ModelMemory", pool: "FinetunePool") -> Memory:
+    side = pretrained.expected_latent_shape(job.base_model, job.encode.train_resolution)[1]
     precision = job.finetune.mixed_precision
     gib, least = (models.train(pool, images, side, precision) for images in (pool.batch_size, 1))
     smallest = pool.model_copy(update={"gradient_checkpointing": True, "average_on": "cpu", "optimizer": "adamw8bit"})
@@ -159,12 +263,30 @@ def _memory(job: "Job", models: "ModelMemory", scale: "Scale") -> Iterator[Memor
         'in the section [finetune] of the scale file set gradient_checkpointing = true, average_on = "cpu" and '
         f'optimizer = "adamw8bit" ({models.train(smallest, 1, side, precision):.1f} GiB), or use larger GPUs'
     )
-    yield Memory("fine-tune", "base_model", STAGE.name, gib, least, fix)
+    return Memory("fine-tune", "base_model", STAGE.name, gib, least, fix)
+
+
+def _dit_memory(job: "Job", models: "ModelMemory", pool: "FinetunePool") -> Memory:
+    side, recomputes = pretrained.dit_side(job.compare.minimax.model), pool.gradient_checkpointing
+    most = min(pool.batch_size, job.compare.minimax.batch_size)
+    gib, least = (models.train_dit(recomputes, images, side) for images in (most, 1))
+    fix = (
+        "in the section [finetune] of the scale file set gradient_checkpointing = true "
+        f"({models.train_dit(True, 1, side):.1f} GiB), or use larger GPUs"
+    )
+    return Memory("fine-tune the DiT", "compare.minimax.model", STAGE.name, gib, least, fix)
+
+
+def _models(job: "Job") -> Iterator[pretrained.Use]:
+    if _tunes_unet(job):
+        yield pretrained.Use("base_model", job.base_model, pretrained.STABLE_DIFFUSION)
+    if _tunes_dit(job):
+        yield pretrained.Use("compare.minimax.model", job.compare.minimax.model, pretrained.DIT)
 
 
 def _check_scale(job: "Job", scale: "Scale") -> None:
     """Refuse fp16 without a GPU before the images are captioned, not hours later when fine-tuning starts."""
-    if job.finetune.mixed_precision == "fp16" and not scale.finetune.num_gpus:
+    if _tunes_unet(job) and job.finetune.mixed_precision == "fp16" and not scale.finetune.num_gpus:
         raise ConfigError(
             "finetune.mixed_precision: fp16 needs a GPU, but the pool finetune has none; set it to no or bf16, or give "
             "the pool a GPU in the scale file (--scale FILE)"
@@ -174,16 +296,16 @@ def _check_scale(job: "Job", scale: "Scale") -> None:
 STAGE: Final = Stage(
     "finetune",
     version=3,
-    summary="PAIRS -> a Stable Diffusion fine-tuned on them",
-    files=(MODEL, "checkpoints", "progress", "memory", "validation"),
+    summary="PAIRS -> a Stable Diffusion fine-tuned on them; IMAGES -> the trained weights of a DiT",
+    files=(MODEL, "checkpoints", "progress", "memory", "validation", CLASSES),
     pools=("finetune",),
     counted="images",
     gang_scheduled=True,
     output="models",
-    works=(TRAIN,),
+    works=(TRAIN, TRAIN_DIT),
     loads=_loads,
     disk=_disk,
     memory=_memory,
-    models=lambda job: iter([pretrained.Use("base_model", job.base_model, pretrained.STABLE_DIFFUSION)]),
+    models=_models,
     check_scale=_check_scale,
 )

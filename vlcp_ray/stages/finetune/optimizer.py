@@ -1,6 +1,6 @@
 """The optimiser of fine-tuning and the moving average of the weights, in as little memory as the device needs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,39 +12,47 @@ from vlcp_ray.scale import OptimizerKind
 from vlcp_ray.settings import ConfigError
 
 
-def make_optimizer(kind: OptimizerKind, unet: nn.Module, learning_rate: float, weight_decay: float) -> Any:
+def make_optimizer(
+    kind: OptimizerKind, weights: Iterable[nn.Parameter], learning_rate: float, weight_decay: float
+) -> Any:
     """Make AdamW with torch's default betas (0.9, 0.999) and eps 1e-8, which are those of the recipe.
 
     Args:
         kind: `adamw` updates all weights in one kernel, without a copy of the moments and without waiting for the
             device; `adamw8bit` keeps its moments in 8 bits (bitsandbytes), a quarter of the memory.
+        weights: that it updates.
+        learning_rate, weight_decay: of AdamW.
 
     Raises:
         ConfigError: bitsandbytes is not installed.
     """
     options: dict[str, Any] = {"lr": learning_rate, "weight_decay": weight_decay}
     if kind == "adamw":
-        return torch.optim.AdamW(unet.parameters(), fused=True, **options)
+        return torch.optim.AdamW(list(weights), fused=True, **options)
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
         raise ConfigError(
             "finetune.optimizer: adamw8bit needs bitsandbytes, which is not installed; pip install bitsandbytes"
         ) from error
-    return AdamW8bit(unet.parameters(), **options)
+    return AdamW8bit(list(weights), **options)
 
 
 class MovingAverage:
-    """The exponential moving average (EMA) of a network's weights: diffusers' `EMAModel`, updated without copies."""
+    """The exponential moving average (EMA) of a network's trained weights: diffusers' `EMAModel`, without copies."""
 
-    def __init__(self, network: nn.Module, decay: float, device: torch.device) -> None:
-        """Copy the weights.
+    def __init__(self, network: nn.Module, decay: float, device: torch.device, warm_up: bool = True) -> None:
+        """Copy the weights that require gradients.
 
         Args:
+            decay: of the average.
             device: where the average is kept.
+            warm_up: whether the decay of step n is at most (1 + n) / (10 + n), as in diffusers' recipes; else it is the
+                same in every step.
         """
-        self.network = network
-        self.model = EMAModel(network.parameters(), decay=decay)
+        self.trained = [weight for weight in network.parameters() if weight.requires_grad]
+        constant = {} if warm_up else {"min_decay": decay, "update_after_step": -1}
+        self.model = EMAModel(self.trained, decay=decay, **constant)
         self.weights = [weight.to(device) for weight in self.model.shadow_params]
 
     @property
@@ -70,7 +78,7 @@ class MovingAverage:
         """Follow the weights: average += (1 - decay) x (weight - average)."""
         self.steps += 1
         share = 1 - self.model.get_decay(self.steps)
-        averages, weights = self.weights, [weight.detach() for weight in self.network.parameters()]
+        averages, weights = self.weights, [weight.detach() for weight in self.trained]
         if averages[0].device == weights[0].device:
             torch._foreach_lerp_(averages, weights, share)
             return
@@ -80,10 +88,9 @@ class MovingAverage:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Replace the weights of the network by their average inside the `with` block."""
-        weights = list(self.network.parameters())
-        self.model.store(weights)
-        self.model.copy_to(weights)
+        self.model.store(self.trained)
+        self.model.copy_to(self.trained)
         try:
             yield
         finally:
-            self.model.restore(weights)
+            self.model.restore(self.trained)

@@ -95,7 +95,7 @@ def _gather(context: Context, steps: Sequence[Step], page: Artifact) -> Report:
     """
     by_stage = {name: [step for step in steps if step.stage == name] for name in STAGES}
     (images,) = by_stage[ingest.STAGE.name]
-    finetunes = by_stage[finetune.STAGE.name]
+    finetunes = [step for step in by_stage[finetune.STAGE.name] if finetune.is_unet(step)]
     sets = [step for step in by_stage[generate.STAGE.name] if step.key["method"] == vlcp.METHOD.name]
     seeds = list(dict.fromkeys(step.key["seed"] for step in sets))
     main_set = max(sets, key=lambda step: (step.key["ipc"], -step.key["seed"]), default=None)

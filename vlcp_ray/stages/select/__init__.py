@@ -1,6 +1,6 @@
-"""select: IMAGES, PROTOTYPES, teacher -> SYNTHETIC of the compared methods without denoising."""
+"""select: IMAGES, PROTOTYPES, teacher, DiT -> SYNTHETIC of the compared methods without Stable Diffusion."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -9,11 +9,13 @@ import pyarrow as pa
 from vlcp_ray.models import pretrained
 from vlcp_ray.schemas import SYNTHETIC, column
 from vlcp_ray.stages import generate
-from vlcp_ray.stages.stage import Load, Stage, Work
+from vlcp_ray.stages.stage import Load, Memory, Stage, Work
 
 if TYPE_CHECKING:
     from vlcp_ray.config import Job
     from vlcp_ray.cost.inputs import CostInputs
+    from vlcp_ray.cost.memory import ModelMemory
+    from vlcp_ray.scale import Scale
     from vlcp_ray.store.artifact import Step
 
 #: The folder of a set's own soft labels, which some of the sets have that were made elsewhere.
@@ -26,10 +28,15 @@ SOFT_LABELS: Final = pa.schema(
 )
 
 
-def _has_prototype_method(job: "Job") -> bool:
-    from vlcp_ray.methods import METHODS
+def _has_form(form: str) -> "Callable[[Job], bool]":
+    """Return a function of a job: whether it compares a method of a form."""
 
-    return any(METHODS[name].form == "prototypes" for name in job.compare.methods)
+    def wanted(job: "Job") -> bool:
+        from vlcp_ray.methods import METHODS
+
+        return any(METHODS[name].form == form for name in job.compare.methods)
+
+    return wanted
 
 
 DECODE: Final = Work(
@@ -40,7 +47,17 @@ DECODE: Final = Work(
     on_gpu=(0.16, 30.0),  # assumed equal to the denoising of `generate`
     retains_memory=True,
     model=lambda job: pretrained.count_parameters(job.base_model, "vae"),
-    wanted=_has_prototype_method,
+    wanted=_has_form("prototypes"),
+)
+SAMPLE: Final = Work(
+    "sample",
+    generate.DENOISE.pool,
+    "vlcp_ray.stages.select.bench:sample",
+    on_cpu=(0.5, 6.0),
+    on_gpu=(0.08, 40.0),  # assumed: half of the denoising of `generate`, which computes in half precision
+    retains_memory=True,
+    model=lambda job: pretrained.count_parameters(job.compare.minimax.model, "transformer"),
+    wanted=_has_form("labels"),
 )
 
 
@@ -57,16 +74,33 @@ def _loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]:
     yield from by_work.values()
 
 
+def _memory(job: "Job", models: "ModelMemory", scale: "Scale") -> Iterator[Memory]:
+    if not SAMPLE.wanted(job):
+        return
+    settings = job.compare.minimax
+    side, guided = pretrained.dit_side(settings.model), settings.guidance_scale > 1
+    gib, least = (models.generate_by_dit(images, side, guided) for images in (scale.generate.batch_size, 1))
+    fix = "give the pool whole GPUs, or use larger ones"
+    yield Memory("sample the DiT", "compare.minimax.model", generate.DENOISE.pool, gib, least, fix)
+
+
+def _models(job: "Job") -> Iterator[pretrained.Use]:
+    if SAMPLE.wanted(job):
+        yield pretrained.Use("compare.minimax.model", job.compare.minimax.model, pretrained.DIT)
+
+
 STAGE: Final = Stage(
     "select",
     version=2,
-    summary="IMAGES, PROTOTYPES, teacher -> SYNTHETIC of the methods without denoising",
+    summary="IMAGES, PROTOTYPES, teacher, DiT -> SYNTHETIC of the methods without Stable Diffusion",
     tables={"synthetic": SYNTHETIC, SOFT: SOFT_LABELS},
     files=("rejected",),
     pools=generate.STAGE.pools,
     row_wise=True,
     output="distilled",
-    works=(DECODE,),
+    works=(DECODE, SAMPLE),
     loads=_loads,
     disk=generate.disk,
+    memory=_memory,
+    models=_models,
 )

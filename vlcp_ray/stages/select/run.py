@@ -1,4 +1,4 @@
-"""select: make the sets of the compared methods that use no diffusion model, by the form of the method."""
+"""select: make the sets of the compared methods that use no Stable Diffusion, by the form of the method."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from vlcp_ray.config import Job
 from vlcp_ray.engine.by_class import ClassRows, class_file, run_classes
 from vlcp_ray.engine.context import Context
 from vlcp_ray.engine.streaming import read, run_rows
-from vlcp_ray.engine.synthetic_sets import make_sets
+from vlcp_ray.engine.synthetic_sets import make_labelled_sets, make_sets
 from vlcp_ray.engine.tasks import run_remote
 from vlcp_ray.engine.writing import TARGET, WriteRows, complete_rows
 from vlcp_ray.methods import METHODS
@@ -31,7 +31,7 @@ _COLUMNS: Final = ("image_id", "label", "class_name", "split", "image", "source"
 
 
 def run(context: Context, steps: Sequence[Step]) -> None:
-    """Make SYNTHETIC by the form of each method: from prototypes, from selected ids, or from all images of a class."""
+    """Make SYNTHETIC by the form of each method: from prototypes, selected ids, labels, or all images of a class."""
     by_class = []
     for name in dict.fromkeys(step.key["method"] for step in steps):
         method, method_steps = METHODS[name], [step for step in steps if step.key["method"] == name]
@@ -39,6 +39,8 @@ def run(context: Context, steps: Sequence[Step]) -> None:
             make_sets(context, method_steps, method.code, {"job": context.job})
         elif method.form == "ids":
             _select_ids(context, method_steps, method.code)
+        elif method.form == "labels":
+            make_labelled_sets(context, method_steps, method.code)
         else:
             by_class += method_steps
     if by_class:

@@ -1,0 +1,121 @@
+"""Train the tiny DiT on latents of printed glyphs, of which each character is a class."""
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vlcp_ray.demo import digits
+from vlcp_ray.demo.train import glyphs
+from vlcp_ray.demo.train.progress import Progress, warm_cosine
+from vlcp_ray.demo.train.vae import moments
+from vlcp_ray.models.dit import Diffusion, share_embeddings
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel
+
+STEPS = 3000
+BATCH = 64
+LEARNING_RATE = 2e-3
+EMA_DECAY = 0.998
+CLASS_DROPOUT = 0.1
+#: The names of the classes in the order of their numbers: ten digits, then letters.
+NAMES: Final = tuple(glyphs.NAMES.values())
+
+
+def build() -> "DiTTransformer2DModel":
+    """Build an untrained DiT of 1.2 M parameters for 4 x 4 latents, which predicts noise and variance as DiT-XL/2."""
+    from diffusers import DiTTransformer2DModel
+
+    network = DiTTransformer2DModel(
+        num_attention_heads=4,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=8,
+        num_layers=4,
+        attention_bias=True,
+        sample_size=digits.RESOLUTION // 8,
+        patch_size=1,
+        num_embeds_ada_norm=len(NAMES),
+    )
+    # As DiT: blocks that change nothing, and an output of zero.
+    for layer in (
+        *(block.norm1.linear for block in network.transformer_blocks),
+        network.proj_out_1,
+        network.proj_out_2,
+    ):
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+    return network
+
+
+def build_scheduler() -> "DDIMScheduler":
+    """Build a scheduler with the settings of that of DiT-XL/2."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
+        beta_start=0.0001, beta_end=0.02, beta_schedule="linear", clip_sample=False, num_train_timesteps=1000
+    )
+
+
+def train(
+    vae: "AutoencoderKL", images: NDArray[np.uint8], names: list[str], steps: int = STEPS, seed: int = 0
+) -> "DiTTransformer2DModel":
+    """Train the DiT on `steps` of 64 latents, and return its moving average (EMA).
+
+    Args:
+        vae: trained.
+        images: (n, 32, 32, 3) uint8.
+        names: of what each image shows.
+        steps: of the optimizer.
+        seed: of weights, batches, noise and classes that are dropped.
+    """
+    torch.manual_seed(seed)
+    stored = moments(vae, images)
+    numbers = torch.tensor([NAMES.index(name) for name in names])
+    network = share_embeddings(build())
+    averaged = copy.deepcopy(network).requires_grad_(False)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
+    schedule, progress = warm_cosine(optimizer, steps), Progress("dit", steps, BATCH)
+    diffusion = Diffusion(build_scheduler(), torch.device("cpu"))
+    generator = torch.Generator().manual_seed(seed)
+    network.eval()  # classes are dropped here, not in each block
+    for step in range(steps):
+        chosen = torch.randint(len(stored), (BATCH,), generator=generator)
+        mean, std = stored[chosen].unbind(dim=1)
+        clean = mean + std * torch.randn(mean.shape, generator=generator)
+        noise = torch.randn(clean.shape, generator=generator)
+        times = torch.randint(diffusion.timesteps, (BATCH,), generator=generator)
+        dropped = torch.rand(BATCH, generator=generator) < CLASS_DROPOUT
+        classes = torch.where(dropped, len(NAMES), numbers[chosen])
+        noisy = diffusion.add_noise(clean, noise, times)
+        output = network(noisy, times, classes, return_dict=False)[0]
+        loss = diffusion.losses(output, clean, noisy, noise, times).mean()
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        _average(averaged, network, min(EMA_DECAY, (1 + step) / (10 + step)))
+        progress.step(loss.item())
+    return averaged
+
+
+@torch.no_grad()
+def _average(averaged: torch.nn.Module, network: torch.nn.Module, decay: float) -> None:
+    for average, new in zip(averaged.parameters(), network.parameters(), strict=True):
+        average.lerp_(new, 1 - decay)
+
+
+def save(folder: Path, vae: "AutoencoderKL", network: "DiTTransformer2DModel") -> None:
+    """Write a diffusers folder in the format of facebook/DiT-XL-2-256, in float16, with the names of the classes."""
+    from diffusers import DiTPipeline
+
+    plain = build()
+    plain.load_state_dict(network.state_dict())  # each block with an embedding of its own, as diffusers stores them
+    pipeline = DiTPipeline(plain.half(), vae.half(), build_scheduler())
+    pipeline.register_to_config(id2label={str(number): name for number, name in enumerate(NAMES)})
+    pipeline.save_pretrained(folder)
