@@ -301,6 +301,7 @@ def _report(arguments: argparse.Namespace) -> int:
     """Print the scores and where the report is."""
     from vlcp_ray.stages.report import COVERAGE
     from vlcp_ray.stages.report.coverage import summarise
+    from vlcp_ray.stages.report.cross_architecture import cells_json
     from vlcp_ray.stages.report.device_seconds import with_device_seconds
     from vlcp_ray.stages.report.scores import differences_json, rounded, score_table, scores_json
 
@@ -311,7 +312,7 @@ def _report(arguments: argparse.Namespace) -> int:
         sets = summarise(page.table("coverage", COVERAGE)) if page.manifest() is not None else []
         sets = with_device_seconds(sets, steps, store.manifests(steps) if sets else {})
         found = {"trials": scores_json(scores), "differences": differences_json(scores), "sets": rounded(sets)}
-        print(json.dumps(found, indent=2))
+        print(json.dumps(found | {"cross_architecture": cells_json(scores)}, indent=2))
         return 0
     if not len(scores):
         print(

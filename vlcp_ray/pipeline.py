@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import replace
 from typing import Any
 
 from vlcp_ray import sources
@@ -32,10 +33,12 @@ def graph(job: Job) -> tuple[Step, ...]:
     """List the steps of a job, each after its inputs; local models and tables that it names are read for hashes."""
     base_model = content_hash(job.base_model)
 
-    # Shared by all seeds: the images, their captions and latents, and the teacher.
+    # Shared by all seeds: the images, their captions and latents, and the teachers, of which the first selects images.
     images = _step("ingest", sources.hashed_settings(job.ingest))
     pairs = _step("pair", pair.hashed_settings(job, base_model), images=images)
-    teacher = _step("teach", teach.hashed_settings(job), images=images)
+    teachers = [_step("teach", teach.hashed_settings(one), images=images) for one in job.teach.teachers()]
+    if len(teachers) > 1:
+        teachers = [replace(step, words=step.settings["network"]) for step in teachers]
 
     # A distilled set for each seed, number of images per class and method.
     sets: list[Step] = []
@@ -47,22 +50,19 @@ def graph(job: Job) -> tuple[Step, ...]:
                     continue
                 key = {"seed": seed, "ipc": ipc}
                 prototypes = _step("prototype", method.clustering(job), key, pairs=pairs)
-                inputs = {"images": images, "prototypes": prototypes, "model": model, "teacher": teacher}
+                inputs = {"images": images, "prototypes": prototypes, "model": model, "teacher": teachers[0]}
                 stage = "generate" if method.form == "generation" else "select"
                 settings = method.settings(job, base_model)
                 used = {name: inputs[name] for name in method.inputs}
                 sets.append(_step(stage, settings, key | {"method": method.name}, **used))
 
-    # Scores of every set, and of the full train split where a protocol trains on it.
+    # Scores of every set, with the labels of each teacher, and of the full train split where a protocol trains on it.
     protocols = [PROTOCOLS[name] for name in job.evaluate.protocols]
-    teacher_input = {"teacher": teacher} if any(protocol.needs_teacher for protocol in protocols) else {}
-    scores = [
-        _step("evaluate", evaluate.hashed_settings(job), made.key, set=made, images=images, **teacher_input)
-        for made in sets
-    ]
+    labelled_by = teachers if any(protocol.needs_teacher for protocol in protocols) else []
+    scores = [step for made in sets for step in _evaluations(job, made, images, labelled_by)]
     for method in (METHODS[name] for name in job.compare.methods):
         if method.form == "train split" and any(protocol.trains_full for protocol in protocols):
-            settings = evaluate.hashed_settings(job, full=True)
+            settings = evaluate.hashed_settings(job.evaluate, full=True)
             scores.append(_step("evaluate", settings, {"method": method.name}, images=images))
 
     # One report over everything.
@@ -70,6 +70,17 @@ def graph(job: Job) -> tuple[Step, ...]:
     settings = {"name": job.name, **report.COMPARED_AT}
     page = _step("report", settings, **{step.folder: step for step in steps})
     return (*steps, page)
+
+
+def _evaluations(job: Job, made: Step, images: Step, teachers: Sequence[Step]) -> Iterator[Step]:
+    """Yield the evaluations of a set: one, or one for each teacher, of which the first has the hard labels, too."""
+    step = _step("evaluate", evaluate.hashed_settings(job.evaluate), made.key, set=made, images=images)
+    soft = evaluate.hashed_settings(evaluate.with_soft_labels(job.evaluate))
+    for number, teacher in enumerate(teachers):
+        settings, inputs = soft if number else step.settings, {**step.inputs, "teacher": teacher}
+        yield replace(step, settings=settings, inputs=inputs, words=teacher.words)
+    if not teachers:
+        yield step
 
 
 def _step(stage: str, settings: dict[str, Any], key: Mapping[str, Any] | None = None, /, **inputs: Step) -> Step:

@@ -11,12 +11,13 @@ from vlcp_ray.cost.count_flops import count_network
 from vlcp_ray.models.classifiers import _instance_norm, build_classifier
 from vlcp_ray.models.networks import NETWORKS, Network, Norm, check_input_size
 
-RESNETS = [network for network in NETWORKS.values() if not network.poolings]
+OURS = {name: network for name, network in NETWORKS.items() if not network.is_of_torchvision}
+RESNETS = [network for network in OURS.values() if not network.poolings]
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])
 @pytest.mark.parametrize("size", [64, 96, 128, 224])
-@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+@pytest.mark.parametrize("network", OURS.values(), ids=OURS)
 def test_forward_flops_equals_count_of_built_network(network: Network, size: int, norm: Norm) -> None:
     with torch.device("meta"):
         built = build_classifier(network.name, num_classes=100, input_size=size, width=64, seed=0, norm=norm).eval()
@@ -50,7 +51,7 @@ def test_stem_follows_the_size_of_the_images_where_the_released_one_does() -> No
 
 
 def test_check_input_size_names_the_network_the_size_and_those_that_fit() -> None:
-    check_input_size(NETWORKS, 64, "instance", "networks")
+    check_input_size(OURS, 64, "instance", "networks")
     with pytest.raises(ValueError, match="input_size must be 32 or more for ConvNet-5 with batch norm, not 16"):
         check_input_size(["ConvNet-3", "ConvNet-5"], 16, "batch", "networks")
     with pytest.raises(
@@ -62,7 +63,7 @@ def test_check_input_size_names_the_network_the_size_and_those_that_fit() -> Non
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])
-@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+@pytest.mark.parametrize("network", OURS.values(), ids=OURS)
 def test_smallest_size_is_the_smallest_at_which_the_image_changes_the_logits(network: Network, norm: Norm) -> None:
     """One pixel less, and the network cannot be built, or its last norm sees one place and gives zero."""
     smallest = network.smallest[norm]

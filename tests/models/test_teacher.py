@@ -28,7 +28,7 @@ def test_load_teacher_from_its_weights_has_the_same_accuracy(trained: TrainedTea
 
 
 def test_load_teacher_of_another_network_is_refused(trained: TrainedTeacher) -> None:
-    for settings in (SETTINGS.model_copy(update={"network": "ConvNet-4"}), Teach(network="ResNet-18")):
+    for settings in (SETTINGS.model_copy(update={"network": ("ConvNet-4",)}), Teach(network="ResNet-18")):
         with pytest.raises(ValueError, match=r"teach\.network: the weights are not those of"):
             load_teacher(settings, trained.state)
     with pytest.raises(ValueError, match=r"teach\.network: the weights have no linear layer"):

@@ -28,19 +28,19 @@ def test_trials_of_the_full_split_run_once_under_the_hard_protocol() -> None:
 
 def test_hashed_settings_of_the_full_split_ignore_what_only_sets_use() -> None:
     other = JOB.model_copy(update={"evaluate": JOB.evaluate.model_copy(update={"repeats": 7, "epochs": 3})})
-    assert hashed_settings(other, full=True) == hashed_settings(JOB, full=True)
-    assert hashed_settings(other) != hashed_settings(JOB)
+    assert hashed_settings(other.evaluate, full=True) == hashed_settings(JOB.evaluate, full=True)
+    assert hashed_settings(other.evaluate) != hashed_settings(JOB.evaluate)
 
 
 def test_hashed_settings_include_what_the_protocols_of_the_job_fix() -> None:
     one = JOB.model_copy(update={"evaluate": Evaluate(protocols=("minimax",))})
-    recipes = hashed_settings(one)["recipes"]
+    recipes = hashed_settings(one.evaluate)["recipes"]
     assert set(recipes) == {"minimax"}
     assert {"momentum", "weight_decay", "gamma", "epochs", "crop_scale", "jitter", "unvalidated"} <= set(
         recipes["minimax"]
     )
-    assert set(hashed_settings(JOB)["recipes"]) == {"minimax", "rded", "rded-stored"}
-    assert set(hashed_settings(JOB, full=True)["recipes"]) == {"minimax"}
+    assert set(hashed_settings(JOB.evaluate)["recipes"]) == {"minimax", "rded", "rded-stored"}
+    assert set(hashed_settings(JOB.evaluate, full=True)["recipes"]) == {"minimax"}
 
 
 def test_fingerprint_of_a_protocol_with_another_recipe_differs(monkeypatch: pytest.MonkeyPatch) -> None:
