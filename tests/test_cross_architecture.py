@@ -23,6 +23,7 @@ TINY = (
     "ingest.max_val_per_class=6",
     "teach.epochs=4",
     "teach.batch_size=10",
+    "teach.learning_rate=0.02",
     "evaluate.rded_epochs=2",
     'compare.methods=["herding"]',
 )
@@ -57,14 +58,14 @@ def test_students_of_two_teachers_are_one_table(tmp_path: Path, capsys: pytest.C
     changed = [
         *TINY,
         f"ingest.source={real('cifar10')}",
-        'teach.network=["ConvNet-3", "densenet121"]',
+        'teach.network=["ConvNet-3", "resnet18"]',
         f"evaluate.networks={json.dumps(networks)}",
         "evaluate.rded_learning_rates={swin_t=1e-4}",
     ]
     rows = run(tmp_path, changed)
     out = capsys.readouterr().out
-    assert "herding-rded-ipc1-seed0-swin_t-r0 densenet121" in out  # the teachers' trials have the same ids
-    teachers = ["ConvNet-3, 4 epochs", "densenet121, 4 epochs"]
+    assert "herding-rded-ipc1-seed0-swin_t-r0 resnet18" in out  # the teachers' trials have the same ids
+    teachers = ["ConvNet-3, 4 epochs", "resnet18, 4 epochs"]
     assert [(row["teacher"], row["network"]) for row in rows] == [(one, name) for one in teachers for name in networks]
     assert [row["trial_id"] for row in rows[:3]] == [row["trial_id"] for row in rows[3:]]
     assert all((row["steps"], row["labels"]) == (2, "teacher") for row in rows)
@@ -83,17 +84,16 @@ def test_networks_of_larger_images_learn_with_hard_and_stored_labels(tmp_path: P
     changed = [
         *TINY,
         f"ingest.source={tmp_path / 'set'}",
-        "ingest.max_per_class=4",
         "ingest.max_val_per_class=2",
         *(f"{name}=64" for name in ("generate.image_size", "teach.input_size", "evaluate.input_size")),
-        "teach.network=densenet121",
+        "teach.network=resnet18",
         "teach.width=128",
         'evaluate.protocols=["minimax", "rded-stored"]',
         f"evaluate.networks={json.dumps(networks)}",
         "evaluate.epochs=2",
     ]
     rows = run(tmp_path / "runs", changed)
-    protocols = {"minimax": "", "rded-stored": "densenet121, 4 epochs"}
+    protocols = {"minimax": "", "rded-stored": "resnet18, 4 epochs"}
     assert [(row["protocol"], row["teacher"], row["network"]) for row in rows] == [
         (protocol, teacher, network) for protocol, teacher in protocols.items() for network in networks
     ]
@@ -101,9 +101,7 @@ def test_networks_of_larger_images_learn_with_hard_and_stored_labels(tmp_path: P
 
 def test_another_teacher_adds_to_a_job_and_changes_nothing() -> None:
     names = '["ConvNet-3", "mobilenet_v2"]'
-    one, same, both = (
-        load_job(JOB, [f"teach.network={name}"]) for name in ("ConvNet-3", '["ConvNet-3"]', names)
-    )
+    one, same, both = (load_job(JOB, [f"teach.network={name}"]) for name in ("ConvNet-3", '["ConvNet-3"]', names))
     other = load_job(JOB, ["teach.network=mobilenet_v2", "teach.width=128"])
     assert graph(same) == graph(one)
     alone = {step.fingerprint for step in graph(one) if step.stage != "report"}

@@ -178,7 +178,7 @@ def _check_start(job: Job, steps: Sequence[Step], manifests: Manifests, stages: 
 def _packages(job: Job, stages: Sequence[Stage]) -> list[str]:
     """List the large packages that a run imports in its workers."""
     uses_vllm = pair.STAGE in stages and job.caption.uses_model and job.caption.engine == "vllm"
-    return ["ray", "torch", "transformers", "diffusers", *(("vllm", "torchvision") if uses_vllm else ())]
+    return ["ray", "torch", "torchvision", "transformers", "diffusers", *(["vllm"] if uses_vllm else [])]
 
 
 def check_image_set(job: Job, steps: Sequence[Step], manifests: Manifests, stages: Sequence[str]) -> None:

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load, save
 
 from tests.labelled_digits import NAMES, digits
 from vlcp_ray.config import Teach
 from vlcp_ray.models.classifiers import head_of
-from vlcp_ray.models.teacher import features, load_teacher, soft_labels
+from vlcp_ray.models.teacher import build_teacher, features, load_teacher, soft_labels
 from vlcp_ray.protocols.metrics import accuracy, predict
 from vlcp_ray.stages.teach.train import TrainedTeacher, train_teacher
 
@@ -18,6 +19,16 @@ TRAIN, VAL = digits(0, 300), digits(1000, 1200)
 @pytest.fixture(scope="module")
 def trained() -> TrainedTeacher:
     return train_teacher(TRAIN, VAL, NAMES, SETTINGS, 0, "cpu")
+
+
+@pytest.mark.parametrize("name", ["convnext_tiny", "mnasnet0_5"])
+def test_weights_of_torchvision_load_from_a_file(name: str) -> None:
+    """safetensors sorts weights by name, so that the last layer is not the last, and loses versions of modules."""
+    settings = Teach(network=name, input_size=32)
+    network = build_teacher(settings, 7, 32, 5).eval()
+    loaded = load_teacher(settings, load(save(network.state_dict())))
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(loaded(images), network(images))
 
 
 def test_load_teacher_from_its_weights_has_the_same_accuracy(trained: TrainedTeacher) -> None:
