@@ -21,8 +21,8 @@ def trained() -> TrainedTeacher:
     return train_teacher(TRAIN, VAL, NAMES, SETTINGS, 0, "cpu")
 
 
-@pytest.mark.parametrize("name", ["convnext_tiny", "mnasnet0_5"])
-def test_weights_of_torchvision_load_from_a_file(name: str) -> None:
+@pytest.mark.parametrize("name", ["convnext_tiny", "mnasnet0_5", "ResNetAP-10"])
+def test_weights_load_from_a_file(name: str) -> None:
     """safetensors sorts weights by name, so that the last layer is not the last, and loses versions of modules."""
     settings = Teach(network=name, input_size=32)
     network = build_teacher(settings, 7, 32, 5).eval()
