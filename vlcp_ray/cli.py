@@ -355,10 +355,12 @@ def _of_job(arguments: argparse.Namespace, job: str) -> argparse.Namespace:
 
 
 def _scores_json(store: Store, steps: Sequence[Step]) -> dict[str, object]:
+    from vlcp_ray.stages.report.cross_architecture import cells_json
     from vlcp_ray.stages.report.scores import differences_json, rounded, scores_json
 
     scores, sets = api.read_trials(store, steps), rounded(api.read_measures(store, steps))
-    return {"trials": scores_json(scores), "differences": differences_json(scores), "sets": sets}
+    found = {"trials": scores_json(scores), "differences": differences_json(scores), "sets": sets}
+    return found | {"cross_architecture": cells_json(scores)}
 
 
 def _report_several(arguments: argparse.Namespace) -> int:

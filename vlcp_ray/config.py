@@ -89,6 +89,12 @@ class Job(Settings):
                 f"compare.methods: full needs {' or '.join(trains_full)}; add that protocol to evaluate.protocols"
             )
         needs_teacher = any(PROTOCOLS[name].needs_teacher for name in evaluate.protocols)
+        if len(self.teach.network) > 1 and not needs_teacher:
+            soft = " or ".join(name for name in PROTOCOLS if PROTOCOLS[name].needs_teacher)
+            raise ValueError(
+                f"teach.network: {len(self.teach.network)} teachers need a protocol with soft labels; add {soft} to "
+                "evaluate.protocols, or name one network"
+            )
         if needs_teacher and self.teach.input_size != self.evaluate.input_size:
             raise ValueError(
                 f"teach.input_size must be evaluate.input_size, {self.evaluate.input_size}, not {self.teach.input_size}"

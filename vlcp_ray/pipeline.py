@@ -4,7 +4,7 @@ import json
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vlcp_ray import sources
@@ -55,43 +55,26 @@ def graph(job: Job, given: Sequence[Given] = ()) -> tuple[Step, ...]:
     """
     base_model = content_hash(job.base_model)
 
-    # Shared by all seeds: the images, their captions and latents, and the teacher.
+    # Shared by all seeds: the images, their captions and latents, and the teachers, of which the first selects images.
     images = _step("ingest", sources.hashed_settings(job.ingest))
     pairs = _step("pair", pair.hashed_settings(job, base_model), images=images)
-    teacher = _step("teach", teach.hashed_settings(job), images=images)
+    teachers = [_step("teach", teach.hashed_settings(one), images=images) for one in job.teach.teachers()]
+    if len(teachers) > 1:
+        teachers = [replace(step, words=step.settings["network"]) for step in teachers]
 
     # A distilled set for each seed, number of images per class and method.
-    sets: list[Step] = []
-    for seed in job.seeds:
-        model = _step("finetune", finetune.hashed_settings(job, base_model), {"seed": seed}, pairs=pairs)
-        for ipc in job.ipc:
-            for method in (METHODS[name] for name in job.compare.methods):
-                if method.form == "train split":
-                    continue
-                key = {"seed": seed, "ipc": ipc}
-                prototypes = _step("prototype", method.clustering(job), key, pairs=pairs)
-                inputs = {"images": images, "prototypes": prototypes, "model": model, "teacher": teacher}
-                if method.tuning:
-                    tuned_for = {"seed": seed, "method": method.name}
-                    inputs["model"] = _step("finetune", method.tuning(job), tuned_for, images=images)
-                stage = "generate" if method.form == "generation" else "select"
-                settings = method.settings(job, base_model)
-                used = {name: inputs[name] for name in method.inputs}
-                sets.append(_step(stage, settings, key | {"method": method.name}, **used))
+    shared = {"images": images, "pairs": pairs, "teacher": teachers[0]}
+    sets = [made for seed in job.seeds for made in _sets(job, base_model, seed, shared)]
 
-    # Scores of every set, and of the full train split where a protocol trains on it.
+    # Scores of every set, with the labels of each teacher, and of the full train split where a protocol trains on it.
     protocols = [PROTOCOLS[name] for name in job.evaluate.protocols]
-    teacher_input = {"teacher": teacher} if any(protocol.needs_teacher for protocol in protocols) else {}
-    scores = [
-        _step("evaluate", evaluate.hashed_settings(job), made.key, set=made, images=images, **teacher_input)
-        for made in sets
-    ]
+    labelled_by = teachers if any(protocol.needs_teacher for protocol in protocols) else []
+    scores = [step for made in sets for step in _evaluations(job, made, images, labelled_by)]
     for one in given:
-        settings = evaluate.hashed_settings(job) | {evaluate.STREAM: one.stream}
-        scores.append(_step("evaluate", settings, one.step.key, set=one.step, images=images, **teacher_input))
+        scores += _evaluations(job, one.step, images, labelled_by, {evaluate.STREAM: one.stream})
     for method in (METHODS[name] for name in job.compare.methods):
         if method.form == "train split" and any(protocol.trains_full for protocol in protocols):
-            settings = evaluate.hashed_settings(job, full=True)
+            settings = evaluate.hashed_settings(job.evaluate, full=True)
             scores.append(_step("evaluate", settings, {"method": method.name}, images=images))
 
     # One report over everything.
@@ -99,6 +82,45 @@ def graph(job: Job, given: Sequence[Given] = ()) -> tuple[Step, ...]:
     settings = {"name": job.name, **report.COMPARED_AT}
     page = _step("report", settings, **{step.folder: step for step in steps})
     return (*steps, page)
+
+
+def _sets(job: Job, base_model: str, seed: int, shared: Mapping[str, Step]) -> Iterator[Step]:
+    """Yield the distilled sets of a seed.
+
+    Args:
+        shared: what sets of all seeds are made from, by the names in `Method.inputs`, and the pairs.
+    """
+    pairs, images = shared["pairs"], shared["images"]
+    tuned = _step("finetune", finetune.hashed_settings(job, base_model), {"seed": seed}, pairs=pairs)
+    for ipc in job.ipc:
+        for method in (METHODS[name] for name in job.compare.methods):
+            if method.form == "train split":
+                continue
+            key, model = {"seed": seed, "ipc": ipc}, tuned
+            prototypes = _step("prototype", method.clustering(job), key, pairs=pairs)
+            if method.tuning:
+                model = _step("finetune", method.tuning(job), {"seed": seed, "method": method.name}, images=images)
+            inputs = {**shared, "prototypes": prototypes, "model": model}
+            stage = "generate" if method.form == "generation" else "select"
+            used = {name: inputs[name] for name in method.inputs}
+            yield _step(stage, method.settings(job, base_model), key | {"method": method.name}, **used)
+
+
+def _evaluations(
+    job: Job, made: Step, images: Step, teachers: Sequence[Step], more: dict[str, Any] | None = None
+) -> Iterator[Step]:
+    """Yield the evaluations of a set: one, or one for each teacher, of which the first has the hard labels, too.
+
+    Args:
+        more: settings of the evaluations beside those of the job.
+    """
+    step = _step("evaluate", evaluate.hashed_settings(job.evaluate) | (more or {}), made.key, set=made, images=images)
+    soft = evaluate.hashed_settings(evaluate.with_soft_labels(job.evaluate)) | (more or {})
+    for number, teacher in enumerate(teachers):
+        settings, inputs = soft if number else step.settings, {**step.inputs, "teacher": teacher}
+        yield replace(step, settings=settings, inputs=inputs, words=teacher.words)
+    if not teachers:
+        yield step
 
 
 def _step(stage: str, settings: dict[str, Any], key: Mapping[str, Any] | None = None, /, **inputs: Step) -> Step:
@@ -211,7 +233,7 @@ def _check_start(job: Job, steps: Sequence[Step], manifests: Manifests, stages: 
 def _packages(job: Job, stages: Sequence[Stage]) -> list[str]:
     """List the large packages that a run imports in its workers."""
     uses_vllm = pair.STAGE in stages and job.caption.uses_model and job.caption.engine == "vllm"
-    return ["ray", "torch", "transformers", "diffusers", *(("vllm", "torchvision") if uses_vllm else ())]
+    return ["ray", "torch", "torchvision", "transformers", "diffusers", *(["vllm"] if uses_vllm else [])]
 
 
 def check_image_set(job: Job, steps: Sequence[Step], manifests: Manifests, stages: Sequence[str]) -> None:

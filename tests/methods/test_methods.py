@@ -103,14 +103,14 @@ def loads_of(name: str) -> tuple[CostInputs, Load]:
 def test_loads_of_methods_by_features_are_a_pass_over_every_training_image(name: str) -> None:
     inputs, load = loads_of(name)
     teach = inputs.job.teach
-    each = inputs.models.classify(teach.network, teach.input_size, teach.width, 10, "batch")
+    each = inputs.models.classify(teach.network[0], teach.input_size, teach.width, 10, "batch")
     assert (load.work, load.amount, load.units) == (evaluate.CLASSIFY, 1000 * each, 10)
 
 
 def test_loads_of_rded_are_five_crops_of_300_images_of_every_class_and_seed() -> None:
     inputs, load = loads_of("rded")
     teach = inputs.job.teach
-    each = inputs.models.classify(teach.network, teach.input_size, teach.width, 10, "batch")
+    each = inputs.models.classify(teach.network[0], teach.input_size, teach.width, 10, "batch")
     assert (load.work, load.amount, load.units) == (evaluate.CLASSIFY, 3 * 10 * 300 * 5 * each, 10)
 
 

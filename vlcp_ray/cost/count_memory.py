@@ -6,17 +6,14 @@ needs many minutes where activations are recomputed.)
 """
 
 import json
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
 
+from vlcp_ray.cost.classifiers import PeakMemory
 from vlcp_ray.cost.count_flops import PAPER, build, config_of
 from vlcp_ray.cost.flops import TEXT_TOKENS
 from vlcp_ray.models import dit
@@ -27,39 +24,6 @@ TRAINS: Final[Mapping[str, bool]] = {"recomputed": True, "kept": False}
 _BATCHES: Final = (4, 8)
 _HALF, _FULL = 2, 4  # bytes of a number
 _STATE_BYTES: Final = 16  # of a parameter that is trained: weight, two moments, moving average, in float32
-
-
-class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Add up the bytes of all live storages.
-
-    Args:
-        live, peak: bytes now, and the most so far.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.live = self.peak = 0
-        self._seen = WeakIdKeyDictionary()
-
-    def add(self, values: Any) -> None:
-        """Count tensors that exist already."""
-        for value in tree_leaves(values):
-            if isinstance(value, torch.Tensor) and (storage := value.untyped_storage()) not in self._seen:
-                size = storage.nbytes()
-                self._seen[storage] = size
-                self.live += size
-                self.peak = max(self.peak, self.live)
-                weakref.finalize(storage, self._free, size)
-
-    def _free(self, size: int) -> None:
-        self.live -= size
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self.add(result)
-        if func is torch.ops.aten.convolution.default:  # cuDNN copies what it reads and writes to channels last
-            self.peak = max(self.peak, self.live + args[0].nbytes + result.nbytes)
-        return result
 
 
 def counts() -> dict[str, list[dict[str, Any]]]:

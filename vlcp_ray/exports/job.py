@@ -229,7 +229,7 @@ def read_hub_table(job: Job, store: Store, steps: Sequence[Step], step: Step) ->
 
 
 def _teacher(steps: Sequence[Step]) -> Step | None:
-    """Return the step of the teacher with whose soft labels the sets are evaluated, if there is one."""
+    """Return the step of the (first) teacher with whose soft labels the sets are evaluated, if there is one."""
     evaluations = (step for step in steps if step.stage == evaluate.STAGE.name)
     return next((step.inputs["teacher"] for step in evaluations if "teacher" in step.inputs), None)
 
@@ -237,7 +237,7 @@ def _teacher(steps: Sequence[Step]) -> Step | None:
 def _soft_labels(teacher: Artifact, job: Job) -> Callable[[pa.Table], pa.Array]:
     from vlcp_ray.exports.soft_labels import load_labeller  # here, as it loads torch
 
-    return load_labeller(teacher, job.teach)
+    return load_labeller(teacher, job.teach.teachers()[0])
 
 
 def _captions(job: Job, store: Store, steps: Sequence[Step], choice: Choice, target: Artifact) -> str:
@@ -349,7 +349,7 @@ def _facts(job: Job, store: Store, step: Step, choice: Choice) -> dict[str, Any]
 
 def _teacher_facts(job: Job, store: Store, teacher: Step) -> dict[str, Any]:
     return {
-        "network": job.teach.network,
+        "network": job.teach.network[0],
         "input_size": job.teach.input_size,
         "top1": _manifest(store, teacher)["top1"],
         "protocols": [name for name in job.evaluate.protocols if PROTOCOLS[name].needs_teacher],

@@ -320,7 +320,7 @@ def _settings(job: "Job", base_model: str) -> dict[str, Any]:
 def _loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]:
     teach, classes = inputs.job.teach, inputs.images.classes
     crops = CROPS * POOL * classes * len({step.key["seed"] for step in steps})
-    each = inputs.models.classify(teach.network, teach.input_size, teach.width, classes, TEACHER_NORM)
+    each = inputs.models.classify(teach.network[0], teach.input_size, teach.width, classes, TEACHER_NORM)
     yield Load(evaluate.CLASSIFY, generate.count_images(inputs, steps), crops * each, units=classes)
 
 

@@ -24,6 +24,7 @@ def train(
     *,
     epochs: int,
     seed: int,
+    name: str = "",
     ipc: int,
     num_classes: int,
     teacher: "nn.Module | None" = None,
@@ -38,6 +39,7 @@ def train(
         settings: batch size, flip, factor and temperature.
         epochs: number of epochs.
         seed: of the order of the images and of their augmentation.
+        name: of the network, for its learning rate.
         ipc: images per class, 0 for the full train split.
         num_classes: number of classes.
         teacher: in eval mode, with `num_classes` outputs in the order of the class names; given without `stored`.
@@ -59,9 +61,8 @@ def train(
         return loss(network, of_images, pixels, rows, generator, settings, augment)
 
     numbered = (pixels, torch.arange(len(pixels), device=device))
-    yield from rded.train_with(
-        of_batch, network, numbered, settings, epochs=epochs, generator=generator, ipc=ipc, num_classes=num_classes
-    )
+    options = {"epochs": epochs, "ipc": ipc, "num_classes": num_classes}
+    yield from rded.train_with(of_batch, network, numbered, settings, name=name, generator=generator, **options)
 
 
 def loss(

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from vlcp_ray.models.batches import naming_memory_fix
-from vlcp_ray.models.classifiers import InBfloat16, build_classifier
+from vlcp_ray.models.classifiers import InBfloat16, build_classifier, global_seed
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.protocols.labelled_images import LabelledImages, Split, check_split, to_device
 from vlcp_ray.protocols.metrics import accuracy, batches_for, confusion_matrix, guesses, predict
@@ -74,6 +74,7 @@ def run_trial(
     with (
         naming_memory_fix(_TOO_LITTLE_MEMORY.format(trial.network)),
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
+        global_seed(_seed(trial, "dropout"), device),
     ):
         network, on_train = network.to(device), to_device(train, device)
         needs_teacher = protocol.needs_teacher and own is None
@@ -87,6 +88,7 @@ def run_trial(
             settings,
             epochs=epochs,
             seed=_seed(trial, "steps"),
+            name=trial.network,
             ipc=trial.ipc,
             num_classes=classes,
             teacher=checked,
@@ -105,7 +107,7 @@ def run_trial(
         "repeat": trial.repeat,
         "augmented": trial.augmented,
         "epochs": epochs,
-        "steps": epochs * protocol.steps_per_epoch(settings, trial.ipc, classes, len(train.labels)),
+        "steps": epochs * protocol.steps_per_epoch(settings, trial.network, trial.ipc, classes, len(train.labels)),
         "batch_size": protocol.batch_size(settings, trial.ipc, classes, len(train.labels)),
         "labels": protocol.labels,
         "teacher": OWN_LABELS if own is not None else teacher_name if protocol.needs_teacher else "",

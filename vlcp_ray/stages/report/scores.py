@@ -25,12 +25,13 @@ METRICS: Final = ("top1_last", "top1_best", "top5_last")
 
 #: What a figure was made under, besides its protocol and network: figures of two budgets are not compared.
 BUDGET: Final = ("epochs", "steps", "batch_size", "labels", "teacher")
-_GROUP: Final = ("protocol", "network", "method", "ipc", "epochs")
+_GROUP: Final = ("protocol", "network", "teacher", "method", "ipc", "epochs")
 _BYTES: Final = ("image_bytes", "label_bytes", "teacher_bytes")
 _AHEAD: Final = "ahead"
 _COLUMNS: Final = (
     "protocol",
     "network",
+    "teacher",
     "ipc",
     "method",
     "epochs",
@@ -57,18 +58,18 @@ Row = dict[str, Any]
 
 
 def score_summary(scores: pa.Table, first: Sequence[str] = OURS) -> list[Row]:
-    """Compute mean and standard deviation over the trials of each (protocol, network, method, ipc, epochs).
+    """Compute mean and standard deviation over the trials of each (protocol, network, teacher, method, ipc, epochs).
 
     Args:
         scores: SCORES.
         first: the methods that come before all others; with the first of them the others are compared.
 
-    Returns rows by protocol, network and ipc, with the methods in the order of METHODS and the full train split last.
-    Each row has the five keys, the budget of its trials (BUDGET), the means of their bytes of images, stored labels and
-    teacher, `variant` (its place among the numbers of epochs at this protocol, network and ipc), `has_variants`,
-    `n` (trials that count), `failed` (the number of others by outcome), `classes`, and of each metric `_mean` and
-    `_std` (sample standard deviation), in fractions of 1, over the trials that count; `_mean` is None without such a
-    trial, `_std` with fewer than two. Further:
+    Returns rows by protocol, network, teacher and ipc, with the methods in the order of METHODS and the full train
+    split last. Each row has the six keys, the budget of its trials (BUDGET), the means of their bytes of images, stored
+    labels and teacher, `variant` (its place among the numbers of epochs at this protocol, network and ipc),
+    `has_variants`, `has_teachers` (whether this protocol has several), `n` (trials that count), `failed` (the number of
+    others by outcome), `classes`, and of each metric `_mean` and `_std` (sample standard deviation), in fractions of 1,
+    over the trials that count; `_mean` is None without such a trial, `_std` with fewer than two. Further:
 
     `difference`, `low`, `high`, `p`, `pairs`: vlcp's top1_last minus the row's at the same ipc, in points, with its
     interval (see `differences.compare`); None for vlcp's own row, without one, and where a test is not possible.
@@ -89,18 +90,19 @@ def score_summary(scores: pa.Table, first: Sequence[str] = OURS) -> list[Row]:
     for row in rows:
         same = {other["epochs"] for other in rows if protocol_network_ipc(other) == protocol_network_ipc(row)}
         row["variant"], row["has_variants"] = sorted(same).index(row["epochs"]), len(same) > 1
+        row["has_teachers"] = len({other["teacher"] for other in rows if other["protocol"] == row["protocol"]}) > 1
     ours = {comparison_key(row): row for row in rows if row["method"] == first[0]}
     rows = [
-        row | _dd_ranking(row, rows) | _ars(row, rows, plain) | _difference(groups, ours.get(comparison_key(row)), row)
+        row | _dd_ranking(row, rows) | _ars(row, rows, plain) | _difference(groups, _ours_of(row, ours), row)
         for row in rows
     ]
     return sorted(_corrected(rows), key=lambda row: row_order(row, first))
 
 
 def row_order(row: Row, first: Sequence[str] = OURS) -> tuple[Any, ...]:
-    """Return the key by which rows of the summary are sorted: by protocol, network, ipc, epochs and method."""
+    """Return the key by which rows of the summary are sorted: by protocol, network, teacher, ipc, epochs and method."""
     place = _method_order(row["method"], first)
-    return row["protocol"], row["network"], row["ipc"] or math.inf, row["epochs"], place
+    return row["protocol"], row["network"], row["teacher"], row["ipc"] or math.inf, row["epochs"], place
 
 
 def score_table(scores: pa.Table, first: Sequence[str] = OURS) -> str:
@@ -114,6 +116,7 @@ def score_table(scores: pa.Table, first: Sequence[str] = OURS) -> str:
         return "no scores yet"
     lines = [_line(row) for row in rows]
     left_out = {"top-5"} if not has_top5(rows) else set()
+    left_out |= set() if any(row["has_teachers"] for row in rows) else {"teacher"}
     left_out |= {"ARS"} if all(row["ars"] is None for row in rows) else set()
     columns = [name for name in _COLUMNS if name not in left_out]
     titles = [f"{first[0]} ahead" if name == _AHEAD else name for name in columns]
@@ -131,8 +134,8 @@ def score_table(scores: pa.Table, first: Sequence[str] = OURS) -> str:
 def differences_json(scores: pa.Table, first: Sequence[str] = OURS) -> list[Row]:
     """List the comparisons with vlcp as plain objects, in the order of the table; numbers have six decimals.
 
-    Each has protocol, network, ipc, epochs, method and, of `score_summary`, difference, low, high, p, p_holm, pairs and
-    significant.
+    Each has protocol, network, teacher, ipc, epochs, method and, of `score_summary`, difference, low, high, p, p_holm,
+    pairs and significant.
 
     Args:
         first: as of `score_summary`.
@@ -165,7 +168,7 @@ def headline(summary: Sequence[Row], classes: int | None, train_rows: int | None
     if not ours:
         return "", ""
     first = [row for row in summary if protocol_network_ipc(row)[:2] == protocol_network_ipc(ours[0])[:2]]
-    first = [row for row in first if row["variant"] == 0]
+    first = [row for row in first if row["variant"] == 0 and row["teacher"] in ("", ours[0]["teacher"])]
     largest = next((row for row in reversed(first) if row["method"] == vlcp.METHOD.name), ours[-1])
     ipc = largest["ipc"]
     if not largest["n"]:
@@ -186,6 +189,7 @@ def headline(summary: Sequence[Row], classes: int | None, train_rows: int | None
     trials = "a single trial" if is_one else f"{format_trials(largest)} trials"
     epochs = f" of {largest['epochs']:,}" if largest["has_variants"] else ""
     setting = f"after the last epoch{epochs}, {largest['protocol']} protocol"
+    setting += f", labels of {largest['teacher']}" if largest["has_teachers"] else ""
     basis = f"Top-1 of {largest['network']} {setting}, mean over {trials}."
     return claim, f"{basis} {_significance(random)}".rstrip()
 
@@ -203,9 +207,9 @@ def protocol_network_ipc(row: Row) -> tuple[str, str, int]:
     return row["protocol"], row["network"], row["ipc"]
 
 
-def comparison_key(row: Row) -> tuple[str, str, int, int]:
+def comparison_key(row: Row) -> tuple[str, str, int, int, str]:
     """Return the key of the rows that are compared with each other."""
-    return *protocol_network_ipc(row), row["epochs"]
+    return *protocol_network_ipc(row), row["epochs"], row["teacher"]
 
 
 def budget(row: Row) -> tuple[Any, ...]:
@@ -273,9 +277,15 @@ def _difference(groups: Mapping[tuple[Any, ...], Sequence[Row]], ours: Row | Non
     return {"difference": found.points, "is_other_budget": False} | values | {"is_whole": is_whole}
 
 
+def _ours_of(row: Row, ours: Mapping[tuple[str, str, int, int, str], Row]) -> Row | None:
+    """Return vlcp's row with the labels of the same teacher; where there is none, with those of another."""
+    key = comparison_key(row)
+    return ours.get(key) or next((other for one, other in ours.items() if one[:-1] == key[:-1]), None)
+
+
 def _corrected(rows: Sequence[Row]) -> list[Row]:
     """Add `p_holm` and `significant`, from the p-values of the rows that are compared with each other."""
-    tested: dict[tuple[str, str, int, int], list[int]] = {}
+    tested: dict[tuple[str, str, int, int, str], list[int]] = {}
     for number, row in enumerate(rows):
         if row["p"] is not None:
             tested.setdefault(comparison_key(row), []).append(number)
@@ -302,8 +312,8 @@ def _dd_ranking(row: Row, rows: Sequence[Row]) -> Row:
 
     def mean(**changed: Any) -> float | None:
         """Return the mean top1_last of the row that differs from this one in these keys only."""
-        # Under another protocol the epochs are others, of which hard labels have one number.
-        names = [name for name in _GROUP if name != "epochs" or "protocol" not in changed]
+        # Under hard labels there is one number of epochs, which is another, and no teacher.
+        names = [name for name in _GROUP if name not in ("epochs", "teacher") or "protocol" not in changed]
         key = {name: row[name] for name in names} | changed
         means = [other["top1_last_mean"] for other in rows if all(other[name] == key[name] for name in names)]
         return means[0] if means else None  # of one row; None where all of its trials failed
@@ -344,7 +354,7 @@ def _method_order(method: str, first: Sequence[str]) -> tuple[int, str]:
 def _line(row: Row) -> dict[str, str]:
     """Return the cells of a summary row by column."""
     text = format_metrics(row)
-    keys = [row["protocol"], row["network"], str(row["ipc"] or "all"), row["method"]]
+    keys = [row["protocol"], row["network"], row["teacher"], str(row["ipc"] or "all"), row["method"]]
     keys += [*(format_number(row[name]) for name in ("epochs", "steps", "batch_size")), format_trials(row)]
     robust, ars = ("" if row[name] is None else f"{row[name]:.3f}" for name in ("label_robust", "ars"))
     ahead = text["difference"] + (" *" if row["significant"] else "")
@@ -384,7 +394,8 @@ def failures(summary: Sequence[Row]) -> list[str]:
 def where(row: Row) -> str:
     """Say of which images a row is, and after how many epochs where there are several numbers."""
     images = f"at {row['ipc']:,} per class" if row["ipc"] else "on the full train split"
-    return f"{images}, {row['epochs']:,} epochs" if row["has_variants"] else images
+    images += f", {row['epochs']:,} epochs" if row["has_variants"] else ""
+    return f"{images}, labels of {row['teacher']}" if row["has_teachers"] and row["teacher"] else images
 
 
 def _format_percent(mean: float | None, std: float | None) -> str:

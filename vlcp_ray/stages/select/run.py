@@ -24,7 +24,7 @@ from vlcp_ray.methods.method import Run
 from vlcp_ray.methods.synthetic_rows import as_synthetic
 from vlcp_ray.schemas import IMAGES, SYNTHETIC, with_column
 from vlcp_ray.stages.select import STAGE
-from vlcp_ray.stages.teach import WEIGHTS
+from vlcp_ray.stages.teach import WEIGHTS, Teach
 from vlcp_ray.store.artifact import Artifact, Step
 
 _COLUMNS: Final = ("image_id", "label", "class_name", "split", "image", "source")
@@ -129,7 +129,7 @@ class SelectionTask:
             ValueError: a method refuses the class, which the error names.
         """
         rows = rows.sort_by("image_id")
-        teacher = _load_teacher(self.teacher, self.job, self.device) if self.teacher is not None else None
+        teacher = _load_teacher(self.teacher, self.job.teach, self.device) if self.teacher is not None else None
         seconds: dict[str, float] = {}
         for code, runs in self.runs.items():
             start = time.perf_counter()
@@ -145,10 +145,10 @@ class SelectionTask:
 
 
 @lru_cache(maxsize=1)
-def _load_teacher(weights: ray.ObjectRef, job: Job, device: str) -> Any:
-    """Load the teacher once per process."""
+def _load_teacher(weights: ray.ObjectRef, settings: Teach, device: str) -> Any:
+    """Load the first teacher, the one that selects, once per process."""
     from safetensors.torch import load
 
     from vlcp_ray.models.teacher import load_teacher
 
-    return load_teacher(job.teach, load(ray.get(weights))).to(device)
+    return load_teacher(settings.teachers()[0], load(ray.get(weights))).to(device)

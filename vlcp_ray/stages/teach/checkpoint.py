@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -17,6 +18,7 @@ from vlcp_ray.models.teacher import head_names
 _NESTED: Final = ("model", "state_dict")
 _CLASS_LISTS: Final = ("class_names", "classes")
 _PREFIX: Final = "module."
+_DENSE_LAYER: Final = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)")
 
 State = dict[str, Tensor]
 
@@ -40,7 +42,9 @@ def load_published(network: str, class_names: Sequence[str], outputs: Sequence[s
             f"teach.checkpoint: torchvision's weights {name} cannot be loaded ({reason}); put the file where the "
             "workers reach it, and name it"
         ) from error
-    return order_outputs(content, class_names, outputs, by_name=True)
+    # DenseNet's file has `norm.1` where the network has `norm1`.
+    renamed = {_DENSE_LAYER.sub(r"\1", key): value for key, value in content.items()}
+    return order_outputs(renamed, class_names, outputs, by_name=True)
 
 
 def cached_file(network: str, folder: str = "") -> Path:

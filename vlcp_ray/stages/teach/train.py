@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from vlcp_ray.models.classifiers import global_seed
 from vlcp_ray.models.teacher import build_teacher
 from vlcp_ray.protocols import training
 from vlcp_ray.protocols.augment import augment_without_jitter, random_shift
@@ -35,7 +36,7 @@ class TrainedTeacher:
 def train_teacher(
     train: LabelledImages, val: LabelledImages, class_names: Sequence[str], settings: Teach, seed: int, device: str
 ) -> TrainedTeacher:
-    """Train a network with batch norm on real images with hard labels.
+    """Train a network, one of ours with batch norm, on real images with hard labels.
 
     SGD with Nesterov momentum 0.9 and one cycle of the learning rate, which needs few epochs; images of up to 64 pixels
     are shifted by up to an eighth of their side, larger ones cropped (scale 0.08 to 1, as for ImageNet), and flipped if
@@ -78,7 +79,10 @@ def train_teacher(
     )
     accuracies, batches, loss = [], batches_for(device), math.nan
     predicted = val_labels[:, None]
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+    with (
+        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
+        global_seed(seed_for(seed, "teach", "dropout"), device),
+    ):
         for epoch in trained:
             if should_validate(epoch.number, settings.epochs, settings.validations):
                 predicted, loss = predict(network, val.pixels, device, batches), float(epoch.loss)
