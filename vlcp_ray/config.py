@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from vlcp_ray.methods import METHODS
+from vlcp_ray.methods.sre2l import SRe2L
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.settings import ConfigError, OneOf, Positive, Settings, build, check_unique, read_toml
 from vlcp_ray.stages.evaluate import Evaluate
@@ -32,14 +33,17 @@ class Compare(Settings):
         description="d4m only: mini-batch: k-means in one pass over batches of ipc images, as D4M's released code; "
         "k-means: full k-means like the other methods, which is not D4M's",
     )
+    sre2l: SRe2L = SRe2L()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         check_unique(self, "methods")
-        for method in METHODS.values():
-            for name in method.options:
-                if method.name not in self.methods and getattr(self, name) != type(self).model_fields[name].default:
-                    raise ValueError(f"{name} is for {method.name} only; add {method.name} to methods or leave it out")
+        for name in dict.fromkeys(name for method in METHODS.values() for name in method.options):
+            users = [method.name for method in METHODS.values() if name in method.options]
+            is_set = getattr(self, name) != type(self).model_fields[name].default
+            if is_set and not set(users) & set(self.methods):
+                one_of = " or ".join(users)
+                raise ValueError(f"{name} is for {one_of} only; add {one_of} to methods or leave it out")
         return self
 
 

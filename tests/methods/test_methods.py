@@ -21,6 +21,7 @@ PARAMETERS = {
     "prototypes": ["job", "batch_size"],
     "ids": ["index", "seed", "ipc"],
     "class": ["rows", "runs", "teacher", "job", "device"],
+    "partition": ["rows", "part", "teacher", "job", "device"],
 }
 
 

@@ -18,7 +18,7 @@ from vlcp_ray.cost.requirements import set_steps
 from vlcp_ray.engine.context import list_written
 from vlcp_ray.exports import cards, dataset, licences
 from vlcp_ray.exports.names import file_names
-from vlcp_ray.methods import vlcp
+from vlcp_ray.methods import METHODS, vlcp
 from vlcp_ray.models import pretrained
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.schemas import SYNTHETIC
@@ -92,17 +92,26 @@ def check_push(job: Job, store: Store, steps: Sequence[Step], choice: Choice, ha
     if has_right or choice.form not in dataset.WRITERS:
         return
     step = find_set(job, steps, choice.method, choice.ipc, choice.seed)
-    if not _is_generated(step):
+    origin = _origin(step)
+    if origin in _FROM_REAL_IMAGES:
         terms = licences.of_images(job, _class_keys(store, step))
         raise ConfigError(
-            f"--push-to-hub: the images of {choice.method} are real images of {public(job.ingest.source)}, or parts of "
-            f"some; their terms: {terms.name}. {terms.terms} Add --i-have-the-right if you may publish them"
+            f"--push-to-hub: the images of {choice.method} are real images of {public(job.ingest.source)}, parts of "
+            f"some, or made from their pixels; their terms: {terms.name}. {terms.terms} Add --i-have-the-right if you "
+            "may publish them"
         )
 
 
-def _is_generated(step: Step) -> bool:
-    """Return whether the images of a set were generated from prototypes; those of the other methods are real ones."""
-    return "prototypes" in step.inputs
+#: The origins of images that the terms of the image set bind.
+_FROM_REAL_IMAGES: Final = ("real", "optimised from real images")
+
+
+def _origin(step: Step) -> str:
+    """Return what the images of a set are: generated from prototypes, optimised from noise or real images, or real."""
+    if "prototypes" in step.inputs:
+        return "generated"
+    start = METHODS[step.key["method"]].optimised_from
+    return f"optimised from {start}" if start else "real"
 
 
 def _class_keys(store: Store, step: Step) -> list[str]:
@@ -162,7 +171,8 @@ def _dataset(job: Job, store: Store, steps: Sequence[Step], choice: Choice, targ
     teacher_facts = _teacher_facts(job, store, teacher) if teacher else None
     soft_labels = _soft_labels(store.artifact(teacher), job) if teacher else None
     dataset.write(choice.form, store.artifact(step), target, class_names, images, soft_labels)
-    generated = _is_generated(step)
+    origin = _origin(step)
+    generated = origin == "generated"
     used = {"uses_model": generated, "uses_captions": generated}
     used["uses_teacher"] = teacher is not None or "teacher" in step.inputs
     card = (
@@ -173,7 +183,7 @@ def _dataset(job: Job, store: Store, steps: Sequence[Step], choice: Choice, targ
             "contents": _contents(target),
             "images": images,
             "method": choice.method,
-            "generated": generated,
+            "origin": origin,
             "size": job.generate.image_size,
             "scores": _scores(
                 store, [s for s in evaluations if s.inputs.get("set", step).fingerprint == step.fingerprint]

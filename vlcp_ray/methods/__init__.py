@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from vlcp_ray.methods import centroid, d4m, full, herding, k_center, random_images, rded, vlcp
+from vlcp_ray.methods import centroid, d4m, full, herding, k_center, random_images, rded, sre2l, vlcp
 from vlcp_ray.methods.method import Method
 
 #: In the order of the score table.
@@ -16,6 +16,7 @@ METHODS: Final[dict[str, Method]] = {
         d4m.METHOD,
         centroid.METHOD,
         rded.METHOD,
+        sre2l.METHOD,
         herding.METHOD,
         k_center.METHOD,
         random_images.METHOD,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from vlcp_ray.stages import prototype
@@ -19,10 +20,47 @@ if TYPE_CHECKING:
 #:                image_id and class_name of all of them;
 #: `class`        a function of (rows, runs, teacher, job, device) makes, from all training images of one class, the
 #:                rows of SYNTHETIC of every run (seed, ipc);
+#: `partition`    a function of (rows, part, teacher, job, device) makes, from the training images of several classes,
+#:                the rows of SYNTHETIC of one `Part`; `parts` lists them;
 #: `train split`  no set is made: networks are trained on all training images.
-Form: TypeAlias = Literal["generation", "prototypes", "ids", "class", "train split"]
+Form: TypeAlias = Literal["generation", "prototypes", "ids", "class", "partition", "train split"]
 
 Run: TypeAlias = tuple[int, int]  # seed, ipc
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a method makes at once of its sets, from several classes; an interrupted run repeats parts as a whole.
+
+    Its images are a function of the labels, the seed and the number (and, where a part belongs to one set, of its ipc):
+    not of the other sets that a job asks for.
+
+    Args:
+        labels: of its classes, sorted.
+        runs: the sets that get images of it, all of one seed.
+        number: among the parts of these classes and this seed.
+    """
+
+    labels: tuple[int, ...]
+    runs: tuple[Run, ...]
+    number: int = 0
+
+    @property
+    def seed(self) -> int:
+        """The seed of its sets."""
+        return self.runs[0][0]
+
+    @property
+    def file(self) -> str:
+        """The name of its file in each of its sets."""
+        return f"{self.labels[0]:05d}-{self.number:04d}.parquet"
+
+
+def partition(labels: Sequence[int], most: int) -> list[tuple[int, ...]]:
+    """Divide sorted labels into the fewest partitions of at most `most` classes, whose sizes differ by at most one."""
+    count = -(-len(labels) // most)
+    bounds = [len(labels) * number // count for number in range(count + 1)]
+    return [tuple(labels[start:stop]) for start, stop in pairwise(bounds)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,10 +74,14 @@ class Method:
         form: how it makes its sets.
         inputs: the artifacts that a set is made from: images, prototypes, model or teacher.
         code: `module:name` of its class or function.
+        parts: for the form `partition`: the parts of some sets, given the job, the labels and the sets.
+        columns: for the form `partition`: the columns of the training images that it reads.
         settings: the settings that determine its sets, given the job and the content hash of its base model.
         clustering: the settings that determine the prototypes that it uses.
         loads: the work of making its sets, for methods that the stage generate does not make.
-        options: the fields of `Compare` that only this method uses.
+        optimised_from: what the pixels of its images are optimised from; "": they are generated or real.
+        options: the fields of `Compare` that only this method, and others that list them, use.
+        check: refuse a job whose inputs cannot work, before anything starts.
     """
 
     name: str
@@ -48,7 +90,11 @@ class Method:
     form: Form
     inputs: tuple[str, ...]
     code: str = ""
+    parts: Callable[["Job", Sequence[int], Sequence[Run]], list[Part]] = lambda job, labels, runs: []
+    columns: tuple[str, ...] = ("image_id", "label", "class_name", "image")
     settings: Callable[["Job", str], dict[str, Any]] = lambda job, base_model: {}
     clustering: Callable[["Job"], dict[str, Any]] = lambda job: prototype.hashed_settings(job.prototype)
     loads: Callable[["CostInputs", Sequence["Step"]], Iterator[Load]] = lambda inputs, steps: iter(())
+    optimised_from: Literal["", "noise", "real images"] = ""
     options: tuple[str, ...] = ()
+    check: Callable[["Job"], None] = lambda job: None

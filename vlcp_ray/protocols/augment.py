@@ -186,6 +186,27 @@ def crop(images: Tensor, boxes: Tensor, mirrored: Tensor) -> Tensor:
     return nn.functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=True)
 
 
+def crop_together(images: Tensor, box: Tensor, mirrored: bool) -> Tensor:
+    """Cut the same box out of all images, as `crop` does; differentiable, and reproducible on a GPU as well.
+
+    Args:
+        images: (n, c, s, s) float32.
+        box: (4,) float32 on the CPU: left, top, width, height, in pixels.
+        mirrored: whether the views are flipped horizontally.
+    """
+    # Two products with matrices: the gradient of grid_sample depends on the order in which a GPU adds it up.
+    left, top, width, height = box.tolist()
+    across, down = (_interpolation(*side, images.shape[-1]) for side in ((left, width), (top, height)))
+    across = across.flip(0) if mirrored else across
+    return down.to(images.device) @ images @ across.T.to(images.device)
+
+
+def _interpolation(start: float, length: float, size: int) -> Tensor:
+    """Return the (size, size) weights of old pixels, by new pixel, of a linear resize of a range to `size` pixels."""
+    positions = (start + length * (torch.arange(size) + 0.5) / size - 0.5).clamp(start, start + length - 1)
+    return (1 - (positions[:, None] - torch.arange(size)).abs()).clamp(min=0)
+
+
 def jitter_colours(images: Tensor, generator: torch.Generator, jitter: float, lighting: float) -> Tensor:
     """Jitter brightness, contrast and saturation in an order sampled per image, add PCA lighting, normalise.
 

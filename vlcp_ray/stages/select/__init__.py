@@ -34,16 +34,31 @@ DECODE: Final = Work(
 
 
 def _loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]:
-    """Yield one load for each kind of work, added up over the methods, since its workers start once for all of them."""
+    """Yield the loads of the methods; those of one kind of work with equally many pieces are added up.
+
+    The workers of a kind of work start once for all methods.
+    """
     from vlcp_ray.methods import METHODS  # imported here, because the methods import the works of these stages
 
-    by_work: dict[Work, Load] = {}
+    added: dict[tuple[Work, float], Load] = {}
     for method in METHODS.values():
         method_steps = [step for step in steps if step.key["method"] == method.name]
         for load in method.loads(inputs, method_steps) if method_steps else ():
-            total = by_work.get(load.work, replace(load, images=0, amount=0.0))
-            by_work[load.work] = replace(load, images=load.images + total.images, amount=load.amount + total.amount)
-    yield from by_work.values()
+            key = load.work, load.units
+            total = added.get(key, replace(load, images=0, amount=0.0, batches=0.0))
+            sums = {name: getattr(load, name) + getattr(total, name) for name in ("images", "amount", "batches")}
+            added[key] = replace(load, **sums, largest=max(load.largest, total.largest))
+    started: set[Work] = set()
+    for (work, _), load in added.items():
+        yield replace(load, starts=0 if work in started else load.starts)
+        started.add(work)
+
+
+def _check(job: "Job") -> None:
+    from vlcp_ray.methods import METHODS
+
+    for name in job.compare.methods:
+        METHODS[name].check(job)
 
 
 STAGE: Final = Stage(
@@ -58,4 +73,5 @@ STAGE: Final = Stage(
     works=(DECODE,),
     loads=_loads,
     disk=generate.disk,
+    check=_check,
 )
