@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from vlcp_ray.methods import METHODS
+from vlcp_ray.methods.idc import IDC
 from vlcp_ray.methods.sre2l import SRe2L
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.settings import ConfigError, OneOf, Positive, Settings, build, check_unique, read_toml
@@ -33,7 +34,9 @@ class Compare(Settings):
         description="d4m only: mini-batch: k-means in one pass over batches of ipc images, as D4M's released code; "
         "k-means: full k-means like the other methods, which is not D4M's",
     )
+    idc_factor: Literal[2, 3] = Field(2, description="idc only: smaller images in an image, per side")
     sre2l: SRe2L = SRe2L()
+    idc: IDC = IDC()
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -325,7 +325,7 @@ def test_cutmix_shares_have_the_distribution_of_the_released_code() -> None:
 def test_crop_together_is_the_crop_of_every_image_by_the_same_box(mirrored: bool) -> None:
     images = noise().requires_grad_()
     for box in crop_boxes(8, 32, seeded(), (0.08, 1.0)):
-        views = crop_together(images, box, mirrored)
+        views = crop_together(images, box.tolist(), mirrored)
         expected = crop(images, box.expand(5, -1), torch.full((5,), mirrored))
         torch.testing.assert_close(views, expected, atol=1e-5, rtol=0)
     views.sum().backward()  # type: ignore[no-untyped-call]

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from vlcp_ray.methods import centroid, d4m, full, herding, k_center, random_images, rded, sre2l, vlcp
+from vlcp_ray.methods import centroid, d4m, full, herding, idc, k_center, random_images, rded, sre2l, vlcp
 from vlcp_ray.methods.method import Method
 
 #: In the order of the score table.
@@ -17,6 +17,8 @@ METHODS: Final[dict[str, Method]] = {
         centroid.METHOD,
         rded.METHOD,
         sre2l.METHOD,
+        idc.IDC_1,
+        idc.TILED,
         herding.METHOD,
         k_center.METHOD,
         random_images.METHOD,

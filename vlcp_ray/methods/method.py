@@ -79,6 +79,7 @@ class Method:
         settings: the settings that determine its sets, given the job and the content hash of its base model.
         clustering: the settings that determine the prototypes that it uses.
         loads: the work of making its sets, for methods that the stage generate does not make.
+        rows_per_image: rows of SYNTHETIC that an image of a set is decoded to, given the job.
         optimised_from: what the pixels of its images are optimised from; "": they are generated or real.
         options: the fields of `Compare` that only this method, and others that list them, use.
         check: refuse a job whose inputs cannot work, before anything starts.
@@ -95,6 +96,7 @@ class Method:
     settings: Callable[["Job", str], dict[str, Any]] = lambda job, base_model: {}
     clustering: Callable[["Job"], dict[str, Any]] = lambda job: prototype.hashed_settings(job.prototype)
     loads: Callable[["CostInputs", Sequence["Step"]], Iterator[Load]] = lambda inputs, steps: iter(())
+    rows_per_image: Callable[["Job"], int] = lambda job: 1
     optimised_from: Literal["", "noise", "real images"] = ""
     options: tuple[str, ...] = ()
     check: Callable[["Job"], None] = lambda job: None

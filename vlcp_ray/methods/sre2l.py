@@ -172,7 +172,7 @@ def view(pixels: "Tensor", settings: SRe2L, flip: bool, generator: "torch.Genera
 
     if settings.crop:
         (box,) = crop_boxes(1, pixels.shape[-1], generator, CROP_SCALE)
-        pixels = crop_together(pixels, box, bool(torch.rand((), generator=generator) < (0.5 if flip else 0.0)))
+        pixels = crop_together(pixels, box.tolist(), bool(torch.rand((), generator=generator) < (0.5 if flip else 0.0)))
     down, right = torch.randint(settings.shift + 1, (2,), generator=generator).tolist()
     return torch.roll(pixels, (down, right), (2, 3))
 

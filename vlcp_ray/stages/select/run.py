@@ -107,7 +107,8 @@ def _complete(context: Context, steps: Sequence[Step], seconds: Mapping[str, flo
     """Complete sets that were made on the pool of evaluate, with `ipc` images of every class that has any."""
     for step in steps:
         written = len(context.artifact(step).table("synthetic", SYNTHETIC, ["image_id"]))
-        expected = step.key["ipc"] * len(_labels(context, step))
+        each = METHODS[step.key["method"]].rows_per_image(context.job)
+        expected = step.key["ipc"] * each * len(_labels(context, step))
         used = {STAGE.pools[0]: context.scale.evaluate}
         context.complete(step, rows_in=expected, rows=written, seconds=seconds[step.fingerprint], pools=used)
 
