@@ -20,6 +20,7 @@ from vlcp_ray.stages.ingest import STAGE as INGEST
 from vlcp_ray.stages.ingest import Ingest
 from vlcp_ray.stages.pair import Caption, Encode
 from vlcp_ray.stages.prototype import Prototype
+from vlcp_ray.stages.rank import Rank
 from vlcp_ray.stages.teach import Teach
 
 
@@ -69,6 +70,7 @@ class Job(Settings):
     prototype: Prototype = Prototype()
     generate: Generate = Generate()
     teach: Teach = Teach()
+    rank: Rank = Rank()
     evaluate: Evaluate = Evaluate()
     compare: Compare = Compare()
 
@@ -96,6 +98,20 @@ class Job(Settings):
         if needs_teacher and self.teach.input_size != self.evaluate.input_size:
             raise ValueError(
                 f"teach.input_size must be evaluate.input_size, {self.evaluate.input_size}, not {self.teach.input_size}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_rank(self) -> Self:
+        ranking = [method.name for method in METHODS.values() if "difficulty" in method.inputs]
+        if not set(ranking) & set(self.compare.methods):
+            if self.rank != Rank():
+                one_of = " or ".join(ranking)
+                raise ValueError(f"rank is for {one_of} only; add {one_of} to compare.methods or leave rank out")
+        elif self.rank.epochs > self.teach.epochs:
+            raise ValueError(
+                f"rank.epochs, {self.rank.epochs}, must be at most teach.epochs, {self.teach.epochs}, of which they "
+                "are the first; lower it"
             )
         return self
 

@@ -20,7 +20,7 @@ from vlcp_ray.monitoring.trackers import Tracker, open_tracker
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.scale import Scale
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.stages import STAGES, evaluate, finetune, ingest, pair, report, teach
+from vlcp_ray.stages import STAGES, evaluate, finetune, ingest, pair, rank, report, teach
 from vlcp_ray.stages.stage import Stage
 from vlcp_ray.store.artifact import Manifests, Step, Store
 from vlcp_ray.store.lease import acquire_lease
@@ -32,10 +32,11 @@ def graph(job: Job) -> tuple[Step, ...]:
     """List the steps of a job, each after its inputs; local models and tables that it names are read for hashes."""
     base_model = content_hash(job.base_model)
 
-    # Shared by all seeds: the images, their captions and latents, and the teacher.
+    # Shared by all seeds: the images, their captions and latents, the teacher, and how difficult the images are.
     images = _step("ingest", sources.hashed_settings(job.ingest))
     pairs = _step("pair", pair.hashed_settings(job, base_model), images=images)
     teacher = _step("teach", teach.hashed_settings(job), images=images)
+    difficulty = _step("rank", rank.hashed_settings(job), images=images)
 
     # A distilled set for each seed, number of images per class and method.
     sets: list[Step] = []
@@ -47,7 +48,8 @@ def graph(job: Job) -> tuple[Step, ...]:
                     continue
                 key = {"seed": seed, "ipc": ipc}
                 prototypes = _step("prototype", method.clustering(job), key, pairs=pairs)
-                inputs = {"images": images, "prototypes": prototypes, "model": model, "teacher": teacher}
+                inputs = {"images": images, "prototypes": prototypes, "model": model}
+                inputs |= {"teacher": teacher, "difficulty": difficulty}
                 stage = "generate" if method.form == "generation" else "select"
                 settings = method.settings(job, base_model)
                 used = {name: inputs[name] for name in method.inputs}

@@ -99,7 +99,7 @@ def loads_of(name: str) -> tuple[CostInputs, Load]:
     return inputs, load
 
 
-@pytest.mark.parametrize("name", ["herding", "k-center"])
+@pytest.mark.parametrize("name", ["herding", "k-center", "moderate"])
 def test_loads_of_methods_by_features_are_a_pass_over_every_training_image(name: str) -> None:
     inputs, load = loads_of(name)
     teach = inputs.job.teach

@@ -2,7 +2,20 @@
 
 from typing import Final
 
-from vlcp_ray.methods import centroid, d4m, full, herding, idc, k_center, random_images, rded, sre2l, vlcp
+from vlcp_ray.methods import (
+    centroid,
+    d4m,
+    difficulty,
+    full,
+    herding,
+    idc,
+    k_center,
+    moderate,
+    random_images,
+    rded,
+    sre2l,
+    vlcp,
+)
 from vlcp_ray.methods.method import Method
 
 #: In the order of the score table.
@@ -21,6 +34,9 @@ METHODS: Final[dict[str, Method]] = {
         idc.TILED,
         herding.METHOD,
         k_center.METHOD,
+        moderate.METHOD,
+        difficulty.EL2N,
+        difficulty.FORGETTING,
         random_images.METHOD,
         full.METHOD,
     )

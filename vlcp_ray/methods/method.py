@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 #: `generation`   a diffusion model denoises prototypes, guided by a text: the stage generate, no code of its own;
 #: `prototypes`   a row-wise class, constructed with (job, batch_size), turns PROTOTYPES into SYNTHETIC;
 #: `ids`          a function of (index, seed, ipc) returns the ids of the training images to take; index has the
-#:                image_id and class_name of all of them;
+#:                image_id and class_name of all of them, or is DIFFICULTY for a method that this is an input of;
 #: `class`        a function of (rows, runs, teacher, job, device) makes, from all training images of one class, the
 #:                rows of SYNTHETIC of every run (seed, ipc);
 #: `partition`    a function of (rows, part, teacher, job, device) makes, from the training images of several classes,
@@ -72,7 +72,7 @@ class Method:
         summary: what its images are, in one line.
         source: the publication that it comes from.
         form: how it makes its sets.
-        inputs: the artifacts that a set is made from: images, prototypes, model or teacher.
+        inputs: the artifacts that a set is made from: images, prototypes, model, teacher or difficulty.
         code: `module:name` of its class or function.
         parts: for the form `partition`: the parts of some sets, given the job, the labels and the sets.
         columns: for the form `partition`: the columns of the training images that it reads.

@@ -28,20 +28,31 @@ from vlcp_ray.store.artifact import Manifest, Step, Store
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.filterwarnings("default")]
 JOB = Path(__file__).parents[3] / "jobs" / "digits-compare.toml"
+MADE = ("random", "herding", "k-center", "moderate", "el2n", "forgetting", "rded", "sre2l", "idc-1", "idc")
+
+
+OVERRIDES = [
+    f"compare.methods={[*MADE, 'full']}",
+    "ipc=[2]",
+    "seeds=[0]",
+    "teach.epochs=1",
+    "teach.width=8",
+    "evaluate.epochs=2",
+    "evaluate.full_epochs=1",
+    "evaluate.width=8",
+    "rank.networks=2",
+    "rank.epochs=1",
+    "compare.sre2l.steps=2",
+    "compare.idc.outer_steps=1",
+    "compare.idc.inner_steps=1",
+    "compare.idc.network=ConvNet-3",
+    "compare.idc.width=8",
+    "compare.idc.classes=5",
+]
 
 
 def job() -> Job:
-    overrides = [
-        'compare.methods=["random", "herding", "k-center", "rded", "full"]',
-        "ipc=[2]",
-        "seeds=[0]",
-        "teach.epochs=1",
-        "teach.width=8",
-        "evaluate.epochs=2",
-        "evaluate.full_epochs=1",
-        "evaluate.width=8",
-    ]
-    return load_job(JOB, overrides)
+    return load_job(JOB, OVERRIDES)
 
 
 def run_with(root: Path, workers: int) -> tuple[dict[str, pa.Table], pa.Table]:
@@ -49,7 +60,7 @@ def run_with(root: Path, workers: int) -> tuple[dict[str, pa.Table], pa.Table]:
     store = Store.at(str(root))
     steps = list(run(job(), store, "report", Scale(evaluate=pool, ingest=pool)))
     made_by = [manifest["scale"]["generate"] for manifest in manifests_of(store, steps, "select")]
-    assert made_by == [pool.model_dump(exclude_none=True)] * 4  # not the pool of the models, which are not used
+    assert made_by == [pool.model_dump(exclude_none=True)] * len(MADE)  # not the pool of the models, which are not used
     assert all(manifest["seconds"] > 0 for stage in STAGES for manifest in manifests_of(store, steps, stage))
     sets = {
         step.key["method"]: store.artifact(step).table("synthetic", SYNTHETIC).sort_by("image_id")
@@ -69,25 +80,55 @@ def test_graph_without_generated_sets_has_no_models() -> None:
     assert {stage: stages.count(stage) for stage in stages} == {
         "ingest": 1,
         "teach": 1,
-        "select": 4,
-        "evaluate": 5,
+        "rank": 1,
+        "select": len(MADE),
+        "evaluate": len(MADE) + 1,
         "report": 1,
     }
 
 
 def test_select_with_one_or_two_workers_gives_the_same_sets_and_scores(tmp_path: Path) -> None:
     sets, scores = run_with(tmp_path / "one", 1)
-    assert {method: len(table) for method, table in sets.items()} == dict.fromkeys(
-        ("random", "herding", "k-center", "rded"), 20
-    )
+    assert {method: len(table) for method, table in sets.items()} == dict.fromkeys(MADE, 20) | {"idc": 80}
     assert all(set(table["label"].to_pylist()) == set(range(10)) for table in sets.values())
     trials = set(zip(*(scores[name].to_pylist() for name in ("method", "protocol")), strict=True))
-    methods = ("random", "herding", "k-center", "rded")
-    assert trials == {(m, p) for m in methods for p in ("minimax", "rded", "rded-stored")} | {("full", "minimax")}
-    assert len(scores) == 13
+    assert trials == {(m, p) for m in MADE for p in ("minimax", "rded", "rded-stored")} | {("full", "minimax")}
+    assert len(scores) == 3 * len(MADE) + 1
     again, same = run_with(tmp_path / "two", 2)
     assert same.equals(scores)
     assert all(again[method].equals(sets[method]) for method in sets)
+
+
+def test_select_of_partitions_that_was_interrupted_makes_only_what_is_missing(tmp_path: Path) -> None:
+    some = ['compare.methods=["sre2l", "idc-1"]', "ipc=[1,2]", "evaluate.protocols=['rded']"]
+    settings = load_job(JOB, [*(text for text in OVERRIDES if not text.startswith("rank")), *some])
+    store, pool = Store.at(str(tmp_path)), Pool(num_workers=2, num_cpus=1)
+    scale = Scale(evaluate=pool, ingest=pool)
+    steps = [step for step in run(settings, store, "select", scale) if step.stage == "select"]
+    files = {file: file.stat().st_mtime_ns for file in tmp_path.glob("select-*/synthetic/*.parquet")}
+    assert len(files) == 2 + 2 * 2  # a batch of sre2l in both sets, two partitions of idc-1 in each
+    content = {file: file.read_bytes() for file in files}
+    lost = [next(file for file in files if step.folder in str(file)) for step in steps if step.key["ipc"] == 2]
+    for step in steps:
+        (tmp_path / step.folder / "manifest.json").unlink()
+    for file in lost:
+        file.unlink()
+    list(run(settings, store, "select", scale))
+    assert {file: file.read_bytes() for file in files} == content
+    made = {file for file, time in files.items() if file.stat().st_mtime_ns != time}
+    sre2l = {file for file in files if any(step.folder in str(file) for step in steps if step.key["method"] == "sre2l")}
+    assert made == {*lost, *sre2l}
+
+
+def test_difficulty_is_measured_once_for_all_methods_seeds_and_sizes() -> None:
+    settings = load_job(JOB, [*OVERRIDES, "ipc=[1,2,5]", "seeds=[0,1]"])
+    ranked = [step for step in graph(settings) if step.stage == "rank"]
+    assert len(ranked) == 1
+    assert ranked == [step for step in graph(job()) if step.stage == "rank"]
+    users = {step.key["method"] for step in graph(settings) if "difficulty" in step.inputs}
+    assert users == {"el2n", "forgetting"}
+    without = load_job(JOB, ['compare.methods=["random"]'])
+    assert not [step for step in graph(without) if step.stage == "rank"]
 
 
 def test_select_rows_of_two_sets_returns_a_shared_row_twice() -> None:
@@ -120,7 +161,7 @@ def test_selection_task_of_shuffled_rows_writes_the_same_sets(tmp_path: Path, ro
     one, two = selection_task(tmp_path / "one"), selection_task(tmp_path / "two")
     one(rows)
     two(shuffled)
-    assert len(one.runs) == 3
+    assert len(one.runs) == 4
     for code, runs in one.runs.items():
         (table,) = [artifact.table("synthetic", SYNTHETIC) for artifact in runs.values()]
         (again,) = [artifact.table("synthetic", SYNTHETIC) for artifact in two.runs[code].values()]

@@ -1,4 +1,4 @@
-"""select: IMAGES, PROTOTYPES, teacher -> SYNTHETIC of the compared methods without denoising."""
+"""select: IMAGES, PROTOTYPES, DIFFICULTY, teacher -> SYNTHETIC of the compared methods without denoising."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -64,7 +64,7 @@ def _check(job: "Job") -> None:
 STAGE: Final = Stage(
     "select",
     version=2,
-    summary="IMAGES, PROTOTYPES, teacher -> SYNTHETIC of the methods without denoising",
+    summary="IMAGES, PROTOTYPES, DIFFICULTY, teacher -> SYNTHETIC of the methods without denoising",
     tables={"synthetic": SYNTHETIC},
     files=("rejected",),
     pools=generate.STAGE.pools,

@@ -24,6 +24,7 @@ from vlcp_ray.methods.method import Part, Run
 from vlcp_ray.methods.synthetic_rows import as_synthetic
 from vlcp_ray.monitoring.allocator import memory_retained
 from vlcp_ray.schemas import IMAGES, SYNTHETIC, with_column
+from vlcp_ray.stages.rank import DIFFICULTY
 from vlcp_ray.stages.select import STAGE
 from vlcp_ray.stages.teach import WEIGHTS
 from vlcp_ray.store.artifact import Artifact, Step
@@ -54,7 +55,8 @@ def _select_ids(context: Context, steps: Sequence[Step], code: str) -> None:
     """Make the sets of a method that returns ids: select those images from IMAGES in one plan for all sets."""
     images = context.input(steps[0], "images")
     runs = {step.fingerprint: (step.key["seed"], step.key["ipc"]) for step in steps}
-    ids: dict[str, list[str]] = run_remote(_ids_of_sets, images, code, runs)
+    difficulty = context.input(steps[0], "difficulty") if "difficulty" in steps[0].inputs else None
+    ids: dict[str, list[str]] = run_remote(_ids_of_sets, images, difficulty, code, runs)
     totals = {target: len(image_ids) for target, image_ids in ids.items()}
     write = WriteRows({step.fingerprint: context.artifact(step) for step in steps}, STAGE.name, "synthetic", SYNTHETIC)
     for target, artifact in write.targets.items():
@@ -68,9 +70,14 @@ def _select_ids(context: Context, steps: Sequence[Step], code: str) -> None:
         complete_rows(context, step, write, totals[step.fingerprint], facts)
 
 
-def _ids_of_sets(images: Artifact, code: str, runs: Mapping[str, Run]) -> dict[str, list[str]]:
+def _ids_of_sets(
+    images: Artifact, difficulty: Artifact | None, code: str, runs: Mapping[str, Run]
+) -> dict[str, list[str]]:
     """Return the ids of every set, by its fingerprint."""
-    index = images.rows("images", IMAGES, ["image_id", "class_name"], "split", pa.array(["train"]))
+    if difficulty is None:
+        index = images.rows("images", IMAGES, ["image_id", "class_name"], "split", pa.array(["train"]))
+    else:
+        index = difficulty.table("difficulty", DIFFICULTY)
     return {target: resolve_name(code)(index, seed, ipc) for target, (seed, ipc) in runs.items()}
 
 
