@@ -3,6 +3,7 @@
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -126,11 +127,29 @@ def load_job(name: str | Path, overrides: Sequence[str] = (), changed: Mapping[s
     Raises:
         ConfigError: the file is missing or no TOML, a key is unknown, a value is out of range.
     """
-    settings = _merge(read_toml(name, "jobs"), changed or {})
+    file = read_toml(name, "jobs")
+    settings = _merge(deepcopy(file), changed or {})
     settings.setdefault("name", Path(name).stem)
     for override in overrides:
         _apply(settings, override)
-    return build(Job, settings, str(name))
+    return build(Job, _without_unused(settings, file), str(name))
+
+
+def _without_unused(settings: dict[str, Any], file: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop those settings of a job file that are of methods which the caller has taken out of `compare.methods`."""
+    compare, before = settings.get("compare"), file.get("compare", {})
+    if not isinstance(compare, dict) or compare.get("methods") == before.get("methods"):
+        return settings
+    left = compare.get("methods")
+    kept = [METHODS[name] for name in left if name in METHODS] if isinstance(left, list) else list(METHODS.values())
+    used = {option for method in kept for option in method.options}
+    options = {option for method in METHODS.values() for option in method.options} - used
+    dropped = {name for name in options if name in before and compare.get(name) == before[name]}
+    result = settings | {"compare": {name: value for name, value in compare.items() if name not in dropped}}
+    uses_rank = any("difficulty" in method.inputs for method in kept)
+    if not uses_rank and "rank" in file and settings.get("rank") == file["rank"]:
+        del result["rank"]
+    return result
 
 
 def _merge(settings: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from vlcp_ray.methods.method import Method, Part, Run, partition
 from vlcp_ray.models.networks import NETWORKS, check_input_size
 from vlcp_ray.settings import ConfigError, Fraction, OneOf, Positive, Settings
 from vlcp_ray.stages import evaluate, generate
-from vlcp_ray.stages.stage import TRAINING_PASSES, Load
+from vlcp_ray.stages.stage import TRAINING_PASSES, Load, Memory
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
     from vlcp_ray.config import Job
     from vlcp_ray.cost.inputs import CostInputs
+    from vlcp_ray.cost.memory import ModelMemory
     from vlcp_ray.images import Pixels
     from vlcp_ray.protocols.labelled_images import LabelledImages
+    from vlcp_ray.scale import Scale
     from vlcp_ray.store.artifact import Step
 
 
@@ -376,6 +378,17 @@ def _passes(settings: IDC, classes: int, train: float, ipc: int, tiles: int) -> 
     )
 
 
+def _memory(kind: str, factor: int | None) -> Any:
+    def memory(job: "Job", models: "ModelMemory", scale: "Scale") -> Iterator[Memory]:
+        own, tiles = job.compare.idc, (factor or job.compare.idc_factor) ** 2
+        made = min(MOST_COMPARED, max(job.ipc) * tiles)
+        gib = models.match(own.network, own.width, job.evaluate.input_size, own.batch_size, made)
+        fix = "lower it, or give the pool evaluate a larger share of a GPU (num_gpus in the scale file)"
+        yield Memory(kind, "compare.idc.batch_size", evaluate.CLASSIFY.pool, gib, gib, fix)
+
+    return memory
+
+
 def _check(job: "Job") -> None:
     """Refuse a network that cannot learn from images of this size.
 
@@ -398,6 +411,7 @@ IDC_1: Final = Method(
     parts=list_parts,
     settings=_settings(1),
     loads=_loads(1),
+    memory=_memory("idc-1", 1),
     optimised_from="real images",
     options=("idc",),
     check=_check,
@@ -412,6 +426,7 @@ TILED: Final = Method(
     parts=list_parts,
     settings=_settings(None),
     loads=_loads(None),
+    memory=_memory("idc", None),
     rows_per_image=lambda job: job.compare.idc_factor**2,
     optimised_from="real images",
     options=("idc", "idc_factor"),

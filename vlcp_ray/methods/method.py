@@ -6,11 +6,13 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from vlcp_ray.stages import prototype
-from vlcp_ray.stages.stage import Load
+from vlcp_ray.stages.stage import Load, Memory
 
 if TYPE_CHECKING:
     from vlcp_ray.config import Job
     from vlcp_ray.cost.inputs import CostInputs
+    from vlcp_ray.cost.memory import ModelMemory
+    from vlcp_ray.scale import Scale
     from vlcp_ray.store.artifact import Step
 
 #: How a method makes its sets:
@@ -79,6 +81,7 @@ class Method:
         settings: the settings that determine its sets, given the job and the content hash of its base model.
         clustering: the settings that determine the prototypes that it uses.
         loads: the work of making its sets, for methods that the stage generate does not make.
+        memory: what its networks need of a GPU.
         rows_per_image: rows of SYNTHETIC that an image of a set is decoded to, given the job.
         optimised_from: what the pixels of its images are optimised from; "": they are generated or real.
         options: the fields of `Compare` that only this method, and others that list them, use.
@@ -96,6 +99,7 @@ class Method:
     settings: Callable[["Job", str], dict[str, Any]] = lambda job, base_model: {}
     clustering: Callable[["Job"], dict[str, Any]] = lambda job: prototype.hashed_settings(job.prototype)
     loads: Callable[["CostInputs", Sequence["Step"]], Iterator[Load]] = lambda inputs, steps: iter(())
+    memory: Callable[["Job", "ModelMemory", "Scale"], Iterator[Memory]] = lambda job, models, scale: iter(())
     rows_per_image: Callable[["Job"], int] = lambda job: 1
     optimised_from: Literal["", "noise", "real images"] = ""
     options: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ from vlcp_ray.methods.method import Method, Part, Run, partition
 from vlcp_ray.models.networks import TEACHER_NORM
 from vlcp_ray.settings import ConfigError, Positive, Settings
 from vlcp_ray.stages import evaluate, generate
-from vlcp_ray.stages.stage import TRAINING_PASSES, Load
+from vlcp_ray.stages.stage import TRAINING_PASSES, Load, Memory
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from vlcp_ray.config import Job
     from vlcp_ray.cost.inputs import CostInputs
+    from vlcp_ray.cost.memory import ModelMemory
     from vlcp_ray.images import Pixels
+    from vlcp_ray.scale import Scale
     from vlcp_ray.store.artifact import Step
 
 
@@ -238,6 +240,12 @@ def _loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]:
     yield Load(evaluate.CLASSIFY, count, amount, units=len(parts), batches=len(parts) * taken)
 
 
+def _memory(job: "Job", models: "ModelMemory", scale: "Scale") -> Iterator[Memory]:
+    gib = models.recover(job.teach.network, job.teach.width, job.teach.input_size, BATCH)
+    fix = "give the pool evaluate a larger share of a GPU (num_gpus in the scale file), or use larger ones"
+    yield Memory("sre2l", "compare.methods: sre2l", evaluate.CLASSIFY.pool, gib, gib, fix)
+
+
 def _check(job: "Job") -> None:
     """Refuse a file of a teacher without batch norm.
 
@@ -268,6 +276,7 @@ METHOD: Final = Method(
     columns=("label", "class_name"),
     settings=_settings,
     loads=_loads,
+    memory=_memory,
     optimised_from="noise",
     options=("sre2l",),
     check=_check,

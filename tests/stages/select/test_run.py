@@ -28,11 +28,20 @@ from vlcp_ray.store.artifact import Manifest, Step, Store
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.filterwarnings("default")]
 JOB = Path(__file__).parents[3] / "jobs" / "digits-compare.toml"
-MADE = ("random", "herding", "k-center", "moderate", "el2n", "forgetting", "rded", "sre2l", "idc-1", "idc")
-
-
+EVALUATED = ("random", "herding", "k-center", "rded")
+MADE = (*EVALUATED, "moderate", "el2n", "forgetting", "sre2l", "idc-1", "idc")
+EARLY = ["rank.networks=2", "rank.epochs=1"]
+PIXELS = [
+    "compare.sre2l.steps=2",
+    "compare.idc.outer_steps=1",
+    "compare.idc.inner_steps=1",
+    "compare.idc.network=ConvNet-3",
+    "compare.idc.width=8",
+    "compare.idc.classes=5",
+    "compare.idc.train_images=64",
+    "compare.idc.batch_size=16",
+]
 OVERRIDES = [
-    f"compare.methods={[*MADE, 'full']}",
     "ipc=[2]",
     "seeds=[0]",
     "teach.epochs=1",
@@ -40,19 +49,13 @@ OVERRIDES = [
     "evaluate.epochs=2",
     "evaluate.full_epochs=1",
     "evaluate.width=8",
-    "rank.networks=2",
-    "rank.epochs=1",
-    "compare.sre2l.steps=2",
-    "compare.idc.outer_steps=1",
-    "compare.idc.inner_steps=1",
-    "compare.idc.network=ConvNet-3",
-    "compare.idc.width=8",
-    "compare.idc.classes=5",
 ]
 
 
-def job() -> Job:
-    return load_job(JOB, OVERRIDES)
+def job(methods: Sequence[str] = (*EVALUATED, "full"), *more: str) -> Job:
+    """Load the job of some methods; a setting of other methods would be refused."""
+    own = [*more, *(EARLY if "el2n" in methods else ()), *(PIXELS if "idc" in methods else ())]
+    return load_job(JOB, [*OVERRIDES, f"compare.methods={list(methods)}", *own])
 
 
 def run_with(root: Path, workers: int) -> tuple[dict[str, pa.Table], pa.Table]:
@@ -60,15 +63,19 @@ def run_with(root: Path, workers: int) -> tuple[dict[str, pa.Table], pa.Table]:
     store = Store.at(str(root))
     steps = list(run(job(), store, "report", Scale(evaluate=pool, ingest=pool)))
     made_by = [manifest["scale"]["generate"] for manifest in manifests_of(store, steps, "select")]
-    assert made_by == [pool.model_dump(exclude_none=True)] * len(MADE)  # not the pool of the models, which are not used
+    assert made_by == [pool.model_dump(exclude_none=True)] * 4  # not the pool of the models, which are not used
     assert all(manifest["seconds"] > 0 for stage in STAGES for manifest in manifests_of(store, steps, stage))
-    sets = {
+    scores = [store.artifact(step).table("scores", SCORES) for step in steps if step.stage == "evaluate"]
+    return sets_of(store, steps), pa.concat_tables(scores).sort_by("trial_id").drop_columns("seconds")
+
+
+def sets_of(store: Store, steps: Sequence[Step]) -> dict[str, pa.Table]:
+    """The sets by their method."""
+    return {
         step.key["method"]: store.artifact(step).table("synthetic", SYNTHETIC).sort_by("image_id")
         for step in steps
         if step.stage == "select"
     }
-    scores = [store.artifact(step).table("scores", SCORES) for step in steps if step.stage == "evaluate"]
-    return sets, pa.concat_tables(scores).sort_by("trial_id").drop_columns("seconds")
 
 
 def manifests_of(store: Store, steps: Sequence[Step], stage: str) -> list[Manifest]:
@@ -80,33 +87,44 @@ def test_graph_without_generated_sets_has_no_models() -> None:
     assert {stage: stages.count(stage) for stage in stages} == {
         "ingest": 1,
         "teach": 1,
-        "rank": 1,
-        "select": len(MADE),
-        "evaluate": len(MADE) + 1,
+        "select": 4,
+        "evaluate": 5,
         "report": 1,
     }
 
 
 def test_select_with_one_or_two_workers_gives_the_same_sets_and_scores(tmp_path: Path) -> None:
     sets, scores = run_with(tmp_path / "one", 1)
-    assert {method: len(table) for method, table in sets.items()} == dict.fromkeys(MADE, 20) | {"idc": 80}
+    assert {method: len(table) for method, table in sets.items()} == dict.fromkeys(EVALUATED, 20)
     assert all(set(table["label"].to_pylist()) == set(range(10)) for table in sets.values())
     trials = set(zip(*(scores[name].to_pylist() for name in ("method", "protocol")), strict=True))
-    assert trials == {(m, p) for m in MADE for p in ("minimax", "rded", "rded-stored")} | {("full", "minimax")}
-    assert len(scores) == 3 * len(MADE) + 1
+    assert trials == {(m, p) for m in EVALUATED for p in ("minimax", "rded", "rded-stored")} | {("full", "minimax")}
+    assert len(scores) == 13
     again, same = run_with(tmp_path / "two", 2)
     assert same.equals(scores)
     assert all(again[method].equals(sets[method]) for method in sets)
 
 
+def test_select_of_optimised_and_difficult_images_is_the_same_with_one_or_two_workers(tmp_path: Path) -> None:
+    made = []
+    for workers in (1, 2):
+        pool, store = Pool(num_workers=workers, num_cpus=1), Store.at(str(tmp_path / str(workers)))
+        steps = list(run(job(MADE[4:]), store, "select", Scale(evaluate=pool, ingest=pool)))
+        (ranked,) = manifests_of(store, steps, "rank")
+        assert ranked["rows"] == 2
+        made.append(sets_of(store, steps))
+    assert {name: len(table) for name, table in made[0].items()} == dict.fromkeys(MADE[4:], 20) | {"idc": 80}
+    assert all(set(table["label"].to_pylist()) == set(range(10)) for table in made[0].values())
+    assert all(made[1][name].equals(table) for name, table in made[0].items())
+
+
 def test_select_of_partitions_that_was_interrupted_makes_only_what_is_missing(tmp_path: Path) -> None:
-    some = ['compare.methods=["sre2l", "idc-1"]', "ipc=[1,2]", "evaluate.protocols=['rded']"]
-    settings = load_job(JOB, [*(text for text in OVERRIDES if not text.startswith("rank")), *some])
+    settings = job(("sre2l", "idc-1", "idc"), "ipc=[1,2]")
     store, pool = Store.at(str(tmp_path)), Pool(num_workers=2, num_cpus=1)
     scale = Scale(evaluate=pool, ingest=pool)
     steps = [step for step in run(settings, store, "select", scale) if step.stage == "select"]
     files = {file: file.stat().st_mtime_ns for file in tmp_path.glob("select-*/synthetic/*.parquet")}
-    assert len(files) == 2 + 2 * 2  # a batch of sre2l in both sets, two partitions of idc-1 in each
+    assert len(files) == 2 + 2 * 2 * 2  # a batch of sre2l in both sets, two partitions in each of idc-1 and idc
     content = {file: file.read_bytes() for file in files}
     lost = [next(file for file in files if step.folder in str(file)) for step in steps if step.key["ipc"] == 2]
     for step in steps:
@@ -121,14 +139,13 @@ def test_select_of_partitions_that_was_interrupted_makes_only_what_is_missing(tm
 
 
 def test_difficulty_is_measured_once_for_all_methods_seeds_and_sizes() -> None:
-    settings = load_job(JOB, [*OVERRIDES, "ipc=[1,2,5]", "seeds=[0,1]"])
+    settings = job(MADE, "ipc=[1,2,5]", "seeds=[0,1]")
     ranked = [step for step in graph(settings) if step.stage == "rank"]
     assert len(ranked) == 1
-    assert ranked == [step for step in graph(job()) if step.stage == "rank"]
+    assert ranked == [step for step in graph(job(MADE)) if step.stage == "rank"]
     users = {step.key["method"] for step in graph(settings) if "difficulty" in step.inputs}
     assert users == {"el2n", "forgetting"}
-    without = load_job(JOB, ['compare.methods=["random"]'])
-    assert not [step for step in graph(without) if step.stage == "rank"]
+    assert not [step for step in graph(job(["random"])) if step.stage == "rank"]
 
 
 def test_select_rows_of_two_sets_returns_a_shared_row_twice() -> None:
@@ -161,7 +178,7 @@ def test_selection_task_of_shuffled_rows_writes_the_same_sets(tmp_path: Path, ro
     one, two = selection_task(tmp_path / "one"), selection_task(tmp_path / "two")
     one(rows)
     two(shuffled)
-    assert len(one.runs) == 4
+    assert len(one.runs) == 3
     for code, runs in one.runs.items():
         (table,) = [artifact.table("synthetic", SYNTHETIC) for artifact in runs.values()]
         (again,) = [artifact.table("synthetic", SYNTHETIC) for artifact in two.runs[code].values()]

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Final
 from vlcp_ray.models import pretrained
 from vlcp_ray.schemas import SYNTHETIC
 from vlcp_ray.stages import generate
-from vlcp_ray.stages.stage import Load, Stage, Work
+from vlcp_ray.stages.stage import Load, Memory, Stage, Work
 
 if TYPE_CHECKING:
     from vlcp_ray.config import Job
     from vlcp_ray.cost.inputs import CostInputs
+    from vlcp_ray.cost.memory import ModelMemory
+    from vlcp_ray.scale import Scale
     from vlcp_ray.store.artifact import Step
 
 
@@ -54,6 +56,14 @@ def _loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]:
         started.add(work)
 
 
+def _memory(job: "Job", models: "ModelMemory", scale: "Scale") -> Iterator[Memory]:
+    """Yield what the methods need of a GPU."""
+    from vlcp_ray.methods import METHODS
+
+    for name in job.compare.methods:
+        yield from METHODS[name].memory(job, models, scale)
+
+
 def _check(job: "Job") -> None:
     from vlcp_ray.methods import METHODS
 
@@ -73,5 +83,6 @@ STAGE: Final = Stage(
     works=(DECODE,),
     loads=_loads,
     disk=generate.disk,
+    memory=_memory,
     check=_check,
 )
