@@ -143,10 +143,10 @@ def count_classifier(name: str) -> dict[str, Any]:
     recover, match = {}, {}
     for stem, side in _sides(name, "batch").items():
         recover[stem] = _line([_recover_peak(name, rows, side) for rows in _BATCHES])[1] / side**2
-    one, two = _BATCHES
+    many = 4  # real images for each of a batch: a synthetic image, whose gradient is differentiated, needs more
     for stem, side in _sides(name, "instance").items():
-        real = _line([_match_peak(name, rows, one, side) for rows in _BATCHES])[1]
-        made = _line([_match_peak(name, two, rows, side) for rows in _BATCHES])[1]
+        real = _line([_match_peak(name, many * rows, 1, side) for rows in _BATCHES])[1] / many
+        made = _line([_match_peak(name, 1, rows, side) for rows in _BATCHES])[1]
         match[stem] = [real / side**2, made / side**2]
     return {"name": name, "recover": recover, "match": match}
 
@@ -165,7 +165,7 @@ def _recover_peak(name: str, rows: int, side: int) -> int:
         with BatchNormDistance(network) as distance:
             loss = cross_entropy(network(pixels), torch.zeros(rows, dtype=torch.long)) + distance.pop()
             torch.autograd.backward(loss)
-        return memory.peak
+        return int(memory.peak)
 
 
 def _match_peak(name: str, real: int, made: int, side: int) -> int:
@@ -174,7 +174,7 @@ def _match_peak(name: str, real: int, made: int, side: int) -> int:
         network = _build(name, side, "instance")
         views = torch.empty(real + made, 3, side, side, requires_grad=True)
         torch.autograd.backward(gradient_distance(network, views, real, 0, "l1"))
-        return memory.peak
+        return int(memory.peak)
 
 
 def _build(name: str, side: int, norm: Norm) -> nn.Module:

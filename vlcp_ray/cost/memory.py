@@ -73,9 +73,9 @@ class ModelMemory:
         return float(images * side**2 * self._classifier(network, width, side, "batch", "recover") / GIB)
 
     def match(self, network: str, width: int, side: int, real: int, made: int) -> float:
-        """GiB of a step of idc on real and synthetic images of side x side pixels, through a network."""
+        """GiB of a step of idc on real, then on synthetic images of side x side pixels, through a network."""
         one, other = (self._classifier(network, width, side, "instance", "match", place) for place in (0, 1))
-        return float((real * one + made * other) * side**2 / GIB)
+        return float(max(real * one, made * other) * side**2 / GIB)
 
     def _classifier(self, name: str, width: int, side: int, norm: Norm, use: str, place: int | None = None) -> float:
         """Return the bytes of an image and pixel; those of a ConvNet grow with its width."""
