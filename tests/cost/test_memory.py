@@ -159,5 +159,6 @@ def test_methods_that_optimise_pixels_are_refused_on_a_gpu_that_is_too_small() -
     assert needs["sre2l"].gib == MODELS.recover("ResNet-18", 128, 224, 100)
     assert needs["idc-1"].gib == MODELS.match("ResNetAP-10", 128, 224, 64, 50)
     check_memory(job, ["select"], scale_with(80, evaluate=Pool(num_gpus=1)))
-    with pytest.raises(ConfigError, match=r"compare\.methods: sre2l needs .* GiB of GPU memory"):
-        check_memory(job, ["select"], scale_with(4, evaluate=Pool(num_gpus=1)))
+    for gib, named in ((4, "compare.idc.batch_size needs 5.4"), (2.5, "compare.methods: sre2l needs 2.1")):
+        with pytest.raises(ConfigError, match=rf"{named} GiB of GPU memory"):
+            check_memory(job, ["select"], scale_with(gib, evaluate=Pool(num_gpus=1)))
