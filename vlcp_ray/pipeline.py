@@ -22,7 +22,7 @@ from vlcp_ray.monitoring.trackers import Tracker, open_tracker
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.scale import Scale
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.stages import STAGES, evaluate, finetune, ingest, pair, report, teach
+from vlcp_ray.stages import STAGES, evaluate, finetune, ingest, pair, rank, report, teach
 from vlcp_ray.stages.stage import Stage
 from vlcp_ray.store.artifact import Manifests, Step, Store
 from vlcp_ray.store.lease import acquire_lease
@@ -55,15 +55,17 @@ def graph(job: Job, given: Sequence[Given] = ()) -> tuple[Step, ...]:
     """
     base_model = content_hash(job.base_model)
 
-    # Shared by all seeds: the images, their captions and latents, and the teachers, of which the first selects images.
+    # Shared by all seeds: images, captions and latents, how difficult the images are, and the teachers, of which the
+    # first selects images.
     images = _step("ingest", sources.hashed_settings(job.ingest))
     pairs = _step("pair", pair.hashed_settings(job, base_model), images=images)
     teachers = [_step("teach", teach.hashed_settings(one), images=images) for one in job.teach.teachers()]
     if len(teachers) > 1:
         teachers = [replace(step, words=step.settings["network"]) for step in teachers]
+    difficulty = _step("rank", rank.hashed_settings(job), images=images)
 
     # A distilled set for each seed, number of images per class and method.
-    shared = {"images": images, "pairs": pairs, "teacher": teachers[0]}
+    shared = {"images": images, "pairs": pairs, "teacher": teachers[0], "difficulty": difficulty}
     sets = [made for seed in job.seeds for made in _sets(job, base_model, seed, shared)]
 
     # Scores of every set, with the labels of each teacher, and of the full train split where a protocol trains on it.

@@ -22,6 +22,7 @@ PARAMETERS = {
     "ids": ["index", "seed", "ipc"],
     "class": ["rows", "runs", "teacher", "job", "device"],
     "labels": ["job", "models", "batch_size"],
+    "partition": ["rows", "part", "teacher", "job", "device"],
 }
 
 
@@ -99,7 +100,7 @@ def loads_of(name: str) -> tuple[CostInputs, Load]:
     return inputs, load
 
 
-@pytest.mark.parametrize("name", ["herding", "k-center"])
+@pytest.mark.parametrize("name", ["herding", "k-center", "moderate"])
 def test_loads_of_methods_by_features_are_a_pass_over_every_training_image(name: str) -> None:
     inputs, load = loads_of(name)
     teach = inputs.job.teach

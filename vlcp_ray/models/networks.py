@@ -140,6 +140,10 @@ NETWORKS: Final[Mapping[str, Network]] = {
         *_of_torchvision(),
     )
 }
+#: Those whose norm is the protocol's: all but those of torchvision.
+OWN: Final[Mapping[str, Network]] = {
+    name: network for name, network in NETWORKS.items() if not network.is_of_torchvision
+}
 #: Classifiers of torchvision that are none of NETWORKS, and why.
 REFUSED: Final[Mapping[str, str]] = dict.fromkeys(
     ("googlenet", "inception_v3"), "is trained by the losses of auxiliary heads, which no protocol here has"

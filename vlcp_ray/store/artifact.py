@@ -279,7 +279,7 @@ class Artifact:
                 parts = [part for part, found in zip(parts, threads.map(has_any, parts), strict=True) if found]
         if not parts:
             return pa.schema([f for f in schema if f.name in columns]).empty_table()
-        return self.read_parts(parts, columns, wanted, [*columns, key])
+        return self.read_parts(parts, columns, wanted, list(dict.fromkeys((*columns, key))))
 
     def read_parts(
         self,
