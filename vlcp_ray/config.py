@@ -23,6 +23,7 @@ from vlcp_ray.stages.ingest import STAGE as INGEST
 from vlcp_ray.stages.ingest import Ingest
 from vlcp_ray.stages.pair import Caption, Encode
 from vlcp_ray.stages.prototype import Prototype
+from vlcp_ray.stages.rank import STAGE as RANK
 from vlcp_ray.stages.rank import Rank
 from vlcp_ray.stages.teach import Teach
 
@@ -169,8 +170,8 @@ def _without_unused(settings: dict[str, Any], file: Mapping[str, Any]) -> dict[s
     dropped = {name for name in options if name in before and compare.get(name) == before[name]}
     result = settings | {"compare": {name: value for name, value in compare.items() if name not in dropped}}
     uses_rank = any("difficulty" in method.inputs for method in kept)
-    if not uses_rank and "rank" in file and settings.get("rank") == file["rank"]:
-        del result["rank"]
+    if not uses_rank and RANK.name in file and settings.get(RANK.name) == file[RANK.name]:
+        del result[RANK.name]
     return result
 
 

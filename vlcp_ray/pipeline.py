@@ -65,8 +65,10 @@ def graph(job: Job, given: Sequence[Given] = ()) -> tuple[Step, ...]:
     difficulty = _step("rank", rank.hashed_settings(job), images=images)
 
     # A distilled set for each seed, number of images per class and method.
+    compared = [METHODS[name] for name in job.compare.methods]
+    tunings = {method.name: method.tuning(job) for method in compared if method.tuning}
     shared = {"images": images, "pairs": pairs, "teacher": teachers[0], "difficulty": difficulty}
-    sets = [made for seed in job.seeds for made in _sets(job, base_model, seed, shared)]
+    sets = [made for seed in job.seeds for made in _sets(job, base_model, seed, shared, tunings)]
 
     # Scores of every set, with the labels of each teacher, and of the full train split where a protocol trains on it.
     protocols = [PROTOCOLS[name] for name in job.evaluate.protocols]
@@ -74,7 +76,7 @@ def graph(job: Job, given: Sequence[Given] = ()) -> tuple[Step, ...]:
     scores = [step for made in sets for step in _evaluations(job, made, images, labelled_by)]
     for one in given:
         scores += _evaluations(job, one.step, images, labelled_by, {evaluate.STREAM: one.stream})
-    for method in (METHODS[name] for name in job.compare.methods):
+    for method in compared:
         if method.form == "train split" and any(protocol.trains_full for protocol in protocols):
             settings = evaluate.hashed_settings(job.evaluate, full=True)
             scores.append(_step("evaluate", settings, {"method": method.name}, images=images))
@@ -86,11 +88,14 @@ def graph(job: Job, given: Sequence[Given] = ()) -> tuple[Step, ...]:
     return (*steps, page)
 
 
-def _sets(job: Job, base_model: str, seed: int, shared: Mapping[str, Step]) -> Iterator[Step]:
+def _sets(
+    job: Job, base_model: str, seed: int, shared: Mapping[str, Step], tunings: Mapping[str, dict[str, Any]]
+) -> Iterator[Step]:
     """Yield the distilled sets of a seed.
 
     Args:
         shared: what sets of all seeds are made from, by the names in `Method.inputs`, and the pairs.
+        tunings: the settings of methods that have a fine-tuned model of their own, by method.
     """
     pairs, images = shared["pairs"], shared["images"]
     tuned = _step("finetune", finetune.hashed_settings(job, base_model), {"seed": seed}, pairs=pairs)
@@ -100,8 +105,8 @@ def _sets(job: Job, base_model: str, seed: int, shared: Mapping[str, Step]) -> I
                 continue
             key, model = {"seed": seed, "ipc": ipc}, tuned
             prototypes = _step("prototype", method.clustering(job), key, pairs=pairs)
-            if method.tuning:
-                model = _step("finetune", method.tuning(job), {"seed": seed, "method": method.name}, images=images)
+            if method.name in tunings:
+                model = _step("finetune", tunings[method.name], {"seed": seed, "method": method.name}, images=images)
             inputs = {**shared, "prototypes": prototypes, "model": model}
             stage = "generate" if method.form == "generation" else "select"
             used = {name: inputs[name] for name in method.inputs}

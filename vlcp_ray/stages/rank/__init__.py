@@ -47,7 +47,7 @@ def hashed_settings(job: "Job") -> dict[str, Any]:
     """Return the settings that determine the table: its own, and those of the teacher's training."""
     first = job.teach.teachers()[0]
     training = first.model_dump(exclude=_UNUSED) | {"network": first.name, "recipe": asdict(teach.RECIPE)}
-    return job.rank.model_dump() | {"teach": training}
+    return job.rank.model_dump() | {"teacher": training}
 
 
 def _loads(inputs: "CostInputs", _: Sequence["Step"]) -> Iterator[Load]:
