@@ -1,6 +1,7 @@
 """Tests of the training of a DiT: the two terms against plain loops, ranks, micro-batches, and its checkpoints."""
 
 import math
+import multiprocessing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 
 from vlcp_ray import schemas
 from vlcp_ray.methods.minimax import Minimax
@@ -151,9 +154,9 @@ def test_inputs_of_a_row_depend_on_its_id_and_epoch_only(build: Build) -> None:
     ]
 
 
-def run(trainer: DitTrainer, epochs: int, **arguments: Any) -> list[EpochMetrics]:
+def run(trainer: DitTrainer, epochs: int, n_rows: int = N, **arguments: Any) -> list[EpochMetrics]:
     reports: list[EpochMetrics] = []
-    train(trainer, Schedule(N, epochs, 8, 0), make_rows().reader(), reports.append, **arguments)
+    train(trainer, Schedule(n_rows, epochs, 8, 0), make_rows().reader(), reports.append, **arguments)
     return reports
 
 
@@ -203,3 +206,34 @@ def test_rows_are_read_by_position_with_their_labels() -> None:
     assert table["image_id"].to_pylist() == ["img-005", "img-002", "img-020"]
     assert table["label"].to_pylist() == [4, 4, 4]
     assert np.array_equal(schemas.tensors(table["train_moments"]), rows.moments[[5, 2, 20]])
+
+
+def train_as_rank(build: Build, rank: int, folder: Path, rows: int) -> None:
+    """Train as one of two ranks under DDP, and write the trained weights, the memories and the loss."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    trainer = build(rank=rank, world_size=2, wrap=lambda network: DistributedDataParallel(network))
+    (report,) = run(trainer, 1, rows)
+    saved = {name: weight.detach() for name, weight in trainer.trained.items()} | trainer.state()
+    torch.save(saved | {"loss": torch.tensor(report.loss)}, folder / f"rank-{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("rows", [N, 17])  # whole batches, and a last one in which a rank has no row
+def test_two_ranks_train_the_same_weights_and_memories_as_one(build: Build, tmp_path: Path, rows: int) -> None:
+    processes = multiprocessing.get_context("fork")
+    ranks = [processes.Process(target=train_as_rank, args=(build, rank, tmp_path, rows)) for rank in (0, 1)]
+    for process in ranks:
+        process.start()
+    alone = build()
+    (report,) = run(alone, 1, rows)
+    for process in ranks:
+        process.join(500)
+        assert process.exitcode == 0
+    expected = {name: weight.detach() for name, weight in alone.trained.items()} | alone.state()
+    for rank in (0, 1):
+        found = torch.load(tmp_path / f"rank-{rank}.pt")
+        assert float(found.pop("loss")) == pytest.approx(report.loss, abs=1e-5)
+        assert found.keys() == expected.keys()
+        for name, values in expected.items():
+            torch.testing.assert_close(found[name], values, rtol=1e-3, atol=1e-4)
