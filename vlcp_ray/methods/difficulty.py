@@ -56,7 +56,7 @@ def _hardest(index: pa.Table, scores: pa.ChunkedArray, seed: int, ipc: int) -> l
             )
         candidates = own.filter(pc.greater_equal(own["score_sum"], own["score_sum"][ipc - 1]))
         total = dict(zip(candidates["image_id"].to_pylist(), candidates["score_sum"].to_pylist(), strict=True))
-        ranked = sorted(total, key=lambda image_id: (-total[image_id], seed_for(seed, "rank", image_id)))
+        ranked = sorted(total, key=lambda image_id: (-total[image_id], seed_for(seed, "ties", image_id)))
         selected += ranked[:ipc]
     return selected
 
