@@ -21,6 +21,7 @@ from ray.exceptions import RaySystemError, RayTaskError, WorkerCrashedError
 
 from tests.image_sets import picture, write_files
 from tests.s3 import Proxy, Server
+from tests.stages.report.test_scores import scores, trials
 from vlcp_ray.cli import format_command, main
 from vlcp_ray.config import load_job
 from vlcp_ray.engine.context import list_written
@@ -512,3 +513,29 @@ def test_plan_of_a_sample_shows_its_cost_and_that_of_the_whole_job(
     with pytest.raises(SystemExit):
         main(["plan", JOB, "--sample", "0"])
     assert "'0' is no number above 0" in capsys.readouterr().err
+
+
+def test_report_of_several_jobs_prints_them_side_by_side_in_every_format(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, other = Store.at(str(tmp_path)), str(Path(JOB).parent / "digits-seeds.toml")
+    for name, top1 in ((JOB, 0.5), (other, 0.75)):
+        step = next(step for step in graph(load_job(name)) if step.title == "evaluate seed 0 ipc 5 random")
+        store.artifact(step).write_table("scores/0.parquet", scores(trials("random", 5, (top1,))))
+    both = ["report", JOB, other, "--root", str(tmp_path)]
+    assert main(both) == 0
+    assert "50.0 (1)" in (text := capsys.readouterr().out)
+    assert "75.0 (1)" in text
+    assert text.split()[5:7] == ["digits", "digits-seeds"]
+    assert main([*both, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["jobs"]
+    assert [found[name]["trials"][0]["top1_last"] for name in ("digits", "digits-seeds")] == [0.5, 0.75]
+    for form, start in (("csv", "job,protocol"), ("latex", "% top-1"), ("markdown", "| protocol |")):
+        assert main([*both, f"--{form}"]) == 0
+        assert capsys.readouterr().out.startswith(start)
+    assert main(["report", JOB, "--root", str(tmp_path), "--csv"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert main(["report", JOB, JOB, "--root", str(tmp_path)]) == 2
+    assert "a job is given twice" in capsys.readouterr().err
+    assert main(["report", JOB, other, "--root", str(tmp_path / "new"), "--csv"]) == 1
+    assert "no scores yet" in capsys.readouterr().err

@@ -191,3 +191,21 @@ def test_load_job_with_changed_settings_merges_sections() -> None:
         load_job("imagenette", changed={"ingest": {"sorce": "x"}})
     with pytest.raises(ConfigError, match="imagenette: ipc: must be a list in brackets"):
         load_job("imagenette", changed={"ipc": 5})
+
+
+def test_settings_of_methods_that_the_caller_takes_out_go_with_them() -> None:
+    file = shipped_files("jobs")["cifar10-compare"]
+    assert load_job(file).compare.idc.network == "ConvNet-3"
+    fewer = load_job(file, ['compare.methods=["random", "sre2l"]'])
+    assert (fewer.compare.idc, fewer.rank) == (Job(name="x").compare.idc, Job(name="x").rank)
+    assert fewer.compare.sre2l == load_job(file).compare.sre2l
+    assert load_job(file, changed={"compare": {"methods": ["random"]}}).compare.methods == ("random",)
+    with pytest.raises(ConfigError, match="idc is for idc-1 or idc only"):
+        load_job(file, ['compare.methods=["random"]', "compare.idc.width=8"])
+    with pytest.raises(ConfigError, match="rank is for el2n or forgetting only"):
+        load_job(file, ['compare.methods=["random"]', "rank.networks=8"])
+
+
+def test_rank_stops_within_the_training_of_the_teacher() -> None:
+    with pytest.raises(ConfigError, match=r"rank\.epochs, 10, must be at most teach\.epochs, 5"):
+        job(teach={"epochs": 5}, compare={"methods": ["el2n"]})

@@ -27,7 +27,7 @@ RECORDS = """
 """
 TOOLS = """
     exports exports.* bench bench.* doctor doctor.* inspection inspection.* housekeeping housekeeping.*
-    offline offline.*
+    offline offline.* scoring scoring.*
 """
 #: From the bottom up: a module imports from its own layer and from those below it. The first pattern counts.
 LAYERS = (

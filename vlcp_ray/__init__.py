@@ -7,10 +7,10 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from vlcp_ray.api import distilled, load, run, scores, show, table
+    from vlcp_ray.api import distilled, load, run, score, scores, show, table
 
 __version__ = "0.1.0"
-__all__ = ["distilled", "load", "run", "scores", "show", "table"]
+__all__ = ["distilled", "load", "run", "score", "scores", "show", "table"]
 
 #: Why nothing runs on this system; empty on Linux.
 UNSUPPORTED: Final = (

@@ -8,6 +8,7 @@ import html
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
@@ -16,10 +17,10 @@ from vlcp_ray.config import Job, load_job, sample_overrides
 from vlcp_ray.methods.vlcp import METHOD
 from vlcp_ray.monitoring import trackers
 from vlcp_ray.pipeline import check_inputs, graph
-from vlcp_ray.scale import Scale, load_scale
+from vlcp_ray.scale import Scale, count_cores, load_scale
 from vlcp_ray.schemas import REJECTED
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.stages import STAGES, evaluate
+from vlcp_ray.stages import STAGES, evaluate, ingest, teach
 from vlcp_ray.stages.ingest import format_skipped
 from vlcp_ray.store.artifact import Manifest, Step, Store
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from vlcp_ray.exports.torch_dataset import DistilledSet
+    from vlcp_ray.scoring.scored import Scored
 
 ROOT: Final = "runs"
 LAST: Final = list(STAGES)[-1]
@@ -91,14 +93,82 @@ def run(
     _check_one_of("to", to, STAGES)
     _check_one_of("track", track, ("", *trackers.NAMES))
     store, _ = open_store(job, root)
-    workers = load_scale(scale) if isinstance(scale, str) else scale
     trackers.check_installed(track)
+    _run(job, store, to, scale, command, track=track, ray_logs=ray_logs)
+
+
+def _run(job: Job, store: Store, to: str, scale: Scale | str | None, command: str, **options: Any) -> None:
+    workers = load_scale(scale) if isinstance(scale, str) else scale
     from vlcp_ray.monitoring import terminal
 
-    with terminal.view(plain=ray_logs) as view:
-        options: dict[str, Any] = {"view": view, "track": track, "ray_logs": ray_logs}
-        for step in pipeline.run(job, store, to, workers, command, **options):
+    with terminal.view(plain=options.get("ray_logs", False)) as view:
+        for step in pipeline.run(job, store, to, workers, command, view=view, **options):
             view.log_line(step.title, format_counts(step, store.artifact(step).manifest() or {}))
+
+
+def score(
+    job: Job,
+    sets: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    root: str = ROOT,
+    names: str | Sequence[str] = (),
+    labels: str | os.PathLike[str] = "",
+    classes: str | os.PathLike[str] = "",
+    normalised: str = "",
+    beside: str | Sequence[str] | None = None,
+    scale: Scale | str | None = None,
+    ray_logs: bool = False,
+    command: str = "",
+) -> "Scored":
+    """Score distilled sets that were made elsewhere, beside random images and coresets of their size.
+
+    Nothing is distilled: the job gives the real images, the protocols and networks, and the teacher. A set is read,
+    checked and kept as an artifact, so that the same set is scored once. An export of `vlcp-ray export` gets the scores
+    that its run had. Of another set the random numbers of its trainings follow from its seed and size, not its name.
+
+    Args:
+        sets: folders, files or URIs: an image folder, parquet, an export, or tensor files of torch.
+        names: of their rows, in the place of those of their folders; one for all: sets of one size are then of one
+            method, each of the next of the job's seeds.
+        labels: the tensor file of the labels, where it is not found beside the images.
+        classes: which class a class number is: a list of the package, a file with a line for each number, or "job".
+        normalised: how the numbers of tensors were normalised, where they do not show it: a name of
+            `scoring.scales.NORMALISATIONS`, "MEAN/STD", or "zca".
+        beside: the methods that sets are compared with; None: random, herding, k-center, and full where the job has it.
+        scale, ray_logs, command: as of `run`.
+
+    Raises:
+        ConfigError: a set cannot be read, its scale is not clear, or its classes are not those of the job.
+    """
+    from vlcp_ray.scoring import scored
+    from vlcp_ray.scoring.given import assign, write
+    from vlcp_ray.scoring.read import Known, Options, read_all
+
+    places = [os.fspath(one) for one in ([sets] if isinstance(sets, str | os.PathLike) else sets)]
+    names, beside = [names] if isinstance(names, str) else names, [beside] if isinstance(beside, str) else beside
+    options = Options(os.fspath(labels), os.fspath(classes), normalised)
+    store, steps = open_store(scored.scoring_job(job, beside), root)
+    images = store.artifact(next(step for step in steps if step.stage == ingest.STAGE.name))
+    teacher = next((step.fingerprint for step in steps if step.stage == teach.STAGE.name), "")
+
+    def train_pixels(size: int) -> Any:
+        from vlcp_ray.protocols.labelled_images import load_split
+
+        _run(job, store, ingest.STAGE.name, scale, command, ray_logs=ray_logs)
+        return load_split(images, "train", size, size, count_cores()).pixels
+
+    known = Known(scored.job_classes(job, images), job.ingest, teacher, train_pixels)
+    found = read_all(places, options, known)
+    methods = scored.scoring_job(job, beside).compare.methods
+    entries = assign(found, places, names, job.seeds, methods, job.evaluate.input_size)
+    keys = [(entry.step.key["seed"], entry.step.key["ipc"]) for entry in entries]
+    scoring = scored.scoring_job(job, beside, keys)
+    given = [pipeline.Given(entry.step, entry.stream, partial(write, entry)) for entry in entries]
+    _run(scoring, store, LAST, scale, command, ray_logs=ray_logs, given=given)
+    steps = graph(scoring, given)
+    page = store.artifact(steps[-1])
+    facts = tuple(entry.facts for entry in entries)
+    return scored.Scored(read_trials(store, steps), facts, tuple(read_measures(store, steps)), page.path)
 
 
 def scores(job: Job, *, root: str = ROOT) -> "pd.DataFrame":
@@ -279,6 +349,17 @@ def read_trials(store: Store, steps: Iterable[Step]) -> "pa.Table":
 
     found = [step for step in steps if step.stage == evaluate.STAGE.name]
     return pa.concat_tables([store.artifact(step).table("scores", evaluate.SCORES) for step in found])
+
+
+def read_measures(store: Store, steps: Sequence[Step]) -> list[dict[str, Any]]:
+    """Read coverage, diversity, redundancy and device-seconds of every set; none before the report is made."""
+    from vlcp_ray.stages.report import COVERAGE
+    from vlcp_ray.stages.report.coverage import summarise
+    from vlcp_ray.stages.report.device_seconds import with_device_seconds
+
+    page = store.artifact(steps[-1])
+    sets = summarise(page.table("coverage", COVERAGE)) if page.manifest() is not None else []
+    return with_device_seconds(sets, steps, store.manifests(steps) if sets else {})
 
 
 def format_counts(step: Step, manifest: Manifest) -> str:

@@ -1,4 +1,4 @@
-"""The command line: jobs, inspect, plan, bench, run, submit, status, report, export, fetch, ls, gc and doctor."""
+"""The command line: jobs, inspect, plan, bench, run, submit, status, report, score, export, fetch, ls, gc, doctor."""
 
 import argparse
 import json
@@ -12,6 +12,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Final
 
@@ -30,8 +31,10 @@ from vlcp_ray.monitoring.logfiles import log_note
 from vlcp_ray.monitoring.printable import printable
 from vlcp_ray.pipeline import check_inputs, graph, image_set_lines, largest_ipc, state
 from vlcp_ray.scale import Scale, load_scale
+from vlcp_ray.scoring.scales import NORMALISATIONS, ZCA
 from vlcp_ray.settings import SHIPPED, ConfigError, find_file, shipped_files
 from vlcp_ray.stages import STAGES, works
+from vlcp_ray.stages.ingest import STAGE as INGEST
 from vlcp_ray.store.artifact import Step, Store
 from vlcp_ray.store.lease import active_leases
 from vlcp_ray.store.uris import public, redact
@@ -72,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _call(arguments: argparse.Namespace) -> int:
-    if getattr(arguments, "sample", 0):
+    if getattr(arguments, "sample", 0) and isinstance(arguments.job, str):
         arguments.whole = arguments.set
         whole = load_job(arguments.job, arguments.set)
         arguments.set = [*arguments.set, *sample_overrides(whole, arguments.sample)]
@@ -236,7 +239,9 @@ def _run(arguments: argparse.Namespace) -> int:
     options = {name: getattr(arguments, name) for name in ("root", "to", "scale", "track", "ray_logs")}
     api.run(job, **options, command=format_command(arguments))
     if arguments.to == api.LAST:
-        return _report(argparse.Namespace(**vars(arguments), json=False))
+        return _report(
+            argparse.Namespace(**{**vars(arguments), "job": [arguments.job], "sample": 0}, json=False, form="")
+        )
     return 0
 
 
@@ -317,20 +322,17 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    """Print the scores and where the report is."""
-    from vlcp_ray.stages.report import COVERAGE
-    from vlcp_ray.stages.report.coverage import summarise
-    from vlcp_ray.stages.report.device_seconds import with_device_seconds
-    from vlcp_ray.stages.report.scores import differences_json, rounded, score_table, scores_json
+    """Print the scores and where the report is; of several jobs side by side."""
+    from vlcp_ray.stages.report.scores import score_table
 
+    if len(arguments.job) > 1 or arguments.form:
+        return _report_several(arguments)
+    arguments = _of_job(arguments, arguments.job[0])
     _, store, steps = _open(arguments)
     scores = api.read_trials(store, steps)
     page = store.artifact(steps[-1])
     if arguments.json:
-        sets = summarise(page.table("coverage", COVERAGE)) if page.manifest() is not None else []
-        sets = with_device_seconds(sets, steps, store.manifests(steps) if sets else {})
-        found = {"trials": scores_json(scores), "differences": differences_json(scores), "sets": rounded(sets)}
-        print(json.dumps(found, indent=2))
+        print(json.dumps(_scores_json(store, steps), indent=2))
         return 0
     if not len(scores):
         print(
@@ -342,6 +344,79 @@ def _report(arguments: argparse.Namespace) -> int:
     if page.manifest() is not None:
         print(f"\nreport: {_relative(page.path)}/index.html")
     return 0
+
+
+def _of_job(arguments: argparse.Namespace, job: str) -> argparse.Namespace:
+    """Return the arguments of `report` for one of its jobs, as those of the other commands."""
+    chosen = {**vars(arguments), "job": job}
+    if arguments.sample:
+        chosen["set"] = [*arguments.set, *sample_overrides(load_job(job, arguments.set), arguments.sample)]
+    return argparse.Namespace(**chosen)
+
+
+def _scores_json(store: Store, steps: Sequence[Step]) -> dict[str, object]:
+    from vlcp_ray.stages.report.cross_architecture import cells_json
+    from vlcp_ray.stages.report.scores import differences_json, rounded, scores_json
+
+    scores, sets = api.read_trials(store, steps), rounded(api.read_measures(store, steps))
+    found = {"trials": scores_json(scores), "differences": differences_json(scores), "sets": sets}
+    return found | {"cross_architecture": cells_json(scores)}
+
+
+def _report_several(arguments: argparse.Namespace) -> int:
+    """Print the scores of jobs side by side, or of one in another format."""
+    from vlcp_ray.exports import side_by_side
+
+    names: list[str] = arguments.job
+    opened = {name: _open(_of_job(arguments, name)) for name in names}
+    if len(opened) < len(names):
+        raise ConfigError("report: a job is given twice; name each once")
+    jobs = [job.name for job, _, _ in opened.values()]
+    titles = dict(zip(opened, jobs if len({*jobs}) == len(jobs) else map(public, names), strict=True))
+    if arguments.json:
+        found = {titles[name]: _scores_json(store, steps) for name, (_, store, steps) in opened.items()}
+        print(json.dumps({"jobs": found}, indent=2))
+        return 0
+    columns = [
+        side_by_side.Column(
+            titles[name],
+            api.read_trials(store, steps),
+            next(step.fingerprint for step in steps if step.stage == INGEST.name),
+        )
+        for name, (_, store, steps) in opened.items()
+    ]
+    if not any(len(column.trials) for column in columns):
+        print(f"vlcp-ray: no scores yet; start with: vlcp-ray run {names[0]}", file=sys.stderr)
+        return 1
+    write = side_by_side.FORMATS[arguments.form] if arguments.form else side_by_side.text
+    print(printable(write(columns), keep=chr(10)))
+    return 0
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    """Score distilled sets that were made elsewhere, beside random images and coresets; nothing is distilled."""
+    job, options = load_job(arguments.job, arguments.set), {}
+    for name in ("root", "labels", "classes", "normalised", "scale", "ray_logs", "beside"):
+        options[name] = getattr(arguments, name)
+    # The progress is no part of the JSON.
+    with redirect_stdout(sys.stderr) if arguments.json else nullcontext():
+        found = api.score(job, arguments.sets, names=arguments.name, **options, command=_score_command(arguments))
+    if arguments.json:
+        print(json.dumps(found.as_json(), indent=2))
+        return 0
+    print(f"\n{printable(str(found), keep=chr(10))}\n\nreport: {_relative(found.page)}/index.html")
+    return 0
+
+
+def _score_command(arguments: argparse.Namespace) -> str:
+    """Return the command line that repeats these scores, quoted for a shell, without secrets."""
+    parts = ["vlcp-ray", "score", *arguments.sets, "--job", arguments.job]
+    repeated = {"--set": arguments.set, "--name": arguments.name, "--beside": arguments.beside or ()}
+    parts += [part for option, values in repeated.items() for value in values for part in (option, value)]
+    for name in ("labels", "classes", "normalised", "scale"):
+        parts += [f"--{name}", value] if (value := getattr(arguments, name)) else []
+    parts += ["--root", arguments.root] if arguments.root != api.ROOT else []
+    return shlex.join(public(parts))
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -466,14 +541,15 @@ _COMMANDS: Final = (
     _status,
     _verify,
     _report,
+    _score,
     _export,
     _fetch,
     _ls,
     _gc,
     _doctor,
 )
-#: Those that need no job file.
-_WITHOUT_JOB: Final = (_jobs, _inspect, _ls, _gc, _doctor)
+#: Those without a job file as their first argument.
+_WITHOUT_JOB: Final = (_jobs, _inspect, _score, _ls, _gc, _doctor)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -496,13 +572,7 @@ def parser() -> argparse.ArgumentParser:
         if command is _inspect:
             _add_inspect_options(sub)
         elif command not in _WITHOUT_JOB:
-            job = sub.add_argument(
-                "job", metavar="JOB", help="a job, e.g. digits (`vlcp-ray jobs` lists them), or the path of a job file"
-            )
-            _complete(job, _JOBS)
-            sub.add_argument(
-                "--sample", type=_positive, default=0, metavar="N", help="a run of its own with N images of each class"
-            )
+            _add_job_options(sub, several=command is _report)
         if command not in (_jobs, _ls, _doctor):
             sub.add_argument(
                 "--set",
@@ -518,7 +588,7 @@ def parser() -> argparse.ArgumentParser:
                 metavar="URI",
                 help="where artifacts are kept: a folder, s3://, gs:// (runs)",
             )
-    for command in (_plan, _bench, _run, _submit):
+    for command in (_plan, _bench, _run, _submit, _score):
         scale = subs[command].add_argument(
             "--scale",
             metavar="FILE",
@@ -530,9 +600,8 @@ def parser() -> argparse.ArgumentParser:
         _add_run_options(subs[command])
     _add_bench_options(subs[_bench])
     _add_submit_options(subs[_submit])
-    subs[_report].add_argument(
-        "--json", action="store_true", help="print trials, differences and measures of the sets as JSON"
-    )
+    _add_report_options(subs[_report])
+    _add_score_options(subs[_score])
     _add_export_options(subs[_export])
     subs[_fetch].add_argument(
         "--to", metavar="FOLDER", help="a folder to carry to the other machine; default: the caches of this machine"
@@ -557,12 +626,82 @@ def _complete(argument: argparse.Action, by_shell: Mapping[str, str | Mapping[st
     argument.complete = by_shell  # type: ignore[attr-defined]
 
 
+def _add_job_options(sub: argparse.ArgumentParser, several: bool) -> None:
+    text = "a job, e.g. digits (`vlcp-ray jobs` lists them), or the path of a job file"
+    if several:
+        job = sub.add_argument("job", nargs="+", metavar="JOB", help=f"{text}; of several the scores side by side")
+    else:
+        job = sub.add_argument("job", metavar="JOB", help=text)
+    _complete(job, _JOBS)
+    sub.add_argument(
+        "--sample", type=_positive, default=0, metavar="N", help="a run of its own with N images of each class"
+    )
+
+
 def _add_inspect_options(sub: argparse.ArgumentParser) -> None:
     what = sub.add_argument("what", metavar="SOURCE|JOB", help="a folder, file or URI (s3://, hf://), or a job")
     _complete(what, shtab.FILE)
     sub.add_argument("--json", action="store_true", help="print one JSON object")
     sub.add_argument("--to", metavar="FILE", help="write a page with pictures of the classes, e.g. page.html")
     sub.add_argument("--all", action="store_true", help="count all images, however long it takes")
+
+
+def _add_report_options(sub: argparse.ArgumentParser) -> None:
+    forms = sub.add_mutually_exclusive_group()
+    forms.add_argument("--json", action="store_true", help="print trials, differences and measures of the sets as JSON")
+    for form, text in (("csv", "every row with its budget"), ("latex", "a tabular"), ("markdown", "a table")):
+        forms.add_argument(
+            f"--{form}",
+            dest="form",
+            action="store_const",
+            const=form,
+            default="",
+            help=f"print the scores as {form}: {text}",
+        )
+
+
+def _add_score_options(sub: argparse.ArgumentParser) -> None:
+    sets = sub.add_argument(
+        "sets",
+        nargs="+",
+        metavar="SET",
+        help="an image folder, parquet, an export of ours, a .pt file of images, or the folder of one",
+    )
+    _complete(sets, shtab.FILE)
+    job = sub.add_argument(
+        "--job", required=True, metavar="JOB", help="the job whose images, protocols and teacher score it"
+    )
+    _complete(job, _JOBS)
+    sub.add_argument(
+        "--name",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="name of its rows; may be repeated, one for each set",
+    )
+    sub.add_argument("--labels", default="", metavar="FILE", help="the .pt file of the labels (beside the images)")
+    sub.add_argument(
+        "--classes",
+        default="",
+        metavar="LIST",
+        help="which class a class number is: a list of the package, a file with a line for each, or `job`",
+    )
+    sub.add_argument(
+        "--normalised",
+        default="",
+        metavar="NAME|MEAN/STD",
+        help=f"how a tensor was normalised: {', '.join((*NORMALISATIONS, ZCA))} (found, where its numbers show it)",
+    )
+    sub.add_argument(
+        "--beside",
+        action="append",
+        metavar="METHOD",
+        help="a method to compare it with, may be repeated (random, herding, k-center, and full where the job has it)",
+    )
+    sub.add_argument("--json", action="store_true", help="print the objects of `report --json`, and what each set is")
+    sub.add_argument(
+        "--ray-logs", action="store_true", help="show the messages of Ray and its workers, without the live view"
+    )
 
 
 def _add_run_options(sub: argparse.ArgumentParser) -> None:

@@ -3,13 +3,16 @@
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from vlcp_ray.methods import METHODS
+from vlcp_ray.methods.idc import IDC
 from vlcp_ray.methods.minimax import Minimax
+from vlcp_ray.methods.sre2l import SRe2L
 from vlcp_ray.models.pretrained import DEMO
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.settings import ConfigError, OneOf, Positive, Settings, build, check_unique, read_toml
@@ -20,6 +23,8 @@ from vlcp_ray.stages.ingest import STAGE as INGEST
 from vlcp_ray.stages.ingest import Ingest
 from vlcp_ray.stages.pair import Caption, Encode
 from vlcp_ray.stages.prototype import Prototype
+from vlcp_ray.stages.rank import STAGE as RANK
+from vlcp_ray.stages.rank import Rank
 from vlcp_ray.stages.teach import Teach
 
 
@@ -35,14 +40,19 @@ class Compare(Settings):
         "k-means: full k-means like the other methods, which is not D4M's",
     )
     minimax: Minimax = Minimax()
+    idc_factor: Literal[2, 3] = Field(2, description="idc only: smaller images in an image, per side")
+    sre2l: SRe2L = SRe2L()
+    idc: IDC = IDC()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         check_unique(self, "methods")
-        for method in METHODS.values():
-            for name in method.options:
-                if method.name not in self.methods and getattr(self, name) != type(self).model_fields[name].default:
-                    raise ValueError(f"{name} is for {method.name} only; add {method.name} to methods or leave it out")
+        for name in dict.fromkeys(name for method in METHODS.values() for name in method.options):
+            users = [method.name for method in METHODS.values() if name in method.options]
+            is_set = getattr(self, name) != type(self).model_fields[name].default
+            if is_set and not set(users) & set(self.methods):
+                one_of = " or ".join(users)
+                raise ValueError(f"{name} is for {one_of} only; add {one_of} to methods or leave it out")
         return self
 
 
@@ -65,6 +75,7 @@ class Job(Settings):
     prototype: Prototype = Prototype()
     generate: Generate = Generate()
     teach: Teach = Teach()
+    rank: Rank = Rank()
     evaluate: Evaluate = Evaluate()
     compare: Compare = Compare()
 
@@ -89,9 +100,29 @@ class Job(Settings):
                 f"compare.methods: full needs {' or '.join(trains_full)}; add that protocol to evaluate.protocols"
             )
         needs_teacher = any(PROTOCOLS[name].needs_teacher for name in evaluate.protocols)
+        if len(self.teach.network) > 1 and not needs_teacher:
+            soft = " or ".join(name for name in PROTOCOLS if PROTOCOLS[name].needs_teacher)
+            raise ValueError(
+                f"teach.network: {len(self.teach.network)} teachers need a protocol with soft labels; add {soft} to "
+                "evaluate.protocols, or name one network"
+            )
         if needs_teacher and self.teach.input_size != self.evaluate.input_size:
             raise ValueError(
                 f"teach.input_size must be evaluate.input_size, {self.evaluate.input_size}, not {self.teach.input_size}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_rank(self) -> Self:
+        ranking = [method.name for method in METHODS.values() if "difficulty" in method.inputs]
+        if not set(ranking) & set(self.compare.methods):
+            if self.rank != Rank():
+                one_of = " or ".join(ranking)
+                raise ValueError(f"rank is for {one_of} only; add {one_of} to compare.methods or leave rank out")
+        elif self.rank.epochs > self.teach.epochs:
+            raise ValueError(
+                f"rank.epochs, {self.rank.epochs}, must be at most teach.epochs, {self.teach.epochs}, of which they "
+                "are the first; lower it"
             )
         return self
 
@@ -119,11 +150,29 @@ def load_job(name: str | Path, overrides: Sequence[str] = (), changed: Mapping[s
     Raises:
         ConfigError: the file is missing or no TOML, a key is unknown, a value is out of range.
     """
-    settings = _merge(read_toml(name, "jobs"), changed or {})
+    file = read_toml(name, "jobs")
+    settings = _merge(deepcopy(file), changed or {})
     settings.setdefault("name", Path(name).stem)
     for override in overrides:
         _apply(settings, override)
-    return build(Job, settings, str(name))
+    return build(Job, _without_unused(settings, file), str(name))
+
+
+def _without_unused(settings: dict[str, Any], file: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop those settings of a job file that are of methods which the caller has taken out of `compare.methods`."""
+    compare, before = settings.get("compare"), file.get("compare", {})
+    if not isinstance(compare, dict) or compare.get("methods") == before.get("methods"):
+        return settings
+    left = compare.get("methods")
+    kept = [METHODS[name] for name in left if name in METHODS] if isinstance(left, list) else list(METHODS.values())
+    used = {option for method in kept for option in method.options}
+    options = {option for method in METHODS.values() for option in method.options} - used
+    dropped = {name for name in options if name in before and compare.get(name) == before[name]}
+    result = settings | {"compare": {name: value for name, value in compare.items() if name not in dropped}}
+    uses_rank = any("difficulty" in method.inputs for method in kept)
+    if not uses_rank and RANK.name in file and settings.get(RANK.name) == file[RANK.name]:
+        del result[RANK.name]
+    return result
 
 
 def _merge(settings: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:

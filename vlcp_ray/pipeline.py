@@ -2,8 +2,9 @@
 
 import json
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vlcp_ray import sources
@@ -21,7 +22,7 @@ from vlcp_ray.monitoring.trackers import Tracker, open_tracker
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.scale import Scale
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.stages import STAGES, evaluate, finetune, ingest, pair, report, teach
+from vlcp_ray.stages import STAGES, evaluate, finetune, ingest, pair, rank, report, teach
 from vlcp_ray.stages.stage import Stage
 from vlcp_ray.store.artifact import Manifests, Step, Store
 from vlcp_ray.store.lease import acquire_lease
@@ -31,48 +32,53 @@ from vlcp_ray.store.verify import check_sizes
 _WIDTH = 100  # characters of a line of the log
 
 
-def graph(job: Job) -> tuple[Step, ...]:
-    """List the steps of a job, each after its inputs; local models and tables that it names are read for hashes."""
+@dataclass(frozen=True, eq=False)
+class Given:
+    """A distilled set that was made elsewhere, and is evaluated like those of the job.
+
+    Args:
+        step: of its artifact.
+        stream: the name that the random numbers of its trainings follow from.
+        write: makes the artifact in a store.
+    """
+
+    step: Step
+    stream: str
+    write: Callable[[Store], None]
+
+
+def graph(job: Job, given: Sequence[Given] = ()) -> tuple[Step, ...]:
+    """List the steps of a job, each after its inputs; local models and tables that it names are read for hashes.
+
+    Args:
+        given: sets that were made elsewhere.
+    """
     base_model = content_hash(job.base_model)
 
-    # Shared by all seeds: the images, their captions and latents, and the teacher.
+    # Shared by all seeds: images, captions and latents, how difficult the images are, and the teachers, of which the
+    # first selects images.
     images = _step("ingest", sources.hashed_settings(job.ingest))
     pairs = _step("pair", pair.hashed_settings(job, base_model), images=images)
-    teacher = _step("teach", teach.hashed_settings(job), images=images)
-
-    # Models of their own of the compared methods, for each seed.
-    compared = [METHODS[name] for name in job.compare.methods]
-    tunings = {method.name: method.tuning(job) for method in compared if method.tuning}
+    teachers = [_step("teach", teach.hashed_settings(one), images=images) for one in job.teach.teachers()]
+    if len(teachers) > 1:
+        teachers = [replace(step, words=step.settings["network"]) for step in teachers]
+    difficulty = _step("rank", rank.hashed_settings(job), images=images)
 
     # A distilled set for each seed, number of images per class and method.
-    sets: list[Step] = []
-    for seed in job.seeds:
-        model = _step("finetune", finetune.hashed_settings(job, base_model), {"seed": seed}, pairs=pairs)
-        for ipc in job.ipc:
-            for method in compared:
-                if method.form == "train split":
-                    continue
-                key = {"seed": seed, "ipc": ipc}
-                prototypes = _step("prototype", method.clustering(job), key, pairs=pairs)
-                inputs = {"images": images, "prototypes": prototypes, "model": model, "teacher": teacher}
-                if method.name in tunings:
-                    tuned_for = {"seed": seed, "method": method.name}
-                    inputs["model"] = _step("finetune", tunings[method.name], tuned_for, images=images)
-                stage = "generate" if method.form == "generation" else "select"
-                settings = method.settings(job, base_model)
-                used = {name: inputs[name] for name in method.inputs}
-                sets.append(_step(stage, settings, key | {"method": method.name}, **used))
+    compared = [METHODS[name] for name in job.compare.methods]
+    tunings = {method.name: method.tuning(job) for method in compared if method.tuning}
+    shared = {"images": images, "pairs": pairs, "teacher": teachers[0], "difficulty": difficulty}
+    sets = [made for seed in job.seeds for made in _sets(job, base_model, seed, shared, tunings)]
 
-    # Scores of every set, and of the full train split where a protocol trains on it.
+    # Scores of every set, with the labels of each teacher, and of the full train split where a protocol trains on it.
     protocols = [PROTOCOLS[name] for name in job.evaluate.protocols]
-    teacher_input = {"teacher": teacher} if any(protocol.needs_teacher for protocol in protocols) else {}
-    scores = [
-        _step("evaluate", evaluate.hashed_settings(job), made.key, set=made, images=images, **teacher_input)
-        for made in sets
-    ]
+    labelled_by = teachers if any(protocol.needs_teacher for protocol in protocols) else []
+    scores = [step for made in sets for step in _evaluations(job, made, images, labelled_by)]
+    for one in given:
+        scores += _evaluations(job, one.step, images, labelled_by, {evaluate.STREAM: one.stream})
     for method in compared:
         if method.form == "train split" and any(protocol.trains_full for protocol in protocols):
-            settings = evaluate.hashed_settings(job, full=True)
+            settings = evaluate.hashed_settings(job.evaluate, full=True)
             scores.append(_step("evaluate", settings, {"method": method.name}, images=images))
 
     # One report over everything.
@@ -80,6 +86,48 @@ def graph(job: Job) -> tuple[Step, ...]:
     settings = {"name": job.name, **report.COMPARED_AT}
     page = _step("report", settings, **{step.folder: step for step in steps})
     return (*steps, page)
+
+
+def _sets(
+    job: Job, base_model: str, seed: int, shared: Mapping[str, Step], tunings: Mapping[str, dict[str, Any]]
+) -> Iterator[Step]:
+    """Yield the distilled sets of a seed.
+
+    Args:
+        shared: what sets of all seeds are made from, by the names in `Method.inputs`, and the pairs.
+        tunings: the settings of methods that have a fine-tuned model of their own, by method.
+    """
+    pairs, images = shared["pairs"], shared["images"]
+    tuned = _step("finetune", finetune.hashed_settings(job, base_model), {"seed": seed}, pairs=pairs)
+    for ipc in job.ipc:
+        for method in (METHODS[name] for name in job.compare.methods):
+            if method.form == "train split":
+                continue
+            key, model = {"seed": seed, "ipc": ipc}, tuned
+            prototypes = _step("prototype", method.clustering(job), key, pairs=pairs)
+            if method.name in tunings:
+                model = _step("finetune", tunings[method.name], {"seed": seed, "method": method.name}, images=images)
+            inputs = {**shared, "prototypes": prototypes, "model": model}
+            stage = "generate" if method.form == "generation" else "select"
+            used = {name: inputs[name] for name in method.inputs}
+            yield _step(stage, method.settings(job, base_model), key | {"method": method.name}, **used)
+
+
+def _evaluations(
+    job: Job, made: Step, images: Step, teachers: Sequence[Step], more: dict[str, Any] | None = None
+) -> Iterator[Step]:
+    """Yield the evaluations of a set: one, or one for each teacher, of which the first has the hard labels, too.
+
+    Args:
+        more: settings of the evaluations beside those of the job.
+    """
+    step = _step("evaluate", evaluate.hashed_settings(job.evaluate) | (more or {}), made.key, set=made, images=images)
+    soft = evaluate.hashed_settings(evaluate.with_soft_labels(job.evaluate)) | (more or {})
+    for number, teacher in enumerate(teachers):
+        settings, inputs = soft if number else step.settings, {**step.inputs, "teacher": teacher}
+        yield replace(step, settings=settings, inputs=inputs, words=teacher.words)
+    if not teachers:
+        yield step
 
 
 def _step(stage: str, settings: dict[str, Any], key: Mapping[str, Any] | None = None, /, **inputs: Step) -> Step:
@@ -105,6 +153,7 @@ def run(
     view: View | None = None,
     track: str = "",
     ray_logs: bool = False,
+    given: Sequence[Given] = (),
 ) -> Iterator[Step]:
     """Run, resume or skip every stage up to `to`, and yield the steps as their stages end.
 
@@ -113,10 +162,11 @@ def run(
         view: shows the progress; by default as lines on the output.
         track: the tracker to which curves and images are mirrored.
         ray_logs: whether messages of Ray are shown.
+        given: sets that were made elsewhere, whose artifacts are written first.
     """
     names = list(STAGES)
     stages = [STAGES[name] for name in names[: names.index(to) + 1]]
-    steps = [step for step in graph(job) if step.stage in {stage.name for stage in stages}]
+    steps = [step for step in graph(job, given) if step.stage in {stage.name for stage in stages}]
     manifests = store.manifests(steps)
     check_sizes(store, steps, manifests)
     left = {step.fingerprint: step for step in steps if not manifests.get(step.fingerprint)}
@@ -154,11 +204,20 @@ def run(
                 view.start_stage(stage.name, resources.format_workers(context.scale, stage.pools), workers)
                 with logged(store, job.name, stage.name, _log_header(context, to_make)):
                     resources.wait_for_resources(context.scale, stage)
-                    stage.run(context, to_make)
+                    _make(context, stage, to_make, {one.step.fingerprint: one for one in given})
                     if stage.name in (ingest.STAGE.name, pair.STAGE.name):
                         check_image_set(job, steps, context.manifests, [stage.name for stage in stages_left])
                 view.end_stage(stage.name)
             yield from mine
+
+
+def _make(context: Context, stage: Stage, steps: Sequence[Step], given: Mapping[str, Given]) -> None:
+    """Make the artifacts of some steps of a stage, those of given sets by their own functions."""
+    for step in steps:
+        if step.fingerprint in given:
+            given[step.fingerprint].write(context.store)
+    if own := [step for step in steps if step.fingerprint not in given]:
+        stage.run(context, own)
 
 
 def _check_start(job: Job, steps: Sequence[Step], manifests: Manifests, stages: Sequence[Stage]) -> None:
@@ -181,7 +240,7 @@ def _check_start(job: Job, steps: Sequence[Step], manifests: Manifests, stages: 
 def _packages(job: Job, stages: Sequence[Stage]) -> list[str]:
     """List the large packages that a run imports in its workers."""
     uses_vllm = pair.STAGE in stages and job.caption.uses_model and job.caption.engine == "vllm"
-    return ["ray", "torch", "transformers", "diffusers", *(("vllm", "torchvision") if uses_vllm else ())]
+    return ["ray", "torch", "torchvision", "transformers", "diffusers", *(["vllm"] if uses_vllm else [])]
 
 
 def check_image_set(job: Job, steps: Sequence[Step], manifests: Manifests, stages: Sequence[str]) -> None:

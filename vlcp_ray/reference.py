@@ -12,8 +12,11 @@ from vlcp_ray import schemas
 from vlcp_ray.config import Job
 from vlcp_ray.images import RULES
 from vlcp_ray.methods import METHODS
+from vlcp_ray.models.networks import NETWORKS, TEACHER_NORM, Network
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.scale import Pool, Prices, Scale, pools
+from vlcp_ray.scoring.scales import NORMALISATIONS, ZCA
+from vlcp_ray.scoring.whitening import EPS
 from vlcp_ray.settings import OneOf
 from vlcp_ray.sources import LAYOUTS
 from vlcp_ray.stages import STAGES
@@ -56,14 +59,43 @@ def reference() -> str:
     parts += ["## What is measured", _rows(("name", "meaning"), _MEASURED.items())]
     parts += ["## How pixels are read", _rows(("what an image has", "what becomes of it"), RULES.items())]
     parts += ["### Reasons of REJECTED", _rows(("reason", "meaning"), schemas.REASONS.items())]
+    scales = [(f"`{name}`", _numbers(mean), _numbers(std)) for name, (mean, std) in NORMALISATIONS.items()]
+    zca = (f"`{ZCA}`", "ZCA-whitened by the job's train split", f"eps {EPS}, as `kornia.enhance.ZCAWhitening`")
+    parts += ["## How tensors of images are normalised", _rows(("score --normalised", "mean", "std"), [*scales, zca])]
     return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _numbers(values: Iterable[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
 
 
 def _names() -> Iterator[tuple[str, list[tuple[str, str]]]]:
     yield "Stages", [(stage.name, stage.summary) for stage in STAGES.values()]
     yield "Methods", [(method.name, f"{method.summary} ({method.source})") for method in METHODS.values()]
     yield "Protocols", [(protocol.name, protocol.summary) for protocol in PROTOCOLS.values()]
+    yield "Networks", _networks()
     yield "Layouts", [(layout.name, f"`{layout.summary}`") for layout in LAYOUTS.values()]
+
+
+def _networks() -> list[tuple[str, str]]:
+    """Return the networks, those of torchvision that take the same images in one row."""
+    ours = [network for network in NETWORKS.values() if not network.is_of_torchvision]
+    by_meaning: dict[str, list[str]] = {}
+    for network in NETWORKS.values():
+        if network.is_of_torchvision:
+            size = f"{network.smallest[TEACHER_NORM]} pixels or more"
+            size += f", a multiple of {network.multiple}" if network.multiple > 1 else ""
+            norm = {"batch": "batch norm", "layer": "layer norm", "none": "no norm"}[network.own_norm]
+            student = "" if network.can_teach else "; not as a teacher"
+            by_meaning.setdefault(f"of torchvision: {size}, {norm}{student}", []).append(network.name)
+    names = {"`, `".join(names): meaning for meaning, names in by_meaning.items()}
+    smallest = {"`, `".join(network.name for network in ours): _smallest(ours)}
+    return [*smallest.items(), *names.items()]
+
+
+def _smallest(networks: Iterable[Network]) -> str:
+    sizes = ", ".join(f"{one.name} {one.smallest['instance']} and {one.smallest['batch']}" for one in networks)
+    return f"of the released protocols; pixels or more with instance and with batch norm: {sizes}"
 
 
 def _tables() -> dict[str, pa.Schema]:
@@ -102,7 +134,7 @@ def _default(field: FieldInfo, model: type[BaseModel]) -> str:
 def _type(field: FieldInfo) -> str:
     """Return the names that a field takes, or its type and its bounds."""
     if names := [rule for rule in field.metadata if isinstance(rule, OneOf)]:
-        return ", ".join(f"`{name}`" for name in names[0])
+        return _kind(names[0])
     rules = [(rule, name, sign) for rule in field.metadata for name, sign in _BOUNDS if hasattr(rule, name)]
     return ", ".join([_kind(field.annotation), *(f"{sign} {getattr(rule, name)}" for rule, name, sign in rules)])
 
@@ -112,6 +144,8 @@ def _kind(kind: Any) -> str:
     if isinstance(kind, str):
         return f"`{kind}`"
     if isinstance(kind, OneOf):
+        if kind.title:
+            return f"{kind.title.lower()} (listed below)"
         return ", ".join(f"`{name}`" for name in kind)
     if get_origin(kind) is Annotated and (names := [rule for rule in get_args(kind) if isinstance(rule, OneOf)]):
         return _kind(names[0])

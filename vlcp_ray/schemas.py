@@ -38,9 +38,9 @@ IMAGES: Final = pa.schema(
 SYNTHETIC: Final = pa.schema(
     [
         *_image_columns("PNG"),
-        column("prototype_id", pa.string(), "the prototype it was generated from; empty for selected real images"),
+        column("prototype_id", pa.string(), "the prototype it was generated from; empty where there is none"),
         column("text", pa.string(), "the text that guided it; empty where no text was used"),
-        column("seed", pa.int64(), "seed of its noise (rded: of its set); 0 without noise"),
+        column("seed", pa.int64(), "seed of its noise (rded, sre2l, idc-1, idc: of its set); 0 without noise"),
     ]
 )
 REJECTED: Final = pa.schema(

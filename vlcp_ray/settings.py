@@ -3,7 +3,7 @@
 import difflib
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeAlias, TypeVar, get_args
 
@@ -29,10 +29,18 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class OneOf:
-    """Require a setting to be a key of `names` or one of `more`, as in `Annotated[str, OneOf(NETWORKS)]`."""
+    """Require a setting to be a key of `names` or one of `more`, as in `Annotated[str, OneOf(METHODS)]`.
+
+    Args:
+        names, more: the values that it can have.
+        title: the heading under which the reference lists them, where they are too many for an error or a cell.
+        refused: why a value that users may expect is none of them.
+    """
 
     names: Mapping[str, Any]
     more: tuple[str, ...] = ()
+    title: str = ""
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[str]:
         return iter((*self.names, *self.more))
@@ -43,10 +51,18 @@ class OneOf:
         Raises:
             ValueError: it is none of the names.
         """
+        if value in set(self):
+            return value
+        if value in self.refused:
+            raise ValueError(f"must be one of {self._listed()}: {value} {self.refused[value]}")
+        if self.title:
+            close = difflib.get_close_matches(value, list(self), n=3)
+            raise ValueError(f"must be one of {self._listed()}{', such as ' if close else ''}{' or '.join(close)}")
         *most, last = (repr(name) for name in self)
-        if value not in set(self):
-            raise ValueError(f"must be {', '.join(most)} or {last}")
-        return value
+        raise ValueError(f"must be {', '.join(most)} or {last}")
+
+    def _listed(self) -> str:
+        return f"the {len(list(self))} {self.title.lower()} that `python -m vlcp_ray.reference` lists"
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         return core_schema.no_info_after_validator_function(self.check, handler(source))

@@ -141,3 +141,24 @@ def test_check_memory_without_a_known_size_refuses_nothing() -> None:
 def test_check_memory_takes_the_shipped_jobs_on_every_shipped_scale(path: Path) -> None:
     for name in ("imagenet1k", "imagenette"):
         check_memory(load_job(ROOT / "jobs" / f"{name}.toml"), list(STAGES), load_scale(str(path)))
+
+
+def test_memory_of_optimised_pixels_grows_with_images_pixels_and_width() -> None:
+    base = MODELS.recover("ConvNet-3", 64, 32, 100)
+    assert MODELS.recover("ConvNet-3", 128, 64, 50) == pytest.approx(4 * base)
+    # Forward, the gradient of the mean and variance, and backward through 128 channels of the first block alone.
+    assert 100 * 32**2 * 64 * 4 * 4 / 2**30 < base < 100 * 32**2 * 64 * 4 * 16 / 2**30
+    few, many = (MODELS.match("ResNetAP-10", 128, 224, 64, made) for made in (1, 128))
+    assert few == MODELS.match("ResNetAP-10", 128, 224, 64, 2) < many
+    assert MODELS.match("ResNetAP-10", 128, 224, 64, 128) == pytest.approx(many)
+
+
+def test_methods_that_optimise_pixels_are_refused_on_a_gpu_that_is_too_small() -> None:
+    job = job_with('compare.methods=["sre2l", "idc-1"]')
+    needs = {need.use: need for need in memory_needs(job, ["select"], scale_with(80, evaluate=Pool(num_gpus=1)))}
+    assert needs["sre2l"].gib == MODELS.recover("ResNet-18", 128, 224, 100)
+    assert needs["idc-1"].gib == MODELS.match("ResNetAP-10", 128, 224, 64, 50)
+    check_memory(job, ["select"], scale_with(80, evaluate=Pool(num_gpus=1)))
+    for gib, named in ((4, "compare.idc.batch_size needs 5.4"), (2.5, "compare.methods: sre2l needs 2.1")):
+        with pytest.raises(ConfigError, match=rf"{named} GiB of GPU memory"):
+            check_memory(job, ["select"], scale_with(gib, evaluate=Pool(num_gpus=1)))

@@ -48,7 +48,7 @@ def test_best_savings_name_a_published_teacher_where_one_would_be_trained() -> N
     assert saving.text == "--set teach.checkpoint=torchvision (the ResNet-18 that torchvision publishes)"
     assert not any("teach" in saving.text for saving in savings(IMAGENET))
     (saving,) = (
-        saving for saving in savings(changed(trained, "teach", network="ResNetAP-10")) if "teach" in saving.text
+        saving for saving in savings(changed(trained, "teach", network=("ResNetAP-10",))) if "teach" in saving.text
     )
     assert saving.text == "--set teach.checkpoint=FILE (a trained ResNetAP-10)"
 

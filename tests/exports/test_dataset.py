@@ -12,7 +12,7 @@ from pyarrow import parquet
 
 from tests.exports.conftest import IPC, NAMES, PIXELS, Export, exporter, pairs, synthetic
 from vlcp_ray.config import Job
-from vlcp_ray.exports import FORMATS
+from vlcp_ray.exports import FORMATS, dd_ranking
 from vlcp_ray.exports.dataset import WRITERS
 from vlcp_ray.exports.soft_labels import load_labeller
 from vlcp_ray.pipeline import graph
@@ -26,7 +26,7 @@ every_form = pytest.mark.parametrize("form", WRITERS)
 
 
 def test_writers_are_the_formats_of_sets() -> None:
-    assert {*WRITERS, "captions", "model"} == set(FORMATS)
+    assert {*WRITERS, dd_ranking.FORM, "captions", "model"} == set(FORMATS)
 
 
 @pytest.mark.parametrize("form", ["imagefolder", "parquet"])

@@ -150,7 +150,8 @@ def test_sets_of_real_pixels_are_not_pushed_without_the_right(method: str, tmp_p
     job = load_job(JOB, ["ingest.source=/data/imagenet", f"compare.methods=['{method}']"])
     store, steps = Store.at(str(tmp_path)), graph(job)
     choice = Choice("parquet", method)
-    if method in ("random", "herding", "k-center", "rded"):
+    is_generated = METHODS[method].form in ("generation", "prototypes", "labels")
+    if not is_generated and METHODS[method].optimised_from != "noise":
         with pytest.raises(
             ConfigError, match=r"--push-to-hub: the images of .* are real .* Non-commercial .*--i-have-the"
         ):

@@ -55,7 +55,7 @@ def test_select_images_is_the_same_for_one_run_or_many(name: str, rows: pa.Table
     assert all(select(name, rows, teacher, [run])[run].equals(sets[run]) for run in RUNS)
 
 
-@pytest.mark.parametrize("name", ["herding", "k-center"])
+@pytest.mark.parametrize("name", ["herding", "k-center", "moderate"])
 def test_select_images_by_features_nests_sizes_and_ignores_the_seed(
     name: str, rows: pa.Table, teacher: nn.Module
 ) -> None:
@@ -71,7 +71,7 @@ def test_select_images_of_rded_takes_other_crops_for_another_seed(rows: pa.Table
     assert not sets[0, 4]["image"].equals(sets[1, 4]["image"])
 
 
-@pytest.mark.parametrize("name", ["herding", "k-center"])
+@pytest.mark.parametrize("name", ["herding", "k-center", "moderate"])
 def test_select_images_of_too_small_a_class_is_refused(name: str, rows: pa.Table, teacher: nn.Module) -> None:
     with pytest.raises(ValueError, match="3 images are fewer than ipc = 4"):
         select(name, rows.slice(0, 3), teacher)

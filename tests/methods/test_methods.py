@@ -22,6 +22,7 @@ PARAMETERS = {
     "ids": ["index", "seed", "ipc"],
     "class": ["rows", "runs", "teacher", "job", "device"],
     "labels": ["job", "models", "batch_size"],
+    "partition": ["rows", "part", "teacher", "job", "device"],
 }
 
 
@@ -99,18 +100,18 @@ def loads_of(name: str) -> tuple[CostInputs, Load]:
     return inputs, load
 
 
-@pytest.mark.parametrize("name", ["herding", "k-center"])
+@pytest.mark.parametrize("name", ["herding", "k-center", "moderate"])
 def test_loads_of_methods_by_features_are_a_pass_over_every_training_image(name: str) -> None:
     inputs, load = loads_of(name)
     teach = inputs.job.teach
-    each = inputs.models.classify(teach.network, teach.input_size, teach.width, 10, "batch")
+    each = inputs.models.classify(teach.network[0], teach.input_size, teach.width, 10, "batch")
     assert (load.work, load.amount, load.units) == (evaluate.CLASSIFY, 1000 * each, 10)
 
 
 def test_loads_of_rded_are_five_crops_of_300_images_of_every_class_and_seed() -> None:
     inputs, load = loads_of("rded")
     teach = inputs.job.teach
-    each = inputs.models.classify(teach.network, teach.input_size, teach.width, 10, "batch")
+    each = inputs.models.classify(teach.network[0], teach.input_size, teach.width, 10, "batch")
     assert (load.work, load.amount, load.units) == (evaluate.CLASSIFY, 3 * 10 * 300 * 5 * each, 10)
 
 

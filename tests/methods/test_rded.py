@@ -340,6 +340,6 @@ def test_loads_are_a_pass_of_the_teacher_for_each_crop_of_each_seed() -> None:
     steps = [step for step in graph(job) if step.stage == "select" and step.key["method"] == "rded"]
     (load,) = method.METHOD.loads(inputs, steps)
     teach = job.teach
-    each = inputs.models.classify(teach.network, teach.input_size, teach.width, 7, "batch")
+    each = inputs.models.classify(teach.network[0], teach.input_size, teach.width, 7, "batch")
     assert load.amount == 3 * 7 * 300 * 5 * each > 0  # seeds, classes, images of a class, crops of each
     assert load.units == 7

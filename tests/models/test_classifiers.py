@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torchvision.models import get_model
 from torchvision.models.resnet import BasicBlock
 
 from vlcp_ray.models.classifiers import AveragePool2, InBfloat16, PooledBlock, build_classifier, head_of
@@ -179,3 +180,25 @@ def test_in_bfloat16_rounds_the_logits_and_keeps_weights_and_gradients_in_float3
     assert all(p.dtype == torch.float32 and p.grad is not None for p in network.parameters())
     network.eval()
     assert not network.network.training
+
+
+def test_network_of_torchvision_is_its_own_with_weights_of_the_seed() -> None:
+    def build(seed: int, norm: Norm) -> torch.nn.Module:
+        return build_classifier("shufflenet_v2_x0_5", num_classes=7, input_size=32, width=9, seed=seed, norm=norm)
+
+    before = torch.get_rng_state()
+    first = build(3, "batch").state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(3)
+    expected = get_model("shufflenet_v2_x0_5", weights=None, num_classes=7).state_dict()
+    same = build(3, "instance").state_dict()  # its norms are its own
+    assert first.keys() == expected.keys() == same.keys()
+    assert all(torch.equal(first[name], value) and torch.equal(same[name], value) for name, value in expected.items())
+    assert not torch.equal(build(4, "batch").state_dict()["fc.weight"], first["fc.weight"])
+
+
+@pytest.mark.parametrize(("name", "size"), [("vit_b_32", 64), ("maxvit_t", 224)])
+def test_network_for_images_of_one_size_is_built_for_it(name: str, size: int) -> None:
+    with torch.device("meta"):
+        built = build_classifier(name, num_classes=3, input_size=size, width=9, seed=0).eval()
+        assert built(torch.empty(1, 3, size, size)).shape == (1, 3)

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load, save
 
 from tests.labelled_digits import NAMES, digits
 from vlcp_ray.config import Teach
 from vlcp_ray.models.classifiers import head_of
-from vlcp_ray.models.teacher import features, load_teacher, soft_labels
+from vlcp_ray.models.teacher import build_teacher, features, load_teacher, soft_labels
 from vlcp_ray.protocols.metrics import accuracy, predict
 from vlcp_ray.stages.teach.train import TrainedTeacher, train_teacher
 
@@ -20,6 +21,16 @@ def trained() -> TrainedTeacher:
     return train_teacher(TRAIN, VAL, NAMES, SETTINGS, 0, "cpu")
 
 
+@pytest.mark.parametrize("name", ["convnext_tiny", "mnasnet0_5", "ResNetAP-10"])
+def test_weights_load_from_a_file(name: str) -> None:
+    """safetensors sorts weights by name, so that the last layer is not the last, and loses versions of modules."""
+    settings = Teach(network=name, input_size=32)
+    network = build_teacher(settings, 7, 32, 5).eval()
+    loaded = load_teacher(settings, load(save(network.state_dict())))
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(loaded(images), network(images))
+
+
 def test_load_teacher_from_its_weights_has_the_same_accuracy(trained: TrainedTeacher) -> None:
     network = load_teacher(SETTINGS, trained.state)
     assert not network.training
@@ -28,7 +39,7 @@ def test_load_teacher_from_its_weights_has_the_same_accuracy(trained: TrainedTea
 
 
 def test_load_teacher_of_another_network_is_refused(trained: TrainedTeacher) -> None:
-    for settings in (SETTINGS.model_copy(update={"network": "ConvNet-4"}), Teach(network="ResNet-18")):
+    for settings in (SETTINGS.model_copy(update={"network": ("ConvNet-4",)}), Teach(network="ResNet-18")):
         with pytest.raises(ValueError, match=r"teach\.network: the weights are not those of"):
             load_teacher(settings, trained.state)
     with pytest.raises(ValueError, match=r"teach\.network: the weights have no linear layer"):

@@ -14,6 +14,7 @@ from vlcp_ray.protocols import augment
 from vlcp_ray.protocols.augment import (
     crop,
     crop_boxes,
+    crop_together,
     cut_box,
     cutmix,
     jitter_colours,
@@ -318,3 +319,15 @@ def test_cutmix_shares_have_the_distribution_of_the_released_code() -> None:
     ours = [cutmix(torch.zeros(2, 1, 64, 64), torch.arange(2), generator)[3] for _ in range(4000)]
     assert ks_2samp(ours, theirs).pvalue > 0.001
     assert np.mean(ours) == pytest.approx(1 - 0.3208, abs=0.02)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_crop_together_is_the_crop_of_every_image_by_the_same_box(mirrored: bool) -> None:
+    images = noise().requires_grad_()
+    for box in crop_boxes(8, 32, seeded(), (0.08, 1.0)):
+        views = crop_together(images, box.tolist(), mirrored)
+        expected = crop(images, box.expand(5, -1), torch.full((5,), mirrored))
+        torch.testing.assert_close(views, expected, atol=1e-5, rtol=0)
+    views.sum().backward()  # type: ignore[no-untyped-call]
+    assert images.grad is not None
+    assert float(images.grad.sum()) == pytest.approx(views.numel(), rel=1e-4)

@@ -43,12 +43,13 @@ def test_should_validate_is_about_a_hundred_times_and_after_the_last_epoch(epoch
 def test_protocol_counts_the_steps_of_its_recipe(name: str, ipc: int, classes: int, batch: int, steps: int) -> None:
     count = ipc * classes
     assert PROTOCOLS[name].batch_size(Evaluate(), ipc, classes, count) == batch
-    assert PROTOCOLS[name].steps_per_epoch(Evaluate(), ipc, classes, count) == steps
+    assert PROTOCOLS[name].steps_per_epoch(Evaluate(), "ConvNet-6", ipc, classes, count) == steps
 
 
 def test_a_single_last_image_is_no_step_where_batches_have_two() -> None:
-    assert PROTOCOLS["rded"].steps_per_epoch(Evaluate(), 1, 11, 11) == 1
-    assert PROTOCOLS["minimax"].steps_per_epoch(Evaluate(batch_size=10), 1, 11, 11) == 2
+    assert PROTOCOLS["rded"].steps_per_epoch(Evaluate(), "ConvNet-6", 1, 11, 11) == 1
+    for network, steps in (("ConvNet-6", 2), ("resnet50", 1), ("vgg11", 2)):  # with instance norm, batch norm, none
+        assert PROTOCOLS["minimax"].steps_per_epoch(Evaluate(batch_size=10), network, 1, 11, 11) == steps
 
 
 def test_only_several_numbers_of_epochs_are_budgets() -> None:

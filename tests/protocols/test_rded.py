@@ -14,7 +14,7 @@ from vlcp_ray.models.classifiers import build_classifier
 from vlcp_ray.protocols import rded
 from vlcp_ray.protocols.augment import augment_without_jitter, cutmix
 from vlcp_ray.protocols.labelled_images import to_device
-from vlcp_ray.protocols.rded import batch_size_for, decay_groups, epochs_for, learning_rate_at
+from vlcp_ray.protocols.rded import batch_size_for, decay_groups, epochs_for, learning_rate_at, learning_rate_for
 
 SETTINGS = Evaluate(protocols=("rded",), networks=("ConvNet-3",), input_size=16)
 
@@ -64,7 +64,25 @@ def test_loss_gives_the_teacher_the_mixed_images_and_no_gradient() -> None:
 
 @pytest.mark.parametrize(("epoch", "share"), [(0, 1.0), (150, (1 + math.sqrt(0.5)) / 2), (300, 0.5)])
 def test_learning_rate_at_falls_to_a_half(epoch: int, share: float) -> None:
-    assert learning_rate_at(epoch, 300) == pytest.approx(1e-3 * share)
+    assert learning_rate_at(epoch, 300, 2e-3) == pytest.approx(2e-3 * share)
+
+
+def test_learning_rate_for_a_network_is_the_released_one_unless_set() -> None:
+    rates = {"ConvNet-3": 1e-3, "resnet50": 1e-3, "resnet101": 1e-3, "vgg11": 5e-4, "efficientnet_b0": 2e-3}
+    rates |= {"mobilenet_v2": 2.5e-3, "alexnet": 1e-4, "vit_b_16": 1e-4, "swin_v2_t": 1e-4}
+    assert {name: learning_rate_for(SETTINGS, name) for name in rates} == rates
+    networks = {"protocols": ("rded",), "networks": ("vgg11", "alexnet"), "rded_learning_rates": {"vgg11": 0.5}}
+    changed = Evaluate.model_validate(networks)
+    assert [learning_rate_for(changed, name) for name in ("vgg11", "alexnet")] == [0.5, 1e-4]
+
+
+def test_train_takes_the_learning_rate_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rded, "loss", lambda network, *rest: network.bias.sum())
+    network, images = nn.Linear(1, 1), (torch.zeros(1, 3, 8, 8), torch.zeros(1))
+    nn.init.zeros_(network.bias)
+    options = {"epochs": 300, "seed": 0, "ipc": 1, "num_classes": 1, "teacher": nn.Identity()}
+    next(rded.train(network, images, SETTINGS, name="mobilenet_v2", **options))
+    assert network.bias.item() == pytest.approx(-2.5e-3, rel=1e-4)  # the first step of Adam
 
 
 def test_epochs_for_is_300_unless_set() -> None:

@@ -14,8 +14,8 @@ from typing import Any, Final, get_args
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from vlcp_ray.cost.classifiers import count_operations
 from vlcp_ray.cost.flops import TEXT_TOKENS, side_terms, token_terms, unet_terms
 from vlcp_ray.models import dit
 from vlcp_ray.models.networks import FEATURES, NETWORKS, Norm, Stem
@@ -77,7 +77,7 @@ def _flops_per_pixel(name: str, side: int, norm: Norm) -> float:
 
     with torch.device("meta"):
         network = build_classifier(name, num_classes=1, input_size=side, width=0, seed=0, norm=norm)
-    flops = _flops(lambda: network.eval()(torch.empty(1, 3, side, side, device="meta")))
+    flops = count_operations(lambda: network.eval()(torch.empty(1, 3, side, side, device="meta")))
     return (flops - 2 * FEATURES) / side**2  # without the last layer
 
 
@@ -110,7 +110,11 @@ def _count_unet(model: Any) -> Count:
         text = torch.empty(1, tokens, width, device="meta")
         return lambda: model(torch.empty(1, 4, side, side, device="meta"), torch.zeros(1, device="meta"), text)
 
-    return {"forward": _fit([unet_terms(*point) for point in points], [_flops(forward(*point)) for point in points])}
+    return {
+        "forward": _fit(
+            [unet_terms(*point) for point in points], [count_operations(forward(*point)) for point in points]
+        )
+    }
 
 
 def _count_vae(model: Any) -> Count:
@@ -119,8 +123,8 @@ def _count_vae(model: Any) -> Count:
     pixels = [torch.empty(1, 3, side * scale, side * scale, device="meta") for side in _LATENT_SIDES]
     latents = [torch.empty(1, model.config.latent_channels, side, side, device="meta") for side in _LATENT_SIDES]
     return {
-        "encode": _fit(terms, [_flops(partial(model.encode, x)) for x in pixels]),
-        "decode": _fit(terms, [_flops(partial(model.decode, x)) for x in latents]),
+        "encode": _fit(terms, [count_operations(partial(model.encode, x)) for x in pixels]),
+        "decode": _fit(terms, [count_operations(partial(model.decode, x)) for x in latents]),
     }
 
 
@@ -133,13 +137,13 @@ def _count_transformer(model: Any) -> Count:
         return lambda: model(torch.empty(1, model.config.in_channels, side, side, device="meta"), zero, zero)
 
     sides = [size * tokens for tokens in _DIT_TOKENS]
-    fit = _fit([side_terms(side) for side in sides], [_flops(forward(side)) for side in sides])
+    fit = _fit([side_terms(side) for side in sides], [count_operations(forward(side)) for side in sides])
     weights = dict(dit.adapt(model).named_parameters())
     return {"forward": fit, "trained": sum(weights[name].numel() for name in dit.trained_by_difffit(model))}
 
 
 def _count_text_encoder(model: Any) -> Count:
-    return {"slice": _flops(lambda: model(torch.zeros(1, TEXT_TOKENS, dtype=torch.long, device="meta")))}
+    return {"slice": count_operations(lambda: model(torch.zeros(1, TEXT_TOKENS, dtype=torch.long, device="meta")))}
 
 
 def _count_llava(model: Any) -> Count:
@@ -148,13 +152,15 @@ def _count_llava(model: Any) -> Count:
     patches = (vision.image_size // vision.patch_size) ** 2
     features = torch.empty(1, patches, vision.hidden_size, device="meta")
     inner = model.model
-    image = _flops(lambda: inner.vision_tower(pixels)) + _flops(lambda: inner.multi_modal_projector(features))
+    image = count_operations(lambda: inner.vision_tower(pixels)) + count_operations(
+        lambda: inner.multi_modal_projector(features)
+    )
 
     def read(tokens: int) -> Callable[[], Any]:
         embedded = torch.empty(1, tokens, language.hidden_size, device="meta")
         return lambda: inner.language_model(inputs_embeds=embedded)
 
-    token, token_pair = _fit([token_terms(n) for n in _LENGTHS], [_flops(read(n)) for n in _LENGTHS])
+    token, token_pair = _fit([token_terms(n) for n in _LENGTHS], [count_operations(read(n)) for n in _LENGTHS])
     head = 2 * language.hidden_size * language.vocab_size
     return {"image": image, "image_tokens": patches, "token": token, "token_pair": token_pair, "head": head}
 
@@ -168,12 +174,6 @@ _COUNTERS: Final = {
 }
 
 
-def _flops(call: Callable[[], Any]) -> float:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        call()
-    return float(counter.get_total_flops())
-
-
 def _fit(terms: Sequence[Sequence[float]], flops: Sequence[float]) -> list[float]:
     scale = np.max(np.abs(terms), axis=0)  # the terms differ by up to side ** 4
     coefficients = np.linalg.lstsq(np.array(terms) / scale, np.array(flops), rcond=None)[0] / scale
@@ -183,5 +183,5 @@ def _fit(terms: Sequence[Sequence[float]], flops: Sequence[float]) -> list[float
 if __name__ == "__main__":
     print(json.dumps(counts(), indent=1))
     for name, network in NETWORKS.items():
-        if not network.poolings:
+        if network.flops_per_pixel:
             print(f"models/networks.py: {name} flops_per_pixel={count_network(name)!r}", file=sys.stderr)

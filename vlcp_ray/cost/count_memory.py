@@ -6,64 +6,35 @@ needs many minutes where activations are recomputed.)
 """
 
 import json
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
+from torch.nn.functional import cross_entropy
 
+from vlcp_ray.cost.classifiers import PeakMemory
 from vlcp_ray.cost.count_flops import PAPER, build, config_of
 from vlcp_ray.cost.flops import TEXT_TOKENS
+from vlcp_ray.cost.memory import CONV_WIDTH
+from vlcp_ray.methods.idc import gradient_distance
+from vlcp_ray.methods.sre2l import BatchNormDistance
 from vlcp_ray.models import dit
+from vlcp_ray.models.classifiers import build_classifier
+from vlcp_ray.models.networks import NETWORKS, OWN, Norm
 from vlcp_ray.stages.finetune.optimizer import MovingAverage, make_optimizer
 
 #: The ways to train, and whether they recompute activations in the backward pass.
 TRAINS: Final[Mapping[str, bool]] = {"recomputed": True, "kept": False}
 _BATCHES: Final = (4, 8)
 _HALF, _FULL = 2, 4  # bytes of a number
+_SIDES: Final = (64, 128, 224)  # pixels, for each stem of the ResNets
 _STATE_BYTES: Final = 16  # of a parameter that is trained: weight, two moments, moving average, in float32
 
 
-class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Add up the bytes of all live storages.
-
-    Args:
-        live, peak: bytes now, and the most so far.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.live = self.peak = 0
-        self._seen = WeakIdKeyDictionary()
-
-    def add(self, values: Any) -> None:
-        """Count tensors that exist already."""
-        for value in tree_leaves(values):
-            if isinstance(value, torch.Tensor) and (storage := value.untyped_storage()) not in self._seen:
-                size = storage.nbytes()
-                self._seen[storage] = size
-                self.live += size
-                self.peak = max(self.peak, self.live)
-                weakref.finalize(storage, self._free, size)
-
-    def _free(self, size: int) -> None:
-        self.live -= size
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self.add(result)
-        if func is torch.ops.aten.convolution.default:  # cuDNN copies what it reads and writes to channels last
-            self.peak = max(self.peak, self.live + args[0].nbytes + result.nbytes)
-        return result
-
-
 def counts() -> dict[str, list[dict[str, Any]]]:
-    """Count the paper's models, then the demo's."""
+    """Count the paper's models, then the demo's, and the classifiers through which pixels are optimised."""
     demo = {part: config_of("demo/stable_diffusion", part) for part in ("unet", "vae")}
     models = ((PAPER, 64), (demo, 8))
     return {
@@ -74,6 +45,7 @@ def counts() -> dict[str, list[dict[str, Any]]]:
             for settings in (PAPER["transformer"], config_of("demo/dit", "transformer"))
         ],
         "llava": [count_llava(settings) for settings in (PAPER["llava"], config_of("demo/llava", ""))],
+        "classifiers": [count_classifier(name) for name in OWN],
     }
 
 
@@ -182,6 +154,53 @@ def count_llava(settings: Mapping[str, Any]) -> dict[str, Any]:
         "linear": sum(module.weight.numel() for name, module in linear.items() if name != "lm_head"),
         "token": 2 * _HALF * values,
     }
+
+
+def count_classifier(name: str) -> dict[str, Any]:
+    """Count the bytes of an image and pixel where pixels are optimised through a classifier, by its stem.
+
+    Returns `recover`, of an image of sre2l, and `match`, of a real and of a synthetic image of idc; those of a ConvNet
+    with the width `CONV_WIDTH`.
+    """
+    recover, match = {}, {}
+    for stem, side in _sides(name, "batch").items():
+        recover[stem] = _line([_recover_peak(name, rows, side) for rows in _BATCHES])[1] / side**2
+    many = 4  # real images for each of a batch: a synthetic image, whose gradient is differentiated, needs more
+    for stem, side in _sides(name, "instance").items():
+        real = _line([_match_peak(name, many * rows, 1, side) for rows in _BATCHES])[1] / many
+        made = _line([_match_peak(name, 1, rows, side) for rows in _BATCHES])[1]
+        match[stem] = [real / side**2, made / side**2]
+    return {"name": name, "recover": recover, "match": match}
+
+
+def _sides(name: str, norm: Norm) -> dict[str, int]:
+    """Return a side of images for each stem of a network; a ConvNet has none, and is counted once, as "any"."""
+    network = NETWORKS[name]
+    return {"any": _SIDES[0]} if network.poolings else {network.stem(side, norm): side for side in _SIDES}
+
+
+def _recover_peak(name: str, rows: int, side: int) -> int:
+    """Return the most bytes of a step of sre2l on `rows` images."""
+    with FakeTensorMode(), PeakMemory() as memory:
+        network = _build(name, side, "batch").eval().requires_grad_(False)
+        pixels = torch.empty(rows, 3, side, side, requires_grad=True)
+        with BatchNormDistance(network) as distance:
+            loss = cross_entropy(network(pixels), torch.zeros(rows, dtype=torch.long)) + distance.pop()
+            torch.autograd.backward(loss)
+        return int(memory.peak)
+
+
+def _match_peak(name: str, real: int, made: int, side: int) -> int:
+    """Return the most bytes of a step of idc on real and synthetic images."""
+    with FakeTensorMode(), PeakMemory() as memory:
+        network = _build(name, side, "instance")
+        views = torch.empty(real + made, 3, side, side, requires_grad=True)
+        torch.autograd.backward(gradient_distance(network, views, real, 0, "l1"))
+        return int(memory.peak)
+
+
+def _build(name: str, side: int, norm: Norm) -> nn.Module:
+    return build_classifier(name, num_classes=10, input_size=side, width=CONV_WIDTH, seed=0, norm=norm)
 
 
 def train_peak(model: Any, settings: Mapping[str, Any], rows: int, side: int, recompute: bool) -> int:

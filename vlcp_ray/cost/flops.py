@@ -100,7 +100,16 @@ class ModelFlops:
 
     def classify(self, network: str, size: int, width: int, classes: int, norm: Norm) -> float:
         """Count a forward pass of a classifier over an image of size x size pixels."""
-        return NETWORKS[network].forward_flops(size, width, classes, norm)
+        return classifier_flops(network, size, width, classes, norm)
+
+
+def classifier_flops(network: str, size: int, width: int, classes: int, norm: Norm) -> float:
+    """Count a forward pass of a classifier: by formula, or of a network of torchvision on the network itself."""
+    if NETWORKS[network].is_of_torchvision:
+        from vlcp_ray.cost.classifiers import forward_flops  # here, as it loads torch
+
+        return forward_flops(network, size, width, classes, norm)
+    return NETWORKS[network].forward_flops(size, width, classes, norm)
 
 
 def model_flops(job: Job) -> ModelFlops:

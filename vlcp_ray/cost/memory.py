@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from vlcp_ray.config import Job
 from vlcp_ray.cost.gpus import GPUS
+from vlcp_ray.models.networks import NETWORKS, OWN, Norm
 from vlcp_ray.models.pretrained import count_parameters
 from vlcp_ray.scale import CONTEXT_GIB, USABLE, FinetunePool, Pool, Scale
 from vlcp_ray.settings import ConfigError
@@ -22,6 +23,8 @@ from vlcp_ray.stages.stage import Memory
 
 GIB: Final = 2**30
 _HALF, _FULL = 2, 4  # bytes of a number
+#: Channels of the ConvNets that were counted.
+CONV_WIDTH: Final = 128
 _PARTS: Final = ("unet", "vae", "text_encoder")
 
 
@@ -77,6 +80,24 @@ class ModelMemory:
         linear, half = self._count("llava", "linear"), self._size("llava")
         weights = linear + _HALF * (half - linear) if eight_bit else _HALF * half
         return float(weights + tokens * self._count("llava", "token")) / GIB
+
+    def recover(self, network: str, width: int, side: int, images: int) -> float:
+        """GiB of a step of sre2l on images of side x side pixels, through a network with batch norm."""
+        return float(images * side**2 * self._classifier(network, width, side, "batch", "recover") / GIB)
+
+    def match(self, network: str, width: int, side: int, real: int, made: int) -> float:
+        """GiB of a step of idc on real, then on synthetic images of side x side pixels, through a network."""
+        one, other = (self._classifier(network, width, side, "instance", "match", place) for place in (0, 1))
+        return float(max(real * one, made * other) * side**2 / GIB)
+
+    def _classifier(self, name: str, width: int, side: int, norm: Norm, use: str, place: int | None = None) -> float:
+        """Return the bytes of an image and pixel, NaN for a network of torchvision; a ConvNet's grow with its width."""
+        if name not in OWN:
+            return math.nan
+        network = NETWORKS[name]
+        by_stem = next(count for count in _counts()["classifiers"] if count["name"] == name)[use]
+        count = by_stem["any" if network.poolings else network.stem(side, norm)]
+        return float((count if place is None else count[place]) * (width / CONV_WIDTH if network.poolings else 1.0))
 
     def _size(self, part: str) -> float:
         size = self.parameters[part]

@@ -75,12 +75,15 @@ def _total(costs: Sequence[StageCost]) -> tuple[float, float]:
 
 
 def _changes(job: Job, scale: Scale, images: Expect) -> Iterator[Change]:
-    source, note = "FILE", f"a trained {job.teach.network}"
-    if NETWORKS[job.teach.network].published and images.classes == _IMAGENET_CLASSES:
-        source, note = TORCHVISION, f"the {job.teach.network} that torchvision publishes"
+    names = " and ".join(job.teach.network)
+    source, note = "FILE", f"a trained {names}"
+    is_published = all(NETWORKS[name].published for name in job.teach.network)
+    if is_published and images.classes == _IMAGENET_CLASSES:
+        source, note = TORCHVISION, f"the {names} that torchvision publishes"
+    can_load = len(job.teach.network) == 1 or source == TORCHVISION  # a file is of one network
     epochs, steps = job.finetune.epochs // 2, job.generate.num_inference_steps // 2
     options: tuple[tuple[bool, str, str, Any, str], ...] = (
-        (not job.teach.checkpoint, "teach.checkpoint", source, TORCHVISION, note),
+        (can_load and not job.teach.checkpoint, "teach.checkpoint", source, TORCHVISION, note),
         (len(job.seeds) > 1, "seeds", "[0]", job.seeds[:1], "no spread between distilled sets"),
         (job.evaluate.repeats > 1, "evaluate.repeats", "1", 1, "no spread between trainings"),
         ("vlcp" in job.compare.methods, "compare.methods", "[vlcp]", ("vlcp",), "nothing to compare with"),

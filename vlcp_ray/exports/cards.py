@@ -20,7 +20,7 @@ def dataset_card(form: str, facts: Mapping[str, Any]) -> str:
     """Write the card of a distilled set.
 
     Args:
-        form: imagefolder, parquet or webdataset.
+        form: imagefolder, parquet, webdataset or dd-ranking.
         facts: the variables of the template `dataset.md.j2`, and license.
     """
     header = _data_header(facts, "image-classification", facts["images"])
@@ -29,7 +29,7 @@ def dataset_card(form: str, facts: Mapping[str, Any]) -> str:
         header |= {"dataset_info": {"features": listed}, "configs": [_config("data/train-*")]}
     elif form == "imagefolder":  # without features in the config its builder reads the label as a number
         header |= {"dataset_info": {"features": listed}, "configs": [_config("train/**") | {"features": listed}]}
-    return _card("dataset.md.j2", DatasetCardData(**header).to_yaml(), facts)
+    return _card("dataset.md.j2", DatasetCardData(**header).to_yaml(), {**facts, "form": form})
 
 
 def captions_card(facts: Mapping[str, Any]) -> str:

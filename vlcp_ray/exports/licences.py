@@ -192,7 +192,7 @@ def bound(
         found.append(Bound("captions", job.caption.source, _UNKNOWN))
     if uses_teacher and job.teach.checkpoint:
         is_published = job.teach.checkpoint == TORCHVISION
-        name = f"{job.teach.network} of torchvision" if is_published else job.teach.checkpoint
+        name = f"{' and '.join(job.teach.network)} of torchvision" if is_published else job.teach.checkpoint
         found.append(Bound("teacher", name, IMAGENET if is_published else _UNKNOWN))
     own = Licence(APACHE.id, APACHE.name, APACHE.link, "It claims no rights in what it makes.")
     return [*found, Bound("tool", "vlcp_ray", own)]

@@ -2,7 +2,21 @@
 
 from typing import Final
 
-from vlcp_ray.methods import centroid, d4m, full, herding, k_center, minimax, random_images, rded, vlcp
+from vlcp_ray.methods import (
+    centroid,
+    d4m,
+    difficulty,
+    full,
+    herding,
+    idc,
+    k_center,
+    minimax,
+    moderate,
+    random_images,
+    rded,
+    sre2l,
+    vlcp,
+)
 from vlcp_ray.methods.method import Method
 
 #: In the order of the score table.
@@ -17,8 +31,14 @@ METHODS: Final[dict[str, Method]] = {
         minimax.METHOD,
         centroid.METHOD,
         rded.METHOD,
+        sre2l.METHOD,
+        idc.IDC_1,
+        idc.TILED,
         herding.METHOD,
         k_center.METHOD,
+        moderate.METHOD,
+        difficulty.EL2N,
+        difficulty.FORGETTING,
         random_images.METHOD,
         full.METHOD,
     )

@@ -58,7 +58,7 @@ def select_by_features(
 def feature_loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]:
     """Yield the load of computing the features of every training image once."""
     teach, images = inputs.job.teach, inputs.images
-    each = inputs.models.classify(teach.network, teach.input_size, teach.width, images.classes, TEACHER_NORM)
+    each = inputs.models.classify(teach.network[0], teach.input_size, teach.width, images.classes, TEACHER_NORM)
     count = generate.count_images(inputs, steps)
     yield Load(evaluate.CLASSIFY, count, images.train * each, units=images.classes)
 

@@ -10,10 +10,10 @@ import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image
 
-from vlcp_ray.images import Pixels, decode, encode_png
+from vlcp_ray.images import Pixels, decode
 from vlcp_ray.methods.method import Method, Run
+from vlcp_ray.methods.synthetic_rows import from_pixels
 from vlcp_ray.models.networks import TEACHER_NORM
-from vlcp_ray.schemas import SYNTHETIC, conform
 from vlcp_ray.seeds import seed_for
 from vlcp_ray.stages import evaluate, generate
 from vlcp_ray.stages.stage import Load
@@ -257,7 +257,8 @@ def select_images(
     """
     from vlcp_ray.models.batches import Batches
 
-    label, image_ids = rows["label"][0].as_py(), rows["image_id"].to_pylist()
+    label, name = rows["label"][0].as_py(), rows["class_name"][0].as_py()
+    image_ids = rows["image_id"].to_pylist()
     batches = Batches(_BATCH, "teach.input_size")
     sets: dict[Run, pa.Table] = {}
     for seed in sorted({seed for seed, _ in runs}):
@@ -272,7 +273,8 @@ def select_images(
             size=job.generate.image_size,
             seed=seed,
         )
-        sets |= {(seed, ipc): _to_synthetic(rows, pixels, seed) for ipc, (pixels, _) in tiled.items()}
+        for ipc, (pixels, _) in tiled.items():
+            sets[seed, ipc] = from_pixels("rded", [(label, name)] * ipc, range(ipc), pixels, seed)
     return sets
 
 
@@ -296,22 +298,6 @@ def _cross_entropy(
     return scores
 
 
-def _to_synthetic(rows: pa.Table, pixels: Pixels, seed: int) -> pa.Table:
-    """Return the images as rows of SYNTHETIC, with the label and the class name of `rows`."""
-    label, count = rows["label"][0].as_py(), len(pixels)
-    columns = {
-        "image_id": [f"rded-{label:04d}-{number:04d}" for number in range(count)],
-        "label": [label] * count,
-        "class_name": [rows["class_name"][0].as_py()] * count,
-        "split": ["train"] * count,
-        "image": [encode_png(image) for image in pixels],
-        "prototype_id": [""] * count,
-        "text": [""] * count,
-        "seed": [seed] * count,
-    }
-    return conform(pa.table(columns), SYNTHETIC)
-
-
 def _settings(job: "Job", base_model: str) -> dict[str, Any]:
     recipe = {"crops": CROPS, "pool": POOL, "crop_scale": SCALE, "padding": PADDING}
     return {"image_size": job.generate.image_size, "factor": job.evaluate.factor, **recipe}
@@ -320,7 +306,7 @@ def _settings(job: "Job", base_model: str) -> dict[str, Any]:
 def _loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]:
     teach, classes = inputs.job.teach, inputs.images.classes
     crops = CROPS * POOL * classes * len({step.key["seed"] for step in steps})
-    each = inputs.models.classify(teach.network, teach.input_size, teach.width, classes, TEACHER_NORM)
+    each = inputs.models.classify(teach.network[0], teach.input_size, teach.width, classes, TEACHER_NORM)
     yield Load(evaluate.CLASSIFY, generate.count_images(inputs, steps), crops * each, units=classes)
 
 

@@ -1,5 +1,6 @@
-"""Rows of SYNTHETIC: from images that were generated from prototypes, or from real images."""
+"""Rows of SYNTHETIC: from images that were generated from prototypes, from pixels, or from real images."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +21,31 @@ def as_synthetic(table: pa.Table) -> pa.Table:
     for name, values in columns.items():
         table = with_column(table, name, pa.array(values, SYNTHETIC.field(name).type))
     return conform(table, SYNTHETIC)
+
+
+def from_pixels(
+    kind: str, classes: Sequence[tuple[int, str]], numbers: Sequence[int], pixels: images.Pixels, seed: int
+) -> pa.Table:
+    """Make rows of SYNTHETIC from the pixels of images that were made from no prototype.
+
+    Args:
+        kind: prefix of the image_ids.
+        classes: label and class name of each image.
+        numbers: the number of each image in its class.
+        pixels: (n, h, w, 3) uint8.
+        seed: of the set.
+    """
+    columns = {
+        "image_id": [f"{kind}-{label:04d}-{number:04d}" for (label, _), number in zip(classes, numbers, strict=True)],
+        "label": [label for label, _ in classes],
+        "class_name": [name for _, name in classes],
+        "split": ["train"] * len(pixels),
+        "image": [images.encode_png(image) for image in pixels],
+        "prototype_id": [""] * len(pixels),
+        "text": [""] * len(pixels),
+        "seed": [seed] * len(pixels),
+    }
+    return conform(pa.table(columns), SYNTHETIC)
 
 
 def from_prototypes(

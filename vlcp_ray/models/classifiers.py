@@ -1,6 +1,7 @@
 """Build the classifiers that are trained on distilled sets; their initial weights depend on the seed only."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pkgutil import resolve_name
 
 import torch
@@ -22,6 +23,7 @@ def build_classifier(
     block per stage, average pooling in place of strides, and such a stem. Convolutions of ResNets begin with normal
     values of the standard deviation sqrt(2 / (k k c_out)); those of ConvNets, and with batch norm the stem of
     ResNet-18-modified, as torch's default.
+    Other names are torchvision's: these networks have its layers, norms and initial weights under every protocol.
     The weights depend on `seed` only; the global random state is neither read nor changed.
 
     Args:
@@ -31,18 +33,32 @@ def build_classifier(
         width: channels of a ConvNet.
         seed: of the initial weights.
         norm: `instance` normalises per image and channel (train_models of MinimaxDiffusion), `batch` is
-            `nn.BatchNorm2d`.
+            `nn.BatchNorm2d`; a network of torchvision has its own.
 
     Raises:
-        ValueError: `input_size` is too small for the network.
+        ValueError: the network does not take `input_size`.
     """
     network, layer = NETWORKS[name], _instance_norm if norm == "instance" else nn.BatchNorm2d
     check_input_size([name], input_size, norm, "the network")
-    with torch.random.fork_rng(devices=[]):  # no devices: layers are made on the CPU
-        torch.default_generator.manual_seed(seed)
+    with global_seed(seed, "cpu"):  # layers are made on the CPU
         stem = network.stem(input_size, norm)
         built: nn.Module = resolve_name(network.build)(name, num_classes, input_size, width, layer, stem)
         return built
+
+
+@contextmanager
+def global_seed(seed: int, device: str) -> Iterator[None]:
+    """Seed torch's global random state, which dropout and stochastic depth sample from, and restore it at the end.
+
+    Args:
+        device: torch device of the network.
+    """
+    is_cuda = torch.device(device).type == "cuda"
+    with torch.random.fork_rng(devices=[torch.device(device)] if is_cuda else []):
+        torch.default_generator.manual_seed(seed)
+        if is_cuda:
+            torch.cuda.manual_seed(seed)
+        yield
 
 
 class InBfloat16(nn.Module):
@@ -75,6 +91,16 @@ def resnet_18(name: str, num_classes: int, input_size: int, width: int, norm: No
         network.maxpool = nn.Identity()
     if norm is _instance_norm:
         _start_he_normal(network)
+    return network
+
+
+def of_torchvision(name: str, num_classes: int, input_size: int, width: int, norm: NormLayer, stem: Stem) -> nn.Module:
+    """Build a classifier of torchvision by its name there; width, norm and stem are its own."""
+    from torchvision.models import get_model
+
+    sized = NETWORKS[name].multiple > 1  # built for one size of images
+    side = {"input_size": (input_size, input_size)} if name.startswith("maxvit") else {"image_size": input_size}
+    network: nn.Module = get_model(name, weights=None, num_classes=num_classes, **(side if sized else {}))
     return network
 
 

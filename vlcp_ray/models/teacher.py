@@ -1,6 +1,7 @@
 """The teacher: load it, and compute its soft labels and its features of images."""
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Final
 
@@ -22,7 +23,7 @@ _BATCHES: Final = Batches(BATCH, "teach.input_size")  # as small as an earlier c
 def build_teacher(settings: Teach, num_classes: int, input_size: int, seed: int) -> nn.Module:
     """Build the teacher's network with batch norm and with initial weights that depend on the seed only."""
     return build_classifier(
-        settings.network,
+        settings.name,
         num_classes=num_classes,
         input_size=input_size,
         width=settings.width,
@@ -39,19 +40,22 @@ def load_teacher(settings: Teach, state: Mapping[str, Tensor]) -> nn.Module:
         state: weights by name.
 
     Raises:
-        ValueError: the weights are of another network than settings.network.
+        ValueError: the weights are of another network than settings.name.
     """
-    head = next((state[name] for name in head_names(state)), None)
+    # safetensors sorts weights by name, so that those of the last layer need not be the last.
+    known = NETWORKS[settings.name].head
+    head = next((state[name] for name in ([f"{known}.weight"] if known else head_names(state)) if name in state), None)
     if head is None:
-        raise ValueError(
-            f"teach.network: the weights have no linear layer, so they are not those of {settings.network}"
-        )
+        raise ValueError(f"teach.network: the weights have no linear layer, so they are not those of {settings.name}")
     network = build_teacher(settings, len(head), _input_size_for(settings, head.shape[1]), 0)
+    versioned = OrderedDict(state)
+    # MNASNet refuses weights without the versions of its modules, which safetensors does not keep.
+    versioned._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]
     try:
-        network.load_state_dict(state)
+        network.load_state_dict(versioned)
     except RuntimeError as error:
         raise ValueError(
-            f"teach.network: the weights are not those of {settings.network} with batch norm: "
+            f"teach.network: the weights are not those of {settings.name} with batch norm: "
             f"{' '.join(str(error).split())}"
         ) from error
     return network.eval().requires_grad_(False)
@@ -100,9 +104,11 @@ def _outputs(network: nn.Module, pixels: npt.NDArray[np.uint8], device: str) -> 
 
 
 def _input_size_for(settings: Teach, inputs: int) -> int:
-    """Compute the image size for which a ConvNet's last layer has this many inputs; ResNets take any size."""
+    """Compute the image size for which a ConvNet's last layer has this many inputs."""
+    if not NETWORKS[settings.name].poolings:
+        return settings.input_size
     side = max(1, math.isqrt(inputs // settings.width))
-    return side << NETWORKS[settings.network].poolings
+    return side << NETWORKS[settings.name].poolings
 
 
 def head_names(state: Mapping[str, Tensor]) -> list[str]:

@@ -87,7 +87,10 @@ def fetch(job: Job, steps: Sequence[Step], to: Path | None = None) -> Iterator[F
     if job.caption.source:
         yield _copy("caption.source", job.caption.source, to)
     if teach.STAGE in stages and job.teach.checkpoint:
-        yield _fetch_teacher(job.teach, to)
+        if job.teach.checkpoint == teach.TORCHVISION:
+            yield from (_fetch_teacher(network, to) for network in job.teach.network)
+        else:
+            yield _copy("teach.checkpoint", job.teach.checkpoint, to)
 
 
 def environment(to: Path | None) -> dict[str, str]:
@@ -166,14 +169,12 @@ def _fetch_images(job: Job, to: Path | None) -> Fetched:
     return Fetched("ingest.source", public(source), f"commit {Path(folder).name[:12]}", _list(inside))
 
 
-def _fetch_teacher(settings: teach.Teach, to: Path | None) -> Fetched:
-    if settings.checkpoint != teach.TORCHVISION:
-        return _copy("teach.checkpoint", settings.checkpoint, to)
+def _fetch_teacher(network: str, to: Path | None) -> Fetched:
     from vlcp_ray.stages.teach import checkpoint
 
-    with _naming("teach.checkpoint", settings.checkpoint):
-        file = checkpoint.fetch(settings.network, str(to / _TORCH) if to else "")
-    return Fetched("teach.checkpoint", f"torchvision {settings.network}", f"sha256 {file.stem[-8:]}", [file])
+    with _naming("teach.checkpoint", teach.TORCHVISION):
+        file = checkpoint.fetch(network, str(to / _TORCH) if to else "")
+    return Fetched("teach.checkpoint", f"torchvision {network}", f"sha256 {file.stem[-8:]}", [file])
 
 
 def _copy(field: str, source: str, to: Path | None, follow_links: bool = True) -> Fetched:

@@ -1,6 +1,7 @@
 """Augmentations of training images: whole batches at once, with explicit random generators."""
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -61,7 +62,7 @@ def augment_without_jitter(
     """
     if factor > 1:
         pixels = shuffle_patches(pixels, factor, generator)
-    return _standardise(random_crop(pixels, generator, flip, scale))
+    return standardise(random_crop(pixels, generator, flip, scale))
 
 
 def random_crop(pixels: Tensor, generator: torch.Generator, flip: bool, scale: tuple[float, float]) -> Tensor:
@@ -100,7 +101,7 @@ def random_shift(pixels: Tensor, generator: torch.Generator, flip: bool, padding
     across = torch.arange(size).expand(count, size)
     x = torch.where(mirrored[:, None], across.flip(1), across) + corners[:, :1]
     y = across + corners[:, 1:]
-    return normalise(_take_rows_and_columns(nn.functional.pad(pixels, (padding,) * 4), y, x))
+    return normalise(take_rows_and_columns(nn.functional.pad(pixels, (padding,) * 4), y, x))
 
 
 def shuffle_patches(images: Tensor, factor: int, generator: torch.Generator) -> Tensor:
@@ -122,10 +123,10 @@ def shuffle_patches(images: Tensor, factor: int, generator: torch.Generator) -> 
         raise ValueError(f"images of {size} pixels cannot be cut into {factor} patches per side: set another factor")
     x, y = torch.rand(2, count, factor, generator=generator).argsort(2).mul_(size // factor)
     within = torch.arange(size // factor)
-    return _take_rows_and_columns(images, *((order[:, :, None] + within).flatten(1) for order in (y, x)))
+    return take_rows_and_columns(images, *((order[:, :, None] + within).flatten(1) for order in (y, x)))
 
 
-def _take_rows_and_columns(images: Tensor, y: Tensor, x: Tensor) -> Tensor:
+def take_rows_and_columns(images: Tensor, y: Tensor, x: Tensor) -> Tensor:
     """Take the pixels of every image at its rows y and columns x: (n, c, h, w), (n, r), (n, s) -> (n, c, r, s)."""
     y, x = y.to(images.device), x.to(images.device)
     image, channel = (torch.arange(length, device=images.device) for length in images.shape[:2])
@@ -134,10 +135,10 @@ def _take_rows_and_columns(images: Tensor, y: Tensor, x: Tensor) -> Tensor:
 
 def normalise(pixels: Tensor) -> Tensor:
     """Convert (n, 3, s, s) uint8 to float32, standardised by ImageNet's mean and std: the input of a classifier."""
-    return _standardise(pixels.float().div_(255))
+    return standardise(pixels.float().div_(255))
 
 
-def _standardise(images: Tensor) -> Tensor:
+def standardise(images: Tensor) -> Tensor:
     """Standardise (n, 3, s, s) float32 in [0, 1] by ImageNet's mean and std, in place."""
     mean, std = (images.new_tensor(v).view(3, 1, 1) for v in (_MEAN, _STD))
     return images.sub_(mean).div_(std)
@@ -184,6 +185,28 @@ def crop(images: Tensor, boxes: Tensor, mirrored: Tensor) -> Tensor:
     x, y = (torch.stack((x, positions[:, 1])) * (2 / (size - 1)) - 1).to(images.device)
     grid = torch.stack((x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)), -1)
     return nn.functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=True)
+
+
+def crop_together(images: Tensor, box: Sequence[float], mirrored: bool = False, size: int | None = None) -> Tensor:
+    """Cut the same box out of all images, as `crop` does; differentiable, and reproducible on a GPU as well.
+
+    Args:
+        images: (n, c, s, s) float32.
+        box: left, top, width, height, in pixels.
+        mirrored: whether the views are flipped horizontally.
+        size: height and width of the views in pixels; None: s.
+    """
+    # Two products with matrices: the gradient of grid_sample depends on the order in which a GPU adds it up.
+    old, (left, top, width, height) = images.shape[-1], box
+    across, down = (_interpolation(*side, old, size or old) for side in ((left, width), (top, height)))
+    across = across.flip(0) if mirrored else across
+    return down.to(images.device) @ images @ across.T.to(images.device)
+
+
+def _interpolation(start: float, length: float, old: int, new: int) -> Tensor:
+    """Return the (new, old) weights of old pixels, by new pixel, of a linear resize of a range to `new` pixels."""
+    positions = (start + length * (torch.arange(new) + 0.5) / new - 0.5).clamp(start, start + length - 1)
+    return (1 - (positions[:, None] - torch.arange(old)).abs()).clamp(min=0)
 
 
 def jitter_colours(images: Tensor, generator: torch.Generator, jitter: float, lighting: float) -> Tensor:

@@ -40,11 +40,13 @@ class LabelledImages:
 
     Args:
         file_bytes: of the files that they were decoded from; 0 where they are not counted.
+        soft: probabilities (n, classes) float32 that the set has itself; None: it has hard labels.
     """
 
     pixels: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64]
     file_bytes: int = 0
+    soft: npt.NDArray[np.float32] | None = None
 
 
 def prepare(table: pa.Table, input_size: int, resize: int | None = None) -> LabelledImages:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from vlcp_ray.models.networks import NETWORKS
 from vlcp_ray.protocols.protocol import Protocol, steps_per_epoch
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def train(
     *,
     epochs: int,
     seed: int,
+    name: str = "",
     ipc: int = 0,
     num_classes: int = 0,
     teacher: "nn.Module | None" = None,
@@ -104,6 +106,7 @@ def train(
         settings: batch size and learning rate (None: the protocol's), and flip.
         epochs: number of epochs.
         seed: of the order of the images and of their augmentation.
+        name: of the network; one with batch norm gets no batch of a single image.
         num_classes: with more than 100, batches, learning rate and weight decay are others.
         ipc, teacher: unused; other protocols need them.
         augment: whether the images are augmented and mixed.
@@ -119,7 +122,8 @@ def train(
     optimizer = torch.optim.SGD(
         network.parameters(), learning_rate, RECIPE.momentum, weight_decay=RECIPE.weight_decay[which], fused=True
     )
-    steps = steps_per_epoch(len(images[1]), batch_size)
+    min_batch = NETWORKS[name].min_batch("instance") if name else 1
+    steps = steps_per_epoch(len(images[1]), batch_size, min_batch)
     yield from training.train(
         optimizer,
         images,
@@ -128,6 +132,7 @@ def train(
         epochs=epochs,
         batch_size=batch_size,
         generator=generator,
+        min_batch=min_batch,
     )
 
 

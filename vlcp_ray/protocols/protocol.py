@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Literal
 
-from vlcp_ray.models.networks import Norm
+from vlcp_ray.models.networks import NETWORKS, Norm
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -24,7 +24,7 @@ class Protocol:
         summary: one line for the reference.
         labels: of the training images: the set's own (hard), or a teacher's probabilities, of each image as it is
             stored, or of each augmented batch (teacher).
-        norm: the normalisation layers of the networks that are trained under it.
+        norm: the normalisation layers of the networks that are trained under it; those of torchvision have their own.
         epochs: a function of the settings, ipc (0: the full train split) and number of classes that returns the number
             of training epochs.
         batch_size: a function of the settings, ipc, number of classes and number of training images that returns the
@@ -35,7 +35,7 @@ class Protocol:
         recipe: a frozen dataclass of the numbers that the protocol fixes, such as its momentum and its table of epochs;
             `training` and `epochs` take them from it.
         settings: the fields of `Evaluate` that only this protocol and others that list them use.
-        min_batch: a smaller last batch is joined to the one before it.
+        min_batch: a smaller last batch is joined to the one before it; networks with batch norm need two at least.
         budgets: a function of the settings that returns the numbers of epochs of trainings that differ in nothing else,
             where the settings list several.
         unvalidated: the share of the epochs that pass before the first validation.
@@ -62,9 +62,10 @@ class Protocol:
         """Whether a teacher labels the training images."""
         return self.labels != "hard"
 
-    def steps_per_epoch(self, settings: "Evaluate", ipc: int, classes: int, images: int) -> int:
-        """Compute the steps of an epoch of training on `images` images."""
-        return steps_per_epoch(images, self.batch_size(settings, ipc, classes, images), self.min_batch)
+    def steps_per_epoch(self, settings: "Evaluate", network: str, ipc: int, classes: int, images: int) -> int:
+        """Compute the steps of an epoch of training a network on `images` images."""
+        smallest = max(self.min_batch, NETWORKS[network].min_batch(self.norm))
+        return steps_per_epoch(images, self.batch_size(settings, ipc, classes, images), smallest)
 
     def hashed_settings(self) -> dict[str, Any]:
         """Return the protocol's constants, which are hashed into the fingerprint of its scores."""

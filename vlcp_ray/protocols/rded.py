@@ -1,7 +1,7 @@
 """The rded protocol: training with the soft labels of a teacher, as RDED evaluates sets."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,7 +21,7 @@ class Recipe:
     """Constants of the protocol, as published in RDED's code.
 
     Args:
-        learning_rate: of the first epoch.
+        learning_rate: of the first epoch, of networks that are not in LEARNING_RATES.
         weight_decay: of AdamW, for weights of more than one dimension.
         epochs: training epochs.
         batch_sizes: images per training step as (smallest ipc, images), the largest ipc first.
@@ -41,6 +41,15 @@ class Recipe:
 
 
 RECIPE: Final = Recipe()
+#: The learning rate of the first epoch by network, where RDED's code has another one than the recipe's.
+LEARNING_RATES: Final[Mapping[str, float]] = {
+    "alexnet": 1e-4,
+    "efficientnet_b0": 2e-3,
+    "mobilenet_v2": 2.5e-3,
+    "swin_v2_t": 1e-4,
+    "vgg11": 5e-4,
+    "vit_b_16": 1e-4,
+}
 
 
 def batch_size_for(settings: "Evaluate", ipc: int, num_classes: int, images: int) -> int:
@@ -58,9 +67,19 @@ def batch_size_for(settings: "Evaluate", ipc: int, num_classes: int, images: int
     return min(settings.rded_batch_size or size, images)
 
 
-def learning_rate_at(epoch: int, epochs: int) -> float:
+def learning_rate_for(settings: "Evaluate", name: str) -> float:
+    """Return the learning rate of the first epoch: that of the settings, or else RDED's for the network.
+
+    Args:
+        settings: `rded_learning_rates`.
+        name: of the network.
+    """
+    return settings.rded_learning_rates.get(name, LEARNING_RATES.get(name, RECIPE.learning_rate))
+
+
+def learning_rate_at(epoch: int, epochs: int, base: float) -> float:
     """Return the learning rate of an epoch, counted from 0: a cosine decay to half of the first rate, not to 0."""
-    return RECIPE.learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / (2 * epochs)))
+    return base * 0.5 * (1 + math.cos(math.pi * epoch / (2 * epochs)))
 
 
 def epochs_for(settings: "Evaluate", ipc: int, num_classes: int) -> int:
@@ -93,6 +112,7 @@ def train(
     *,
     epochs: int,
     seed: int,
+    name: str = "",
     ipc: int,
     num_classes: int,
     teacher: "nn.Module | None" = None,
@@ -109,6 +129,7 @@ def train(
         settings: batch size, flip, factor and temperature.
         epochs: number of epochs.
         seed: of the order of the images and of their augmentation.
+        name: of the network, for its learning rate.
         ipc: images per class, 0 for the full train split.
         num_classes: number of classes.
         teacher: in eval mode, on the images' device, with `num_classes` outputs in the order of the class names; always
@@ -123,9 +144,8 @@ def train(
     def of_batch(pixels: "Tensor", labels: "Tensor") -> "Tensor":
         return loss(network, teacher, pixels, labels, generator, settings, augment)
 
-    yield from train_with(
-        of_batch, network, images, settings, epochs=epochs, generator=generator, ipc=ipc, num_classes=num_classes
-    )
+    options = {"epochs": epochs, "ipc": ipc, "num_classes": num_classes}
+    yield from train_with(of_batch, network, images, settings, name=name, generator=generator, **options)
 
 
 def train_with(
@@ -134,6 +154,7 @@ def train_with(
     images: "Split",
     settings: "Evaluate",
     *,
+    name: str,
     epochs: int,
     generator: "torch.Generator",
     ipc: int,
@@ -144,20 +165,20 @@ def train_with(
     Args:
         loss: a function of the pixels and the second tensor of a batch of `images`.
         generator: of the order of the images.
-        network, images, settings, epochs, ipc, num_classes: as of `train`.
+        network, images, settings, name, epochs, ipc, num_classes: as of `train`.
     """
     import torch
 
     from vlcp_ray.protocols import training
 
-    count = len(images[1])
+    count, base = len(images[1]), learning_rate_for(settings, name)
     batch_size = batch_size_for(settings, ipc, num_classes, count)
     steps = steps_per_epoch(count, batch_size, RECIPE.min_batch)
     yield from training.train(
-        torch.optim.AdamW(decay_groups(network), RECIPE.learning_rate, fused=True),
+        torch.optim.AdamW(decay_groups(network), base, fused=True),
         images,
         loss,
-        lambda step: learning_rate_at(step // steps, epochs),
+        lambda step: learning_rate_at(step // steps, epochs, base),
         epochs=epochs,
         batch_size=batch_size,
         generator=generator,
@@ -234,7 +255,7 @@ PROTOCOL: Final = Protocol(
     resize=resize_for,
     training="vlcp_ray.protocols.rded:train",
     recipe=RECIPE,
-    settings=("temperature", "rded_epochs", "rded_batch_size"),
+    settings=("temperature", "rded_epochs", "rded_batch_size", "rded_learning_rates"),
     unvalidated=0.8,
     min_batch=RECIPE.min_batch,
     budgets=budgets,

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Final
 from vlcp_ray.protocols import rded
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
     from torch import Tensor, nn
 
@@ -22,12 +24,14 @@ def train(
     *,
     epochs: int,
     seed: int,
+    name: str = "",
     ipc: int,
     num_classes: int,
     teacher: "nn.Module | None" = None,
     augment: bool = True,
+    stored: "npt.NDArray[np.float32] | None" = None,
 ) -> Iterator["Epoch"]:
-    """Train with the soft labels that a teacher gives the images before any augmentation; it is used only for these.
+    """Train with one soft label per image: the set's own, or else what a teacher says before any augmentation.
 
     Args:
         network: changed in place.
@@ -35,27 +39,30 @@ def train(
         settings: batch size, flip, factor and temperature.
         epochs: number of epochs.
         seed: of the order of the images and of their augmentation.
+        name: of the network, for its learning rate.
         ipc: images per class, 0 for the full train split.
         num_classes: number of classes.
-        teacher: in eval mode, with `num_classes` outputs in the order of the class names; always given.
+        teacher: in eval mode, with `num_classes` outputs in the order of the class names; given without `stored`.
         augment: whether the images are augmented and mixed.
+        stored: the set's own probabilities (n, classes), in the order of the images.
     """
     import torch
 
     from vlcp_ray.models.teacher import soft_labels
 
-    assert teacher is not None, "soft labels need a teacher"  # noqa: S101
     generator = torch.Generator().manual_seed(seed)
     pixels, device = images[0], images[0].device
-    stored = torch.from_numpy(soft_labels(teacher, pixels.cpu().numpy(), str(device))).to(device)
+    if stored is None:
+        assert teacher is not None, "soft labels need a teacher"  # noqa: S101
+        stored = soft_labels(teacher, pixels.cpu().numpy(), str(device))
+    of_images = torch.tensor(stored, device=device)
 
     def of_batch(pixels: "Tensor", rows: "Tensor") -> "Tensor":
-        return loss(network, stored, pixels, rows, generator, settings, augment)
+        return loss(network, of_images, pixels, rows, generator, settings, augment)
 
     numbered = (pixels, torch.arange(len(pixels), device=device))
-    yield from rded.train_with(
-        of_batch, network, numbered, settings, epochs=epochs, generator=generator, ipc=ipc, num_classes=num_classes
-    )
+    options = {"epochs": epochs, "ipc": ipc, "num_classes": num_classes}
+    yield from rded.train_with(of_batch, network, numbered, settings, name=name, generator=generator, **options)
 
 
 def loss(

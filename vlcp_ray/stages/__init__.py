@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from vlcp_ray.stages import evaluate, finetune, generate, ingest, pair, prototype, report, select, teach
+from vlcp_ray.stages import evaluate, finetune, generate, ingest, pair, prototype, rank, report, select, teach
 from vlcp_ray.stages.stage import Stage, Work
 
 #: In the order in which they run.
@@ -15,6 +15,7 @@ STAGES: Final[dict[str, Stage]] = {
         prototype.STAGE,
         generate.STAGE,
         teach.STAGE,
+        rank.STAGE,
         select.STAGE,
         evaluate.STAGE,
         report.STAGE,

@@ -42,6 +42,7 @@ class Step:
 
     Args:
         key: identifies the artifact among those of its stage: seed, ipc, method.
+        words: what else tells it from those, for its title only: the teacher, where a job has several.
     """
 
     stage: str
@@ -49,6 +50,7 @@ class Step:
     settings: Mapping[str, Any]
     key: Mapping[str, Any] = field(default_factory=dict)
     inputs: "Mapping[str, Step]" = field(default_factory=dict)
+    words: str = ""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -66,7 +68,8 @@ class Step:
     @property
     def title(self) -> str:
         """The stage and its key in words: `prototype seed 0 ipc 5`."""
-        return " ".join([self.stage, *(f"{k} {v}" if k != "method" else str(v) for k, v in self.key.items())])
+        keys = [f"{k} {v}" if k != "method" else str(v) for k, v in self.key.items()]
+        return " ".join([self.stage, *keys, *([self.words] if self.words else [])])
 
 
 class _Entry(BaseModel):
@@ -276,7 +279,7 @@ class Artifact:
                 parts = [part for part, found in zip(parts, threads.map(has_any, parts), strict=True) if found]
         if not parts:
             return pa.schema([f for f in schema if f.name in columns]).empty_table()
-        return self.read_parts(parts, columns, wanted, [*columns, key])
+        return self.read_parts(parts, columns, wanted, list(dict.fromkeys((*columns, key))))
 
     def read_parts(
         self,

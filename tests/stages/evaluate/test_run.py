@@ -41,12 +41,12 @@ def clock(context: Context, monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock of the run, whose trials follow each other and take the seconds that they say and a tenth more."""
     clock = set_clock(monkeypatch, run_module.__name__)
 
-    def work(left: Sequence[tuple[Step, Trial]], workers: int) -> Iterator[tuple[str, float, str, float, Peaks]]:
+    def work(left: Sequence[tuple[Step, Trial]], workers: int) -> Iterator[tuple[str, str, float, str, float, Peaks]]:
         assert workers == 2
         for step, trial in left:
             write_scores(context, step, trial)
             clock.now += 1.1 * SECONDS[step.fingerprint]
-            yield trial.trial_id, 0.5, "", SECONDS[step.fingerprint], Peaks()
+            yield context.artifact(step).path, trial.trial_id, 0.5, "", SECONDS[step.fingerprint], Peaks()
 
     def calls(_: Context, left: Any, __: object) -> Any:
         return left

@@ -295,3 +295,22 @@ def test_run_trial_that_collapses_at_the_end_did_not_learn(monkeypatch: pytest.M
     row = run()
     assert float(row["top1_best"]) > 0.4  # type: ignore[arg-type]
     assert row["outcome"] in ("did_not_learn", "diverged")
+
+
+def test_dropout_depends_on_the_trial_only() -> None:
+    """mobilenet_v2 has dropout, which samples from torch's global random state."""
+    settings = Evaluate(networks=("mobilenet_v2",), input_size=16, epochs=2, batch_size=10, flip=False)
+    trial, train = replace(TRIAL, network="mobilenet_v2"), digits(0, 21)
+
+    def once() -> dict[str, object]:
+        row = run_trial(train, digits(1000, 1040), NAMES, settings, trial, "cpu")
+        return {name: value for name, value in row.items() if name != "seconds"}
+
+    torch.manual_seed(1)
+    first, after = once(), torch.rand(1)
+    torch.manual_seed(2)
+    second = once()
+    assert first == second
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(1), after)
+    assert (first["steps"], first["batch_size"]) == (4, 10)  # the last of 21 images is in the second batch

@@ -166,7 +166,8 @@ def test_rows_of_another_budget_are_not_compared(name: str, value: Any, shown: s
     _, other = score_summary(table)
     assert (other["difference"], other["significant"], other["is_other_budget"]) == (None, None, True)
     assert shown in score_table(table).splitlines()[2]
-    assert "not compared: random at 2 per class (minimax, ConvNet-3), of another budget than vlcp" in score_table(table)
+    where = f"at 2 per class{f', labels of {value}' if name == 'teacher' else ''} (minimax, ConvNet-3)"
+    assert f"not compared: random {where}, of another budget than vlcp" in score_table(table)
     assert "not compared" not in score_table(SCORED)
 
 

@@ -28,20 +28,34 @@ from vlcp_ray.store.artifact import Manifest, Step, Store
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.filterwarnings("default")]
 JOB = Path(__file__).parents[3] / "jobs" / "digits-compare.toml"
+EVALUATED = ("random", "herding", "k-center", "rded")
+MADE = (*EVALUATED, "moderate", "el2n", "forgetting", "sre2l", "idc-1", "idc")
+EARLY = ["rank.networks=2", "rank.epochs=1"]
+PIXELS = [
+    "compare.sre2l.steps=2",
+    "compare.idc.outer_steps=1",
+    "compare.idc.inner_steps=1",
+    "compare.idc.network=ConvNet-3",
+    "compare.idc.width=8",
+    "compare.idc.classes=5",
+    "compare.idc.train_images=64",
+    "compare.idc.batch_size=16",
+]
+OVERRIDES = [
+    "ipc=[2]",
+    "seeds=[0]",
+    "teach.epochs=1",
+    "teach.width=8",
+    "evaluate.epochs=2",
+    "evaluate.full_epochs=1",
+    "evaluate.width=8",
+]
 
 
-def job() -> Job:
-    overrides = [
-        'compare.methods=["random", "herding", "k-center", "rded", "full"]',
-        "ipc=[2]",
-        "seeds=[0]",
-        "teach.epochs=1",
-        "teach.width=8",
-        "evaluate.epochs=2",
-        "evaluate.full_epochs=1",
-        "evaluate.width=8",
-    ]
-    return load_job(JOB, overrides)
+def job(methods: Sequence[str] = (*EVALUATED, "full"), *more: str) -> Job:
+    """Load the job of some methods; a setting of other methods would be refused."""
+    own = [*more, *(EARLY if "el2n" in methods else ()), *(PIXELS if "idc" in methods else ())]
+    return load_job(JOB, [*OVERRIDES, f"compare.methods={list(methods)}", *own])
 
 
 def run_with(root: Path, workers: int) -> tuple[dict[str, pa.Table], pa.Table]:
@@ -51,13 +65,17 @@ def run_with(root: Path, workers: int) -> tuple[dict[str, pa.Table], pa.Table]:
     made_by = [manifest["scale"]["generate"] for manifest in manifests_of(store, steps, "select")]
     assert made_by == [pool.model_dump(exclude_none=True)] * 4  # not the pool of the models, which are not used
     assert all(manifest["seconds"] > 0 for stage in STAGES for manifest in manifests_of(store, steps, stage))
-    sets = {
+    scores = [store.artifact(step).table("scores", SCORES) for step in steps if step.stage == "evaluate"]
+    return sets_of(store, steps), pa.concat_tables(scores).sort_by("trial_id").drop_columns("seconds")
+
+
+def sets_of(store: Store, steps: Sequence[Step]) -> dict[str, pa.Table]:
+    """The sets by their method."""
+    return {
         step.key["method"]: store.artifact(step).table("synthetic", SYNTHETIC).sort_by("image_id")
         for step in steps
         if step.stage == "select"
     }
-    scores = [store.artifact(step).table("scores", SCORES) for step in steps if step.stage == "evaluate"]
-    return sets, pa.concat_tables(scores).sort_by("trial_id").drop_columns("seconds")
 
 
 def manifests_of(store: Store, steps: Sequence[Step], stage: str) -> list[Manifest]:
@@ -77,17 +95,57 @@ def test_graph_without_generated_sets_has_no_models() -> None:
 
 def test_select_with_one_or_two_workers_gives_the_same_sets_and_scores(tmp_path: Path) -> None:
     sets, scores = run_with(tmp_path / "one", 1)
-    assert {method: len(table) for method, table in sets.items()} == dict.fromkeys(
-        ("random", "herding", "k-center", "rded"), 20
-    )
+    assert {method: len(table) for method, table in sets.items()} == dict.fromkeys(EVALUATED, 20)
     assert all(set(table["label"].to_pylist()) == set(range(10)) for table in sets.values())
     trials = set(zip(*(scores[name].to_pylist() for name in ("method", "protocol")), strict=True))
-    methods = ("random", "herding", "k-center", "rded")
-    assert trials == {(m, p) for m in methods for p in ("minimax", "rded", "rded-stored")} | {("full", "minimax")}
+    assert trials == {(m, p) for m in EVALUATED for p in ("minimax", "rded", "rded-stored")} | {("full", "minimax")}
     assert len(scores) == 13
     again, same = run_with(tmp_path / "two", 2)
     assert same.equals(scores)
     assert all(again[method].equals(sets[method]) for method in sets)
+
+
+def test_select_of_optimised_and_difficult_images_is_the_same_with_one_or_two_workers(tmp_path: Path) -> None:
+    made = []
+    for workers in (1, 2):
+        pool, store = Pool(num_workers=workers, num_cpus=1), Store.at(str(tmp_path / str(workers)))
+        steps = list(run(job(MADE[4:]), store, "select", Scale(evaluate=pool, ingest=pool)))
+        (ranked,) = manifests_of(store, steps, "rank")
+        assert ranked["rows"] == 2
+        made.append(sets_of(store, steps))
+    assert {name: len(table) for name, table in made[0].items()} == dict.fromkeys(MADE[4:], 20) | {"idc": 80}
+    assert all(set(table["label"].to_pylist()) == set(range(10)) for table in made[0].values())
+    assert all(made[1][name].equals(table) for name, table in made[0].items())
+
+
+def test_select_of_partitions_that_was_interrupted_makes_only_what_is_missing(tmp_path: Path) -> None:
+    settings = job(("sre2l", "idc-1", "idc"), "ipc=[1,2]")
+    store, pool = Store.at(str(tmp_path)), Pool(num_workers=2, num_cpus=1)
+    scale = Scale(evaluate=pool, ingest=pool)
+    steps = [step for step in run(settings, store, "select", scale) if step.stage == "select"]
+    files = {file: file.stat().st_mtime_ns for file in tmp_path.glob("select-*/synthetic/*.parquet")}
+    assert len(files) == 2 + 2 * 2 * 2  # a batch of sre2l in both sets, two partitions in each of idc-1 and idc
+    content = {file: file.read_bytes() for file in files}
+    lost = [next(file for file in files if step.folder in str(file)) for step in steps if step.key["ipc"] == 2]
+    for step in steps:
+        (tmp_path / step.folder / "manifest.json").unlink()
+    for file in lost:
+        file.unlink()
+    list(run(settings, store, "select", scale))
+    assert {file: file.read_bytes() for file in files} == content
+    made = {file for file, time in files.items() if file.stat().st_mtime_ns != time}
+    sre2l = {file for file in files if any(step.folder in str(file) for step in steps if step.key["method"] == "sre2l")}
+    assert made == {*lost, *sre2l}
+
+
+def test_difficulty_is_measured_once_for_all_methods_seeds_and_sizes() -> None:
+    settings = job(MADE, "ipc=[1,2,5]", "seeds=[0,1]")
+    ranked = [step for step in graph(settings) if step.stage == "rank"]
+    assert len(ranked) == 1
+    assert ranked == [step for step in graph(job(MADE)) if step.stage == "rank"]
+    users = {step.key["method"] for step in graph(settings) if "difficulty" in step.inputs}
+    assert users == {"el2n", "forgetting"}
+    assert not [step for step in graph(job(["random"])) if step.stage == "rank"]
 
 
 def test_select_rows_of_two_sets_returns_a_shared_row_twice() -> None:

@@ -90,7 +90,7 @@ def test_checkpoint_of_torchvision_is_refused_for_a_network_without_one() -> Non
     with pytest.raises(ValueError, match="publishes no weights of ConvNet-3, only of ResNet-18; choose one of these"):
         Teach(network="ConvNet-3", checkpoint="torchvision")
     job = load_job(JOBS / "imagenet1k.toml", ["teach.checkpoint=torchvision"])
-    assert hashed_settings(job)["checkpoint"] == "ResNet18_Weights.IMAGENET1K_V1"
+    assert hashed_settings(job.teach)["checkpoint"] == "ResNet18_Weights.IMAGENET1K_V1"
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ def job(**teach: object) -> Job:
 
 
 def test_hashed_settings_of_a_trained_teacher_are_those_of_its_training() -> None:
-    assert hashed_settings(job()) == job().teach.model_dump() | {"recipe": asdict(RECIPE)}
-    assert hashed_settings(job(epochs=2)) != hashed_settings(job(epochs=3))
+    expected = job().teach.model_dump() | {"network": job().teach.name, "recipe": asdict(RECIPE)}
+    assert hashed_settings(job().teach) == expected
+    assert hashed_settings(job(epochs=2).teach) != hashed_settings(job(epochs=3).teach)
 
 
 def test_hashed_settings_of_a_checkpoint_depend_on_its_content_only(tmp_path: Path) -> None:
@@ -25,9 +26,9 @@ def test_hashed_settings_of_a_checkpoint_depend_on_its_content_only(tmp_path: Pa
     one.write_bytes(b"weights")
     same.write_bytes(b"weights")
     other.write_bytes(b"other weights")
-    hashed = hashed_settings(job(checkpoint=str(one), epochs=2))
-    assert hashed == hashed_settings(job(checkpoint=str(same), epochs=3))
-    assert hashed != hashed_settings(job(checkpoint=str(other), epochs=2))
+    hashed = hashed_settings(job(checkpoint=str(one), epochs=2).teach)
+    assert hashed == hashed_settings(job(checkpoint=str(same), epochs=3).teach)
+    assert hashed != hashed_settings(job(checkpoint=str(other), epochs=2).teach)
 
 
 def test_check_of_a_missing_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -9,11 +9,13 @@ import torch
 from tests.labelled_digits import NAMES, digits
 from vlcp_ray.config import Teach
 from vlcp_ray.models.teacher import build_teacher
+from vlcp_ray.protocols import teacher_training
 from vlcp_ray.protocols.augment import augment_without_jitter, random_shift
 from vlcp_ray.protocols.labelled_images import to_device
+from vlcp_ray.protocols.teacher_training import learning_rate_at
 from vlcp_ray.seeds import seed_for
 from vlcp_ray.stages.teach import Recipe, train
-from vlcp_ray.stages.teach.train import TrainedTeacher, learning_rate_at, train_teacher
+from vlcp_ray.stages.teach.train import TrainedTeacher, train_teacher
 
 SETTINGS = Teach(network="ConvNet-3", width=16, input_size=16, epochs=8, batch_size=32, validations=4, flip=False)
 TRAIN, VAL = digits(0, 300), digits(1000, 1200)
@@ -49,8 +51,8 @@ def test_train_teacher_is_independent_of_global_random_state(precision: str) -> 
 
 
 def test_train_teacher_on_large_images_crops_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "RECIPE", Recipe(largest_shifted=8))
-    monkeypatch.setattr(train, "random_shift", None)
+    monkeypatch.setattr(teacher_training, "RECIPE", Recipe(largest_shifted=8))
+    monkeypatch.setattr(teacher_training, "random_shift", None)
     assert train_teacher(TRAIN, VAL, NAMES, SETTINGS.model_copy(update={"epochs": 1}), 0, "cpu").top1 > 0
 
 
@@ -80,7 +82,7 @@ def test_train_teacher_takes_nesterov_steps_of_its_schedule(monkeypatch: pytest.
         seen.append((len(pixels), made[0].param_groups[0]["lr"]))
         return sum((weight.sum() for weight in network.parameters()), torch.zeros(()))
 
-    monkeypatch.setattr(train, "_loss", loss)
+    monkeypatch.setattr(teacher_training, "_loss", loss)
     monkeypatch.setattr(train, "guesses", lambda *_: False)  # this loss teaches nothing
     settings = SETTINGS.model_copy(update={"epochs": 2, "batch_size": 10, "validations": 1, "learning_rate": 0.1})
     few = digits(0, 21)
@@ -104,16 +106,17 @@ def test_train_teacher_takes_nesterov_steps_of_its_schedule(monkeypatch: pytest.
 def test_loss_shifts_images_up_to_the_size_of_the_recipe(
     largest_shifted: int, shift: int, padding: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "RECIPE", Recipe(largest_shifted=largest_shifted, shift=shift))
+    monkeypatch.setattr(teacher_training, "RECIPE", Recipe(largest_shifted=largest_shifted, shift=shift))
     pixels, labels = to_device(digits(0, 12), "cpu")
-    network = build_teacher(SETTINGS, 10, 16, 0).eval()
-    loss = train._loss(network, pixels, labels, torch.Generator().manual_seed(3), SETTINGS)
+    network, seen = build_teacher(SETTINGS, 10, 16, 0).eval(), list[torch.Tensor]()
+    loss = teacher_training._loss(network, pixels, labels, torch.Generator().manual_seed(3), SETTINGS, seen.append)
     again = torch.Generator().manual_seed(3)
     if padding is None:
         views = augment_without_jitter(pixels, again, False, Recipe().crop_scale)
     else:
         views = random_shift(pixels, again, False, padding)
     torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(network(views), labels))
+    torch.testing.assert_close(seen, [network(views)])
 
 
 def test_learning_rate_at_the_end_of_the_rise_is_the_highest() -> None:
@@ -133,8 +136,10 @@ def test_train_teacher_that_does_not_learn_is_refused() -> None:
 
 def test_train_teacher_that_diverges_at_the_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The weights after the last epoch are saved, however good earlier ones were."""
-    rate, steps = train.learning_rate_at, 8 * 10
-    monkeypatch.setattr(train, "learning_rate_at", lambda step, *rest: 1e9 if step > steps - 4 else rate(step, *rest))
+    rate, steps = teacher_training.learning_rate_at, 8 * 10
+    monkeypatch.setattr(
+        teacher_training, "learning_rate_at", lambda step, *rest: 1e9 if step > steps - 4 else rate(step, *rest)
+    )
     with pytest.raises(ValueError, match="the teacher did not learn: after the last epoch its loss is"):
         train_teacher(TRAIN, VAL, NAMES, SETTINGS, 0, "cpu")
 
@@ -150,7 +155,7 @@ def test_train_teacher_has_one_cycle_of_the_learning_rate(monkeypatch: pytest.Mo
         rates.append(made[0].param_groups[0]["lr"])
         return sum((0 * weight.sum() for weight in network.parameters()), torch.zeros(()))
 
-    monkeypatch.setattr(train, "_loss", loss)
+    monkeypatch.setattr(teacher_training, "_loss", loss)
     monkeypatch.setattr(train, "guesses", lambda *_: False)  # this loss teaches nothing
     settings = SETTINGS.model_copy(update={"epochs": 10, "batch_size": 10, "validations": 1, "learning_rate": 0.1})
     train_teacher(digits(0, 20), VAL, NAMES, settings, 0, "cpu")

@@ -7,19 +7,29 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 import pyarrow as pa
 from pydantic import BeforeValidator, Field, model_validator
 
-from vlcp_ray.models.networks import NETWORKS, TEACHER_NORM, check_input_size
-from vlcp_ray.protocols import PROTOCOLS
+from vlcp_ray.models.networks import (
+    NETWORKS,
+    REFUSED,
+    TEACHER_NORM,
+    check_batch_size,
+    check_input_size,
+    check_width,
+)
+from vlcp_ray.protocols import PROTOCOLS, rded
 from vlcp_ray.schemas import column
 from vlcp_ray.settings import OneOf, Positive, Settings, check_unique
-from vlcp_ray.stages.stage import TRAINING_PASSES, Load, Stage, Work
+from vlcp_ray.stages.stage import TRAINING_PASSES, Load, Memory, Stage, Work
 
 if TYPE_CHECKING:
     from vlcp_ray.config import Job
     from vlcp_ray.cost.inputs import CostInputs
+    from vlcp_ray.cost.memory import ModelMemory
+    from vlcp_ray.scale import Scale
     from vlcp_ray.store.artifact import Step
 
 
 Precision = Literal["float32", "bf16"]
+NetworkName = Annotated[str, OneOf(NETWORKS, title="Networks", refused=REFUSED)]
 
 
 def _as_tuple(value: Any) -> Any:
@@ -35,10 +45,12 @@ class Evaluate(Settings):
         description="minimax: hard labels; rded: soft labels of the teacher for every augmented batch; "
         "rded-stored: one soft label per image",
     )
-    networks: tuple[Annotated[str, OneOf(NETWORKS)], ...] = Field(
-        ("ConvNet-6",), description="classifiers; with instance norm under minimax, else batch norm"
+    networks: tuple[NetworkName, ...] = Field(
+        ("ConvNet-6",),
+        description="classifiers, listed below; ours with instance norm under minimax, else batch norm, those of "
+        "torchvision with the norm of their own",
     )
-    width: Positive = Field(128, description="channels of a ConvNet; a ResNet has its own number")
+    width: Positive = Field(128, description="channels of a ConvNet; other networks have their own number")
     input_size: Positive = Field(224, description="side of the images in pixels")
     epochs: Positive | None = Field(None, description="training epochs; none: the protocol's number for the ipc")
     full_epochs: Positive = Field(300, description="training epochs on the full train split")
@@ -78,6 +90,12 @@ class Evaluate(Settings):
         None,
         description="soft labels only: images per training step; none: by ipc and classes; RDED: 100 for Tiny-ImageNet",
     )
+    rded_learning_rates: dict[NetworkName, Annotated[float, Field(gt=0)]] = Field(
+        {},
+        description="soft labels only: learning rate of the first epoch by network; others have RDED's: "
+        f"{', '.join(f'{name} {rate:g}' for name, rate in rded.LEARNING_RATES.items())}, else "
+        f"{rded.RECIPE.learning_rate:g}",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -86,6 +104,11 @@ class Evaluate(Settings):
             raise ValueError(f"input_size must be a multiple of factor, {self.factor}, not {self.input_size}")
         for name in self.protocols:
             check_input_size(self.networks, self.input_size, PROTOCOLS[name].norm, "networks")
+            check_batch_size(self.networks, self.batch_size, PROTOCOLS[name].norm, "networks")
+        check_width(self.networks, self.width != type(self).model_fields["width"].default, "networks")
+        for name in self.rded_learning_rates:
+            if name not in self.networks:
+                raise ValueError(f"rded_learning_rates: {name} is none of networks; add it there or leave it out")
         if self.rded_batch_size == 1:
             raise ValueError("rded_batch_size must be 2 or more: batch norm needs several images")
         for name in dict.fromkeys(name for protocol in PROTOCOLS.values() for name in protocol.settings):
@@ -164,6 +187,7 @@ class Trial:
     Args:
         epochs: where the settings list several numbers of epochs; 0: the only one.
         augmented: whether the training images are augmented and mixed.
+        stream: the name that random numbers follow from, of a set that was made elsewhere; empty: the method.
     """
 
     method: str
@@ -174,21 +198,33 @@ class Trial:
     repeat: int
     epochs: int = 0
     augmented: bool = True
+    stream: str = ""
 
     @property
     def trial_id(self) -> str:
         """The name of the trial and of its file: `vlcp-minimax-ipc5-seed0-ConvNet-3-r1`."""
-        name = f"{self.seed_key}-{self.epochs}epochs" if self.epochs else self.seed_key
+        name = f"{self.method}-{self._key}"
+        name = f"{name}-{self.epochs}epochs" if self.epochs else name
         return name if self.augmented else f"{name}-plain"
 
     @property
     def seed_key(self) -> str:
         """The part of the name that random numbers follow from: other epochs start with the same weights."""
-        return f"{self.method}-{self.protocol}-ipc{self.ipc}-seed{self.seed}-{self.network}-r{self.repeat}"
+        return f"{self.stream or self.method}-{self._key}"
+
+    @property
+    def _key(self) -> str:
+        return f"{self.protocol}-ipc{self.ipc}-seed{self.seed}-{self.network}-r{self.repeat}"
 
     def count_epochs(self, settings: Evaluate, classes: int) -> int:
         """Return the number of training epochs."""
         return self.epochs or PROTOCOLS[self.protocol].epochs(settings, self.ipc, classes)
+
+
+#: The setting of a step, beside those of the job, that names what the random numbers of a given set follow from.
+STREAM: Final = "stream"
+#: The teacher of a row of SCORES whose stored soft labels came with the set.
+OWN_LABELS: Final = "the set itself"
 
 
 def list_trials(step: "Step", settings: Evaluate) -> list[Trial]:
@@ -198,9 +234,11 @@ def list_trials(step: "Step", settings: Evaluate) -> list[Trial]:
     The full train split, whose step has no set among its inputs, is trained on once per network.
     """
     is_full, key = "set" not in step.inputs, step.key
-    protocols = [name for name in settings.protocols if PROTOCOLS[name].trains_full] if is_full else settings.protocols
+    ipc, stream = key.get("ipc", 0), step.settings.get(STREAM, "")
+    wanted = step.settings.get("protocols", settings.protocols)
+    protocols = [name for name in settings.protocols if PROTOCOLS[name].trains_full] if is_full else wanted
     return [
-        Trial(key["method"], protocol, network, key.get("ipc", 0), key.get("seed", 0), repeat, epochs, augmented)
+        Trial(key["method"], protocol, network, ipc, key.get("seed", 0), repeat, epochs, augmented, stream)
         for protocol in protocols
         for epochs in (not is_full and PROTOCOLS[protocol].budgets(settings)) or (0,)
         for network in settings.networks
@@ -211,13 +249,27 @@ def list_trials(step: "Step", settings: Evaluate) -> list[Trial]:
     ]
 
 
-def hashed_settings(job: "Job", *, full: bool = False) -> dict[str, Any]:
+def with_soft_labels(settings: Evaluate) -> Evaluate:
+    """Return the settings of the trainings with soft labels only: those of every teacher but the first."""
+    protocols = tuple(name for name in settings.protocols if PROTOCOLS[name].needs_teacher)
+    used = {name for protocol in protocols for name in PROTOCOLS[protocol].settings}
+    others = {name for protocol in PROTOCOLS.values() for name in protocol.settings} - used
+    defaults = {name: Evaluate.model_fields[name].default for name in others}
+    return settings.model_copy(update={"protocols": protocols, **defaults})
+
+
+def hashed_settings(evaluate: Evaluate, *, full: bool = False) -> dict[str, Any]:
     """Return the settings that determine the scores of a set, or of the full train split.
 
-    They include what the protocols themselves fix, under `recipes`.
+    They include what the protocols themselves fix, under `recipes`, and under `rded_learning_rates` the rates of
+    networks that have another one than the recipe's.
     """
-    settings = job.evaluate.model_dump()
-    protocols = [PROTOCOLS[name] for name in job.evaluate.protocols]
+    settings = evaluate.model_dump(exclude={"rded_learning_rates"})
+    protocols = [PROTOCOLS[name] for name in evaluate.protocols]
+    rates = {name: rded.learning_rate_for(evaluate, name) for name in evaluate.networks}
+    rates = {name: rate for name, rate in rates.items() if rate != rded.RECIPE.learning_rate}
+    if rates and not full and any(protocol.needs_teacher for protocol in protocols):
+        settings["rded_learning_rates"] = rates
     if full:
         settings = {name: value for name, value in settings.items() if name not in _EXCLUDED_FOR_FULL}
         protocols = [protocol for protocol in protocols if protocol.trains_full]
@@ -238,9 +290,11 @@ _EXCLUDED_FOR_FULL: Final = {
 
 
 def _first_network_flops(job: "Job") -> int:
+    from vlcp_ray.cost.flops import classifier_flops
+
     settings = job.evaluate
     norm = PROTOCOLS[settings.protocols[0]].norm
-    return int(NETWORKS[settings.networks[0]].forward_flops(settings.input_size, settings.width, 1, norm))
+    return int(classifier_flops(settings.networks[0], settings.input_size, settings.width, 1, norm))
 
 
 CLASSIFY: Final = Work(
@@ -268,9 +322,10 @@ CLASSIFY_BF16: Final = replace(
 
 
 def _loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]:
-    trials = [trial for step in steps for trial in list_trials(step, inputs.job.evaluate)]
+    by_step = [(step, trial) for step in steps for trial in list_trials(step, inputs.job.evaluate)]
+    trials = [trial for _, trial in by_step]
     images = sum(_epochs(inputs, trial) * _images(inputs, trial) for trial in trials)
-    flops = [_trial_flops(inputs, trial) for trial in trials]
+    flops = [_trial_flops(inputs, step, trial) for step, trial in by_step]
     work = CLASSIFY_BF16 if inputs.job.evaluate.precision == "bf16" else CLASSIFY
     steps_taken = sum(_steps(inputs, trial) for trial in trials)
     yield Load(work, images, sum(flops), units=len(trials), largest=max(flops), batches=steps_taken)
@@ -282,7 +337,8 @@ def _epochs(inputs: "CostInputs", trial: Trial) -> int:
 
 def _steps(inputs: "CostInputs", trial: Trial) -> int:
     classes, count = inputs.images.classes, _images(inputs, trial)
-    per_epoch = PROTOCOLS[trial.protocol].steps_per_epoch(inputs.job.evaluate, trial.ipc, classes, count)
+    protocol = PROTOCOLS[trial.protocol]
+    per_epoch = protocol.steps_per_epoch(inputs.job.evaluate, trial.network, trial.ipc, classes, count)
     return _epochs(inputs, trial) * per_epoch
 
 
@@ -290,15 +346,47 @@ def _images(inputs: "CostInputs", trial: Trial) -> int:
     return trial.ipc * inputs.images.classes or inputs.images.train
 
 
-def _trial_flops(inputs: "CostInputs", trial: Trial) -> float:
+def _trial_flops(inputs: "CostInputs", step: "Step", trial: Trial) -> float:
     settings, teach, images = inputs.job.evaluate, inputs.job.teach, inputs.images
     protocol = PROTOCOLS[trial.protocol]
     epochs = _epochs(inputs, trial)
     student = inputs.models.classify(trial.network, settings.input_size, settings.width, images.classes, protocol.norm)
-    teacher = inputs.models.classify(teach.network, settings.input_size, teach.width, images.classes, TEACHER_NORM)
-    per_image = TRAINING_PASSES * student + (teacher if protocol.labels == "teacher" else 0.0)
+    per_image = TRAINING_PASSES * student
+    if protocol.labels == "teacher":
+        name = step.inputs["teacher"].settings["network"]
+        per_image += inputs.models.classify(name, settings.input_size, teach.width, images.classes, TEACHER_NORM)
     validation_passes = len(protocol.validated_epochs(epochs, settings.validations)) * images.val
     return epochs * _images(inputs, trial) * per_image + validation_passes * student
+
+
+def count_classes(job: "Job") -> int:
+    """Return the number of classes that a job expects; ten where it does not say, which counts little."""
+    return job.ingest.expect.classes if job.ingest.expect else 10
+
+
+def _memory(job: "Job", _: "ModelMemory", __: "Scale") -> Iterator[Memory]:
+    """Yield what the largest training needs, where a network of it is torchvision's."""
+    settings, classes = job.evaluate, count_classes(job)
+    soft = any(PROTOCOLS[name].needs_teacher for name in settings.protocols)
+    names = [*settings.networks, *(job.teach.network if soft else ())]
+    if not any(NETWORKS[name].is_of_torchvision for name in names):
+        return
+    from vlcp_ray.cost.classifiers import training_gib, weights_gib
+
+    size, width, ipc = settings.input_size, settings.width, max(job.ipc)
+    needs = []
+    for protocol in (PROTOCOLS[name] for name in settings.protocols):
+        images = min(protocol.batch_size(settings, ipc, classes, ipc * classes), ipc * classes)
+        teachers = job.teach.network if protocol.labels == "teacher" else ()
+        beside = max((weights_gib(name, size, job.teach.width, classes, TEACHER_NORM) for name in teachers), default=0)
+        needs += [
+            beside + training_gib(name, size, width, classes, protocol.norm, images) for name in settings.networks
+        ]
+    fix = (
+        "lower evaluate.batch_size and rded_batch_size, or give the pool evaluate a larger share of a GPU (num_gpus "
+        "in the scale file)"
+    )
+    yield Memory(STAGE.name, "evaluate.networks", STAGE.pools[0], max(needs), max(needs), fix)
 
 
 STAGE: Final = Stage(
@@ -311,4 +399,5 @@ STAGE: Final = Stage(
     rows="trials",
     works=(CLASSIFY, CLASSIFY_BF16),
     loads=_loads,
+    memory=_memory,
 )

@@ -5,8 +5,8 @@ from typing import Final
 import numpy as np
 
 from vlcp_ray.config import Job
+from vlcp_ray.cost.flops import classifier_flops
 from vlcp_ray.methods.random_images import METHOD
-from vlcp_ray.models.networks import NETWORKS
 from vlcp_ray.monitoring.allocator import memory_retained
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.protocols.labelled_images import LabelledImages
@@ -43,7 +43,7 @@ def _make_batch(job: Job, pool: Pool, precision: Precision) -> Batch:
     protocol = next(protocol for protocol in PROTOCOLS.values() if not protocol.needs_teacher)
     trial = Trial(METHOD.name, protocol.name, network, 1, 0, 0)
     class_names, device = [str(number) for number in range(_CLASSES)], "cuda" if pool.num_gpus else "cpu"
-    each = NETWORKS[network].forward_flops(size, job.evaluate.width, _CLASSES, protocol.norm)
+    each = classifier_flops(network, size, job.evaluate.width, _CLASSES, protocol.norm)
 
     def batch() -> BatchDone:
         with memory_retained():

@@ -5,10 +5,11 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray
 from safetensors.torch import load
@@ -26,6 +27,7 @@ from vlcp_ray.scale import count_cores
 from vlcp_ray.schemas import conform
 from vlcp_ray.stages.evaluate import SCORES, STAGE, Evaluate, Trial, list_trials
 from vlcp_ray.stages.evaluate.trial import run_trial
+from vlcp_ray.stages.select import SOFT, SOFT_LABELS
 from vlcp_ray.stages.teach import WEIGHTS, Teach
 from vlcp_ray.store.artifact import Artifact, Step
 
@@ -39,7 +41,7 @@ def run(context: Context, steps: Sequence[Step]) -> None:
     start, settings, workers = time.monotonic(), context.job.evaluate, context.scale.evaluate.num_workers
     trials = [(step, trial) for step in steps for trial in list_trials(step, settings)]
     trials.sort(key=lambda pair: -(pair[1].ipc or 2**31))
-    step_of = {trial.trial_id: step for step, trial in trials}
+    step_of = {context.artifact(step).path: step for step in steps}
     recorded = {step.fingerprint: _recorded_seconds(context.artifact(step)) for step in steps}
     left = []
     for step, trial in trials:
@@ -49,12 +51,14 @@ def run(context: Context, steps: Sequence[Step]) -> None:
             left.append((step, trial))
     inputs, measured = SharedInputs(context), dict.fromkeys(recorded, 0.0)
     with context.progress(steps, len(trials), "trials", len(trials) - len(left)) as progress:
-        for trial_id, top1, outcome, seconds, peaks in in_flight(_calls(context, left, inputs), workers):
-            progress.add(1, f"{trial_id} {top1:.1%}", peaks=peaks)
+        for path, trial_id, top1, outcome, seconds, peaks in in_flight(_calls(context, left, inputs), workers):
+            step = step_of[path]
+            name = f"{trial_id} {step.words}".rstrip()  # trials that differ in the teacher only have the same id
+            progress.add(1, f"{name} {top1:.1%}", peaks=peaks)
             if outcome:
-                log_line(trial_id, f"{outcome.replace('_', ' ')}: its score of {top1:.1%} is not counted")
-            measured[step_of[trial_id].fingerprint] += seconds
-            _log_curve(context, step_of[trial_id], trial_id)
+                log_line(name, f"{outcome.replace('_', ' ')}: its score of {top1:.1%} is not counted")
+            measured[step.fingerprint] += seconds
+            _log_curve(context, step, trial_id)
     call_on_machines(delete_shared, list(inputs.splits.values()))  # after an interruption the next run uses them
     shares = share_seconds(time.monotonic() - start, measured)
     for step in steps:
@@ -72,10 +76,11 @@ def _calls(
     remote = task(_trial, pool).remote
     previous = ""
     for step, trial in trials:
-        if previous not in ("", step.fingerprint):
+        images = step.inputs["images"]
+        source = step.inputs.get("set", images)
+        if previous not in ("", source.fingerprint):
             inputs.drop_train_splits()  # the trials of a set follow each other, so the set before is not needed again
-        previous, images = step.fingerprint, step.inputs["images"]
-        train = inputs.train(step.inputs.get("set", images))
+        previous, train = source.fingerprint, inputs.train(source)
         val = inputs.val(images, trial.protocol)
         class_names = context.manifest(images)["class_names"]
         teacher = inputs.teacher(step) if PROTOCOLS[trial.protocol].needs_teacher else None
@@ -112,15 +117,20 @@ class SharedInputs:
 
     def teacher(self, step: Step) -> ray.ObjectRef:
         """Load the settings and the weights of the teacher of a set's trials."""
-        key = step.inputs["teacher"].fingerprint
+        teacher = step.inputs["teacher"]
+        key = teacher.fingerprint
         if key not in self.references:
             weights = self.context.input(step, "teacher").read_bytes(WEIGHTS)
-            self.references[key] = ray.put((self.context.job.teach, weights))
+            self.references[key] = ray.put((self.context.job.teach.of(teacher.settings["network"]), weights))
         return self.references[key]
 
 
 def _load_train(artifact: Artifact, size: int) -> LabelledImages:
-    return load_split(artifact, "train", size, size, count_cores())
+    """Load the train split, with the soft labels that a set from elsewhere may have brought."""
+    split, own = load_split(artifact, "train", size, size, count_cores()), artifact.table(SOFT, SOFT_LABELS)
+    if not len(own):
+        return split
+    return replace(split, soft=np.array(own.sort_by("image_id")["soft_label"].to_pylist(), np.float32))
 
 
 def _trial(
@@ -132,8 +142,10 @@ def _trial(
     artifact: Artifact,
     device: str,
     teacher: tuple[Teach, bytes] | None,
-) -> tuple[str, float, str, float, Peaks]:
-    """Run a trial on a worker and write its row of SCORES; return its id, last top-1, outcome, seconds and peaks.
+) -> tuple[str, str, float, str, float, Peaks]:
+    """Run a trial on a worker and write its row of SCORES.
+
+    Returns the path of the artifact, the trial's id, last top-1, outcome, seconds and peaks.
 
     Ray shows this name as that of the process, and tests/faults ends processes by it.
     """
@@ -144,7 +156,7 @@ def _trial(
         tested = share_split(val, count_cores())
         row: dict[str, Any] = run_trial(train, tested, class_names, settings, trial, device, network, name)
     artifact.write_table(f"scores/{trial.trial_id}.parquet", conform(pa.Table.from_pylist([row]), SCORES))
-    return trial.trial_id, row["top1_last"], row["outcome"], row["seconds"], measure_peaks()
+    return artifact.path, trial.trial_id, row["top1_last"], row["outcome"], row["seconds"], measure_peaks()
 
 
 def _recorded_seconds(artifact: Artifact) -> dict[str, float]:

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from vlcp_ray.models.batches import naming_memory_fix
-from vlcp_ray.models.classifiers import InBfloat16, build_classifier
+from vlcp_ray.models.classifiers import InBfloat16, build_classifier, global_seed
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.protocols.labelled_images import LabelledImages, Split, check_split, to_device
 from vlcp_ray.protocols.metrics import accuracy, batches_for, confusion_matrix, guesses, predict
 from vlcp_ray.protocols.training import Epoch
 from vlcp_ray.seeds import seed_for
-from vlcp_ray.stages.evaluate import Evaluate, Trial
+from vlcp_ray.stages.evaluate import OWN_LABELS, Evaluate, Trial
 
 #: With more classes than this the confusion matrix is not kept: for 1,000 it has a million entries.
 _MAX_CONFUSION_CLASSES: Final = 100
@@ -43,7 +43,8 @@ def run_trial(
     `seconds` is reproducible, whatever ran before in the process. Global random state is neither used nor changed.
 
     Args:
-        train: the training set, with pixels of (settings.input_size)^2.
+        train: the training set, with pixels of (settings.input_size)^2; its own soft labels, if any, take the place of
+            the teacher's where a protocol stores one for each image.
         val: real images of the same size.
         class_names: the class of each label.
         settings: of the trainings.
@@ -61,6 +62,7 @@ def run_trial(
     for split, name in ((train, "train"), (val, "val")):
         check_split(split, f"evaluate: the {name} set", settings.input_size, class_names)
     protocol, epochs = PROTOCOLS[trial.protocol], trial.count_epochs(settings, classes)
+    own = train.soft if protocol.labels == "stored" else None
     network = build_classifier(
         trial.network,
         num_classes=classes,
@@ -72,9 +74,11 @@ def run_trial(
     with (
         naming_memory_fix(_TOO_LITTLE_MEMORY.format(trial.network)),
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
+        global_seed(_seed(trial, "dropout"), device),
     ):
         network, on_train = network.to(device), to_device(train, device)
-        checked = _check_teacher(teacher, trial.protocol, on_train, classes, device) if protocol.needs_teacher else None
+        needs_teacher = protocol.needs_teacher and own is None
+        checked = _check_teacher(teacher, trial.protocol, on_train, classes, device) if needs_teacher else None
         if settings.precision == "bf16":
             _check_bfloat16(device)
             network, checked = InBfloat16(network), checked and InBfloat16(checked)
@@ -84,10 +88,12 @@ def run_trial(
             settings,
             epochs=epochs,
             seed=_seed(trial, "steps"),
+            name=trial.network,
             ipc=trial.ipc,
             num_classes=classes,
             teacher=checked,
             augment=trial.augmented,
+            **({} if own is None else {"stored": own}),
         )
         should_validate = partial(protocol.should_validate, epochs=epochs, validations=settings.validations)
         results = _train_and_validate(network, trained_epochs, train, val, device, classes, should_validate)
@@ -101,10 +107,10 @@ def run_trial(
         "repeat": trial.repeat,
         "augmented": trial.augmented,
         "epochs": epochs,
-        "steps": epochs * protocol.steps_per_epoch(settings, trial.ipc, classes, len(train.labels)),
+        "steps": epochs * protocol.steps_per_epoch(settings, trial.network, trial.ipc, classes, len(train.labels)),
         "batch_size": protocol.batch_size(settings, trial.ipc, classes, len(train.labels)),
         "labels": protocol.labels,
-        "teacher": teacher_name if protocol.needs_teacher else "",
+        "teacher": OWN_LABELS if own is not None else teacher_name if protocol.needs_teacher else "",
         "image_bytes": train.file_bytes,
         "label_bytes": len(train.labels) * classes * _FLOAT_BYTES if protocol.labels == "stored" else 0,
         "teacher_bytes": _weight_bytes(teacher) if teacher and protocol.labels == "teacher" else 0,

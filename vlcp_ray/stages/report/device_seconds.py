@@ -24,12 +24,12 @@ def device_seconds(step: Step, manifests: Manifests) -> dict[str, float | None]:
         manifests: by fingerprint.
 
     Returns `gpu_seconds`, the seconds of every artifact times the GPUs of its workers, and `cpu_seconds`, the same with
-    the CPUs of workers that have no GPU; both None where an artifact is not complete.
+    the CPUs of workers that have no GPU; both None where an artifact is not complete, or was made elsewhere.
     """
     gpu_seconds = cpu_seconds = 0.0
     for made in {one.fingerprint: one for one in _with_inputs(step)}.values():
         manifest = manifests.get(made.fingerprint)
-        if manifest is None:
+        if manifest is None or "origin" in manifest:
             return dict.fromkeys(NAMES)
         for pool in recorded_pools(made, manifest):
             worked = manifest["seconds"] * pool.num_workers

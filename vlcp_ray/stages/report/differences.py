@@ -59,6 +59,26 @@ def compare(ours: Sequence[Trial], other: Sequence[Trial]) -> Difference | None:
     return Difference(100 * float(np.mean(list(means.values())) - np.mean(list(other_means.values()))))
 
 
+def mean_interval(trials: Sequence[Trial]) -> tuple[float, float | None, float | None]:
+    """Return the mean accuracy of some trials and its 95 % t interval, as fractions of 1.
+
+    Over the means of the seeds, and with a single seed over its repeats, so that the interval is of this set, not of
+    the method. No interval of a single number, or of equal ones.
+
+    Args:
+        trials: rows of SCORES with seed and top1_last that count, at least one.
+    """
+    means = _means_by_seed(trials)
+    values = np.array([means[seed] for seed in sorted(means)]) if len(means) > 1 else _values(trials)
+    mean = float(np.mean(values))
+    if len(values) < 2 or np.std(values, ddof=1) < _SMALLEST_STD:
+        return mean, None, None
+    from scipy import stats
+
+    low, high = stats.t.interval(LEVEL, len(values) - 1, mean, stats.sem(values))
+    return mean, float(low), float(high)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Correct p-values for their number by Holm's method, which holds the chance of any false one below the level.
 

@@ -17,6 +17,7 @@ from vlcp_ray.stages.report import charts
 from vlcp_ray.stages.report.contents import Report, Sample, TsnePlot
 from vlcp_ray.stages.report.cost_section import costs, format_bytes, format_duration
 from vlcp_ray.stages.report.coverage_section import coverage_rows
+from vlcp_ray.stages.report.cross_architecture import matrices
 from vlcp_ray.stages.report.images import preview, preview_side
 from vlcp_ray.stages.report.published import other_split, published
 from vlcp_ray.stages.report.score_section import evaluation_views, not_shown, other_budget_rows, score_rows
@@ -85,6 +86,7 @@ def _score_views(report: Report) -> Row:
         "other_budget_rows": other_budget_rows(summary, figures),
         "budget_notes": budget_notes(summary),
         "evaluation_views": evaluation_views(report.scores, report.class_names, figures),
+        "matrices": matrices(report.scores),
         "not_shown": not_shown(summary),
         "failures": failures(summary),
         "has_top5": has_top5(summary),

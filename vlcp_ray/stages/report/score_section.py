@@ -39,7 +39,8 @@ Row = dict[str, Any]
 def score_rows(
     summary: Sequence[Row], figures: Sequence[Published] = (), sets: Sequence[Mapping[str, Any]] = ()
 ) -> list[Row]:
-    """Format the rows of the score table: each summary row with `text`, `is_published` and `is_ours`.
+    """Format the rows of the score table: each summary row with `text`, `is_published`, `is_ours` and `block`, equal in
+    rows under one heading.
 
     HLR, IOR and the label-robust score are fractions of 1.
 
@@ -51,17 +52,19 @@ def score_rows(
     """
     rows: list[Row] = []
     for i, row in enumerate(summary):
+        block = f"{row['protocol']} {row['network']} {row['teacher']}"
         text = format_metrics(row) | {name: _fraction(row[name]) for name in _DD_RANKING}
         text |= {name: format_number(row[name]) for name in ("epochs", "steps", "batch_size")}
         text |= {"trials": format_trials(row), "labels": format_labels(row)}
         text |= {name: _megabytes(row[name]) for name in _BYTES}
         of_row = [one for one in sets if (one["method"], one["ipc"]) == (row["method"], row["ipc"])]
         text |= {name: _mean([one[name] for one in of_row]) for name in device_seconds.NAMES}
-        rows.append(row | {"text": text, "is_published": False, "is_ours": row["method"] == vlcp.METHOD.name})
+        flags = {"is_published": False, "is_ours": row["method"] == vlcp.METHOD.name}
+        rows.append(row | flags | {"text": text, "block": block})
         if i + 1 == len(summary) or comparison_key(summary[i + 1]) != comparison_key(row):
             same = [other for other in summary if comparison_key(other) == comparison_key(row)]
             rows += [
-                _published_row(figure)
+                _published_row(figure) | {"block": block}
                 for figure in figures
                 if _setting(figure) == protocol_network_ipc(row) and any(map(figure.has_budget_of, same))
             ]
@@ -105,7 +108,7 @@ def _published_row(figure: Published) -> Row:
 
 
 def evaluation_views(scores: pa.Table, class_names: Sequence[str], figures: Sequence[Published] = ()) -> list[Row]:
-    """Plot and list the scores of each protocol and network, in the order of the table.
+    """Plot and list the scores of each protocol, network and teacher, in the order of the table.
 
     Args:
         scores: SCORES.
@@ -121,19 +124,20 @@ def evaluation_views(scores: pa.Table, class_names: Sequence[str], figures: Sequ
     trials = [trial for trial in scores.to_pylist() if not trial["outcome"] and trial["augmented"]]
     ours = [figure for figure in figures if figure.method == vlcp.METHOD.name]
     views = []
-    for key in dict.fromkeys((row["protocol"], row["network"], row["variant"]) for row in summary):
-        protocol, network, variant = key
-        same = [row for row in summary if (row["protocol"], row["network"]) == (protocol, network)]
+    keys = ("protocol", "network", "teacher")
+    for key in dict.fromkeys((*(row[name] for name in keys), row["variant"]) for row in summary):
+        protocol, network, teacher, variant = key
+        same = [row for row in summary if tuple(row[name] for name in keys) == key[:-1]]
         rows = [row for row in same if not row["ipc"] or row["variant"] == variant]
         budgets = {(row["ipc"], row["epochs"]) for row in rows}
         own_trials = [
             trial
             for trial in trials
-            if (trial["protocol"], trial["network"]) == (protocol, network)
-            and (trial["ipc"], trial["epochs"]) in budgets
+            if tuple(trial[name] for name in keys) == key[:-1] and (trial["ipc"], trial["epochs"]) in budgets
         ]
         ipc = max((row["ipc"] for row in rows), default=0)
         title, methods = f"{network}, {protocol} protocol", _leading_methods(rows, ipc)
+        title += f", labels of {teacher}" if same[0]["has_teachers"] and teacher else ""
         if any(row["variant"] for row in same):
             title += f", {next(row['epochs'] for row in rows if row['ipc'] == ipc):,} epochs"
         views.append(

@@ -19,15 +19,19 @@ from vlcp_ray.stages.report.dd_ranking import (
 )
 from vlcp_ray.stages.report.differences import LEVEL, compare, format_difference, holm
 
+#: The method that all others are compared with.
+OURS: Final = (vlcp.METHOD.name,)
 METRICS: Final = ("top1_last", "top1_best", "top5_last")
 
 #: What a figure was made under, besides its protocol and network: figures of two budgets are not compared.
 BUDGET: Final = ("epochs", "steps", "batch_size", "labels", "teacher")
-_GROUP: Final = ("protocol", "network", "method", "ipc", "epochs")
+_GROUP: Final = ("protocol", "network", "teacher", "method", "ipc", "epochs")
 _BYTES: Final = ("image_bytes", "label_bytes", "teacher_bytes")
+_AHEAD: Final = "ahead"
 _COLUMNS: Final = (
     "protocol",
     "network",
+    "teacher",
     "ipc",
     "method",
     "epochs",
@@ -39,35 +43,37 @@ _COLUMNS: Final = (
     "top-5",
     "robust",
     "ARS",
-    "vlcp ahead",
+    _AHEAD,
 )
 _DIFFERENCE: Final = ("difference", "low", "high", "p", "p_holm", "pairs", "significant")
 _NUMERIC: Final = ("ipc", "epochs", "steps", "batch", "trials")
 _TOP: Final = 5
 _NOTE: Final = (
     "percent, mean ± standard deviation over trials; robust: DD-Ranking's label-robust score\n"
-    f"{vlcp.METHOD.name} ahead: points [{LEVEL:.0%} interval over seeds, or over the trials of a single seed]; "
+    f"{{}} ahead: points [{LEVEL:.0%} interval over seeds, or over the trials of a single seed]; "
     "* p < 0.05 after Holm's correction"
 )
 
 Row = dict[str, Any]
 
 
-def score_summary(scores: pa.Table) -> list[Row]:
-    """Compute mean and standard deviation over the trials of each (protocol, network, method, ipc, epochs).
+def score_summary(scores: pa.Table, first: Sequence[str] = OURS) -> list[Row]:
+    """Compute mean and standard deviation over the trials of each (protocol, network, teacher, method, ipc, epochs).
 
     Args:
         scores: SCORES.
+        first: the methods that come before all others; with the first of them the others are compared.
 
-    Returns rows by protocol, network and ipc, with the methods in the order of METHODS and the full train split last.
-    Each row has the five keys, the budget of its trials (BUDGET), the means of their bytes of images, stored labels and
-    teacher, `variant` (its place among the numbers of epochs at this protocol, network and ipc), `has_variants`,
-    `n` (trials that count), `failed` (the number of others by outcome), `classes`, and of each metric `_mean` and
-    `_std` (sample standard deviation), in fractions of 1, over the trials that count; `_mean` is None without such a
-    trial, `_std` with fewer than two. Further:
+    Returns rows by protocol, network, teacher and ipc, with the methods in the order of METHODS and the full train
+    split last. Each row has the six keys, the budget of its trials (BUDGET), the means of their bytes of images, stored
+    labels and teacher, `variant` (its place among the numbers of epochs at this protocol, network and ipc),
+    `has_variants`, `has_teachers` (whether this protocol has several), `n` (trials that count), `failed` (the number of
+    others by outcome), `classes`, and of each metric `_mean` and `_std` (sample standard deviation), in fractions of 1,
+    over the trials that count; `_mean` is None without such a trial, `_std` with fewer than two. Further:
 
     `difference`, `low`, `high`, `p`, `pairs`: vlcp's top1_last minus the row's at the same ipc, in points, with its
     interval (see `differences.compare`); None for vlcp's own row, without one, and where a test is not possible.
+    Where `first` names another method, that takes the place of vlcp.
     `p_holm`: `p` after Holm's correction for the rows that are compared with the same row of vlcp.
     `significant`: whether `p_holm` is below 0.05, and no trial of both failed; None without `p`.
     `hlr`, `ior`, `label_robust`: DD-Ranking's, from means of top1_last; None without random, without the full train
@@ -84,50 +90,58 @@ def score_summary(scores: pa.Table) -> list[Row]:
     for row in rows:
         same = {other["epochs"] for other in rows if protocol_network_ipc(other) == protocol_network_ipc(row)}
         row["variant"], row["has_variants"] = sorted(same).index(row["epochs"]), len(same) > 1
-    ours = {comparison_key(row): row for row in rows if row["method"] == vlcp.METHOD.name}
+        row["has_teachers"] = len({other["teacher"] for other in rows if other["protocol"] == row["protocol"]}) > 1
+    ours = {comparison_key(row): row for row in rows if row["method"] == first[0]}
     rows = [
-        row | _dd_ranking(row, rows) | _ars(row, rows, plain) | _difference(groups, ours.get(comparison_key(row)), row)
+        row | _dd_ranking(row, rows) | _ars(row, rows, plain) | _difference(groups, _ours_of(row, ours), row)
         for row in rows
     ]
-    return sorted(
-        _corrected(rows),
-        key=lambda row: (
-            row["protocol"],
-            row["network"],
-            row["ipc"] or math.inf,
-            row["epochs"],
-            _method_order(row["method"]),
-        ),
-    )
+    return sorted(_corrected(rows), key=lambda row: row_order(row, first))
 
 
-def score_table(scores: pa.Table) -> str:
-    """Format the summary as aligned lines of text: percent with one decimal, and a note that explains the signs."""
-    rows = score_summary(scores)
+def row_order(row: Row, first: Sequence[str] = OURS) -> tuple[Any, ...]:
+    """Return the key by which rows of the summary are sorted: by protocol, network, teacher, ipc, epochs and method."""
+    place = _method_order(row["method"], first)
+    return row["protocol"], row["network"], row["teacher"], row["ipc"] or math.inf, row["epochs"], place
+
+
+def score_table(scores: pa.Table, first: Sequence[str] = OURS) -> str:
+    """Format the summary as aligned lines of text: percent with one decimal, and a note that explains the signs.
+
+    Args:
+        first: as of `score_summary`.
+    """
+    rows = score_summary(scores, first)
     if not rows:
         return "no scores yet"
     lines = [_line(row) for row in rows]
     left_out = {"top-5"} if not has_top5(rows) else set()
+    left_out |= set() if any(row["has_teachers"] for row in rows) else {"teacher"}
     left_out |= {"ARS"} if all(row["ars"] is None for row in rows) else set()
     columns = [name for name in _COLUMNS if name not in left_out]
-    cells = [columns, *([line[name] for name in columns] for line in lines)]
+    titles = [f"{first[0]} ahead" if name == _AHEAD else name for name in columns]
+    cells = [titles, *([line[name] for name in columns] for line in lines)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
     padded = [
         [c.rjust(w) if name in _NUMERIC else c.ljust(w) for name, c, w in zip(columns, row, widths, strict=True)]
         for row in cells
     ]
     failed = [f"not counted: {text}" for text in failures(rows)]
-    return "\n".join([*("  ".join(line).rstrip() for line in padded), _NOTE, *budget_notes(rows), *failed])
+    notes = [_NOTE.format(first[0]), *budget_notes(rows, first[0]), *failed]
+    return "\n".join([*("  ".join(line).rstrip() for line in padded), *notes])
 
 
-def differences_json(scores: pa.Table) -> list[Row]:
+def differences_json(scores: pa.Table, first: Sequence[str] = OURS) -> list[Row]:
     """List the comparisons with vlcp as plain objects, in the order of the table; numbers have six decimals.
 
-    Each has protocol, network, ipc, epochs, method and, of `score_summary`, difference, low, high, p, p_holm, pairs and
-    significant.
+    Each has protocol, network, teacher, ipc, epochs, method and, of `score_summary`, difference, low, high, p, p_holm,
+    pairs and significant.
+
+    Args:
+        first: as of `score_summary`.
     """
     names = (*_GROUP, *_DIFFERENCE)
-    rows = [row for row in score_summary(scores) if row["difference"] is not None]
+    rows = [row for row in score_summary(scores, first) if row["difference"] is not None]
     return [{name: rounded(row[name]) for name in names} for row in rows]
 
 
@@ -154,7 +168,7 @@ def headline(summary: Sequence[Row], classes: int | None, train_rows: int | None
     if not ours:
         return "", ""
     first = [row for row in summary if protocol_network_ipc(row)[:2] == protocol_network_ipc(ours[0])[:2]]
-    first = [row for row in first if row["variant"] == 0]
+    first = [row for row in first if row["variant"] == 0 and row["teacher"] in ("", ours[0]["teacher"])]
     largest = next((row for row in reversed(first) if row["method"] == vlcp.METHOD.name), ours[-1])
     ipc = largest["ipc"]
     if not largest["n"]:
@@ -175,6 +189,7 @@ def headline(summary: Sequence[Row], classes: int | None, train_rows: int | None
     trials = "a single trial" if is_one else f"{format_trials(largest)} trials"
     epochs = f" of {largest['epochs']:,}" if largest["has_variants"] else ""
     setting = f"after the last epoch{epochs}, {largest['protocol']} protocol"
+    setting += f", labels of {largest['teacher']}" if largest["has_teachers"] else ""
     basis = f"Top-1 of {largest['network']} {setting}, mean over {trials}."
     return claim, f"{basis} {_significance(random)}".rstrip()
 
@@ -192,9 +207,9 @@ def protocol_network_ipc(row: Row) -> tuple[str, str, int]:
     return row["protocol"], row["network"], row["ipc"]
 
 
-def comparison_key(row: Row) -> tuple[str, str, int, int]:
+def comparison_key(row: Row) -> tuple[str, str, int, int, str]:
     """Return the key of the rows that are compared with each other."""
-    return *protocol_network_ipc(row), row["epochs"]
+    return *protocol_network_ipc(row), row["epochs"], row["teacher"]
 
 
 def budget(row: Row) -> tuple[Any, ...]:
@@ -209,13 +224,13 @@ def format_labels(row: Row) -> str:
     return f"soft{', stored' if row['labels'] == 'stored' else ''}, of {row['teacher']}"
 
 
-def budget_notes(summary: Sequence[Row]) -> list[str]:
-    """List the labels of each protocol, and rows that are not compared, as their budgets differ."""
+def budget_notes(summary: Sequence[Row], ours: str = OURS[0]) -> list[str]:
+    """List the labels of each protocol, and rows that are not compared with `ours`, as their budgets differ."""
     labels = dict.fromkeys((row["protocol"], format_labels(row)) for row in summary)
     notes = [f"{protocol}: labels {text}" for protocol, text in labels]
     return notes + [
         f"not compared: {row['method']} {where(row)} ({row['protocol']}, {row['network']}), of another budget "
-        f"than {vlcp.METHOD.name}"
+        f"than {ours}"
         for row in summary
         if row["is_other_budget"]
     ]
@@ -250,7 +265,7 @@ def _means_and_stds(trials: Sequence[Row]) -> Row:
 def _difference(groups: Mapping[tuple[Any, ...], Sequence[Row]], ours: Row | None, row: Row) -> Row:
     """Compare a row with vlcp's; both `p_holm` and `significant` follow from all rows of the table."""
     found, is_other_budget = None, False
-    if ours is not None and row["method"] != vlcp.METHOD.name:
+    if ours is not None and row["method"] != ours["method"]:
         is_other_budget = budget(ours) != budget(row)
         if not is_other_budget:
             found = compare(*(_counted(groups[tuple(one[name] for name in _GROUP)]) for one in (ours, row)))
@@ -262,9 +277,15 @@ def _difference(groups: Mapping[tuple[Any, ...], Sequence[Row]], ours: Row | Non
     return {"difference": found.points, "is_other_budget": False} | values | {"is_whole": is_whole}
 
 
+def _ours_of(row: Row, ours: Mapping[tuple[str, str, int, int, str], Row]) -> Row | None:
+    """Return vlcp's row with the labels of the same teacher; where there is none, with those of another."""
+    key = comparison_key(row)
+    return ours.get(key) or next((other for one, other in ours.items() if one[:-1] == key[:-1]), None)
+
+
 def _corrected(rows: Sequence[Row]) -> list[Row]:
     """Add `p_holm` and `significant`, from the p-values of the rows that are compared with each other."""
-    tested: dict[tuple[str, str, int, int], list[int]] = {}
+    tested: dict[tuple[str, str, int, int, str], list[int]] = {}
     for number, row in enumerate(rows):
         if row["p"] is not None:
             tested.setdefault(comparison_key(row), []).append(number)
@@ -291,8 +312,8 @@ def _dd_ranking(row: Row, rows: Sequence[Row]) -> Row:
 
     def mean(**changed: Any) -> float | None:
         """Return the mean top1_last of the row that differs from this one in these keys only."""
-        # Under another protocol the epochs are others, of which hard labels have one number.
-        names = [name for name in _GROUP if name != "epochs" or "protocol" not in changed]
+        # Under hard labels there is one number of epochs, which is another, and no teacher.
+        names = [name for name in _GROUP if name not in ("epochs", "teacher") or "protocol" not in changed]
         key = {name: row[name] for name in names} | changed
         means = [other["top1_last_mean"] for other in rows if all(other[name] == key[name] for name in names)]
         return means[0] if means else None  # of one row; None where all of its trials failed
@@ -325,14 +346,15 @@ def _ars(row: Row, rows: Sequence[Row], plain: Mapping[tuple[Any, ...], Sequence
     return result | {"ars": score}
 
 
-def _method_order(method: str) -> tuple[int, str]:
-    return (list(METHODS).index(method) if method in METHODS else len(METHODS)), method
+def _method_order(method: str, first: Sequence[str]) -> tuple[int, str]:
+    order = [*first, *METHODS]
+    return (order.index(method) if method in order else len(order)), method
 
 
 def _line(row: Row) -> dict[str, str]:
     """Return the cells of a summary row by column."""
     text = format_metrics(row)
-    keys = [row["protocol"], row["network"], str(row["ipc"] or "all"), row["method"]]
+    keys = [row["protocol"], row["network"], row["teacher"], str(row["ipc"] or "all"), row["method"]]
     keys += [*(format_number(row[name]) for name in ("epochs", "steps", "batch_size")), format_trials(row)]
     robust, ars = ("" if row[name] is None else f"{row[name]:.3f}" for name in ("label_robust", "ars"))
     ahead = text["difference"] + (" *" if row["significant"] else "")
@@ -372,7 +394,8 @@ def failures(summary: Sequence[Row]) -> list[str]:
 def where(row: Row) -> str:
     """Say of which images a row is, and after how many epochs where there are several numbers."""
     images = f"at {row['ipc']:,} per class" if row["ipc"] else "on the full train split"
-    return f"{images}, {row['epochs']:,} epochs" if row["has_variants"] else images
+    images += f", {row['epochs']:,} epochs" if row["has_variants"] else ""
+    return f"{images}, labels of {row['teacher']}" if row["has_teachers"] and row["teacher"] else images
 
 
 def _format_percent(mean: float | None, std: float | None) -> str:

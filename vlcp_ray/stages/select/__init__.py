@@ -1,11 +1,13 @@
-"""select: IMAGES, PROTOTYPES, teacher, DiT -> SYNTHETIC of the compared methods without Stable Diffusion."""
+"""select: IMAGES, PROTOTYPES, DIFFICULTY, teacher, DiT -> SYNTHETIC of the methods without Stable Diffusion."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+import pyarrow as pa
+
 from vlcp_ray.models import pretrained
-from vlcp_ray.schemas import SYNTHETIC
+from vlcp_ray.schemas import SYNTHETIC, column
 from vlcp_ray.stages import generate
 from vlcp_ray.stages.stage import Load, Memory, Stage, Work
 
@@ -15,6 +17,15 @@ if TYPE_CHECKING:
     from vlcp_ray.cost.memory import ModelMemory
     from vlcp_ray.scale import Scale
     from vlcp_ray.store.artifact import Step
+
+#: The folder of a set's own soft labels, which some of the sets have that were made elsewhere.
+SOFT: Final = "soft_labels"
+SOFT_LABELS: Final = pa.schema(
+    [
+        column("image_id", pa.string(), "the image, as in SYNTHETIC"),
+        column("soft_label", pa.list_(pa.float32()), "probabilities of all classes, in the order of the labels"),
+    ]
+)
 
 
 def _has_form(form: str) -> "Callable[[Job], bool]":
@@ -51,26 +62,39 @@ SAMPLE: Final = Work(
 
 
 def _loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]:
-    """Yield one load for each kind of work, added up over the methods, since its workers start once for all of them."""
+    """Yield the loads of the methods; those of one kind of work with equally many pieces are added up.
+
+    The workers of a kind of work start once for all methods.
+    """
     from vlcp_ray.methods import METHODS  # imported here, because the methods import the works of these stages
 
-    by_work: dict[Work, Load] = {}
+    added: dict[tuple[Work, float], Load] = {}
     for method in METHODS.values():
         method_steps = [step for step in steps if step.key["method"] == method.name]
         for load in method.loads(inputs, method_steps) if method_steps else ():
-            total = by_work.get(load.work, replace(load, images=0, amount=0.0))
-            by_work[load.work] = replace(load, images=load.images + total.images, amount=load.amount + total.amount)
-    yield from by_work.values()
+            key = load.work, load.units
+            total = added.get(key, replace(load, images=0, amount=0.0, batches=0.0))
+            sums = {name: getattr(load, name) + getattr(total, name) for name in ("images", "amount", "batches")}
+            added[key] = replace(load, **sums, largest=max(load.largest, total.largest))
+    started: set[Work] = set()
+    for (work, _), load in added.items():
+        yield replace(load, starts=0 if work in started else load.starts)
+        started.add(work)
 
 
 def _memory(job: "Job", models: "ModelMemory", scale: "Scale") -> Iterator[Memory]:
-    if not SAMPLE.wanted(job):
-        return
-    settings = job.compare.minimax
-    side, guided = pretrained.dit_side(settings.model), settings.guidance_scale > 1
-    gib, least = (models.generate_by_dit(images, side, guided) for images in (scale.generate.batch_size, 1))
-    fix = "give the pool whole GPUs, or use larger ones"
-    yield Memory("sample the DiT", "compare.minimax.model", generate.DENOISE.pool, gib, least, fix)
+    """Yield what the methods need of a GPU."""
+    from vlcp_ray.methods import METHODS
+
+    for name in job.compare.methods:
+        yield from METHODS[name].memory(job, models, scale)
+
+
+def _check(job: "Job") -> None:
+    from vlcp_ray.methods import METHODS
+
+    for name in job.compare.methods:
+        METHODS[name].check(job)
 
 
 def _models(job: "Job") -> Iterator[pretrained.Use]:
@@ -81,8 +105,8 @@ def _models(job: "Job") -> Iterator[pretrained.Use]:
 STAGE: Final = Stage(
     "select",
     version=2,
-    summary="IMAGES, PROTOTYPES, teacher, DiT -> SYNTHETIC of the methods without Stable Diffusion",
-    tables={"synthetic": SYNTHETIC},
+    summary="IMAGES, PROTOTYPES, DIFFICULTY, teacher, DiT -> SYNTHETIC of the methods without Stable Diffusion",
+    tables={"synthetic": SYNTHETIC, SOFT: SOFT_LABELS},
     files=("rejected",),
     pools=generate.STAGE.pools,
     row_wise=True,
@@ -92,4 +116,5 @@ STAGE: Final = Stage(
     disk=generate.disk,
     memory=_memory,
     models=_models,
+    check=_check,
 )

@@ -7,32 +7,34 @@ from functools import lru_cache
 from pkgutil import resolve_name
 from typing import Any, Final
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
 from vlcp_ray.config import Job
 from vlcp_ray.engine.by_class import ClassRows, class_file, run_classes
+from vlcp_ray.engine.by_part import PartFiles, run_parts
 from vlcp_ray.engine.context import Context
 from vlcp_ray.engine.streaming import read, run_rows
 from vlcp_ray.engine.synthetic_sets import make_labelled_sets, make_sets
 from vlcp_ray.engine.tasks import run_remote
 from vlcp_ray.engine.writing import TARGET, WriteRows, complete_rows
 from vlcp_ray.methods import METHODS
-from vlcp_ray.methods.method import Run
+from vlcp_ray.methods.method import Part, Run
 from vlcp_ray.methods.synthetic_rows import as_synthetic
+from vlcp_ray.monitoring.allocator import memory_retained
 from vlcp_ray.schemas import IMAGES, SYNTHETIC, with_column
+from vlcp_ray.stages.rank import DIFFICULTY
 from vlcp_ray.stages.select import STAGE
-from vlcp_ray.stages.teach import WEIGHTS
+from vlcp_ray.stages.teach import WEIGHTS, Teach
 from vlcp_ray.store.artifact import Artifact, Step
 
 _COLUMNS: Final = ("image_id", "label", "class_name", "split", "image", "source")
 
 
 def run(context: Context, steps: Sequence[Step]) -> None:
-    """Make SYNTHETIC by the form of each method: from prototypes, selected ids, labels, or all images of a class."""
-    by_class = []
+    """Make SYNTHETIC by the form of each method: prototypes, ids, labels, single classes, or partitions of classes."""
+    by_class, by_partition = [], []
     for name in dict.fromkeys(step.key["method"] for step in steps):
         method, method_steps = METHODS[name], [step for step in steps if step.key["method"] == name]
         if method.form == "prototypes":
@@ -41,17 +43,22 @@ def run(context: Context, steps: Sequence[Step]) -> None:
             _select_ids(context, method_steps, method.code)
         elif method.form == "labels":
             make_labelled_sets(context, method_steps, method.code)
+        elif method.form == "partition":
+            by_partition += method_steps
         else:
             by_class += method_steps
     if by_class:
         _select_by_class(context, by_class)
+    if by_partition:
+        _make_by_partition(context, by_partition)
 
 
 def _select_ids(context: Context, steps: Sequence[Step], code: str) -> None:
     """Make the sets of a method that returns ids: select those images from IMAGES in one plan for all sets."""
     images = context.input(steps[0], "images")
     runs = {step.fingerprint: (step.key["seed"], step.key["ipc"]) for step in steps}
-    ids: dict[str, list[str]] = run_remote(_ids_of_sets, images, code, runs)
+    difficulty = context.input(steps[0], "difficulty") if "difficulty" in steps[0].inputs else None
+    ids: dict[str, list[str]] = run_remote(_ids_of_sets, images, difficulty, code, runs)
     totals = {target: len(image_ids) for target, image_ids in ids.items()}
     write = WriteRows({step.fingerprint: context.artifact(step) for step in steps}, STAGE.name, "synthetic", SYNTHETIC)
     for target, artifact in write.targets.items():
@@ -65,9 +72,14 @@ def _select_ids(context: Context, steps: Sequence[Step], code: str) -> None:
         complete_rows(context, step, write, totals[step.fingerprint], facts)
 
 
-def _ids_of_sets(images: Artifact, code: str, runs: Mapping[str, Run]) -> dict[str, list[str]]:
+def _ids_of_sets(
+    images: Artifact, difficulty: Artifact | None, code: str, runs: Mapping[str, Run]
+) -> dict[str, list[str]]:
     """Return the ids of every set, by its fingerprint."""
-    index = images.rows("images", IMAGES, ["image_id", "class_name"], "split", pa.array(["train"]))
+    if difficulty is None:
+        index = images.rows("images", IMAGES, ["image_id", "class_name"], "split", pa.array(["train"]))
+    else:
+        index = difficulty.table("difficulty", DIFFICULTY)
     return {target: resolve_name(code)(index, seed, ipc) for target, (seed, ipc) in runs.items()}
 
 
@@ -93,18 +105,93 @@ def _select_by_class(context: Context, steps: Sequence[Step]) -> None:
     for step in steps:
         method = METHODS[step.key["method"]]
         runs.setdefault(method.code, {})[step.key["seed"], step.key["ipc"]] = context.artifact(step)
-    teachers = [context.artifact(step.inputs["teacher"]) for step in steps if "teacher" in step.inputs]
-    weights = ray.put(teachers[0].read_bytes(WEIGHTS)) if teachers else None
-    device = "cuda" if pool.num_gpus else "cpu"
-    work = SelectionTask(context.job, weights, runs, device)
+    work = SelectionTask(context.job, _teacher_weights(context, steps), runs, "cuda" if pool.num_gpus else "cpu")
     rows = ClassRows(context.artifact(images), "images", _COLUMNS, {"split": "train"})
     manifest = context.manifest(images)
     seconds = run_classes(context, steps, "synthetic", rows, int(manifest["rows"]), work, pool)
+    _complete(context, steps, seconds)
+
+
+def _complete(context: Context, steps: Sequence[Step], seconds: Mapping[str, float]) -> None:
+    """Complete sets that were made on the pool of evaluate, with `ipc` images of every class that has any."""
     for step in steps:
         written = len(context.artifact(step).table("synthetic", SYNTHETIC, ["image_id"]))
-        expected = step.key["ipc"] * int(np.count_nonzero(manifest["train"]))
-        used = {STAGE.pools[0]: pool}
+        each = METHODS[step.key["method"]].rows_per_image(context.job)
+        expected = step.key["ipc"] * each * len(_labels(context, step))
+        used = {STAGE.pools[0]: context.scale.evaluate}
         context.complete(step, rows_in=expected, rows=written, seconds=seconds[step.fingerprint], pools=used)
+
+
+def _labels(context: Context, step: Step) -> list[int]:
+    """List the labels of the classes that have training images, sorted."""
+    train: Sequence[int] = context.manifest(step.inputs["images"])["train"]
+    return [label for label, count in enumerate(train) if count]
+
+
+def _teacher_weights(context: Context, steps: Sequence[Step]) -> Any:
+    """Share the weights of the teacher, if a step uses it, and return the reference to them."""
+    teachers = [context.artifact(step.inputs["teacher"]) for step in steps if "teacher" in step.inputs]
+    return ray.put(teachers[0].read_bytes(WEIGHTS)) if teachers else None
+
+
+def _make_by_partition(context: Context, steps: Sequence[Step]) -> None:
+    """Make the sets of the methods that make images of several classes together, part by part."""
+    images, pool = context.input(steps[0], "images"), context.scale.evaluate
+    parts, targets = [], {}
+    for name in dict.fromkeys(step.key["method"] for step in steps):
+        sets = {(step.key["seed"], step.key["ipc"]): step for step in steps if step.key["method"] == name}
+        targets[name] = {run: context.artifact(step) for run, step in sets.items()}
+        for part in METHODS[name].parts(context.job, _labels(context, steps[0]), list(sets)):
+            files = {sets[run].fingerprint: part.file for run in part.runs}
+            parts.append(PartFiles((name, part), files))
+    fingerprints = {context.artifact(step).path: step.fingerprint for step in steps}
+    device, weights = "cuda" if pool.num_gpus else "cpu", _teacher_weights(context, steps)
+    work = PartitionTask(context.job, weights, images, targets, fingerprints, device)
+    _complete(context, steps, run_parts(context, steps, "synthetic", parts, "partitions", work, pool))
+
+
+@dataclass(frozen=True)
+class PartitionTask:
+    """Make one part of the sets of a method, and write its file in each set.
+
+    Args:
+        teacher: as in `SelectionTask`.
+        images: IMAGES.
+        targets: the sets, by the method's name, then by seed and ipc.
+        fingerprints: of the sets, by their path.
+    """
+
+    job: Job
+    teacher: Any
+    images: Artifact
+    targets: Mapping[str, Mapping[Run, Artifact]]
+    fingerprints: Mapping[str, str]
+    device: str
+
+    def __call__(self, named: tuple[str, Part]) -> dict[str, float]:
+        """Write the rows of a part, and return the seconds of each set, equal parts, by its fingerprint.
+
+        Args:
+            named: the name of the method, and the part.
+
+        Raises:
+            ValueError: the method refuses the classes or the job.
+        """
+        start, (name, part) = time.perf_counter(), named
+        method = METHODS[name]
+        columns = list(dict.fromkeys((*method.columns, "image_id", "label", "split")))
+        rows = self.images.rows("images", IMAGES, columns, "label", pa.array(part.labels, pa.int32()))
+        rows = rows.filter(pc.equal(rows["split"], "train")).sort_by(
+            [("label", "ascending"), ("image_id", "ascending")]
+        )
+        needs_teacher = "teacher" in method.inputs
+        teacher = _load_teacher(self.teacher, self.job, self.device) if needs_teacher else None
+        with memory_retained():
+            sets = resolve_name(method.code)(rows, part, teacher, self.job, self.device)
+        for run, table in sets.items():
+            self.targets[name][run].write_table(f"synthetic/{part.file}", table)
+        each = (time.perf_counter() - start) / len(part.runs)
+        return {self.fingerprints[self.targets[name][run].path]: each for run in part.runs}
 
 
 @dataclass(frozen=True)
@@ -129,7 +216,7 @@ class SelectionTask:
             ValueError: a method refuses the class, which the error names.
         """
         rows = rows.sort_by("image_id")
-        teacher = _load_teacher(self.teacher, self.job, self.device) if self.teacher is not None else None
+        teacher = _load_teacher(self.teacher, self.job.teach, self.device) if self.teacher is not None else None
         seconds: dict[str, float] = {}
         for code, runs in self.runs.items():
             start = time.perf_counter()
@@ -145,10 +232,10 @@ class SelectionTask:
 
 
 @lru_cache(maxsize=1)
-def _load_teacher(weights: ray.ObjectRef, job: Job, device: str) -> Any:
-    """Load the teacher once per process."""
+def _load_teacher(weights: ray.ObjectRef, settings: Teach, device: str) -> Any:
+    """Load the first teacher, the one that selects, once per process."""
     from safetensors.torch import load
 
     from vlcp_ray.models.teacher import load_teacher
 
-    return load_teacher(job.teach, load(ray.get(weights))).to(device)
+    return load_teacher(settings.teachers()[0], load(ray.get(weights))).to(device)

@@ -5,32 +5,48 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from vlcp_ray.models.networks import NETWORKS, TEACHER_NORM, check_input_size
-from vlcp_ray.settings import ConfigError, OneOf, Positive, Settings
+from vlcp_ray.models.networks import (
+    NETWORKS,
+    REFUSED,
+    TEACHER_NORM,
+    check_input_size,
+    check_teacher,
+    check_width,
+)
+from vlcp_ray.settings import ConfigError, OneOf, Positive, Settings, check_unique
 from vlcp_ray.stages import evaluate
-from vlcp_ray.stages.stage import TRAINING_PASSES, Load, Stage
+from vlcp_ray.stages.stage import TRAINING_PASSES, Load, Memory, Stage
 from vlcp_ray.store.io import content_hash
 
 if TYPE_CHECKING:
     from vlcp_ray.config import Job
     from vlcp_ray.cost.inputs import CostInputs
+    from vlcp_ray.cost.memory import ModelMemory
+    from vlcp_ray.scale import Scale
     from vlcp_ray.store.artifact import Step
 
 #: The file of the artifact with the teacher's weights.
 WEIGHTS: Final = "teacher.safetensors"
 #: The checkpoint that stands for the weights that torchvision publishes for ImageNet-1K.
 TORCHVISION: Final = "torchvision"
+#: The side in pixels of the images for which torchvision publishes weights of a network that takes one size only.
+PUBLISHED_SIDE: Final = 224
 
 
 class Teach(Settings):
-    """The teacher: a network trained on real images, for soft labels and features."""
+    """The teachers: networks trained on real images, for soft labels and features."""
 
-    network: Annotated[str, OneOf(NETWORKS)] = Field(
-        "ResNet-18", description="the network, with batch norm; ResNet-18-modified for images of 32 or 64 pixels"
+    network: Annotated[
+        tuple[Annotated[str, OneOf(NETWORKS, title="Networks", refused=REFUSED)], ...],
+        BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    ] = Field(
+        ("ResNet-18",),
+        description="the network, ours with batch norm; ResNet-18-modified for images of 32 or 64 pixels. Of several "
+        "the first selects images, and each is the teacher of a training",
     )
-    width: Positive = Field(128, description="channels of a ConvNet; a ResNet has its own number")
+    width: Positive = Field(128, description="channels of a ConvNet; other networks have their own number")
     input_size: Positive = Field(224, description="side of the images in pixels")
     epochs: Positive = Field(60, description="training epochs")
     batch_size: Positive = Field(128, description="images per training step")
@@ -52,20 +68,39 @@ class Teach(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        check_input_size([self.network], self.input_size, TEACHER_NORM, "network")
+        check_unique(self, "network")
+        check_input_size(self.network, self.input_size, TEACHER_NORM, "network")
+        check_width(self.network, self.width != type(self).model_fields["width"].default, "network")
+        for name in self.network:
+            check_teacher(name, "network")
         if self.batch_size == 1:
             raise ValueError("batch_size must be 2 or more: batch norm needs several images")
-        if self.checkpoint == TORCHVISION and not NETWORKS[self.network].published:
-            known = ", ".join(name for name, network in NETWORKS.items() if network.published)
+        if self.checkpoint == TORCHVISION:
+            _check_published(self.network, self.input_size)
+        if len(self.network) > 1 and self.checkpoint not in ("", TORCHVISION):
             raise ValueError(
-                f"checkpoint: torchvision publishes no weights of {self.network}, only of {known}; choose one of "
-                "these, name a .pth file, or leave it out to train a teacher"
+                f"checkpoint: a file has the weights of one network, and network has {len(self.network)}; name one "
+                f"network, or set checkpoint to {TORCHVISION} or leave it out to train the teachers"
             )
         return self
 
+    @property
+    def name(self) -> str:
+        """The network of a single teacher."""
+        (name,) = self.network
+        return name
+
+    def of(self, name: str) -> "Teach":
+        """Return the settings of one of the teachers."""
+        return self.model_copy(update={"network": (name,)})
+
+    def teachers(self) -> "list[Teach]":
+        """Return the settings of each teacher."""
+        return [self.of(name) for name in self.network]
+
     def describe(self) -> str:
-        """Name the network and its training: `ResNet-18, 60 epochs`."""
-        return f"{self.network}, {self._training()}"
+        """Name the network of a single teacher and its training: `ResNet-18, 60 epochs`."""
+        return f"{self.name}, {self._training()}"
 
     def _training(self) -> str:
         if not self.checkpoint:
@@ -98,13 +133,39 @@ class Recipe:
 RECIPE: Final = Recipe()
 
 
-def hashed_settings(job: "Job") -> dict[str, Any]:
-    """Return the settings that determine the teacher: those of its training, or the hash of its checkpoint."""
-    if not job.teach.checkpoint:
-        return job.teach.model_dump() | {"recipe": asdict(RECIPE)}
-    network, checkpoint = job.teach.model_dump(include={"network", "width", "input_size"}), job.teach.checkpoint
+def _check_published(names: Sequence[str], size: int) -> None:
+    """Refuse networks whose weights torchvision does not publish, or publishes for images of another size.
+
+    Raises:
+        ValueError: names the networks that fit.
+    """
+    fits = [
+        name
+        for name, network in NETWORKS.items()
+        if network.published and (network.multiple == 1 or size == PUBLISHED_SIDE)
+    ]
+    for name in names:
+        if not NETWORKS[name].published:
+            raise ValueError(
+                f"checkpoint: torchvision publishes no weights of {name}, only of {', '.join(fits)}; choose one of "
+                "these, name a .pth file, or leave it out to train a teacher"
+            )
+        if name not in fits:
+            raise ValueError(
+                f"checkpoint: torchvision's weights of {name} are for images of {PUBLISHED_SIDE} pixels, not {size}; "
+                f"set input_size to {PUBLISHED_SIDE}, leave checkpoint out to train a teacher, or choose one of "
+                f"{', '.join(fits)}"
+            )
+
+
+def hashed_settings(settings: Teach) -> dict[str, Any]:
+    """Return the settings that determine one teacher: those of its training, or the hash of its checkpoint."""
+    name = {"network": settings.name}
+    if not settings.checkpoint:
+        return settings.model_dump() | name | {"recipe": asdict(RECIPE)}
+    kept, checkpoint = settings.model_dump(include={"width", "input_size"}), settings.checkpoint
     is_published = checkpoint == TORCHVISION
-    return network | {"checkpoint": NETWORKS[job.teach.network].published if is_published else content_hash(checkpoint)}
+    return kept | name | {"checkpoint": NETWORKS[settings.name].published if is_published else content_hash(checkpoint)}
 
 
 def check_checkpoint(checkpoint: str) -> None:
@@ -118,18 +179,38 @@ def check_checkpoint(checkpoint: str) -> None:
         raise ConfigError(f"teach.checkpoint: {checkpoint!r} is a folder; name a .pth file in it")
 
 
-def _loads(inputs: "CostInputs", _: Sequence["Step"]) -> Iterator[Load]:
+def _loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]:
     settings, images = inputs.job.teach, inputs.images
-    each = inputs.models.classify(settings.network, settings.input_size, settings.width, images.classes, TEACHER_NORM)
     training_passes = 0 if settings.checkpoint else TRAINING_PASSES * settings.epochs * images.train
     validation_passes = images.val * (1 if settings.checkpoint else min(settings.validations, settings.epochs))
+    each = sum(
+        inputs.models.classify(
+            step.settings["network"], settings.input_size, settings.width, images.classes, TEACHER_NORM
+        )
+        for step in steps
+    )
     yield Load(evaluate.CLASSIFY, images.train, each * (training_passes + validation_passes), units=1)
+
+
+def _memory(job: "Job", _: "ModelMemory", __: "Scale") -> Iterator[Memory]:
+    """Yield what the training of the largest teacher needs, where one of them is a network of torchvision."""
+    settings, classes = job.teach, evaluate.count_classes(job)
+    if any(NETWORKS[name].is_of_torchvision for name in settings.network) and not settings.checkpoint:
+        from vlcp_ray.cost.classifiers import training_gib
+
+        gib = max(
+            training_gib(name, settings.input_size, settings.width, classes, TEACHER_NORM, settings.batch_size)
+            for name in settings.network
+        )
+        fix = "lower teach.batch_size, or give the pool evaluate a larger share of a GPU (num_gpus in the scale file)"
+        yield Memory(STAGE.name, "teach.network", STAGE.pools[0], gib, gib, fix)
 
 
 def _check(job: "Job") -> None:
     checkpoint = job.teach.checkpoint
     if checkpoint == TORCHVISION:
-        _check_offline(job.teach.network)
+        for name in job.teach.network:
+            _check_offline(name)
     if checkpoint and checkpoint != TORCHVISION and "://" not in checkpoint and not Path(checkpoint).is_file():
         raise ConfigError(
             f"teach.checkpoint: there is no file {checkpoint!r}; name a .pth file, or leave it out to train a teacher"
@@ -162,5 +243,6 @@ STAGE: Final = Stage(
     pools=evaluate.STAGE.pools,
     rows="networks",
     loads=_loads,
+    memory=_memory,
     check=_check,
 )

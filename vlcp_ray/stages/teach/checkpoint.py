@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -17,6 +18,7 @@ from vlcp_ray.models.teacher import head_names
 _NESTED: Final = ("model", "state_dict")
 _CLASS_LISTS: Final = ("class_names", "classes")
 _PREFIX: Final = "module."
+_DENSE_LAYER: Final = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)")
 
 State = dict[str, Tensor]
 
@@ -40,7 +42,9 @@ def load_published(network: str, class_names: Sequence[str], outputs: Sequence[s
             f"teach.checkpoint: torchvision's weights {name} cannot be loaded ({reason}); put the file where the "
             "workers reach it, and name it"
         ) from error
-    return order_outputs(content, class_names, outputs, by_name=True)
+    # DenseNet's file has `norm.1` where the network has `norm1`.
+    renamed = {_DENSE_LAYER.sub(r"\1", key): value for key, value in content.items()}
+    return order_outputs(renamed, class_names, outputs, by_name=True)
 
 
 def cached_file(network: str, folder: str = "") -> Path:
@@ -101,8 +105,7 @@ def order_outputs(
         by_name: select them by the names of `outputs`, also where there are as many as classes.
     """
     listed = next((content[name] for name in _CLASS_LISTS if isinstance(content.get(name), list | tuple)), ())
-    nested = next((content[name] for name in _NESTED if isinstance(content.get(name), Mapping)), content)
-    state = {str(name).removeprefix(_PREFIX): value for name, value in nested.items() if isinstance(value, Tensor)}
+    state = _state(content)
     head = head_names(state)
     if not head:
         raise ValueError("teach.checkpoint: the file has no weights of a linear layer; give a classifier's state dict")
@@ -110,6 +113,20 @@ def order_outputs(
     rows = _output_rows(tuple(listed or (outputs if by_name or count != len(class_names) else ())), count, class_names)
     bias = head[0].removesuffix("weight") + "bias"
     return state | {name: state[name][rows] for name in (head[0], bias) if name in state}
+
+
+def entry_names(data: bytes) -> list[str]:
+    """List the names of the weights in a `.pth` file, without its prefixes.
+
+    Raises:
+        ValueError: the bytes are not such a file.
+    """
+    return list(_state(_read(data)))
+
+
+def _state(content: Mapping[Any, Any]) -> State:
+    nested = next((content[name] for name in _NESTED if isinstance(content.get(name), Mapping)), content)
+    return {str(name).removeprefix(_PREFIX): value for name, value in nested.items() if isinstance(value, Tensor)}
 
 
 def _read(data: bytes) -> Mapping[Any, Any]:

@@ -23,13 +23,17 @@ _TOO_LITTLE_MEMORY: Final = (
 
 
 def run(context: Context, steps: Sequence[Step]) -> None:
-    """Write the weights of a teacher for IMAGES, with its accuracy on val in the manifest."""
-    (step,) = steps
-    start, pool, settings = time.monotonic(), context.scale.evaluate, context.job.teach
+    """Write the weights of each teacher for IMAGES, with its accuracy on val in the manifest."""
+    for step in steps:
+        _make(context, step)
+
+
+def _make(context: Context, step: Step) -> None:
+    start, pool, settings = time.monotonic(), context.scale.evaluate, context.job.teach.of(step.settings["network"])
     images, manifest = context.input(step, "images"), context.manifest(step.inputs["images"])
     class_names = manifest["class_names"]
     action = f"load {settings.checkpoint}" if settings.checkpoint else f"train for {settings.epochs} epochs"
-    log_line(step.title, f"{settings.network}: {action}")
+    log_line(step.title, f"{settings.name}: {action}")
     device = "cuda" if pool.num_gpus else "cpu"
     worker = task(_train_or_load_on_all_cores, pool)
     metrics, peaks = result(worker.remote(images, context.artifact(step), settings, class_names, device))
@@ -108,7 +112,7 @@ def _read_checkpoint(settings: Teach, class_names: Sequence[str]) -> dict[str, A
     known, uri = load_glossary(""), settings.checkpoint
     imagenet = [known.names[key] for key in sorted(expand(["imagenet1k"], known))]  # the order of published networks
     if uri == TORCHVISION:
-        return load_published(settings.network, class_names, imagenet)
+        return load_published(settings.name, class_names, imagenet)
     filesystem, path = open_uri(uri, "teach.checkpoint")
     content = retry(lambda: read(filesystem, path), f"read {uri}")
     return load_checkpoint(content, class_names, imagenet if set(class_names) < set(imagenet) else ())

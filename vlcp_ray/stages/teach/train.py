@@ -5,17 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import Tensor
 
+from vlcp_ray.models.classifiers import global_seed
 from vlcp_ray.models.teacher import build_teacher
-from vlcp_ray.protocols import training
-from vlcp_ray.protocols.augment import augment_without_jitter, random_shift
 from vlcp_ray.protocols.labelled_images import LabelledImages, check_split, to_device
 from vlcp_ray.protocols.metrics import accuracy, batches_for, guesses, predict
-from vlcp_ray.protocols.protocol import should_validate, steps_per_epoch
+from vlcp_ray.protocols.protocol import should_validate
+from vlcp_ray.protocols.teacher_training import train_epochs
 from vlcp_ray.seeds import seed_for
-from vlcp_ray.stages.teach import RECIPE, Teach
+from vlcp_ray.stages.teach import Teach
 
 State = dict[str, Tensor]
 
@@ -35,12 +34,10 @@ class TrainedTeacher:
 def train_teacher(
     train: LabelledImages, val: LabelledImages, class_names: Sequence[str], settings: Teach, seed: int, device: str
 ) -> TrainedTeacher:
-    """Train a network with batch norm on real images with hard labels.
+    """Train a network, one of ours with batch norm, on real images with hard labels (see `train_epochs`).
 
-    SGD with Nesterov momentum 0.9 and one cycle of the learning rate, which needs few epochs; images of up to 64 pixels
-    are shifted by up to an eighth of their side, larger ones cropped (scale 0.08 to 1, as for ImageNet), and flipped if
-    `settings.flip`. The result depends on the images, their order, the settings and the seed; global random state is
-    neither used nor changed.
+    The result depends on the images, their order, the settings and the seed; global random state is neither used nor
+    changed.
 
     Args:
         train: pixels of (settings.input_size)^2.
@@ -62,23 +59,13 @@ def train_teacher(
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images, val_labels = to_device(train, device), torch.tensor(val.labels, device=device)
     generator = torch.Generator().manual_seed(seed_for(seed, "teach", "steps"))
-    steps = settings.epochs * steps_per_epoch(len(images[1]), settings.batch_size, RECIPE.min_batch)
-    optimizer = torch.optim.SGD(  # `training.train` sets the learning rate at every step
-        network.parameters(), 0.0, RECIPE.momentum, weight_decay=RECIPE.weight_decay, nesterov=True, fused=True
-    )
-    trained = training.train(
-        optimizer,
-        images,
-        lambda pixels, labels: _loss(network, pixels, labels, generator, settings),
-        lambda step: learning_rate_at(step, steps, settings.learning_rate),
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        generator=generator,
-        min_batch=RECIPE.min_batch,
-    )
+    trained = train_epochs(network, images, settings, generator)
     accuracies, batches, loss = [], batches_for(device), math.nan
     predicted = val_labels[:, None]
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+    with (
+        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
+        global_seed(seed_for(seed, "teach", "dropout"), device),
+    ):
         for epoch in trained:
             if should_validate(epoch.number, settings.epochs, settings.validations):
                 predicted, loss = predict(network, val.pixels, device, batches), float(epoch.loss)
@@ -93,28 +80,3 @@ def train_teacher(
         )
     state = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
     return TrainedTeacher(state, tuple(class_names), train_top1, *accuracies[-1], tuple(top1 for top1, _ in accuracies))
-
-
-def learning_rate_at(step: int, steps: int, highest: float) -> float:
-    """Return the learning rate of one cycle: a linear rise over a fifth of the steps, then a cosine decay to near 0.
-
-    Args:
-        step: from 0 to steps - 1.
-        steps: of the whole training.
-        highest: the maximum.
-    """
-    warm_up = RECIPE.warm_up * steps
-    position = step + 0.5
-    if position < warm_up:
-        return highest * position / warm_up
-    return highest * 0.5 * (1 + math.cos(math.pi * (position - warm_up) / (steps - warm_up)))
-
-
-def _loss(network: nn.Module, pixels: Tensor, labels: Tensor, generator: torch.Generator, settings: Teach) -> Tensor:
-    if settings.input_size <= RECIPE.largest_shifted:
-        views = random_shift(pixels, generator, settings.flip, settings.input_size // RECIPE.shift)
-    else:
-        views = augment_without_jitter(pixels, generator, settings.flip, RECIPE.crop_scale)
-    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=settings.mixed_precision == "bf16"):
-        logits = network(views.contiguous(memory_format=torch.channels_last))
-    return cross_entropy(logits.float(), labels)
