@@ -21,7 +21,7 @@ TINY = (
     "seeds=[0]",
     "ingest.max_per_class=12",
     "ingest.max_val_per_class=6",
-    "teach.epochs=4",
+    "teach.epochs=8",
     "teach.batch_size=10",
     "teach.learning_rate=0.02",
     "evaluate.rded_epochs=2",
@@ -65,7 +65,7 @@ def test_students_of_two_teachers_are_one_table(tmp_path: Path, capsys: pytest.C
     rows = run(tmp_path, changed)
     out = capsys.readouterr().out
     assert "herding-rded-ipc1-seed0-swin_t-r0 resnet18" in out  # the teachers' trials have the same ids
-    teachers = ["ConvNet-3, 4 epochs", "resnet18, 4 epochs"]
+    teachers = ["ConvNet-3, 8 epochs", "resnet18, 8 epochs"]
     assert [(row["teacher"], row["network"]) for row in rows] == [(one, name) for one in teachers for name in networks]
     assert [row["trial_id"] for row in rows[:3]] == [row["trial_id"] for row in rows[3:]]
     assert all((row["steps"], row["labels"]) == (2, "teacher") for row in rows)
@@ -93,7 +93,7 @@ def test_networks_of_larger_images_learn_with_hard_and_stored_labels(tmp_path: P
         "evaluate.epochs=2",
     ]
     rows = run(tmp_path / "runs", changed)
-    protocols = {"minimax": "", "rded-stored": "resnet18, 4 epochs"}
+    protocols = {"minimax": "", "rded-stored": "resnet18, 8 epochs"}
     assert [(row["protocol"], row["teacher"], row["network"]) for row in rows] == [
         (protocol, teacher, network) for protocol, teacher in protocols.items() for network in networks
     ]
