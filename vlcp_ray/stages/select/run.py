@@ -185,7 +185,7 @@ class PartitionTask:
             [("label", "ascending"), ("image_id", "ascending")]
         )
         needs_teacher = "teacher" in method.inputs
-        teacher = _load_teacher(self.teacher, self.job, self.device) if needs_teacher else None
+        teacher = _load_teacher(self.teacher, self.job.teach, self.device) if needs_teacher else None
         with memory_retained():
             sets = resolve_name(method.code)(rows, part, teacher, self.job, self.device)
         for run, table in sets.items():
