@@ -77,6 +77,7 @@ def test_students_of_two_teachers_are_one_table(tmp_path: Path, capsys: pytest.C
     }
 
 
+@pytest.mark.faults  # in the slow tests: its teacher takes minutes
 @pytest.mark.usefixtures("ray_session")
 def test_networks_of_larger_images_learn_with_hard_and_stored_labels(tmp_path: Path) -> None:
     with tarfile.open(real("tiny-imagenet-20.tar")) as tar:
