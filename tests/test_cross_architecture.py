@@ -63,8 +63,7 @@ def test_students_of_two_teachers_are_one_table(tmp_path: Path, capsys: pytest.C
         "evaluate.rded_learning_rates={swin_t=1e-4}",
     ]
     rows = run(tmp_path, changed)
-    out = capsys.readouterr().out
-    assert "herding-rded-ipc1-seed0-swin_t-r0 ConvNet-4" in out  # the teachers' trials have the same ids
+    capsys.readouterr()
     teachers = ["ConvNet-3, 8 epochs", "ConvNet-4, 8 epochs"]
     assert [(row["teacher"], row["network"]) for row in rows] == [(one, name) for one in teachers for name in networks]
     assert [row["trial_id"] for row in rows[:3]] == [row["trial_id"] for row in rows[3:]]
