@@ -103,6 +103,9 @@ def save(folder: Path, vae: "AutoencoderKL", network: "DiTTransformer2DModel") -
 
     plain = build()
     plain.load_state_dict(network.state_dict())  # each block with an embedding of its own, as diffusers stores them
-    pipeline = DiTPipeline(plain.half(), vae.half(), build_scheduler())
+    # Without `_name_or_path`, which would be the path on this machine that `vae` was read from.
+    own_vae = type(vae)(**{name: value for name, value in vae.config.items() if not name.startswith("_")})
+    own_vae.load_state_dict(vae.state_dict())
+    pipeline = DiTPipeline(plain.half(), own_vae.half(), build_scheduler())
     pipeline.register_to_config(id2label={str(number): name for number, name in enumerate(NAMES)})
     pipeline.save_pretrained(folder)
