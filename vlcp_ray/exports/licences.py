@@ -170,7 +170,13 @@ def of_images(job: Job, keys: Sequence[str]) -> Licence:
 
 
 def bound(
-    job: Job, keys: Sequence[str], *, uses_model: bool, uses_captions: bool, uses_teacher: bool, uses_dit: bool = False
+    job: Job,
+    keys: Sequence[str],
+    *,
+    uses_model: bool = False,
+    uses_captions: bool = False,
+    uses_teacher: bool = False,
+    uses_dit: bool = False,
 ) -> list[Bound]:
     """List the parts whose licences bind an export.
 
