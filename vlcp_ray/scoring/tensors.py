@@ -65,7 +65,9 @@ def find_file(folder: Path) -> Path | None:
     Raises:
         ConfigError: it holds several that may have the images.
     """
-    files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and not path.name.startswith("."))
+    files = sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    )
     if not files:
         return None
     found = [path for path in files if path.stem.lower().startswith(_IMAGES)]
