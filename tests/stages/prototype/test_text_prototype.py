@@ -51,9 +51,10 @@ def reference(
 ) -> tuple[int, list[str]]:
     names = split(class_name) if matching == "word" else class_name
     frequency: Counter[str] = Counter()
+    words_of = [set(split(text)) for text in captions]
     for i in members:
         for word in split(captions[i]):
-            documents = sum(word in split(text) for text in captions)
+            documents = sum(word in words for words in words_of)
             if documents < max_df * len(captions) and word not in stop_words() and word not in names:
                 frequency[word] += 1
     top = frequency.most_common(k)
