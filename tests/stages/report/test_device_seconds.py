@@ -76,6 +76,16 @@ def test_device_seconds_add_up_what_a_set_needs_and_nothing_else(seconds: list[f
         assert all(not part[name] for step, part in zip(STEPS, alone, strict=True) if step not in needed)
 
 
+def test_device_seconds_of_pools_that_worked_one_after_the_other_are_those_of_each() -> None:
+    dit = Step("finetune", 1, {}, {"method": "minimax", "seed": 0}, {"images": IMAGES})
+    made = Step("select", 1, {}, key("minimax"), {"images": IMAGES, "model": dit})
+    known = {dit.fingerprint: manifest(50.0) | {"seconds_by_pool": {"encode": 20.0, "finetune": 30.0}}}
+    known[made.fingerprint] = manifest(2.0)
+    on_gpus = 20 * 2 * 0.25 + 30 * 4 + 2 * 4
+    assert device_seconds(made, known) == {"gpu_seconds": on_gpus, "cpu_seconds": 0.0}
+    assert recorded_pools(dit, known[dit.fingerprint]) == [SCALE.encode, Pool(num_workers=4, num_gpus=1)]
+
+
 def test_device_seconds_of_an_incomplete_artifact_are_unknown() -> None:
     unknown = {"gpu_seconds": None, "cpu_seconds": None}
     for step in (PAIRS, MODEL, PROTOTYPES, OURS):

@@ -84,7 +84,7 @@ def _train_dits(context: Context, steps: Sequence[Step]) -> None:
     Raises:
         ConfigError: the DiT does not know a class.
     """
-    settings, start = context.job.compare.minimax, time.monotonic()
+    settings, start, encoding = context.job.compare.minimax, time.monotonic(), 0.0
     manifest = context.manifest(steps[0].inputs["images"])
     known = dit_classes.find(manifest["class_names"], settings.model)
     counts = {label: count for label, count in enumerate(manifest["train"]) if count}
@@ -103,13 +103,15 @@ def _train_dits(context: Context, steps: Sequence[Step]) -> None:
             left = [config for config in configs if config.artifact.read_bytes(f"{MODEL}/{TRAINED}") is None]
             if not left:
                 continue
+            begin = time.monotonic()
             rows = _encode_classes(context, steps[0], labels)
+            encoding += time.monotonic() - begin
             fit = partial(_fit_one, [replace(config, rows=rows) for config in left])
             for _ in _call_at_once(fit, len(left), at_once):
                 pass
     for number, step in enumerate(steps):
         own = [configs[number] for configs in trainings]
-        _complete(context, step, own, sum(counts.values()), start, at_once, len(steps))
+        _complete(context, step, own, sum(counts.values()), start, at_once, len(steps), encoding)
 
 
 def _fit_one(configs: "Sequence[RankConfig]", number: int) -> None:
@@ -195,11 +197,13 @@ def _complete(
     start: float,
     at_once: int,
     shares: int,
+    encoding: float = 0.0,
 ) -> None:
     """Complete the artifact of a step, with the facts that the ranks of its trainings have written.
 
-    Its seconds are those since `start`, divided by `shares`: the number of artifacts that were made in this time. The
-    pool of its manifest has the ranks of all trainings at a time.
+    Its seconds are those since `start`, divided by `shares`: the number of artifacts that were made in this time. In
+    `encoding` of them the pool `encode` has worked, not the ranks. The pool of its manifest has the ranks of all
+    trainings at a time.
     """
     artifact, pool = context.artifact(step), configs[0].pool
     losses = []
@@ -219,7 +223,11 @@ def _complete(
         "optimizer": pool.optimizer,
     }
     ranks = {"num_workers": at_once * pool.num_workers, "min_workers": at_once * pool.required_workers}
-    facts |= {"seconds": (time.monotonic() - start) / shares, "pools": {STAGE.name: pool.model_copy(update=ranks)}}
+    seconds = (time.monotonic() - start) / shares
+    facts |= {"seconds": seconds, "pools": {STAGE.name: pool.model_copy(update=ranks)}}
+    if encoding:
+        encoded = encoding / shares
+        facts["seconds_by_pool"] = {"encode": encoded, STAGE.name: seconds - encoded}
     temporary = [f"{config.folder}/{name}".lstrip("/") for config in configs for name in _TEMPORARY]
     context.complete(step, rows_in=n_rows, rows=n_rows, temporary=temporary, **facts)
     for folder in temporary:

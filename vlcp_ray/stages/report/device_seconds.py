@@ -13,8 +13,15 @@ _KEY: Final = ("method", "ipc", "seed")
 
 def recorded_pools(step: Step, manifest: Manifest) -> list[Pool]:
     """Return the pools whose workers have made an artifact; the settings of fine-tuning alone are left out."""
-    recorded = [manifest["scale"][name] for name in STAGES[step.stage].pools if name in manifest["scale"]]
-    return [Pool(**{name: pool[name] for name in Pool.model_fields if name in pool}) for pool in recorded]
+    return [pool for pool, _ in _recorded(step, manifest)]
+
+
+def _recorded(step: Step, manifest: Manifest) -> list[tuple[Pool, float]]:
+    """Return the pools whose workers have made an artifact, each with the seconds in which they did."""
+    whole = dict.fromkeys(STAGES[step.stage].pools, float(manifest["seconds"]))
+    seconds: Mapping[str, float] = manifest.get("seconds_by_pool", whole)
+    recorded = [(manifest["scale"][name], amount) for name, amount in seconds.items() if name in manifest["scale"]]
+    return [(Pool(**{name: pool[name] for name in Pool.model_fields if name in pool}), n) for pool, n in recorded]
 
 
 def device_seconds(step: Step, manifests: Manifests) -> dict[str, float | None]:
@@ -31,8 +38,8 @@ def device_seconds(step: Step, manifests: Manifests) -> dict[str, float | None]:
         manifest = manifests.get(made.fingerprint)
         if manifest is None or "origin" in manifest:
             return dict.fromkeys(NAMES)
-        for pool in recorded_pools(made, manifest):
-            worked = manifest["seconds"] * pool.num_workers
+        for pool, seconds in _recorded(made, manifest):
+            worked = seconds * pool.num_workers
             gpu_seconds += worked * pool.num_gpus
             cpu_seconds += 0.0 if pool.num_gpus else worked * pool.num_cpus
     return dict(zip(NAMES, (gpu_seconds, cpu_seconds), strict=True))
