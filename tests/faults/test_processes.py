@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from tests.faults.runs import (
     Run,
@@ -74,6 +75,29 @@ def test_run_with_a_killed_captioning_engine_equals_the_undisturbed_run(
     os.kill(max(actors, key=resident), signal.SIGKILL)
     assert run.exit_code() == 0, run.output()
     assert read_tables(run.root, "pair")["pair pairs"].equals(undisturbed["pair pairs"])
+
+
+def test_training_of_dits_whose_rank_and_driver_are_killed_equals_the_undisturbed_one(folder: Path) -> None:
+    settings = ('compare.methods=["minimax"]', "ipc=[2]", "seeds=[0]", "compare.minimax.model=demo/dit")
+    settings += ("compare.minimax.epochs=8", "compare.minimax.batch_size=32", "compare.minimax.classes_per_model=2")
+    changed = [part for text in settings for part in ("--set", text)]
+    undisturbed = Run(folder / "dits", write_scale(folder), *changed, "--to", "select")
+    assert undisturbed.exit_code() == 0, undisturbed.output()
+    run = Run(folder / "killed dits", write_scale(folder), *changed, "--to", "select")
+    run.wait_until(lambda: is_under_way(run.root, "finetune", "classes/0000/progress"))
+    run.wait_until(lambda: kill_one(run.process.pid, "ray::RayTrainWorker"))
+    run.wait_until(lambda: is_under_way(run.root, "finetune", "classes/0001/progress"))
+    run.kill()
+    last = Run(run.root, write_scale(folder), *changed, "--to", "select")
+    assert last.exit_code() == 0, last.output()
+    one, two = (
+        {path.relative_to(root.root): path.read_bytes() for path in root.root.glob("*/classes/*/model/*.safetensors")}
+        for root in (undisturbed, last)
+    )
+    assert len(one) == 2
+    assert one == two
+    sets = [parquet.read_table(next(root.root.glob("select-*/synthetic"))) for root in (undisturbed, last)]
+    assert sets[0].sort_by("image_id").equals(sets[1].sort_by("image_id"))
 
 
 def test_run_with_killed_drivers_resumes_with_other_workers(folder: Path, undisturbed: dict[str, pa.Table]) -> None:
