@@ -129,7 +129,9 @@ def test_scores_say_where_the_sets_came_from_and_compare_the_first(scored: Score
     assert {row["source"] for row in found["trials"] if row["method"] == "bytes"} == {str(folder / "bytes.pt")}
     assert {row["method"] for row in found["sets"]} == {*scored.names, "random"}
     assert {row["gpu_seconds"] for row in found["sets"] if row["method"] != "random"} == {None}
-    assert (folder / "runs" / Path(scored.page).name / "index.html").exists()
+    page = (folder / "runs" / Path(scored.page).name / "index.html").read_text(encoding="utf-8")
+    assert "imagefolder ahead by" in page
+    assert "vlcp ahead" not in page
 
 
 def test_score_again_trains_nothing_and_prints_one_object(

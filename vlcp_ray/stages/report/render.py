@@ -10,7 +10,7 @@ import jinja2
 import markupsafe
 import pyarrow as pa
 
-from vlcp_ray.methods import METHODS, random_images, vlcp
+from vlcp_ray.methods import METHODS, random_images
 from vlcp_ray.monitoring.printable import printable
 from vlcp_ray.schemas import REASONS
 from vlcp_ray.stages.report import charts
@@ -21,7 +21,7 @@ from vlcp_ray.stages.report.cross_architecture import matrices
 from vlcp_ray.stages.report.images import preview, preview_side
 from vlcp_ray.stages.report.published import other_split, published
 from vlcp_ray.stages.report.score_section import evaluation_views, not_shown, other_budget_rows, score_rows
-from vlcp_ray.stages.report.scores import budget_notes, failures, has_top5, headline, score_summary
+from vlcp_ray.stages.report.scores import OURS, budget_notes, failures, has_top5, headline, score_summary
 from vlcp_ray.stages.report.sets_section import GROUP_CLASSES, class_groups, count_images, set_views
 
 #: Rejected rows shown for each reason.
@@ -78,15 +78,17 @@ def _show_unseen(value: Any) -> Any:
 
 
 def _score_views(report: Report) -> Row:
-    summary = score_summary(report.scores)
+    methods = dict.fromkeys(report.scores["method"].to_pylist())
+    first = tuple(name for name in methods if name not in METHODS) or OURS  # sets that were made elsewhere
+    summary = score_summary(report.scores, first)
     figures = published(report.title, report.class_lists, len(report.class_names))
     by_teacher = {name for name, method in METHODS.items() if "teacher" in method.inputs}
     return {
-        "headline": _headline(report, summary),
-        "score_rows": score_rows(summary, figures, report.coverage),
+        "headline": _headline(report, summary, first[0]),
+        "score_rows": score_rows(summary, figures, report.coverage, first[0]),
         "other_budget_rows": other_budget_rows(summary, figures),
-        "budget_notes": budget_notes(summary),
-        "evaluation_views": evaluation_views(report.scores, report.class_names, figures),
+        "budget_notes": budget_notes(summary, first[0]),
+        "evaluation_views": evaluation_views(report.scores, report.class_names, figures, first),
         "matrices": matrices(report.scores),
         "by_teacher": [name for name in dict.fromkeys(row["method"] for row in summary) if name in by_teacher],
         "not_shown": not_shown(summary),
@@ -95,13 +97,13 @@ def _score_views(report: Report) -> Row:
         "has_ars": any(row["ars"] is not None for row in summary),
         "published": figures,
         "other_split": other_split(report.title, report.class_lists, report.splits),
-        "method_names": {"ours": vlcp.METHOD.name, "baseline": random_images.METHOD.name},
+        "method_names": {"ours": first[0], "baseline": random_images.METHOD.name},
     }
 
 
-def _headline(report: Report, summary: Sequence[Row]) -> tuple[str, str]:
+def _headline(report: Report, summary: Sequence[Row], our_method: str) -> tuple[str, str]:
     classes = next((distilled.n_classes for distilled in report.sets), None)
-    claim, basis = headline(summary, classes, report.splits.get("train"))
+    claim, basis = headline(summary, classes, report.splits.get("train"), our_method)
     if claim:
         return claim, basis
     if summary:

@@ -13,6 +13,7 @@ from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.stages.report import charts, device_seconds
 from vlcp_ray.stages.report.published import Published
 from vlcp_ray.stages.report.scores import (
+    OURS,
     comparison_key,
     format_labels,
     format_metrics,
@@ -37,7 +38,10 @@ Row = dict[str, Any]
 
 
 def score_rows(
-    summary: Sequence[Row], figures: Sequence[Published] = (), sets: Sequence[Mapping[str, Any]] = ()
+    summary: Sequence[Row],
+    figures: Sequence[Published] = (),
+    sets: Sequence[Mapping[str, Any]] = (),
+    our_method: str = OURS[0],
 ) -> list[Row]:
     """Format the rows of the score table: each summary row with `text`, `is_published`, `is_ours` and `block`, equal in
     rows under one heading.
@@ -49,6 +53,7 @@ def score_rows(
         figures: published figures of the image set; they follow the measured rows of the same protocol, network,
             images per class, epochs, batch size and kind of labels.
         sets: measures of the distilled sets; a row has the mean device-seconds of those that it was trained on.
+        our_method: the method that the others are compared with.
     """
     rows: list[Row] = []
     for i, row in enumerate(summary):
@@ -59,7 +64,7 @@ def score_rows(
         text |= {name: _megabytes(row[name]) for name in _BYTES}
         of_row = [one for one in sets if (one["method"], one["ipc"]) == (row["method"], row["ipc"])]
         text |= {name: _mean([one[name] for one in of_row]) for name in device_seconds.NAMES}
-        flags = {"is_published": False, "is_ours": row["method"] == vlcp.METHOD.name}
+        flags = {"is_published": False, "is_ours": row["method"] == our_method}
         rows.append(row | flags | {"text": text, "block": block})
         if i + 1 == len(summary) or comparison_key(summary[i + 1]) != comparison_key(row):
             same = [other for other in summary if comparison_key(other) == comparison_key(row)]
@@ -86,7 +91,7 @@ def _setting(figure: Published) -> tuple[str, str, int]:
 
 
 def not_shown(summary: Sequence[Row]) -> list[str]:
-    """List the comparisons with vlcp whose difference is not shown: not significant, or too few trials, in words."""
+    """List the comparisons with ours whose difference is not shown: not significant, or too few trials, in words."""
     several = len({protocol_network_ipc(row)[:2] for row in summary}) > 1
     return [
         f"{row['method']} {where(row)} ({format_metrics(row)['difference']} points"
@@ -107,20 +112,23 @@ def _published_row(figure: Published) -> Row:
     return keys | flags | {"text": text}
 
 
-def evaluation_views(scores: pa.Table, class_names: Sequence[str], figures: Sequence[Published] = ()) -> list[Row]:
+def evaluation_views(
+    scores: pa.Table, class_names: Sequence[str], figures: Sequence[Published] = (), first: Sequence[str] = OURS
+) -> list[Row]:
     """Plot and list the scores of each protocol, network and teacher, in the order of the table.
 
     Args:
         scores: SCORES.
         class_names: by label; where they are unknown, labels are shown.
         figures: published figures of the image set, for the plot over images per class.
+        first: as of `score_summary`.
 
     Returns for each: `title`; `bars`, an SVG; `by_ipc`, `by_bytes` and `learning_curves`, SVGs, empty with a single
     point;
     `classes`, accuracies by class and method; `confusion`, of the first method; and `ipc`, the largest, at which
     learning curves, class accuracies and confusion were measured.
     """
-    summary = [row for row in score_summary(scores) if row["n"]]
+    summary = [row for row in score_summary(scores, first) if row["n"]]
     trials = [trial for trial in scores.to_pylist() if not trial["outcome"] and trial["augmented"]]
     ours = [figure for figure in figures if figure.method == vlcp.METHOD.name]
     views = []
@@ -136,14 +144,14 @@ def evaluation_views(scores: pa.Table, class_names: Sequence[str], figures: Sequ
             if tuple(trial[name] for name in keys) == key[:-1] and (trial["ipc"], trial["epochs"]) in budgets
         ]
         ipc = max((row["ipc"] for row in rows), default=0)
-        title, methods = f"{network}, {protocol} protocol", _leading_methods(rows, ipc)
+        title, methods = f"{network}, {protocol} protocol", _leading_methods(rows, ipc, first[0])
         title += f", labels of {teacher}" if same[0]["has_teachers"] and teacher else ""
         if any(row["variant"] for row in same):
             title += f", {next(row['epochs'] for row in rows if row['ipc'] == ipc):,} epochs"
         views.append(
             {
                 "title": title,
-                "bars": _bars(rows, own_trials, title),
+                "bars": _bars(rows, own_trials, title, first[0]),
                 "by_ipc": _by_ipc(rows, methods, title, ours),
                 "by_bytes": _by_bytes(rows, methods, title),
                 "learning_curves": _learning_curves(own_trials, methods, ipc, protocol, title),
@@ -155,26 +163,26 @@ def evaluation_views(scores: pa.Table, class_names: Sequence[str], figures: Sequ
     return views
 
 
-def _leading_methods(rows: Sequence[Row], ipc: int) -> list[str]:
-    """vlcp, random, then the best of the others at this ipc."""
+def _leading_methods(rows: Sequence[Row], ipc: int, our_method: str) -> list[str]:
+    """Ours, random, then the best of the others at this ipc."""
     ranked = sorted((row for row in rows if row["ipc"] == ipc), key=lambda row: -row["top1_last_mean"])
     names = [row["method"] for row in ranked]
-    first = [name for name in (vlcp.METHOD.name, random_images.METHOD.name) if name in names]
+    first = [name for name in (our_method, random_images.METHOD.name) if name in names]
     return list(dict.fromkeys([*first, *names]))[:MAX_CURVES]
 
 
-def _bars(rows: Sequence[Row], trials: Sequence[Row], title: str) -> str:
+def _bars(rows: Sequence[Row], trials: Sequence[Row], title: str, our_method: str) -> str:
     reference = next((row["top1_last_mean"] for row in rows if not row["ipc"]), None)
-    bars = [_bar(row, trials) for row in rows if row["ipc"]]
+    bars = [_bar(row, trials, our_method) for row in rows if row["ipc"]]
     line = None if reference is None else (f"full train split {100 * reference:.1f}", reference)
     return charts.score_chart(bars, line, f"Top-1 accuracy of {title}")
 
 
-def _bar(row: Row, trials: Sequence[Row]) -> charts.Bar:
+def _bar(row: Row, trials: Sequence[Row], our_method: str) -> charts.Bar:
     values = [t["top1_last"] for t in trials if (t["method"], t["ipc"]) == (row["method"], row["ipc"])]
     group = f"{row['ipc']:,} image{'s' * (row['ipc'] != 1)} per class"
-    is_ours = row["method"] == vlcp.METHOD.name
-    return charts.Bar(group, row["method"], row["top1_last_mean"], row["top1_last_std"], values, is_ours)
+    shown = row["top1_last_mean"], row["top1_last_std"], values
+    return charts.Bar(group, row["method"], *shown, row["method"] == our_method)
 
 
 def _by_ipc(rows: Sequence[Row], methods: Sequence[str], title: str, figures: Sequence[Published]) -> str:

@@ -154,26 +154,29 @@ def scores_json(scores: pa.Table) -> list[Row]:
     return [{name: rounded(value) for name, value in row.items()} for row in rows]
 
 
-def headline(summary: Sequence[Row], classes: int | None, train_rows: int | None) -> tuple[str, str]:
+def headline(
+    summary: Sequence[Row], classes: int | None, train_rows: int | None, our_method: str = OURS[0]
+) -> tuple[str, str]:
     """Write the headline of the report: top-1 after the last epoch of the first network at its largest ipc.
 
     Args:
         summary: rows of `score_summary`.
         classes: number of classes, if known.
         train_rows: images of the full train split, if known.
+        our_method: the method that the claim is about.
 
-    Returns the claim, a sentence without its full stop, and the basis of the claim; both empty without rows of vlcp.
+    Returns the claim, a sentence without its full stop, and the basis of the claim; both empty without its rows.
     """
-    ours = [row for row in summary if row["method"] == vlcp.METHOD.name]
+    ours = [row for row in summary if row["method"] == our_method]
     if not ours:
         return "", ""
     first = [row for row in summary if protocol_network_ipc(row)[:2] == protocol_network_ipc(ours[0])[:2]]
     first = [row for row in first if row["variant"] == 0 and row["teacher"] in ("", ours[0]["teacher"])]
-    largest = next((row for row in reversed(first) if row["method"] == vlcp.METHOD.name), ours[-1])
+    largest = next((row for row in reversed(first) if row["method"] == our_method), ours[-1])
     ipc = largest["ipc"]
     if not largest["n"]:
         return (
-            f"No training of {vlcp.METHOD.name} at {ipc:,} images per class has learned",
+            f"No training of {our_method} at {ipc:,} images per class has learned",
             f"{failures([largest])[0]}.",
         )
     counted = [row for row in first if row["n"]]
