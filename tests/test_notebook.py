@@ -11,6 +11,7 @@ from tests.small_job import overrides, write_inputs
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "jobs" / "digits.ipynb"
 LOAD = 'job = vr.load("digits")\n'
+FEW = ("ipc=[1]", "evaluate.repeats=1", 'compare.methods=["vlcp", "random"]')
 
 
 def test_notebook_file_is_up_to_date() -> None:
@@ -19,9 +20,9 @@ def test_notebook_file_is_up_to_date() -> None:
 
 @pytest.mark.filterwarnings("default")
 def test_cells_of_the_notebook_run_in_a_kernel(tmp_path: Path) -> None:
-    """All cells but the installation, on a job that takes a minute: four digits whose captions are in a table."""
+    """All cells but the installation, on a small job: four digits whose captions are in a table."""
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
-    settings = overrides(write_inputs(tmp_path / "inputs"))
+    settings = [*overrides(write_inputs(tmp_path / "inputs")), *FEW]
     cells = nbformat.reads(json.dumps(notebook()), as_version=4)
     cells.cells = [cell for cell in cells.cells if INSTALL not in cell.metadata.get("tags", [])]
     (first,) = [cell for cell in cells.cells if LOAD in cell.source]
