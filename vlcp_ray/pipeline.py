@@ -310,7 +310,7 @@ def check_inputs(job: Job) -> None:
     try:
         pretrained.check(job.base_model, "base_model", pretrained.STABLE_DIFFUSION)
         if job.caption.uses_model:
-            pretrained.check(job.caption.model, "caption.model", pretrained.LLAVA)
+            pretrained.check(job.caption.model, "caption.model", pretrained.CAPTIONER)
         if any(METHODS[name].tuning for name in job.compare.methods):
             pretrained.check_dit(job.compare.minimax.model, "compare.minimax.model")
     except ValueError as error:

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from tests.hub_server import Hub, serve
 from vlcp_ray.models.pretrained import (
-    LLAVA,
+    CAPTIONER,
     STABLE_DIFFUSION,
     Kind,
     Use,
@@ -73,12 +73,12 @@ def test_check_of_missing_folder_raises(name: str) -> None:
 def test_check_of_hub_id_or_model_folder_passes(tiny_stable_diffusion: str) -> None:
     for name in ("some/model", tiny_stable_diffusion, "demo/stable_diffusion"):
         check(name, "base_model", STABLE_DIFFUSION)
-    check("demo/llava", "caption.model", LLAVA)
-    with pytest.raises(ValueError, match=r"'demo/stable_diffusion' is no LLaVA: it lacks config\.json, tokenizer_co"):
-        check("demo/stable_diffusion", "caption.model", LLAVA)
+    check("demo/llava", "caption.model", CAPTIONER)
+    with pytest.raises(ValueError, match=r"'demo/stable_diffusion' is no vision-language model: it lacks config\.json, tokenizer_co"):
+        check("demo/stable_diffusion", "caption.model", CAPTIONER)
 
 
-@pytest.mark.parametrize(("kind", "model"), [(STABLE_DIFFUSION, "demo/stable_diffusion"), (LLAVA, "demo/llava")])
+@pytest.mark.parametrize(("kind", "model"), [(STABLE_DIFFUSION, "demo/stable_diffusion"), (CAPTIONER, "demo/llava")])
 def test_check_of_a_folder_without_one_of_its_files_names_it(kind: Kind, model: str, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(folder(model), tmp_path / "model", symlinks=True))
     check(str(copy), "base_model", kind)
@@ -99,17 +99,17 @@ def test_check_of_a_folder_with_the_name_of_a_hub_id_reads_the_folder(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "some" / "model").mkdir(parents=True)
     (tmp_path / "some" / "file").touch()
-    with pytest.raises(ValueError, match=r"the folder 'some/model' is no LLaVA"):
-        check("some/model", "caption.model", LLAVA)
+    with pytest.raises(ValueError, match=r"the folder 'some/model' is no vision-language model"):
+        check("some/model", "caption.model", CAPTIONER)
     with pytest.raises(ValueError, match=r"there is no folder 'some/file'"):
-        check("some/file", "caption.model", LLAVA)
+        check("some/file", "caption.model", CAPTIONER)
 
 
 def test_check_of_packaged_model_without_weights_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vlcp_ray.models.pretrained._PACKAGE", tmp_path)
     (tmp_path / "demo" / "llava").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"caption\.model: the weights of demo/llava were not sent with this job"):
-        check("demo/llava", "caption.model", LLAVA)
+        check("demo/llava", "caption.model", CAPTIONER)
 
 
 def test_content_hash_of_folder_depends_on_contents_not_on_place(model: str, tmp_path: Path) -> None:
@@ -161,14 +161,37 @@ def test_check_of_a_model_of_the_hub_asks_for_its_first_file(
 
 def test_check_of_a_model_of_the_hub_refuses_another_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = Hub("owner/llava", kind="models")
-    hub.push({"config.json": b"{}"}, "main")
+    hub.push({"config.json": b'{"model_type": "llava"}'}, "main")
     with serve(hub) as endpoint:
         _use_hub(monkeypatch, endpoint, tmp_path)
-        check_hub(Use("caption.model", "owner/llava", LLAVA))
+        check_hub(Use("caption.model", "owner/llava", CAPTIONER))
         with pytest.raises(
             ConfigError, match=r"base_model: owner/llava .* it is no Stable Diffusion .* model_index.json;"
         ):
             check_hub(Use("base_model", "owner/llava", STABLE_DIFFUSION))
+
+
+def test_check_of_a_captioner_of_no_known_family_lists_the_families(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = Hub("owner/bert", kind="models")
+    hub.push({"config.json": b'{"model_type": "bert"}'}, "main")
+    with serve(hub) as endpoint:
+        _use_hub(monkeypatch, endpoint, tmp_path / "cache")
+        with pytest.raises(ConfigError, match=r"^caption\.model: owner/bert cannot caption .* 'bert', which is none .*"):
+            check_hub(Use("caption.model", "owner/bert", CAPTIONER))
+    copy = Path(shutil.copytree(folder("demo/llava"), tmp_path / "model", symlinks=True))
+    config = json.loads((copy / "config.json").read_text())
+    for family, message in (("bert", r"'bert', which is none .* LLaVA-1\.5 \(llava\), .* Qwen2\.5-VL"), ("qwen2_vl", "")):
+        (copy / "config.json").write_text(json.dumps(config | {"model_type": family}))
+        if message:
+            with pytest.raises(ValueError, match=f"^caption.model: the folder .* cannot caption images: .*{message}"):
+                check(str(copy), "caption.model", CAPTIONER)
+        else:
+            check(str(copy), "caption.model", CAPTIONER)
+    (copy / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match=r"cannot caption images: it has no chat template \(chat_template\.jinja or "):
+        check(str(copy), "caption.model", CAPTIONER)
 
 
 def _use_hub(monkeypatch: pytest.MonkeyPatch, endpoint: str, cache: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from vlcp_ray.models import families
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.store import io
 from vlcp_ray.store.uris import strip_secrets
@@ -34,8 +35,8 @@ STABLE_DIFFUSION: Final = Kind(
         ),
     ),
 )
-LLAVA: Final = Kind(
-    "LLaVA",
+CAPTIONER: Final = Kind(
+    "vision-language model",
     (
         "config.json",
         "tokenizer_config.json",
@@ -106,10 +107,11 @@ def check(model: str, field: str, kind: Kind) -> None:
     Args:
         model: hub id, folder or demo/<name>.
         field: the setting it comes from, for the error.
-        kind: STABLE_DIFFUSION, LLAVA or DIT.
+        kind: STABLE_DIFFUSION, CAPTIONER or DIT.
 
     Raises:
-        ValueError: `model` is written as a path or as demo/<name>, and the folder, its weights or a file do not exist.
+        ValueError: `model` is written as a path or as demo/<name>, and the folder, its weights or a file do not exist;
+            or it is a captioner of no known family.
     """
     if hub_id(model):
         return
@@ -123,6 +125,8 @@ def check(model: str, field: str, kind: Kind) -> None:
             f"{field}: the folder {model!r} is no {kind.name}: it lacks {', '.join(missing)}; give a folder that "
             "save_pretrained has written, or a hub id such as owner/name"
         )
+    if kind is CAPTIONER and (reason := families.why_no_captioner(_config(model, "config.json", field), path)):
+        raise ValueError(f"{field}: the folder {model!r} cannot caption images: {reason}")
 
 
 def missing_files(path: Path, kind: Kind) -> list[str]:
@@ -159,7 +163,7 @@ def _check_first_file(use: Use) -> None:
 
     name, named, first = hub_id(use.model), revision(use.model), use.kind.files[0]
     try:
-        hf_hub_download(name, first, revision=named)
+        found = hf_hub_download(name, first, revision=named)
     except errors.LocalEntryNotFoundError as error:  # no answer, and nothing in the cache
         reason = f"the hub does not answer ({str(error.__cause__ or error).splitlines()[0]})"
         fix = "check the network, run vlcp-ray fetch with this job where there is internet, or give a folder"
@@ -175,8 +179,15 @@ def _check_first_file(use: Use) -> None:
     except (errors.HfHubHTTPError, OSError, ValueError) as error:
         reason, fix = str(error).strip().splitlines()[0], "check its name and the network, or give a folder"
     else:
+        _check_family(use, Path(found))
         return
     raise ConfigError(f"{use.field}: {use.model} cannot be read: {reason}; {fix}")
+
+
+def _check_family(use: Use, config: Path) -> None:
+    """Refuse a captioner of no known family, by its config.json."""
+    if use.kind is CAPTIONER and (reason := families.why_no_captioner(json.loads(config.read_text(encoding="utf-8")))):
+        raise ConfigError(f"{use.field}: {use.model} cannot caption images: {reason}")
 
 
 def _check_cache(use: Use) -> None:
@@ -188,6 +199,8 @@ def _check_cache(use: Use) -> None:
         name, named = hub_id(use.model), revision(use.model)
         found = snapshot_download(name, revision=named, local_files_only=True, ignore_patterns="*")
         missing = missing_files(Path(found), use.kind)
+        if not missing:
+            _check_family(use, Path(found) / use.kind.files[0])
     except LocalEntryNotFoundError:
         missing = ["all files"]
     if missing:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vlcp_ray.demo import digits
+from vlcp_ray.models.captioners import Answer
 from vlcp_ray.schemas import IMAGES, conform, reject
 from vlcp_ray.seeds import seed_for
 from vlcp_ray.stages.pair import Caption
@@ -39,9 +40,9 @@ class Recorder:
     """A captioner that returns given answers and stores what it was called with."""
 
     def __init__(self, answers: Sequence[str]) -> None:
-        self.answers = list(answers)
+        self.answers = [Answer(text, 3, 20, False) for text in answers]
 
-    def caption(self, images: Sequence[Image.Image], prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
+    def caption(self, images: Sequence[Image.Image], prompts: Sequence[str], seeds: Sequence[int]) -> list[Answer]:
         self.images, self.prompts, self.seeds = images, prompts, seeds
         return self.answers
 

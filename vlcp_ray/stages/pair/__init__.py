@@ -28,6 +28,8 @@ PROMPT: Final = (
 )
 _CAPTION_BYTES: Final = 600  # assumed, of a usual caption
 _FLOAT16_BYTES: Final = 2
+#: Settings that `hashed_settings` leaves out at their defaults.
+_NEWER: Final = ("max_pixels",)
 _LOOKED_AT: Final = 10_000  # files of a folder, among which a table has one of its own
 #: The part of a GPU's memory, or of a share of it, that vLLM takes: its own default.
 VLLM_SHARE: Final = 0.92
@@ -49,10 +51,17 @@ class Caption(Settings):
     )
     engine: Literal["vllm", "transformers"] = Field("vllm", description="the library that runs the model")
     model: str = Field(
-        "llava-hf/llava-1.5-7b-hf", description="a LLaVA model: hub id (also owner/name@revision), folder or demo/llava"
+        "llava-hf/llava-1.5-7b-hf",
+        description="a vision-language model of a known family: hub id (also owner/name@revision), folder or "
+        "demo/llava",
     )
     image_aspect_ratio: Literal["pad", "crop"] = Field(
-        "pad", description="pad: whole images, made square with the mean colour; crop: their middle, as LLaVA in vLLM"
+        "pad",
+        description="of LLaVA-1.5, whose images are square; pad: whole images, filled up with the mean colour; crop: "
+        "their middle, as LLaVA in vLLM. Other models see whole images in either case",
+    )
+    max_pixels: int = Field(
+        0, ge=0, description="larger images are made smaller before the model sees them; 0: only by its own processor"
     )
     prompt: str = Field(PROMPT, description="the question; {class_name} is replaced by the name of the class")
     precision: Literal["auto", "8bit"] = Field(
@@ -199,7 +208,8 @@ def hashed_settings(job: "Job", base_model: str) -> dict[str, Any]:
     settings, caption = job.caption, dict[str, Any]()
     if settings.uses_model:
         model = pretrained.content_hash(settings.model)
-        caption = settings.model_dump(exclude={"missing"}) | {"model": model}
+        newer = {name for name in _NEWER if getattr(settings, name) == Caption.model_fields[name].default}
+        caption = settings.model_dump(exclude={"missing", *newer}) | {"model": model}
     if settings.source:
         caption["source"] = pretrained.content_hash(settings.source)
     return {
@@ -268,7 +278,7 @@ def _memory(job: "Job", models: "ModelMemory", scale: "Scale") -> Iterator[Memor
 def _models(job: "Job") -> Iterator[pretrained.Use]:
     yield pretrained.Use("base_model", job.base_model, pretrained.STABLE_DIFFUSION)
     if job.caption.uses_model:
-        yield pretrained.Use("caption.model", job.caption.model, pretrained.LLAVA)
+        yield pretrained.Use("caption.model", job.caption.model, pretrained.CAPTIONER)
 
 
 def _check(job: "Job") -> None:

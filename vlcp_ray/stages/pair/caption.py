@@ -6,7 +6,7 @@ import pyarrow as pa
 from PIL import Image
 
 from vlcp_ray import images, schemas
-from vlcp_ray.models.llava import load_captioner
+from vlcp_ray.models.captioners import Answer, load_captioner
 from vlcp_ray.seeds import seed_for
 from vlcp_ray.stages import pair
 
@@ -33,20 +33,20 @@ class CaptionRows:
         captions = table["caption"].to_pylist() if "caption" in table.column_names else [""] * len(table)
         is_left_out = [reason or caption for reason, caption in zip(schemas.reasons(table), captions, strict=True)]
         decoded, errors = images.decode_rows(table["image"].to_pylist(), is_left_out)
-        for row, text in zip(decoded, self._caption(table, decoded), strict=True):
+        for row, (text, *_) in zip(decoded, self._caption(table, decoded), strict=True):
             captions[row] = text
             if not text:
                 errors[row] = ("empty_caption", "the model's answer has no word")
         return schemas.with_column(schemas.reject(table, errors), "caption", pa.array(captions, pa.string()))
 
-    def _caption(self, table: pa.Table, decoded: Mapping[int, Image.Image]) -> list[str]:
+    def _caption(self, table: pa.Table, decoded: Mapping[int, Image.Image]) -> list[Answer]:
         """Caption the decoded images of a table, which are given by their row."""
         rows = table.select(["image_id", "class_name"]).take(pa.array(list(decoded), pa.int64()))
         # Not str.format, which would fail on other braces in the prompt.
         prompts = [self.settings.prompt.replace("{class_name}", name) for name in rows["class_name"].to_pylist()]
         seeds = [seed_for(self.settings.seed, "caption", image_id) for image_id in rows["image_id"].to_pylist()]
         answers = self.captioner.caption(list(decoded.values()), prompts, seeds) if decoded else []
-        return [clean(answer) for answer in answers]
+        return [answer._replace(text=clean(answer.text)) for answer in answers]
 
 
 def clean(answer: str) -> str:

@@ -17,10 +17,10 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from vlcp_ray.demo import digits
-from vlcp_ray.models.llava import (
+from vlcp_ray.models.captioners import (
     Captioner,
     GumbelNoise,
-    Square,
+    LlavaChat,
     TransformersCaptioner,
     VllmCaptioner,
     _cpu_options,
@@ -85,7 +85,7 @@ def with_settings(captioner: Any, **changes: Any) -> Any:
 def caption(captioner: Captioner, rows: Rows, order: Sequence[int], seeds: Sequence[int] = SEEDS) -> dict[int, str]:
     """Caption these rows in one call and in this order; return the captions by row."""
     texts = captioner.caption([rows[0][i] for i in order], [rows[1][i] for i in order], [seeds[i] for i in order])
-    return dict(zip(order, texts, strict=True))
+    return {row: answer.text for row, answer in zip(order, texts, strict=True)}
 
 
 def count_different(first: dict[int, str], second: dict[int, str]) -> int:
@@ -157,14 +157,14 @@ def test_caption_with_too_long_prompt_raises_and_engine_still_works(engine: Any,
 
 @pytest.mark.parametrize("prompt", ['a {prompt} "of" {class_name}', "100 % \\n {}", ""])
 def test_caption_with_unusual_prompt_returns_text(engine: Any, rows: Rows, prompt: str) -> None:
-    (text,) = engine.caption(rows[0][:1], [prompt], [0])
-    assert isinstance(text, str)
+    (answer,) = engine.caption(rows[0][:1], [prompt], [0])
+    assert isinstance(answer.text, str)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 3), (1, 7), (200, 30)])
 def test_caption_of_image_of_any_size_returns_text(engine: Any, rows: Rows, size: tuple[int, int]) -> None:
-    (text,) = engine.caption([Image.new("RGB", size, "white")], rows[1][:1], [0])
-    assert text
+    (answer,) = engine.caption([Image.new("RGB", size, "white")], rows[1][:1], [0])
+    assert answer.text
 
 
 def test_vllm_with_blocks_in_flight_is_never_without_requests(vllm: VllmCaptioner, rows: Rows) -> None:
@@ -185,7 +185,7 @@ def test_dead_engine_ends_the_process_which_ray_starts_again(dies_in: str) -> No
 import sys
 from types import SimpleNamespace
 from vllm.v1.engine.exceptions import EngineDeadError
-from vlcp_ray.models.llava import EngineThread
+from vlcp_ray.models.captioners import EngineThread
 
 def die(*_):
     raise EngineDeadError
@@ -202,7 +202,7 @@ EngineThread(SimpleNamespace(llm_engine=engine, _preprocess_cmpl_one=dict)).subm
 
 @pytest.mark.parametrize(("size", "corner"), [((40, 20), (20, 0)), ((20, 40), (0, 20))])
 def test_square_pads_the_shorter_sides_with_the_mean_colour(size: tuple[int, int], corner: tuple[int, int]) -> None:
-    padded = Square(SETTINGS)(Image.new("RGB", size, "red"))
+    padded = LlavaChat(SETTINGS).view(Image.new("RGB", size, "red"))
     assert padded.size == (40, 40)
     pixels = np.asarray(padded)
     mean = AutoImageProcessor.from_pretrained(folder("demo/llava")).image_mean
@@ -213,8 +213,8 @@ def test_square_pads_the_shorter_sides_with_the_mean_colour(size: tuple[int, int
 
 def test_square_leaves_square_images_and_those_of_crop() -> None:
     oblong, square = Image.new("RGB", (40, 20)), Image.new("RGB", (20, 20))
-    assert Square(SETTINGS)(square) is square
-    assert Square(SETTINGS.model_copy(update={"image_aspect_ratio": "crop"}))(oblong) is oblong
+    assert LlavaChat(SETTINGS).view(square) is square
+    assert LlavaChat(SETTINGS.model_copy(update={"image_aspect_ratio": "crop"})).view(oblong) is oblong
 
 
 def test_captions_of_padded_images_see_their_sides(engine: Any, rows: Rows) -> None:
@@ -224,9 +224,9 @@ def test_captions_of_padded_images_see_their_sides(engine: Any, rows: Rows) -> N
     blank = Image.new("RGB", (96, 32))
     answers = {}
     for is_padded in (True, False):
-        before, engine.square.is_padded = engine.square.is_padded, is_padded
+        before, engine.chat.is_padded = engine.chat.is_padded, is_padded
         answers[is_padded] = [engine.caption([image], rows[1][:1], [0]) for image in (strip, blank)]
-        engine.square.is_padded = before
+        engine.chat.is_padded = before
     assert answers[False][0] == answers[False][1]
     assert answers[True][0] != answers[True][1]
 
