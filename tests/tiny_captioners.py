@@ -85,7 +85,9 @@ def _qwen2_5_vl() -> tuple[Any, Any]:
         "fullatt_block_indexes": [1],
     }
     config = transformers.Qwen2_5_VLConfig(
-        text_config=_text(words, rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}),
+        text_config=_text(
+            words, rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}
+        ),
         vision_config=vision,
         image_token_id=ids("<|image_pad|>"),
         video_token_id=ids("<|video_pad|>"),

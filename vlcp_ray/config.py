@@ -210,13 +210,29 @@ def load_ingest(source: str, overrides: Sequence[str] = ()) -> Ingest:
     Raises:
         ConfigError: a key is unknown, a value is out of range.
     """
-    section = INGEST.name
-    settings: dict[str, Any] = {section: {"source": source}}
+    ingest: Ingest = _load_sections(source, overrides, {INGEST.name: Ingest})[INGEST.name]
+    return ingest
+
+
+def load_caption(source: str, overrides: Sequence[str] = ()) -> tuple[Ingest, Caption]:
+    """Return the settings of an image set and of its captions, with overrides of both.
+
+    Raises:
+        ConfigError: a key is unknown, a value is out of range.
+    """
+    found = _load_sections(source, overrides, {INGEST.name: Ingest, "caption": Caption})
+    return found[INGEST.name], found["caption"]
+
+
+def _load_sections(source: str, overrides: Sequence[str], sections: Mapping[str, type[Settings]]) -> dict[str, Any]:
+    """Return the settings of some sections, without a job."""
+    settings: dict[str, Any] = {INGEST.name: {"source": source}}
     for override in overrides:
         _apply(settings, override)
-    if others := sorted(set(settings) - {section}):
-        raise ConfigError(f"--set {others[0]}: of an image set only {section}.* can be set; give a job file instead")
-    return build(Ingest, settings[section], section)
+    if others := sorted(set(settings) - set(sections)):
+        known = " and ".join(f"{name}.*" for name in sections)
+        raise ConfigError(f"--set {others[0]}: of an image set only {known} can be set; give a job file instead")
+    return {name: build(section, settings.get(name, {}), name) for name, section in sections.items()}
 
 
 def _apply(settings: dict[str, Any], override: str) -> None:

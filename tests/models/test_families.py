@@ -86,7 +86,7 @@ def test_answer_does_not_depend_on_other_images(reference: TransformersCaptioner
 
 def test_answer_ends_at_the_end_token(model: tuple[str, str], reference: TransformersCaptioner) -> None:
     """The third token of the first answer becomes the one that ends answers."""
-    images, prompts, seeds = rows()
+    images, prompts, _ = rows()
     written: list[list[int]] = []
     decode = reference.processor.batch_decode
     reference.processor.batch_decode = lambda tokens, **options: (written.extend(tokens), decode(tokens, **options))[1]

@@ -74,7 +74,7 @@ def test_check_of_hub_id_or_model_folder_passes(tiny_stable_diffusion: str) -> N
     for name in ("some/model", tiny_stable_diffusion, "demo/stable_diffusion"):
         check(name, "base_model", STABLE_DIFFUSION)
     check("demo/llava", "caption.model", CAPTIONER)
-    with pytest.raises(ValueError, match=r"'demo/stable_diffusion' is no vision-language model: it lacks config\.json, tokenizer_co"):
+    with pytest.raises(ValueError, match=r"'demo/stable_diffusion' is no vision-language model: it lacks config"):
         check("demo/stable_diffusion", "caption.model", CAPTIONER)
 
 
@@ -178,11 +178,14 @@ def test_check_of_a_captioner_of_no_known_family_lists_the_families(
     hub.push({"config.json": b'{"model_type": "bert"}'}, "main")
     with serve(hub) as endpoint:
         _use_hub(monkeypatch, endpoint, tmp_path / "cache")
-        with pytest.raises(ConfigError, match=r"^caption\.model: owner/bert cannot caption .* 'bert', which is none .*"):
+        with pytest.raises(ConfigError, match=r"^caption\.model: owner/bert cannot caption .* 'bert', which is"):
             check_hub(Use("caption.model", "owner/bert", CAPTIONER))
     copy = Path(shutil.copytree(folder("demo/llava"), tmp_path / "model", symlinks=True))
     config = json.loads((copy / "config.json").read_text())
-    for family, message in (("bert", r"'bert', which is none .* LLaVA-1\.5 \(llava\), .* Qwen2\.5-VL"), ("qwen2_vl", "")):
+    for family, message in (
+        ("bert", r"'bert', which is none .* LLaVA-1\.5 \(llava\), .* Qwen2\.5-VL"),
+        ("qwen2_vl", ""),
+    ):
         (copy / "config.json").write_text(json.dumps(config | {"model_type": family}))
         if message:
             with pytest.raises(ValueError, match=f"^caption.model: the folder .* cannot caption images: .*{message}"):

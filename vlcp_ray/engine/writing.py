@@ -1,7 +1,7 @@
 """Write the rows of a plan to their artifacts, count the rows of an artifact, and complete it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import pyarrow as pa
@@ -34,6 +34,8 @@ class WriteRows:
     table: str
     schema: pa.Schema
     id_column: str = "image_id"
+    #: Further tables of the good rows, for those rows that have their columns, of which none is null.
+    beside: Mapping[str, pa.Schema] = field(default_factory=dict)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         reset_peaks(self.stage)
@@ -41,6 +43,9 @@ class WriteRows:
         for target, artifact in self.targets.items():
             part = block.filter(pc.equal(block[TARGET], target)) if TARGET in block.column_names else block
             good = part.filter(pc.equal(part["reason"], "")) if "reason" in part.column_names else part
+            for name, schema in self.beside.items():  # first: the rows of the table are those that are done
+                if set(schema.names) <= set(good.column_names):
+                    self._write_part(artifact, name, good.select(schema.names).drop_null(), schema)
             rows["rows"] += self._write_part(artifact, self.table, good, self.schema)
             if len(good) < len(part):
                 bad = part.filter(pc.not_equal(part["reason"], ""))

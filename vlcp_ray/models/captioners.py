@@ -1,6 +1,7 @@
 """Caption images with a vision-language model, in vLLM, or in transformers as the reference."""
 
 import logging
+import math
 import os
 import threading
 import time
@@ -14,8 +15,8 @@ from typing import Any, Final, NamedTuple, Protocol
 import torch
 from PIL import Image
 
-from vlcp_ray.models.batches import Batches
 from vlcp_ray.models import families
+from vlcp_ray.models.batches import Batches
 from vlcp_ray.models.pretrained import folder, pinned
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.stages import pair
@@ -86,7 +87,10 @@ class VllmCaptioner:
         from vllm import LLM
         from vllm.platforms import current_platform
 
-        self.settings = settings
+        options: dict[str, Any] = {}
+        self.settings, self.chat = settings, load_chat(settings)
+        if self.chat.processor_options:
+            options["mm_processor_kwargs"] = dict(self.chat.processor_options)
         on_cpu = current_platform.is_cpu()
         if on_cpu:
             _set_unset(_ON_CPU)
@@ -99,8 +103,8 @@ class VllmCaptioner:
             use_tqdm_on_load=False,
             enable_prefix_caching=False,  # the image is near the start of the prompt: nothing after it is shared
             **(_cpu_options() if on_cpu else _gpu_options(gpus)),
+            **options,
         )
-        self.chat = load_chat(settings)
         self.engine = EngineThread(self.llm)
 
     def caption(self, images: Sequence[Image.Image], prompts: Sequence[str], seeds: Sequence[int]) -> list[Answer]:
@@ -198,7 +202,13 @@ class EngineThread:
 
 
 class Chat(Protocol):
-    """How a model is asked: the text around a prompt, the image that it is shown, and the answer in what it writes."""
+    """How a model is asked: the text around a prompt, the image that it is shown, and the answer in what it writes.
+
+    Args:
+        processor_options: settings of its image processor that are not the model's own.
+    """
+
+    processor_options: Mapping[str, Any]
 
     def write(self, prompt: str) -> str:
         """Return the whole text, with a mark for the image."""
@@ -229,7 +239,9 @@ def is_llava(model: str) -> bool:
 
 
 class LlavaChat:
-    """The prompt of LLaVA-1.5; images are made square before its processor, which cuts the sides off that are longer."""
+    """The prompt of LLaVA-1.5; images are made square before its processor, which cuts off what is longer."""
+
+    processor_options: Final[Mapping[str, Any]] = {}
 
     def __init__(self, settings: pair.Caption) -> None:
         """Load the colour that the model takes for neutral."""
@@ -286,6 +298,16 @@ class TemplateChat:
             [{"role": "user", "content": parts}], add_generation_prompt=True, **self.options
         )
         return text.removeprefix(self.first)
+
+    @property
+    def processor_options(self) -> Mapping[str, Any]:
+        """See `Chat`. Idefics3 enlarges every image to a given longest side, and cuts it into tiles."""
+        images = self.processor.image_processor
+        tile = getattr(images, "max_image_size", None)
+        if not self.limit or not tile or "longest_edge" not in tile:
+            return {}
+        side = max(1, math.isqrt(self.limit) // tile["longest_edge"]) * tile["longest_edge"]
+        return {"size": {"longest_edge": min(side, images.size["longest_edge"])}}
 
     def view(self, image: Image.Image) -> Image.Image:
         """See `Chat`."""
@@ -344,6 +366,8 @@ class TransformersCaptioner:
         ).eval()
         self.model = model if settings.precision == "8bit" else model.to(self.device)
         self.chat = load_chat(settings)
+        if "size" in self.chat.processor_options:
+            self.processor.image_processor.size = self.chat.processor_options["size"]
         self.ends = self._end_tokens()
         # In 8 bits a column that is large in one row is multiplied in half precision for all rows of a batch.
         self.batches = Batches(

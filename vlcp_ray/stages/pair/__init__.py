@@ -172,6 +172,15 @@ def pairs_schema(latent: tuple[int, int, int], moments: tuple[int, int, int], vi
     )
 
 
+#: One row for each caption that a model has written.
+ANSWERS: Final = pa.schema(
+    [
+        column("image_id", pa.string(), "id of the image"),
+        column("tokens", pa.int32(), "tokens of the model's answer, with the one that ends it"),
+        column("read_tokens", pa.int32(), "tokens of image and prompt, which the model reads before it answers"),
+        column("is_cut", pa.bool_(), "whether the answer was cut at max_tokens or max_model_len"),
+    ]
+)
 #: The schema for reading all columns but the tensors, whose shapes here are placeholders.
 PAIRS: Final = pairs_schema((1, 1, 1), (1, 1, 1))
 
@@ -292,7 +301,7 @@ STAGE: Final = Stage(
     "pair",
     version=2,
     summary="IMAGES -> PAIRS + REJECTED: captions and latents",
-    tables={"pairs": pairs_schema((4, 64, 64), (8, 64, 64))},
+    tables={"pairs": pairs_schema((4, 64, 64), (8, 64, 64)), "answers": ANSWERS},
     files=("rejected",),
     pools=("caption", "encode"),
     row_wise=True,

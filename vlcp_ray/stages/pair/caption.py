@@ -24,7 +24,8 @@ class CaptionRows:
         self.captioner = load_captioner(settings, gpus)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Add `caption`, cleaned as in the released code; "" in rows that are rejected, here or before.
+        """Add `caption`, cleaned as in the released code; "" in rows that are rejected, here or before; and the columns
+        of ANSWERS, null in rows that the model has not captioned.
 
         Rows that have a caption already keep it, and their images are not decoded.
 
@@ -33,11 +34,17 @@ class CaptionRows:
         captions = table["caption"].to_pylist() if "caption" in table.column_names else [""] * len(table)
         is_left_out = [reason or caption for reason, caption in zip(schemas.reasons(table), captions, strict=True)]
         decoded, errors = images.decode_rows(table["image"].to_pylist(), is_left_out)
-        for row, (text, *_) in zip(decoded, self._caption(table, decoded), strict=True):
-            captions[row] = text
-            if not text:
+        answers = dict(zip(decoded, self._caption(table, decoded), strict=True))
+        for row, answer in answers.items():
+            captions[row] = answer.text
+            if not answer.text:
                 errors[row] = ("empty_caption", "the model's answer has no word")
-        return schemas.with_column(schemas.reject(table, errors), "caption", pa.array(captions, pa.string()))
+        table = schemas.with_column(schemas.reject(table, errors), "caption", pa.array(captions, pa.string()))
+        for field in pair.ANSWERS:
+            if field.name not in table.column_names:
+                values = [getattr(answers.get(row), field.name, None) for row in range(len(table))]
+                table = table.append_column(field.name, pa.array(values, field.type))
+        return table
 
     def _caption(self, table: pa.Table, decoded: Mapping[int, Image.Image]) -> list[Answer]:
         """Caption the decoded images of a table, which are given by their row."""

@@ -15,7 +15,8 @@ from vlcp_ray.models.clip_tokens import count_too_long, load_tokenizer
 from vlcp_ray.models.pretrained import latent_shape
 from vlcp_ray.monitoring.progress import log_line
 from vlcp_ray.scale import Pool, Scale
-from vlcp_ray.stages.pair import STAGE, Caption, format_too_long, pairs_schema
+from vlcp_ray.stages.pair import ANSWERS, STAGE, Caption, format_too_long, pairs_schema
+from vlcp_ray.stages.pair.answers import count_problems, count_tokens, format_problems, format_tokens
 from vlcp_ray.stages.pair.saved_captions import check_names
 from vlcp_ray.store.artifact import Artifact, Step
 
@@ -33,7 +34,7 @@ def run(context: Context, steps: Sequence[Step]) -> None:
     flip = job.finetune.random_flip
     channels, height, width = latent_shape(job.base_model, job.encode.train_resolution)
     schema = pairs_schema(latent_shape(job.base_model, job.encode.resolution), (2 * channels, height, width), 1 + flip)
-    write = WriteRows({"": artifact}, STAGE.name, "pairs", schema)
+    write = WriteRows({"": artifact}, STAGE.name, "pairs", schema, beside={"answers": ANSWERS})
 
     if job.caption.source:
         _check_names(context, step)
@@ -48,11 +49,14 @@ def run(context: Context, steps: Sequence[Step]) -> None:
             encode = replace(encode, pool=encode.pool.model_copy(update={"min_workers": None}))
     total = sum(manifest["train"])
     totals = {step.fingerprint: total}
+    before = run_remote(count_tokens, artifact)["tokens"] if job.caption.uses_model else 0
     seconds = run_rows(context, [step], rows, [*captions, encode], write, totals, rows_per_block)
     counts = run_remote(count_captions, artifact, job.base_model, len(manifest["class_names"]))
     lengths = counts["caption_lengths"]
     if lengths["too_long"]:
         log_line(step.title, format_too_long(lengths["too_long"], lengths["captions"], lengths["encoder_tokens"]))
+    if job.caption.uses_model:
+        counts |= _count_answers(context, step, before, seconds[step.fingerprint], lengths["captions"])
     used = {} if job.caption.uses_model else {"caption": None}
     complete_rows(context, step, write, total, {"seconds": seconds[step.fingerprint], "pools": used, **counts})
 
@@ -70,6 +74,25 @@ def count_captions(pairs: Artifact, base_model: str, n_classes: int) -> dict[str
         too_long += count_too_long(tokenizer, rows["caption"].to_pylist())
     lengths = {"captions": labels.total(), "too_long": too_long, "encoder_tokens": tokenizer.model_max_length}
     return {"train": [labels[label] for label in range(n_classes)], "caption_lengths": lengths}
+
+
+def _count_answers(context: Context, step: Step, before: int, seconds: float, captions: int) -> dict[str, Any]:
+    """Count the answers of the model, and say what a reader should know of them.
+
+    Args:
+        before: tokens of the answers of earlier runs.
+        seconds: of this run.
+        captions: of PAIRS.
+    """
+    artifact = context.artifact(step)
+    tokens: dict[str, Any] = run_remote(count_tokens, artifact)
+    if seconds > 0 and tokens["tokens"] > before:
+        tokens["tokens_per_second"] = round((tokens["tokens"] - before) / seconds, 1)
+    problems = run_remote(count_problems, artifact, context.job.caption.prompt)
+    for line in (format_tokens(tokens), *(text for text, _ in format_problems(problems, captions))):
+        if line:
+            log_line(step.title, line)
+    return {"caption_tokens": tokens, "caption_problems": problems}
 
 
 def _check_names(context: Context, step: Step) -> None:

@@ -1,0 +1,120 @@
+"""Count what a captioner has written: tokens, answers that were cut, and captions that look wrong."""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Final
+
+import pyarrow.compute as pc
+
+from vlcp_ray.stages.pair import ANSWERS
+from vlcp_ray.store.artifact import Artifact
+
+#: What a caption that looks wrong does, in the words of the report.
+PROBLEMS: Final[Mapping[str, str]] = {
+    "refuses": "refuse to describe the image",
+    "repeats": "repeat themselves",
+    "other_language": "are not in the script of the prompt",
+}
+_REFUSAL: Final = re.compile(
+    r"\b(?:i'?m sorry|i am sorry|i apologi[sz]e|sorry, but|as an ai|i(?:'m| am) (?:unable|not able) to|"
+    r"i (?:can ?not|can'?t|do not|don'?t) (?:see|view|describe|identify|provide|assist|help|have the ability))\b",
+    re.IGNORECASE,
+)
+_BEGINNING: Final = 100  # characters in which a refusal stands
+_RUN: Final = 4  # words
+_FEWEST_WORDS: Final = 16
+_DISTINCT: Final = 0.5  # of the runs
+_FOREIGN: Final = 0.2  # of the letters
+_EXAMPLES: Final = 3
+_EXAMPLE_LENGTH: Final = 200  # characters
+_PARTS_AT_ONCE: Final = 256  # files of PAIRS whose captions are in memory
+
+
+def refuses(caption: str) -> bool:
+    """Return whether one of the usual English phrases of a refusal is among the first 100 characters."""
+    return bool(_REFUSAL.search(caption[:_BEGINNING].replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")))
+
+
+def repeats(caption: str) -> bool:
+    """Return whether fewer than half of the runs of four words differ, in a caption of at least 16 words."""
+    words = caption.lower().split()
+    runs = [tuple(words[place : place + _RUN]) for place in range(len(words) - _RUN + 1)]
+    return len(words) >= _FEWEST_WORDS and len(set(runs)) < _DISTINCT * len(runs)
+
+
+def is_in_other_script(caption: str, prompt: str) -> bool:
+    """Return whether more than a fifth of the letters are of scripts (Latin, CJK ...) that the prompt does not have.
+
+    Languages of the same script are not told apart.
+    """
+    own, letters = set(_scripts(prompt)), _scripts(caption)
+    return sum(count for script, count in letters.items() if script not in own) > _FOREIGN * letters.total()
+
+
+def _scripts(text: str) -> Counter[str]:
+    return Counter(_script(letter) for letter in text if letter.isalpha())
+
+
+@lru_cache(maxsize=4096)
+def _script(letter: str) -> str:
+    """Return the script of a letter: the first word of its name, as LATIN."""
+    return unicodedata.name(letter, "UNKNOWN").partition(" ")[0]
+
+
+def problems_of(caption: str, prompt: str) -> list[str]:
+    """List the names of the problems that a caption has."""
+    found = {
+        "refuses": refuses(caption),
+        "repeats": repeats(caption),
+        "other_language": is_in_other_script(caption, prompt),
+    }
+    return [name for name, is_so in found.items() if is_so]
+
+
+def count_tokens(pairs: Artifact) -> dict[str, int]:
+    """Count the answers of a model, their tokens, those that it has read for them, and those answers that were cut."""
+    rows = pairs.table("answers", ANSWERS, ["tokens", "read_tokens", "is_cut"])
+    names = {"answers": len(rows), "longest": pc.max(rows["tokens"]).as_py() or 0}
+    sums = {name: int(pc.sum(rows[name]).as_py() or 0) for name in ("tokens", "read_tokens")}
+    return {**names, **sums, "cut": int(pc.sum(rows["is_cut"]).as_py() or 0)}
+
+
+def count_problems(pairs: Artifact, prompt: str) -> dict[str, dict[str, Any]]:
+    """Count the captions of PAIRS with each problem, with the first examples by image_id."""
+    parts, counts = pairs.parts("pairs"), Counter[str]()
+    examples: dict[str, list[dict[str, str]]] = {name: [] for name in PROBLEMS}
+    for start in range(0, len(parts), _PARTS_AT_ONCE):
+        rows = pairs.read_parts(parts[start : start + _PARTS_AT_ONCE], ["image_id", "caption"])
+        for image_id, caption in zip(*(rows[name].to_pylist() for name in ("image_id", "caption")), strict=True):
+            for problem in problems_of(caption, prompt):
+                counts[problem] += 1
+                examples[problem].append({"image_id": image_id, "caption": caption[:_EXAMPLE_LENGTH]})
+        for name, found in examples.items():
+            examples[name] = sorted(found, key=lambda row: row["image_id"])[:_EXAMPLES]
+    return {name: {"captions": counts[name], "examples": examples[name]} for name in PROBLEMS}
+
+
+def format_tokens(count: Mapping[str, Any]) -> str:
+    """Format the counts of `count_tokens` as one sentence, without its full stop; "" where no model has answered."""
+    n = count.get("answers", 0)
+    if not n:
+        return ""
+    read, tokens = count["read_tokens"], count["tokens"]
+    per_second = count.get("tokens_per_second")
+    rate = f", {per_second:,.0f} tokens/s with the engine's start" if per_second else ""
+    cut = f"; {count['cut']:,} {'was' if count['cut'] == 1 else 'were'} cut before their end" if count["cut"] else ""
+    return (
+        f"{n:,} answers of {tokens / n:,.0f} tokens on average and {count['longest']:,} at most{rate}; image and "
+        f"prompt are {read / n:,.0f} tokens, {read / (read + tokens):.0%} of all{cut}"
+    )
+
+
+def format_problems(found: Mapping[str, Any], captions: int) -> Iterator[tuple[str, Sequence[Mapping[str, str]]]]:
+    """Yield a sentence, without its full stop, and the examples, for each problem that a caption has."""
+    for name, words in PROBLEMS.items():
+        count = found.get(name, {}).get("captions", 0)
+        if count:
+            yield f"{count:,} of {captions:,} captions {words}", found[name]["examples"]
