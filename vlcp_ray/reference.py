@@ -12,6 +12,7 @@ from vlcp_ray import schemas
 from vlcp_ray.config import Job
 from vlcp_ray.images import RULES
 from vlcp_ray.methods import METHODS
+from vlcp_ray.models.families import FAMILIES
 from vlcp_ray.models.networks import NETWORKS, TEACHER_NORM, Network
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.scale import Pool, Prices, Scale, pools
@@ -74,6 +75,13 @@ def _names() -> Iterator[tuple[str, list[tuple[str, str]]]]:
     yield "Methods", [(method.name, f"{method.summary} ({method.source})") for method in METHODS.values()]
     yield "Protocols", [(protocol.name, protocol.summary) for protocol in PROTOCOLS.values()]
     yield "Networks", _networks()
+    yield (
+        "Captioners",
+        [
+            (kind, f"{title}, such as {model} (`model_type` of its config.json)")
+            for kind, (title, model) in FAMILIES.items()
+        ],
+    )
     yield "Layouts", [(layout.name, f"`{layout.summary}`") for layout in LAYOUTS.values()]
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from vlcp_ray.config import Job
+from vlcp_ray.cost.captioners import count_model
 from vlcp_ray.models.networks import NETWORKS, Norm
 from vlcp_ray.models.pretrained import count_parameters
 
@@ -113,18 +114,19 @@ def classifier_flops(network: str, size: int, width: int, classes: int, norm: No
 
 
 def model_flops(job: Job) -> ModelFlops:
-    """Look up the counts of a job's models; only the paper's and the demo's are known."""
+    """Look up the counts of a job's models; the paper's, the demo's, and captioners whose config is known."""
 
     def find(part: str, model: str, folder: str) -> Count | None:
         size = count_parameters(model, folder)
         return next((count for count in _counts()[part] if count["parameters"] == size), None)
 
     base = job.base_model
+    captioner = count_model(job.caption.model, job.caption.max_pixels)
     return ModelFlops(
         find("unet", base, "unet"),
         find("vae", base, "vae"),
         find("text_encoder", base, "text_encoder"),
-        find("llava", job.caption.model, ""),
+        captioner._asdict() if captioner else find("llava", job.caption.model, ""),
         find("transformer", job.compare.minimax.model, "transformer"),
         find("vae", job.compare.minimax.model, "vae"),
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from vlcp_ray.config import Job
+from vlcp_ray.cost.captioners import Count, count_model
 from vlcp_ray.cost.gpus import GPUS
 from vlcp_ray.models.networks import NETWORKS, OWN, Norm
 from vlcp_ray.models.pretrained import count_parameters
@@ -37,6 +38,8 @@ class ModelMemory:
     """
 
     parameters: Mapping[str, int | None]
+    #: Of a captioner that is counted from its config.
+    captioner: Count | None = None
 
     @classmethod
     def for_job(cls, job: Job) -> "ModelMemory":
@@ -44,7 +47,8 @@ class ModelMemory:
         parts = {part: count_parameters(job.base_model, part) for part in _PARTS}
         dit = job.compare.minimax.model
         parts |= {"transformer": count_parameters(dit, "transformer"), "dit_vae": count_parameters(dit, "vae")}
-        return cls(parts | {"llava": count_parameters(job.caption.model, "")})
+        captioner = count_model(job.caption.model, job.caption.max_pixels)
+        return cls(parts | {"llava": count_parameters(job.caption.model, "")}, captioner)
 
     def encode(self, images: int, side: int) -> float:
         """GiB of the VAE when it encodes images to latents of side x side."""
@@ -77,9 +81,12 @@ class ModelMemory:
 
     def caption(self, eight_bit: bool, tokens: int) -> float:
         """GiB of the captioner and of the keys and values of one image with `tokens` tokens in all."""
-        linear, half = self._count("llava", "linear"), self._size("llava")
+        if self.captioner:
+            linear, half, token = self.captioner.linear, self.captioner.parameters, self.captioner.token_bytes
+        else:
+            linear, half, token = self._count("llava", "linear"), self._size("llava"), self._count("llava", "token")
         weights = linear + _HALF * (half - linear) if eight_bit else _HALF * half
-        return float(weights + tokens * self._count("llava", "token")) / GIB
+        return float(weights + tokens * token) / GIB
 
     def recover(self, network: str, width: int, side: int, images: int) -> float:
         """GiB of a step of sre2l on images of side x side pixels, through a network with batch norm."""

@@ -79,6 +79,13 @@ CC_BY_NC: Final = Licence(
     "No commercial use of the model, or of what is derived from it. Name the source: DiT, W. Peebles and S. Xie, Meta.",
 )
 APACHE: Final = Licence("apache-2.0", "Apache License 2.0", "https://www.apache.org/licenses/LICENSE-2.0")
+QWEN_RESEARCH: Final = Licence(
+    "other",
+    "Qwen Research License",
+    "https://huggingface.co/Qwen/Qwen2.5-VL-3B-Instruct/blob/main/LICENSE",
+    "Non-commercial and research use only. Whoever publishes a model that was improved with its outputs, the captions, "
+    "says that it was built with, or improved by, Qwen.",
+)
 IMAGENET: Final = Licence(
     "other",
     "ImageNet's terms of access",
@@ -114,6 +121,15 @@ _MODELS: Final[Mapping[str, Licence]] = {
     "runwayml/stable-diffusion-": OPENRAIL,
     "CompVis/stable-diffusion-": OPENRAIL,
     "llava-hf/llava-1.5-": LLAMA2,
+    "llava-hf/llava-v1.6-mistral-": APACHE,
+    "llava-hf/llava-v1.6-vicuna-": LLAMA2,
+    "llava-hf/llava-onevision-qwen2-0.5b-": APACHE,
+    "llava-hf/llava-onevision-qwen2-7b-": APACHE,
+    "Qwen/Qwen2-VL-2B-": APACHE,
+    "Qwen/Qwen2-VL-7B-": APACHE,
+    "Qwen/Qwen2.5-VL-3B-": QWEN_RESEARCH,
+    "Qwen/Qwen2.5-VL-7B-": APACHE,
+    "HuggingFaceTB/SmolVLM": APACHE,
     "facebook/DiT-XL-2-": CC_BY_NC,
 }
 

@@ -124,7 +124,8 @@ class VllmCaptioner:
             return [self._answer(answer.result()) for answer in answers]
         except VLLMClientError as error:
             raise ValueError(
-                f"caption: vLLM rejected a prompt; raise caption.max_model_len if it is too long: {error}"
+                "caption: vLLM rejected a prompt; if it is too long, raise caption.max_model_len or set caption.max_pixels: "
+                f"{error}"
             ) from error
 
     def _answer(self, output: Any) -> Answer:
@@ -430,7 +431,7 @@ class TransformersCaptioner:
         if room < 1:
             raise ValueError(
                 f"caption.max_model_len: image and prompt have {max(lengths)} tokens, which leaves none of "
-                f"{self.settings.max_model_len} for the caption; raise it"
+                f"{self.settings.max_model_len} for the caption; raise it, or set caption.max_pixels"
             )
         return [min(self.settings.max_tokens, self.settings.max_model_len - length) for length in lengths]
 
