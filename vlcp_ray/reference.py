@@ -75,13 +75,8 @@ def _names() -> Iterator[tuple[str, list[tuple[str, str]]]]:
     yield "Methods", [(method.name, f"{method.summary} ({method.source})") for method in METHODS.values()]
     yield "Protocols", [(protocol.name, protocol.summary) for protocol in PROTOCOLS.values()]
     yield "Networks", _networks()
-    yield (
-        "Captioners",
-        [
-            (kind, f"{title}, such as {model} (`model_type` of its config.json)")
-            for kind, (title, model) in FAMILIES.items()
-        ],
-    )
+    families = FAMILIES.items()
+    yield "Captioners", [(kind, f"`model_type` of {title}, such as {model}") for kind, (title, model) in families]
     yield "Layouts", [(layout.name, f"`{layout.summary}`") for layout in LAYOUTS.values()]
 
 

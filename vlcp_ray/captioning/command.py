@@ -14,8 +14,7 @@ from vlcp_ray.captioning.page import render
 from vlcp_ray.monitoring.printable import printable
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.stages.ingest import Ingest
-from vlcp_ray.stages.pair import Caption
-from vlcp_ray.stages.pair.answers import PROBLEMS
+from vlcp_ray.stages.pair import PROBLEMS, Caption
 
 _PAGE: str = ".html"
 

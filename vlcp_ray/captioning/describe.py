@@ -40,7 +40,7 @@ class Described:
         rejected: images without a caption, by reason.
         tokens: of the answers of this run.
         cut: answers of this run that were cut at max_tokens.
-        problems: captions of this run that look wrong, by what is wrong (`stages.pair.answers.PROBLEMS`).
+        problems: captions of this run that look wrong, by what is wrong (`stages.pair.PROBLEMS`).
         seconds: of this run, without loading the model.
     """
 

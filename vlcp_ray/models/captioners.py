@@ -124,8 +124,8 @@ class VllmCaptioner:
             return [self._answer(answer.result()) for answer in answers]
         except VLLMClientError as error:
             raise ValueError(
-                "caption: vLLM rejected a prompt; if it is too long, raise caption.max_model_len or set caption.max_pixels: "
-                f"{error}"
+                "caption: vLLM rejected a prompt; if it is too long, raise caption.max_model_len or set "
+                f"caption.max_pixels: {error}"
             ) from error
 
     def _answer(self, output: Any) -> Answer:

@@ -7,12 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlcp_ray.stages.pair import ANSWERS, PROMPT
+from vlcp_ray.stages.pair import ANSWERS, PROMPT, format_problems, format_tokens
 from vlcp_ray.stages.pair.answers import (
     count_problems,
     count_tokens,
-    format_problems,
-    format_tokens,
     is_in_other_script,
     problems_of,
     refuses,

@@ -26,6 +26,12 @@ PROMPT: Final = (
     "Describe the physical appearance of the {class_name} in the image. "
     "Include details about its shape, posture, color, and any distinct features."
 )
+#: What a caption that looks wrong does, in the words of the report.
+PROBLEMS: Final[Mapping[str, str]] = {
+    "refuses": "refuse to describe the image",
+    "repeats": "repeat themselves",
+    "other_language": "are not in the script of the prompt",
+}
 _CAPTION_BYTES: Final = 600  # assumed, of a usual caption
 _FLOAT16_BYTES: Final = 2
 #: Settings that `hashed_settings` leaves out at their defaults.
@@ -108,6 +114,29 @@ def format_too_long(count: int, captions: int, length: int) -> str:
         f"{count:,} of {captions:,} captions {'is' if count == 1 else 'are'} longer than the {length} tokens that the "
         f"text encoder reads at once: fine-tuning reads the first {length}, generation all of a text prototype"
     )
+
+
+def format_tokens(count: Mapping[str, Any]) -> str:
+    """Format the counts of `count_tokens` as one sentence, without its full stop; "" where no model has answered."""
+    n = count.get("answers", 0)
+    if not n:
+        return ""
+    read, tokens = count["read_tokens"], count["tokens"]
+    per_second = count.get("tokens_per_second")
+    rate = f", {per_second:,.0f} tokens/s with the engine's start" if per_second else ""
+    cut = f"; {count['cut']:,} {'was' if count['cut'] == 1 else 'were'} cut before their end" if count["cut"] else ""
+    return (
+        f"{n:,} answers of {tokens / n:,.0f} tokens on average and {count['longest']:,} at most{rate}; image and "
+        f"prompt are {read / n:,.0f} tokens, {read / (read + tokens):.0%} of all{cut}"
+    )
+
+
+def format_problems(found: Mapping[str, Any], captions: int) -> Iterator[tuple[str, Sequence[Mapping[str, str]]]]:
+    """Yield a sentence, without its full stop, and the examples, for each problem that a caption has."""
+    for name, words in PROBLEMS.items():
+        count = found.get(name, {}).get("captions", 0)
+        if count:
+            yield f"{count:,} of {captions:,} captions {words}", found[name]["examples"]
 
 
 def check_source(source: str) -> None:

@@ -3,21 +3,14 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
 import pyarrow.compute as pc
 
-from vlcp_ray.stages.pair import ANSWERS
+from vlcp_ray.stages.pair import ANSWERS, PROBLEMS
 from vlcp_ray.store.artifact import Artifact
 
-#: What a caption that looks wrong does, in the words of the report.
-PROBLEMS: Final[Mapping[str, str]] = {
-    "refuses": "refuse to describe the image",
-    "repeats": "repeat themselves",
-    "other_language": "are not in the script of the prompt",
-}
 _REFUSAL: Final = re.compile(
     r"\b(?:i'?m sorry|i am sorry|i apologi[sz]e|sorry, but|as an ai|i(?:'m| am) (?:unable|not able) to|"
     r"i (?:can ?not|can'?t|do not|don'?t) (?:see|view|describe|identify|provide|assist|help|have the ability))\b",
@@ -95,26 +88,3 @@ def count_problems(pairs: Artifact, prompt: str) -> dict[str, dict[str, Any]]:
         for name, found in examples.items():
             examples[name] = sorted(found, key=lambda row: row["image_id"])[:_EXAMPLES]
     return {name: {"captions": counts[name], "examples": examples[name]} for name in PROBLEMS}
-
-
-def format_tokens(count: Mapping[str, Any]) -> str:
-    """Format the counts of `count_tokens` as one sentence, without its full stop; "" where no model has answered."""
-    n = count.get("answers", 0)
-    if not n:
-        return ""
-    read, tokens = count["read_tokens"], count["tokens"]
-    per_second = count.get("tokens_per_second")
-    rate = f", {per_second:,.0f} tokens/s with the engine's start" if per_second else ""
-    cut = f"; {count['cut']:,} {'was' if count['cut'] == 1 else 'were'} cut before their end" if count["cut"] else ""
-    return (
-        f"{n:,} answers of {tokens / n:,.0f} tokens on average and {count['longest']:,} at most{rate}; image and "
-        f"prompt are {read / n:,.0f} tokens, {read / (read + tokens):.0%} of all{cut}"
-    )
-
-
-def format_problems(found: Mapping[str, Any], captions: int) -> Iterator[tuple[str, Sequence[Mapping[str, str]]]]:
-    """Yield a sentence, without its full stop, and the examples, for each problem that a caption has."""
-    for name, words in PROBLEMS.items():
-        count = found.get(name, {}).get("captions", 0)
-        if count:
-            yield f"{count:,} of {captions:,} captions {words}", found[name]["examples"]

@@ -15,8 +15,8 @@ from vlcp_ray.models.clip_tokens import count_too_long, load_tokenizer
 from vlcp_ray.models.pretrained import latent_shape
 from vlcp_ray.monitoring.progress import log_line
 from vlcp_ray.scale import Pool, Scale
-from vlcp_ray.stages.pair import ANSWERS, STAGE, Caption, format_too_long, pairs_schema
-from vlcp_ray.stages.pair.answers import count_problems, count_tokens, format_problems, format_tokens
+from vlcp_ray.stages.pair import ANSWERS, STAGE, Caption, format_problems, format_tokens, format_too_long, pairs_schema
+from vlcp_ray.stages.pair.answers import count_problems, count_tokens
 from vlcp_ray.stages.pair.saved_captions import check_names
 from vlcp_ray.store.artifact import Artifact, Step
 

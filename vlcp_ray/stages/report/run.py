@@ -23,7 +23,6 @@ from vlcp_ray.models.words import common_words
 from vlcp_ray.schemas import IMAGES, REJECTED, SYNTHETIC
 from vlcp_ray.stages import STAGES, evaluate, finetune, generate, ingest, pair
 from vlcp_ray.stages.pair import PAIRS
-from vlcp_ray.stages.pair.answers import format_problems, format_tokens
 from vlcp_ray.stages.prototype import PROTOTYPES
 from vlcp_ray.stages.report import COVERAGE, NEIGHBOURS
 from vlcp_ray.stages.report.contents import DistilledSet, Neighbour, Report, Sample, StageRow, TsnePlot
@@ -141,7 +140,7 @@ def _gather(context: Context, steps: Sequence[Step], page: Artifact) -> Report:
 
 def _answers(pairs: Sequence[Mapping[str, Any]]) -> str:
     """Format the tokens of the captioner's answers, from the manifest of PAIRS, if the job has it."""
-    return next((text for manifest in pairs if (text := format_tokens(manifest.get("caption_tokens", {})))), "")
+    return next((text for manifest in pairs if (text := pair.format_tokens(manifest.get("caption_tokens", {})))), "")
 
 
 def _caption_problems(pairs: Sequence[Mapping[str, Any]]) -> list[tuple[str, Sequence[Mapping[str, str]]]]:
@@ -149,7 +148,7 @@ def _caption_problems(pairs: Sequence[Mapping[str, Any]]) -> list[tuple[str, Seq
     return [
         found
         for manifest in pairs
-        for found in format_problems(
+        for found in pair.format_problems(
             manifest.get("caption_problems", {}), manifest.get("caption_lengths", {}).get("captions", 0)
         )
     ]
