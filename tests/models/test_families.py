@@ -123,6 +123,12 @@ def test_fewer_pixels_are_fewer_tokens(model: tuple[str, str], reference: Transf
     assert small < whole
 
 
+@pytest.mark.parametrize("size", [(1, 1), (3, 1000), (1000, 2)])
+def test_image_of_any_size_has_an_answer(reference: TransformersCaptioner, size: tuple[int, int]) -> None:
+    (answer,) = reference.caption([Image.new("RGB", size, "white")], ["x"], [0])
+    assert answer.tokens
+
+
 @pytest.mark.parametrize(("size", "limit"), [((200, 150), 1000), ((1, 5000), 100), ((5000, 1), 100), ((30, 30), 900)])
 def test_shrink_keeps_the_limit_and_the_aspect_ratio(size: tuple[int, int], limit: int) -> None:
     image = Image.new("RGB", size)

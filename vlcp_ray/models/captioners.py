@@ -25,6 +25,7 @@ from vlcp_ray.stages import pair
 CHAT_TEMPLATE: Final = "USER: <image>\n{prompt} ASSISTANT:"
 #: The end of what a model thinks before it answers, where its chat template cannot turn that off.
 _END_OF_THOUGHT: Final = "</think>"
+_MAX_RATIO: Final = 100  # of the sides of an image; Qwen's processor refuses more than 200
 
 # At lower levels vLLM logs several lines per image about torch.set_num_threads when the engine is in this process.
 _QUIET: Final = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
@@ -203,13 +204,12 @@ class EngineThread:
 
 
 class Chat(Protocol):
-    """How a model is asked: the text around a prompt, the image that it is shown, and the answer in what it writes.
+    """How a model is asked: the text around a prompt, the image that it is shown, and the answer in what it writes."""
 
-    Args:
-        processor_options: settings of its image processor that are not the model's own.
-    """
-
-    processor_options: Mapping[str, Any]
+    @property
+    def processor_options(self) -> Mapping[str, Any]:
+        """Settings of its image processor that are not the model's own."""
+        ...
 
     def write(self, prompt: str) -> str:
         """Return the whole text, with a mark for the image."""
@@ -242,7 +242,10 @@ def is_llava(model: str) -> bool:
 class LlavaChat:
     """The prompt of LLaVA-1.5; images are made square before its processor, which cuts off what is longer."""
 
-    processor_options: Final[Mapping[str, Any]] = {}
+    @property
+    def processor_options(self) -> Mapping[str, Any]:
+        """See `Chat`."""
+        return {}
 
     def __init__(self, settings: pair.Caption) -> None:
         """Load the colour that the model takes for neutral."""
@@ -263,9 +266,7 @@ class LlavaChat:
         if not self.is_padded or image.width == image.height:
             return image
         side = max(image.size)
-        padded = Image.new("RGB", (side, side), self.colour)
-        padded.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-        return padded
+        return pad(image, (side, side), self.colour)
 
     def read(self, text: str) -> str:
         """See `Chat`."""
@@ -311,8 +312,12 @@ class TemplateChat:
         return {"size": {"longest_edge": min(side, images.size["longest_edge"])}}
 
     def view(self, image: Image.Image) -> Image.Image:
-        """See `Chat`."""
-        return shrink(image, self.limit)
+        """Shrink the image to max_pixels, and pad one that is thinner than any processor takes."""
+        image = shrink(image, self.limit)
+        least = math.ceil(max(image.size) / _MAX_RATIO)
+        if min(image.size) >= least:
+            return image
+        return pad(image, (max(image.width, least), max(image.height, least)), (0, 0, 0))
 
     def read(self, text: str) -> str:
         """See `Chat`."""
@@ -325,7 +330,15 @@ def shrink(image: Image.Image, limit: int) -> Image.Image:
         return image
     factor = (limit / (image.width * image.height)) ** 0.5
     width, height = (max(1, int(side * factor)) for side in image.size)
+    height = min(height, limit)  # of an image of one column
     return image.resize((min(width, limit // height), height), Image.Resampling.BICUBIC)
+
+
+def pad(image: Image.Image, size: tuple[int, int], colour: tuple[int, ...]) -> Image.Image:
+    """Return an image of another size with this one in its middle."""
+    padded = Image.new("RGB", size, colour)
+    padded.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
+    return padded
 
 
 def load_processor(model: str) -> Any:

@@ -48,6 +48,17 @@ def test_hashed_settings_with_saved_captions_ignore_the_model(tmp_path: Path) ->
     assert described != hashed(source=str(table), missing="describe", temperature=1)
 
 
+def test_hashed_settings_have_max_pixels_only_where_it_is_set() -> None:
+    """Captions of versions that did not have the setting stay valid."""
+
+    def hashed(**caption: object) -> dict[str, Any]:
+        return dict(hashed_settings(build(Job, {"name": "x", "caption": caption}, "x"), "base")["caption"])
+
+    assert "max_pixels" not in hashed()
+    assert hashed(max_pixels=0) == hashed()
+    assert hashed(max_pixels=500)["max_pixels"] == 500
+
+
 def test_check_pairs_names_a_class_that_lost_its_captions() -> None:
     images = {"class_names": ["cat", "cow", "dog"], "train": [9, 8, 7]}
     check_pairs({"train": [5, 5, 5]}, images, 5)
