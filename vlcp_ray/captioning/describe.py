@@ -183,7 +183,7 @@ class _Partial:
 def _identity(settings: Ingest, caption: Caption) -> dict[str, Any]:
     """Return the settings on which the captions depend."""
     model = pretrained.content_hash(caption.model)
-    return {"ingest": hashed_settings(settings), "caption": caption.model_dump(mode="json") | {"model": model}}
+    return {"images": hashed_settings(settings), "captions": caption.model_dump(mode="json") | {"model": model}}
 
 
 def _read_partial(partial: Path, settings: Ingest, caption: Caption) -> _Partial:
