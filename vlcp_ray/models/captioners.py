@@ -320,8 +320,8 @@ class TemplateChat:
         return pad(image, (max(image.width, least), max(image.height, least)), (0, 0, 0))
 
     def read(self, text: str) -> str:
-        """See `Chat`."""
-        return text.rpartition(_END_OF_THOUGHT)[2].strip()
+        """See `Chat`. Of a character that was cut no byte is left, in vLLM as in transformers."""
+        return text.rpartition(_END_OF_THOUGHT)[2].rstrip("\N{REPLACEMENT CHARACTER}").strip()
 
 
 def shrink(image: Image.Image, limit: int) -> Image.Image:
