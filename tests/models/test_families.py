@@ -16,6 +16,7 @@ from tests.tiny_captioners import build_captioner
 from vlcp_ray.demo import digits
 from vlcp_ray.models.captioners import Answer, TemplateChat, TransformersCaptioner, shrink
 from vlcp_ray.models.families import FAMILIES
+from vlcp_ray.settings import ConfigError
 from vlcp_ray.stages.pair import TRANSFORMERS_BATCH, Caption
 
 _PROGRAM = """
@@ -120,6 +121,11 @@ def test_prompt_is_written_in_the_model_s_own_template_with_thinking_off(model: 
         assert text.startswith("<|im_start|>user\n")
         assert text.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
     assert chat.read("so <think>maybe red</think>\n\n A red digit. ") == "A red digit."
+
+
+def test_image_aspect_ratio_of_another_model_than_llava_is_refused(model: tuple[str, str]) -> None:
+    with pytest.raises(ConfigError, match=r"caption\.image_aspect_ratio is of LLaVA-1\.5 only; leave it out"):
+        TemplateChat(settings(model[1], image_aspect_ratio="crop"))
 
 
 def test_fewer_pixels_are_fewer_tokens(model: tuple[str, str], reference: TransformersCaptioner) -> None:

@@ -280,8 +280,12 @@ class TemplateChat:
         """Load the template.
 
         Raises:
-            ConfigError: the model has none, or its template takes no image.
+            ConfigError: the model has none, or image_aspect_ratio is set, which is of LLaVA-1.5.
         """
+        if settings.image_aspect_ratio != "pad":
+            raise ConfigError(
+                "caption.image_aspect_ratio is of LLaVA-1.5 only; leave it out: other models see whole images"
+            )
         self.limit = settings.max_pixels
         self.processor = load_processor(settings.model)
         tokenizer = self.processor.tokenizer

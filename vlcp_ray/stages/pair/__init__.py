@@ -64,7 +64,7 @@ class Caption(Settings):
     image_aspect_ratio: Literal["pad", "crop"] = Field(
         "pad",
         description="of LLaVA-1.5, whose images are square; pad: whole images, filled up with the mean colour; crop: "
-        "their middle, as LLaVA in vLLM. Other models see whole images in either case",
+        "their middle, as LLaVA in vLLM. Other models see whole images",
     )
     max_pixels: int = Field(
         0, ge=0, description="larger images are made smaller before the model sees them; 0: only by its own processor"
