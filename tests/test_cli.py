@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import shlex
 import signal
@@ -36,7 +37,9 @@ from vlcp_ray.stages import STAGES, works
 from vlcp_ray.store.artifact import Store
 from vlcp_ray.store.io import AccessError, StoreError
 
-JOB = str(Path(__file__).parents[1] / "jobs" / "digits.toml")
+ROOT = Path(__file__).parents[1]
+JOB = str(ROOT / "jobs" / "digits.toml")
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 
 
 @pytest.mark.parametrize(
@@ -465,6 +468,16 @@ def test_run_after_signals_ends_in_order_and_removes_its_lease(
     assert "re-run the same command to resume" in error
     assert "Traceback" not in error
     assert not list((tmp_path / "leases").iterdir())
+
+
+@pytest.mark.parametrize("arguments", [["jobs"], ["plan", JOB], ["--print-completion", "bash"]], ids=lambda one: one[0])
+def test_output_that_nobody_reads_any_more_ends_the_command_silently(arguments: list[str], tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "vlcp_ray", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
 
 def test_command_of_quotes_its_arguments() -> None:

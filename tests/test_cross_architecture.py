@@ -21,10 +21,10 @@ TINY = (
     "seeds=[0]",
     "ingest.max_per_class=12",
     "ingest.max_val_per_class=6",
-    "teach.epochs=4",
+    "teach.epochs=8",
     "teach.batch_size=10",
     "teach.learning_rate=0.02",
-    "evaluate.rded_epochs=2",
+    "evaluate.rded_epochs=20",
     'compare.methods=["herding"]',
 )
 
@@ -58,29 +58,30 @@ def test_students_of_two_teachers_are_one_table(tmp_path: Path, capsys: pytest.C
     changed = [
         *TINY,
         f"ingest.source={real('cifar10')}",
-        'teach.network=["ConvNet-3", "resnet18"]',
+        'teach.network=["ConvNet-3", "ConvNet-4"]',
         f"evaluate.networks={json.dumps(networks)}",
         "evaluate.rded_learning_rates={swin_t=1e-4}",
     ]
     rows = run(tmp_path, changed)
-    out = capsys.readouterr().out
-    assert "herding-rded-ipc1-seed0-swin_t-r0 resnet18" in out  # the teachers' trials have the same ids
-    teachers = ["ConvNet-3, 4 epochs", "resnet18, 4 epochs"]
+    capsys.readouterr()
+    teachers = ["ConvNet-3, 8 epochs", "ConvNet-4, 8 epochs"]
     assert [(row["teacher"], row["network"]) for row in rows] == [(one, name) for one in teachers for name in networks]
     assert [row["trial_id"] for row in rows[:3]] == [row["trial_id"] for row in rows[3:]]
-    assert all((row["steps"], row["labels"]) == (2, "teacher") for row in rows)
+    assert all((row["steps"], row["labels"]) == (20, "teacher") for row in rows)
     assert main(["report", str(JOB), "--root", str(tmp_path), "--json", *options(changed)]) == 0
     cells = json.loads(capsys.readouterr().out)["cross_architecture"]
+    assert len(cells) > 1
     assert {(cell["teacher"], cell["network"], cell["top1"]) for cell in cells} == {
         (row["teacher"], row["network"], round(row["top1_last"], 6)) for row in rows if not row["outcome"]
     }
 
 
+@pytest.mark.faults  # in the slow tests: its teacher takes minutes
 @pytest.mark.usefixtures("ray_session")
 def test_networks_of_larger_images_learn_with_hard_and_stored_labels(tmp_path: Path) -> None:
     with tarfile.open(real("tiny-imagenet-20.tar")) as tar:
         tar.extractall(tmp_path / "set", filter="data")
-    networks = ["ConvNet-4", "alexnet", "densenet121"]
+    networks = ["ConvNet-4", "mobilenet_v2", "squeezenet1_1"]
     changed = [
         *TINY,
         f"ingest.source={tmp_path / 'set'}",
@@ -93,7 +94,7 @@ def test_networks_of_larger_images_learn_with_hard_and_stored_labels(tmp_path: P
         "evaluate.epochs=2",
     ]
     rows = run(tmp_path / "runs", changed)
-    protocols = {"minimax": "", "rded-stored": "resnet18, 4 epochs"}
+    protocols = {"minimax": "", "rded-stored": "resnet18, 8 epochs"}
     assert [(row["protocol"], row["teacher"], row["network"]) for row in rows] == [
         (protocol, teacher, network) for protocol, teacher in protocols.items() for network in networks
     ]

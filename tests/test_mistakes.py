@@ -24,7 +24,10 @@ SETTINGS = {
     "more images per class than there are": (["--set", "ipc=[1000]"], "class 'digit eight' has only 126 usable"),
     "a seed twice": (["--set", "seeds=[0,0]"], "seeds must be a list of different values"),
     "a section as a value": (["--set", "caption=x"], "caption: is a section; write its settings as [caption]"),
-    "an unknown network": (["--set", 'evaluate.networks=["resnet"]'], "evaluate.networks.0: must be 'ConvNet-3', "),
+    "an unknown network": (
+        ["--set", 'evaluate.networks=["resnet"]'],
+        "must be one of the 85 networks that `python -m vlcp_ray.reference` lists, such as resnet",
+    ),
     "an unknown protocol": (["--set", 'evaluate.protocols=["minmax"]'], "must be 'minimax', 'rded' or 'rded-stored'"),
     "an unknown method": (["--set", 'compare.methods=["kcenter"]'], "compare.methods.0: must be 'vlcp', "),
     "an unknown engine": (["--set", "caption.engine=vlm"], "caption.engine: Input should be 'vllm' or 'transformers'"),

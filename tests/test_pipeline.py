@@ -49,6 +49,7 @@ def test_graph_has_models_and_sets_for_each_seed() -> None:
         "prototype": 6,
         "generate": 6,
         "teach": 0,
+        "rank": 0,
         "select": 12,
         "evaluate": 19,
         "report": 1,

@@ -84,7 +84,7 @@ def commands() -> Iterator[list[str]]:
 
 def test_commands_in_the_files_are_valid() -> None:
     found = list(commands())
-    assert [arguments[0] for arguments in found] == ["plan", "status", *["run"] * (4 + 2 * len(LINES))]
+    assert [arguments[0] for arguments in found] == ["fetch", "plan", "status", *["run"] * (4 + 2 * len(LINES))]
     for arguments in found:
         parsed = parser().parse_args(arguments)
         assert (ROOT / parsed.job).is_file()

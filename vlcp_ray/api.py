@@ -147,7 +147,8 @@ def score(
     places = [os.fspath(one) for one in ([sets] if isinstance(sets, str | os.PathLike) else sets)]
     names, beside = [names] if isinstance(names, str) else names, [beside] if isinstance(beside, str) else beside
     options = Options(os.fspath(labels), os.fspath(classes), normalised)
-    store, steps = open_store(scored.scoring_job(job, beside), root)
+    scoring = scored.scoring_job(job, beside)  # of the job's own seeds and ipc, until those of the sets are known
+    store, steps = open_store(scoring, root)
     images = store.artifact(next(step for step in steps if step.stage == ingest.STAGE.name))
     teacher = next((step.fingerprint for step in steps if step.stage == teach.STAGE.name), "")
 
@@ -159,8 +160,7 @@ def score(
 
     known = Known(scored.job_classes(job, images), job.ingest, teacher, train_pixels)
     found = read_all(places, options, known)
-    methods = scored.scoring_job(job, beside).compare.methods
-    entries = assign(found, places, names, job.seeds, methods, job.evaluate.input_size)
+    entries = assign(found, places, names, job.seeds, scoring.compare.methods, job.evaluate.input_size)
     keys = [(entry.step.key["seed"], entry.step.key["ipc"]) for entry in entries]
     scoring = scored.scoring_job(job, beside, keys)
     given = [pipeline.Given(entry.step, entry.stream, partial(write, entry)) for entry in entries]

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import select
 import shlex
 import signal
 import sys
@@ -12,7 +13,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, redirect_stdout
+from contextlib import nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from typing import Final
 
@@ -45,11 +46,12 @@ _BAD_SETTINGS: Final = 2  # exit code, as argparse uses it for wrong arguments
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns 0, 1 if the work failed, 2 for unusable settings, 128 + signal if interrupted."""
-    arguments = parser().parse_args(argv)
-    _handle_signals()
     try:
+        arguments = parser().parse_args(argv)
+        _handle_signals()
         return _call(arguments)
     except Exception as error:
+        _end_if_output_is_closed()
         cause = _cause(error)  # Ray's error of a worker is an instance of the class of its cause, too
         if sentence := _unusable(error, cause):
             print(f"vlcp-ray: {printable(redact(sentence))}", file=sys.stderr)
@@ -72,6 +74,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nvlcp-ray: stopped; re-run the same command to resume", file=sys.stderr)
         return 128 + next(iter(_signals), signal.SIGINT)
+    finally:
+        _end_if_output_is_closed()
+
+
+def _end_if_output_is_closed() -> None:
+    """End silently, with the exit code of SIGPIPE, where nobody reads the output any more (`vlcp-ray ls | head`)."""
+    if sys.__stdout__ is None or sys.stdout is not sys.__stdout__:  # redirected within Python, as by contextlib
+        return
+    with suppress(BrokenPipeError):
+        sys.stdout.flush()
+    output = select.poll()
+    output.register(1, 0)
+    if any(event & select.POLLERR for _, event in output.poll(0)):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more when it ends
+        raise SystemExit(128 + signal.SIGPIPE)
 
 
 def _call(arguments: argparse.Namespace) -> int:

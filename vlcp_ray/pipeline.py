@@ -166,7 +166,8 @@ def run(
     """
     names = list(STAGES)
     stages = [STAGES[name] for name in names[: names.index(to) + 1]]
-    steps = [step for step in graph(job, given) if step.stage in {stage.name for stage in stages}]
+    all_steps = graph(job, given)
+    steps = [step for step in all_steps if step.stage in {stage.name for stage in stages}]
     manifests = store.manifests(steps)
     check_sizes(store, steps, manifests)
     left = {step.fingerprint: step for step in steps if not manifests.get(step.fingerprint)}
@@ -183,7 +184,7 @@ def run(
         acquire_lease(
             store, list(left.values()), view.snapshot, [step for step in steps if step.fingerprint not in left]
         ),
-        _open_tracker(track, job) as tracker,
+        _open_tracker(track, job, all_steps[-1]) as tracker,
         cluster.connect(ray_logs) as derived,
     ):
         known = {fingerprint: manifest for fingerprint, manifest in manifests.items() if manifest}
@@ -326,8 +327,8 @@ def state(step: Step, manifests: Manifests) -> str:
     return "done" if manifests[step.fingerprint] else "started"
 
 
-def _open_tracker(track: str, job: Job) -> AbstractContextManager[Tracker | None]:
-    tracker = open_tracker(track, job.name, graph(job)[-1].fingerprint)
+def _open_tracker(track: str, job: Job, page: Step) -> AbstractContextManager[Tracker | None]:
+    tracker = open_tracker(track, job.name, page.fingerprint)
     return closing(tracker) if tracker else nullcontext()
 
 

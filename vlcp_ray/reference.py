@@ -13,7 +13,7 @@ from vlcp_ray.config import Job
 from vlcp_ray.images import RULES
 from vlcp_ray.methods import METHODS
 from vlcp_ray.models.families import FAMILIES
-from vlcp_ray.models.networks import NETWORKS, TEACHER_NORM, Network
+from vlcp_ray.models.networks import NETWORKS, OWN, TEACHER_NORM, Network
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.scale import Pool, Prices, Scale, pools
 from vlcp_ray.scoring.scales import NORMALISATIONS, ZCA
@@ -82,7 +82,6 @@ def _names() -> Iterator[tuple[str, list[tuple[str, str]]]]:
 
 def _networks() -> list[tuple[str, str]]:
     """Return the networks, those of torchvision that take the same images in one row."""
-    ours = [network for network in NETWORKS.values() if not network.is_of_torchvision]
     by_meaning: dict[str, list[str]] = {}
     for network in NETWORKS.values():
         if network.is_of_torchvision:
@@ -92,7 +91,7 @@ def _networks() -> list[tuple[str, str]]:
             student = "" if network.can_teach else "; not as a teacher"
             by_meaning.setdefault(f"of torchvision: {size}, {norm}{student}", []).append(network.name)
     names = {"`, `".join(names): meaning for meaning, names in by_meaning.items()}
-    smallest = {"`, `".join(network.name for network in ours): _smallest(ours)}
+    smallest = {"`, `".join(OWN): _smallest(OWN.values())}
     return [*smallest.items(), *names.items()]
 
 

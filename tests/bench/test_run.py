@@ -13,12 +13,19 @@ JOB = load_job(Path(__file__).parents[2] / "jobs" / "digits.toml")
 SCALE = derive(2, 0).model_copy(update={"generate": Pool(batch_size=2), "encode": Pool(batch_size=4)})
 
 
+#: The works of the method minimax alone.
+DIT = ("finetune-dit", "sample")
+
+
 def test_wanted_is_the_work_of_the_jobs_stages() -> None:
     stages = {step.stage for step in graph(JOB)}
     names = [work.name for work in wanted(JOB, stages)]
-    assert names == [name for name in works() if name != "evaluate-bf16"]
+    assert names == [name for name in works() if name not in ("evaluate-bf16", *DIT)]
     half = JOB.model_copy(update={"evaluate": JOB.evaluate.model_copy(update={"precision": "bf16"})})
-    assert [work.name for work in wanted(half, stages)] == list(works())
+    assert [work.name for work in wanted(half, stages)] == [name for name in works() if name not in DIT]
+    methods = JOB.compare.model_copy(update={"methods": (*JOB.compare.methods, "minimax")})
+    names = [work.name for work in wanted(JOB.model_copy(update={"compare": methods}), stages)]
+    assert names == [name for name in works() if name != "evaluate-bf16"]
     saved = JOB.model_copy(update={"caption": JOB.caption.model_copy(update={"source": "table"})})
     assert "caption" not in [work.name for work in wanted(saved, stages)]
 

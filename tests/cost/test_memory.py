@@ -2,12 +2,14 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from vlcp_ray.config import Job, load_job
+from vlcp_ray.cost.classifiers import training_gib, weights_gib
 from vlcp_ray.cost.memory import ModelMemory, check_memory, memory_needs
+from vlcp_ray.models.networks import Norm
 from vlcp_ray.scale import FinetunePool, Pool, Scale, derive, load_scale
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.stages import STAGES
@@ -141,6 +143,24 @@ def test_check_memory_without_a_known_size_refuses_nothing() -> None:
 def test_check_memory_takes_the_shipped_jobs_on_every_shipped_scale(path: Path) -> None:
     for name in ("imagenet1k", "imagenette"):
         check_memory(load_job(ROOT / "jobs" / f"{name}.toml"), list(STAGES), load_scale(str(path)))
+
+
+def test_memory_of_trainings_is_that_of_the_largest_network_and_batch() -> None:
+    def need(stage: str, *overrides: str) -> list[float]:
+        sizes = ["evaluate.input_size=64", "teach.input_size=64", "ipc=[1]", 'evaluate.protocols=["minimax", "rded"]']
+        job = job_with(*sizes, 'evaluate.networks=["ResNet-18", "mobilenet_v2"]', *overrides)
+        return [need.gib for need in memory_needs(job, [stage], scale_with(80, evaluate=Pool(num_gpus=1)))]
+
+    few, many = (training_gib("mobilenet_v2", 64, 128, 10, "batch", images) for images in (10, 64))
+    teacher = weights_gib("ResNet-18", 64, 128, 10, "batch")
+    hard, soft = (training_gib("ResNet-18", 64, 128, 10, norm, 10) for norm in get_args(Norm))
+    assert need("evaluate") == [max(hard, teacher + max(few, soft))]
+    only = ['evaluate.protocols=["minimax"]', 'evaluate.networks=["mobilenet_v2"]']
+    assert need("evaluate", *only, 'compare.methods=["random"]') == [few]
+    assert need("evaluate", *only, 'compare.methods=["random", "full"]') == [many]  # whose batches are whole
+    assert need("evaluate", *only, "evaluate.batch_size=4") == [training_gib("mobilenet_v2", 64, 128, 10, "batch", 4)]
+    assert need("teach", 'teach.network=["ResNet-18", "mobilenet_v2"]', "teach.batch_size=64") == [many]
+    assert need("evaluate", 'evaluate.networks=["ResNet-18"]') == []
 
 
 def test_memory_of_optimised_pixels_grows_with_images_pixels_and_width() -> None:

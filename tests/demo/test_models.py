@@ -27,6 +27,12 @@ def test_packaged_models_are_small_and_safetensors_only() -> None:
     assert not [path for path in files if path.suffix in {".bin", ".pt", ".pkl"}]
 
 
+def test_no_json_file_of_the_package_names_the_path_that_a_model_was_read_from() -> None:
+    files = sorted(DEMO.parent.rglob("*.json"))
+    assert {DEMO / "dit" / "vae" / "config.json", STABLE_DIFFUSION / "unet" / "config.json"} <= set(files)
+    assert not [path for path in files if "_name_or_path" in path.read_text()]
+
+
 def test_llava_captions_agree_with_the_measured_properties() -> None:
     from transformers import AutoProcessor, LlavaForConditionalGeneration
 

@@ -33,7 +33,7 @@ class WriteName:
         files = next(one.files for one in PARTS if one.part == part)
         for fingerprint, file in files.items():
             self.targets[fingerprint].write_table(f"rows/{file}", pa.table({"name": [part]}))
-        return dict.fromkeys(files, 3.0 if part == "b" else 1.0)
+        return {self.targets[fingerprint].path: 3.0 if part == "b" else 1.0 for fingerprint in files}
 
 
 def make(root: Path, workers: int = 1) -> dict[str, float]:

@@ -162,3 +162,20 @@ def test_scale_of_a_machine_has_the_memory_of_its_gpus(tmp_path: Path) -> None:
         [sys.executable, "-c", GPU_MACHINE], capture_output=True, text=True, env=environment, timeout=120
     )
     assert run.stdout.splitlines()[-1:] == ["47.98828125 1 False"], run.stderr[-2000:]
+
+
+WITH_VARIABLES = """
+import os, sys, ray
+from vlcp_ray.engine import cluster
+with cluster.connect():
+    read = ray.remote(lambda: (os.environ["NAME"], sys.executable))
+    print(*ray.get(read.options(runtime_env={"env_vars": {"NAME": "value"}}).remote()), sep="|")
+"""
+
+
+def test_workers_with_variables_start_where_the_path_of_python_has_a_space(tmp_path: Path) -> None:
+    """As the ranks of a training, in an environment in a folder with a space."""
+    (tmp_path / "my folder").symlink_to(sys.prefix)
+    python = tmp_path / "my folder" / Path(sys.executable).relative_to(sys.prefix)
+    done = subprocess.run([python, "-c", WITH_VARIABLES], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.stdout.splitlines()[-1:] == [f"value|{python}"], done.stderr[-2000:]

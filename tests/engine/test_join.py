@@ -89,6 +89,13 @@ def test_workers_with_another_version_are_refused(ray_session: None, monkeypatch
         join.check_workers()
 
 
+def test_workers_whose_python_has_a_space_in_its_path_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "my folder").symlink_to(sys.prefix)
+    python = tmp_path / "my folder" / Path(sys.executable).relative_to(sys.prefix)
+    done = subprocess.run([python, "-c", SHADOW], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert f"run {python}, and Ray starts no training where this path has a space" in done.stdout, done.stderr[-2000:]
+
+
 @pytest.mark.faults
 def test_workers_without_the_package_are_refused(tmp_path: Path) -> None:
     (tmp_path / "vlcp_ray.py").write_text("raise ImportError\n")

@@ -34,6 +34,26 @@ def test_a_job_without_scores_is_said_and_has_an_empty_column() -> None:
     assert "82.0 ± 2.8 (2)" in found
 
 
+def test_every_teacher_of_a_protocol_has_a_row_of_its_own() -> None:
+    """The labels of a second teacher are no other version of the first one's figure."""
+
+    def labelled(teacher: str, *values: float) -> list[dict[str, object]]:
+        return [row | {"labels": "soft", "teacher": teacher} for row in trials("vlcp", 2, values)]
+
+    one = Column("a", scores(labelled("ResNet-18", 0.8), labelled("ConvNet-3", 0.7)), "")
+    two = Column("b", scores(labelled("ResNet-18", 0.6)), "")
+    head, *rows = (line.split() for line in text([one, two]).splitlines()[:3])
+    assert head == ["protocol", "network", "teacher", "ipc", "method", "epochs", "a", "b"]
+    assert [(row[2], row[6:]) for row in rows] == [
+        ("ConvNet-3", ["70.0", "(1)"]),
+        ("ResNet-18", ["80.0", "(1)", "60.0", "(1)"]),
+    ]
+    lines = FORMATS["latex"]([one, two]).splitlines()
+    assert r"\begin{tabular}{lllrlrrr}" in lines
+    assert all(line.count("&") == 7 for line in lines if line.endswith(r"\\"))
+    assert FORMATS["markdown"]([one, two]).splitlines()[2].count("|") == 9
+
+
 def test_csv_has_a_line_for_each_row_of_each_job() -> None:
     lines = list(csv.DictReader(io.StringIO(FORMATS["csv"]([ONE, TWO]))))
     assert [(line["job"], line["method"], line["trials"]) for line in lines] == [

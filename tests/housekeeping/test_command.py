@@ -56,7 +56,7 @@ def test_gc_keeps_the_settings_and_the_reports_that_are_given(root: Path, capsys
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([str(JOB)], "--yes: the input is no terminal, where one could be asked; nothing was deleted without it"),
+        ([str(JOB)], "--yes: gc asks before it deletes, and the input is no terminal: nothing was deleted; give --yes"),
         (["--yes"], "--yes: without a job file every artifact would be deleted; name the jobs that are kept"),
         (
             [str(JOB), "--set", "seeds=[3]", "--set", "ingest.val_fraction=0.5", "--yes"],

@@ -44,6 +44,10 @@ def test_load_teacher_of_another_network_is_refused(trained: TrainedTeacher) -> 
             load_teacher(settings, trained.state)
     with pytest.raises(ValueError, match=r"teach\.network: the weights have no linear layer"):
         load_teacher(SETTINGS, {})
+    with pytest.raises(ValueError, match=r"no layer fc, so they are not those of resnet18$"):
+        load_teacher(Teach(network="resnet18"), trained.state)
+    with pytest.raises(ValueError, match=r"are not those of resnet18: "):
+        load_teacher(Teach(network="resnet18"), {"fc.weight": torch.zeros(10, 512)})
 
 
 def test_features_are_the_inputs_of_the_last_layer(trained: TrainedTeacher) -> None:

@@ -104,6 +104,24 @@ def test_job_loads_without_a_network_what_was_fetched_from_the_hub(
     assert [len(hub.read) for hub in hubs] == asked
 
 
+@pytest.mark.usefixtures("online")
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("ingest.source=hf://datasets/owner/pets/plan", "ingest.source: hf://datasets/owner/pets/plan has no file"),
+        ("ingest.source=/nowhere", "ingest.source: there is no /nowhere"),
+        ("caption.model=owner/lava", "caption.model: owner/lava cannot be read: the hub has no such model"),
+    ],
+)
+def test_fetch_looks_up_every_name_before_it_fetches_weights(
+    hubs: tuple[Hub, Hub, Hub], setting: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = [part for one in (*MODELS, setting) for part in ("--set", one)]
+    assert main(["fetch", str(JOB), "--to", str(tmp_path / "to"), *sets]) == 2
+    assert sentence in capsys.readouterr().err
+    assert {name for hub in hubs for _, name in hub.read} <= {"model_index.json", "config.json"}
+
+
 @pytest.fixture
 def local(tmp_path: Path) -> list[str]:
     """Settings with a model, an image set, captions and a teacher in folders of this machine."""
@@ -183,8 +201,9 @@ def test_fetch_copies_no_file_to_which_a_link_leads_out_of_the_image_set(tmp_pat
 def test_fetch_of_what_is_not_there_exits_2_and_names_the_setting(
     setting: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["fetch", str(JOB), "--to", str(tmp_path / "to"), "--set", setting]) == 2
-    assert sentence in capsys.readouterr().err
+    for options in ([], ["--to", str(tmp_path / "to")]):
+        assert main(["fetch", str(JOB), *options, "--set", setting]) == 2
+        assert sentence in capsys.readouterr().err
 
 
 def test_fetch_where_the_hub_is_forbidden_or_the_target_is_no_folder_exits_2(

@@ -38,6 +38,18 @@ def test_match_of_other_classes_is_refused(found: list[str], sentence: str) -> N
     assert sentence in str(error.value)
 
 
+def test_refusals_list_the_first_classes_and_say_that_there_are_more() -> None:
+    names = tuple("abcdefghij")
+    with pytest.raises(ConfigError, match=r"it has a, b, c, d, e, f, g, h, \.\.\.$"):
+        JobClasses(names, names).match(["zebra"], "set")
+    with pytest.raises(ConfigError, match=r"the job's labels \(0 a, 1 b, 2 c, 3 d, 4 e, 5 f, 6 g, 7 h, \.\.\.\)"):
+        JobClasses(names, names).of_numbers("", "set")
+    with pytest.raises(
+        ConfigError, match=r"the job's labels \(0 tench, Tinca tinca, 1 tabby, tabby cat, 2 sea otter\)"
+    ):
+        ANIMALS.of_numbers("", "set")
+
+
 def test_check_complete_names_the_class_without_images() -> None:
     ANIMALS.check_complete([1, 2, 1], "set")
     with pytest.raises(ConfigError, match="no image of 'tabby, tabby cat' and 1 more of the job's 3 classes"):

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from tests.exports.conftest import IPC, NAMES, Export, exporter, job, job_with_teacher, synthetic  # noqa: F401
+from tests.hostile import tar_header, tar_member
 from vlcp_ray.config import Job
 from vlcp_ray.pipeline import graph
 from vlcp_ray.schemas import SYNTHETIC
@@ -20,8 +22,8 @@ from vlcp_ray.stages.ingest import Ingest
 CLASSES = JobClasses(tuple(NAMES), tuple(NAMES))
 
 
-def read(folder: Path, classes: JobClasses = CLASSES, teacher: str = "") -> GivenSet:
-    known = Known(classes, Ingest(), teacher, lambda size: pytest.fail("no whitening is needed"))
+def read(folder: Path, classes: JobClasses = CLASSES, teacher: str = "", settings: Ingest | None = None) -> GivenSet:
+    known = Known(classes, settings or Ingest(), teacher, lambda size: pytest.fail("no whitening is needed"))
     return read_all([str(folder)], Options(), known)[0]
 
 
@@ -86,6 +88,10 @@ def change(path: Path, old: str, new: str) -> None:
         ("train/metadata.jsonl", "0000-0001", "0000-0000", "twice; export the set again"),
         ("train/metadata.jsonl", '"image_id"', '"id"', "a row has no image_id or class_name"),
         ("train/metadata.jsonl", "{", "", "it has a line that is no JSON"),
+        ("train/metadata.jsonl", "{", "[" * 10**5, "it has a line that is no JSON"),
+        ("SET", "{", "[" * 10**5, "it is no file of an export"),
+        ("SET", '"teacher": "', '"teacher": "" ,"was": "', "numbers, not 0; export the set again"),
+        ("train/metadata.jsonl", '"soft_label": [', '"was": [', "has 0 numbers, not 3; export the set again"),
     ],
 )
 def test_a_changed_export_is_refused_in_one_sentence(
@@ -122,6 +128,46 @@ def test_a_damaged_file_is_refused(form: str, name: str, exported: Export) -> No
     (to / name).write_bytes(b"damaged")
     with pytest.raises(ConfigError, match="export the set again"):
         read(to)
+
+
+@pytest.mark.parametrize("form", ["imagefolder", "parquet", "webdataset"])
+def test_images_above_the_limit_are_refused_with_its_name(form: str, exported: Export) -> None:
+    to, _ = exported(form)
+    largest = max(len(image) for image in synthetic()["image"].to_pylist())
+    assert read(to, settings=Ingest(max_bytes=largest)).images == len(synthetic())
+    with pytest.raises(ConfigError, match=f"has more than {largest - 1:,} bytes; of an image ingest.max_bytes"):
+        read(to, settings=Ingest(max_bytes=largest - 1))
+
+
+@pytest.mark.parametrize("column", ["image", "image_id"])
+def test_parquet_without_a_column_or_without_bytes_is_refused(column: str, exported: Export) -> None:
+    to, _ = exported("parquet")
+    file = to / "data" / "train-00000-of-00001.parquet"
+    table = parquet.read_table(file)
+    parquet.write_table(table.drop_columns([column]), file)
+    with pytest.raises(ConfigError, match="has no bytes" if column == "image" else "a row has no image_id"):
+        read(to)
+    empty = pa.array([{"bytes": None, "path": "x.png"}] * len(table))
+    parquet.write_table(table.set_column(0, "image", empty), file)
+    with pytest.raises(ConfigError, match="has no bytes"):
+        read(to)
+
+
+@pytest.mark.parametrize(
+    "content", [tar_header("x.png", -(2**20)) + bytes(512), tar_member("a.json", b"{}"), tar_header("x.png", 2**40)]
+)
+def test_a_tar_of_a_stranger_ends_with_one_sentence(content: bytes, exported: Export) -> None:
+    to, _ = exported("webdataset")
+    (to / "train-000000.tar").write_bytes(content + bytes(1024))
+    with pytest.raises(ConfigError, match=r"it cannot be read .*; export the set again"):
+        read(to)
+
+
+def test_an_export_is_read_through_a_link_to_its_folder(exported: Export, tmp_path: Path) -> None:
+    for form in ("imagefolder", "parquet", "webdataset"):
+        to, _ = exported(form)
+        (tmp_path / f"{form}-link").symlink_to(to)
+        assert read(tmp_path / f"{form}-link").content == read(to).content
 
 
 def test_set_of_a_tensor_with_other_ids_is_refused(exported: Export) -> None:

@@ -102,6 +102,20 @@ def test_soft_labels_are_put_into_the_order_of_the_job(tmp_path: Path) -> None:
     assert given.notes == ("its soft labels are used by rded-stored; minimax takes the class with the largest one",)
 
 
+def test_the_source_of_a_folder_is_its_tensor_file_and_of_a_file_what_the_user_gave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    save(tmp_path / "run", PIXELS)
+    found = read(Path("run"), Path("run/set.pt"), tmp_path / "run" / "set.pt", classes="job")
+    assert [given.source for given in found] == [
+        str(tmp_path / "run" / "set.pt"),
+        "run/set.pt",
+        str(tmp_path / "run" / "set.pt"),
+    ]
+
+
 def test_grey_images_become_rgb(tmp_path: Path) -> None:
     (given,) = read(save(tmp_path, PIXELS[:, :1]), classes="job")
     image = np.asarray(decode(pa.concat_tables(given.rows())["image"][0].as_py()))

@@ -33,6 +33,20 @@ def test_find_scale_gives_the_same_pixels_for_every_scale(numbers: np.ndarray, n
     assert clipped == 0
 
 
+@pytest.mark.parametrize("name", [name for name, values in NORMALISATIONS.items() if len(values[0]) == 3])
+def test_find_scale_of_8_bits_knows_a_normalisation_without_black_and_white(name: str) -> None:
+    pixels = np.random.default_rng(5).integers(60, 200, (20, 3, 8, 8), dtype=np.uint8)
+    scale = find_scale(normalised(name, pixels), "x.pt")
+    assert scale.name == f"float32, normalised by {name}"
+    assert (scale.pixels(normalised(name, pixels))[0] == pixels).all()
+
+
+def test_find_scale_takes_dark_whole_numbers_but_not_zeros_and_ones() -> None:
+    assert find_scale(PIXELS // 86, "x.pt").name == "uint8, 0 to 255"  # 0, 1 and 2
+    with pytest.raises(ConfigError, match="from 0 to 1, whole numbers"):
+        find_scale(PIXELS // 128, "x.pt")
+
+
 @pytest.mark.parametrize("name", ["imagenet", "cifar10", "cifar100", "half"])
 def test_find_scale_of_clipped_numbers_knows_a_normalisation_by_its_ends(name: str) -> None:
     values = np.random.default_rng(1).normal(0.5, 0.4, (20, 3, 8, 8)).clip(0, 1)  # no whole 255ths
@@ -73,6 +87,8 @@ def test_named_scale_takes_numbers_that_do_not_show_it_and_counts_what_is_clippe
         (normalised("cifar10"), "imagenet", "the numbers of x.pt fit cifar10"),
         (np.random.default_rng(4).normal(0, 9, (9, 3, 8, 8)), "imagenet", "would lie outside 0 to 1"),
         (normalised("half")[:, :1], "cifar10", "it is of three channels"),
+        (normalised("half")[:, :1], "0.5,0.5,0.5/0.2", "it is of three channels"),
+        (normalised("half")[:, :1], "0.5/0.2,0.2,0.2", "it is of three channels"),
         (normalised("half"), "cifar11", "give one of imagenet"),
         (normalised("half"), "0.5,0.5/0.2", "give one of imagenet"),
         (normalised("half"), "0.5/0", "give one of imagenet"),

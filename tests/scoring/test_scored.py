@@ -29,7 +29,7 @@ _DIFFERENT = ("trial_id", "method", "seconds")
 NAMES = sorted(CLASSES)
 SETTINGS = (
     *("ipc=[2]", "compare.methods=['random']", "evaluate.protocols=['minimax','rded-stored']"),
-    *("evaluate.epochs=8", "evaluate.repeats=2", "evaluate.rded_epochs=8", "teach.epochs=6", "teach.input_size=32"),
+    *("evaluate.epochs=8", "evaluate.repeats=1", "evaluate.rded_epochs=8", "teach.epochs=6", "teach.input_size=32"),
     *("teach.network=ConvNet-3", "teach.width=8"),
 )
 
@@ -92,9 +92,9 @@ def test_an_export_gets_the_scores_of_its_run_to_the_last_digit(
 ) -> None:
     job, folder = made
     run = rows_of(read_trials(*open_store(job, str(folder / "runs"))), "random")
-    assert len(run) == 4
+    assert len(run) == 2
     assert {row["protocol"] for row in run} == {"minimax", "rded-stored"}
-    assert len({row["train_loss"] for row in run}) == 4
+    assert len({row["train_loss"] for row in run}) == 2
     assert rows_of(scored.trials, form) == run
     assert rows_of(scored.trials, "random") == run  # those of the run, which were not made again
 
@@ -108,7 +108,7 @@ def test_a_set_gets_the_same_scores_on_every_scale(scored: Scored, made: tuple[J
     options: dict[str, Any] = {"classes": "job", "normalised": "zca", "beside": ["random"]}
     found = vr.score(job, folder / "white.pt", root=str(folder / "runs"), **options)
     white_rows = rows_of(found.trials, "white")
-    assert len(white_rows) == 4
+    assert len(white_rows) == 2
     assert white_rows == rows_of(scored.trials, "bytes") == rows_of(scored.trials, "unit")
     assert white_rows == rows_of(scored.trials, "normalised")
     assert "8 x 8 are resized to 32 x 32" in found.sets[0]["notes"][1]

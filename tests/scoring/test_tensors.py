@@ -48,7 +48,7 @@ def test_read_knows_the_layouts_of_one_file(content: Any, tmp_path: Path) -> Non
     assert (found.labels.soft, found.labels.kind) == (None, "class numbers")
 
 
-@pytest.mark.parametrize(("images", "labels"), [("images_best.pt", "labels_best.pt"), ("images.pt", "labels.pt")])
+@pytest.mark.parametrize(("images", "labels"), [("images_best.pt", "labels_best.pt"), ("images.PT", "labels.PT")])
 def test_labels_are_found_beside_the_images(images: str, labels: str, tmp_path: Path) -> None:
     save(tmp_path, IMAGES, images)
     save(tmp_path, LABELS, labels)

@@ -5,11 +5,12 @@ import socket
 from pathlib import Path
 
 import pytest
+from pyarrow import fs as pafs
 
 from tests.image_sets import by_source, open_set, picture, read_all, write_files, write_parquet, write_tar
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.sources import local_files
-from vlcp_ray.sources.local_files import walk
+from vlcp_ray.sources.local_files import limit_of, walk
 
 CLASSES = {
     f"{split}/{name}/{i}.png": picture(i, "PNG")
@@ -108,9 +109,9 @@ def test_links_of_the_hubs_cache_lead_to_its_blobs_and_no_further(tmp_path: Path
     write_files(tmp_path / "private", {"p.png": picture(9, "PNG")})
     (commit / "train" / "cat" / "outside.png").symlink_to(tmp_path / "private" / "p.png")
     assert bad_rows(commit) == {"train/cat/outside.png": OUTSIDE}
+    assert limit_of(pafs.LocalFileSystem(), str(commit), follow_links=False) == str(cached)
     (cached / "blobs").rename(tmp_path / "blobs")  # without it the folder is one like any other
-    with pytest.raises(ConfigError):
-        bad_rows(commit)
+    assert limit_of(pafs.LocalFileSystem(), str(commit), follow_links=False) == str(commit)
 
 
 def test_loops_of_folder_links_end(root: Path) -> None:

@@ -9,6 +9,7 @@ from vlcp_ray.config import Job
 from vlcp_ray.cost.rates import CPU, Rate, Rates, load_rates, save_rates
 from vlcp_ray.cost.table import this_machine
 from vlcp_ray.engine.overheads import measure_overheads
+from vlcp_ray.methods import METHODS
 from vlcp_ray.scale import Scale, count_cores, pools
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.stages import works
@@ -77,11 +78,16 @@ def _device(scale: Scale) -> str:
 
 
 def _with_random_models(job: Job, folder: Path, device: str) -> Job:
-    from vlcp_ray.bench.random_models import llava, stable_diffusion
+    from vlcp_ray.bench.random_models import dit, llava, stable_diffusion
 
     captioner = llava("real", folder, device=CPU if device == CPU else "cuda")
     caption = job.caption.model_copy(update={"model": captioner})
-    return job.model_copy(update={"base_model": stable_diffusion("real", folder), "caption": caption})
+    compare = job.compare
+    if any(METHODS[name].tuning for name in compare.methods):
+        minimax = compare.minimax.model_copy(update={"model": dit("real", folder)})
+        compare = compare.model_copy(update={"minimax": minimax})
+    models = {"base_model": stable_diffusion("real", folder), "caption": caption, "compare": compare}
+    return job.model_copy(update=models)
 
 
 def _format(work: Work, rate: Rate) -> str:

@@ -16,6 +16,7 @@ Size = Literal["real", "tiny"]
 
 _DEMO: Final = "demo/stable_diffusion"
 _DEMO_LLAVA: Final = "demo/llava"
+_DEMO_DIT: Final = "demo/dit"
 #: The scheduler of Stable Diffusion v1-5.
 _SCHEDULER: Final[Mapping[str, Any]] = {
     "beta_start": 0.00085,
@@ -51,6 +52,29 @@ def stable_diffusion(size: Size, target: Path, dtype: torch.dtype = torch.float1
         feature_extractor=None,
         requires_safety_checker=False,
     ).save_pretrained(path)
+    return str(path)
+
+
+def dit(size: Size, target: Path, dtype: torch.dtype = torch.float16) -> str:
+    """Write a DiT unless it exists, and return its folder; the names of its classes are numbers.
+
+    Args:
+        size: real or tiny.
+        target: the folder in which its folder is written.
+        dtype: of the files; 1.6 GiB in half precision at the real size.
+    """
+    path = target / f"dit-{size}"
+    if (path / "model_index.json").exists():
+        return str(path)
+    torch.manual_seed(0)
+    transformer, vae = (
+        _random_model(part, PAPER[part] if size == "real" else config_of(_DEMO_DIT, part), dtype)
+        for part in ("transformer", "vae")
+    )
+    pipeline = diffusers.DiTPipeline(transformer, vae, diffusers.DDIMScheduler(beta_start=0.0001, beta_end=0.02))
+    count = transformer.config.num_embeds_ada_norm
+    pipeline.register_to_config(id2label={str(number): str(number) for number in range(count)})
+    pipeline.save_pretrained(path)
     return str(path)
 
 

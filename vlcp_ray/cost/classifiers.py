@@ -1,6 +1,6 @@
 """Count the operations and the memory of classifiers on tensors that have a shape and no values.
 
-For the networks of torchvision, of which there are too many for a table of counts: a count takes a second.
+For the networks of torchvision, of which there are too many for a table of counts: most counts take a second or two.
 """
 
 import weakref
@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any, Final
 
 import torch
+from accelerate import init_empty_weights
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from vlcp_ray.models.classifiers import build_classifier
-from vlcp_ray.models.networks import Norm
+from vlcp_ray.models.networks import TEACHER_NORM, Norm
 
 _GIB: Final = 2**30
 _FULL: Final = 4  # bytes of a number
@@ -65,9 +66,9 @@ def count_operations(call: Callable[[], Any]) -> float:
 
 
 @cache
-def forward_flops(name: str, size: int, width: int, classes: int, norm: Norm) -> float:
-    """Count the operations of a forward pass over an image of size x size pixels."""
-    network = _build(name, size, width, classes, norm).eval()
+def forward_flops(name: str, size: int, classes: int) -> float:
+    """Count the operations of a forward pass of a network of torchvision over an image of size x size pixels."""
+    network = _build(name, size, 1, classes, TEACHER_NORM).eval()  # its widths and its norms are its own
     return count_operations(lambda: network(torch.empty(1, 3, size, size, device="meta")))
 
 
@@ -93,12 +94,9 @@ def weights_gib(name: str, size: int, width: int, classes: int, norm: Norm) -> f
 
 
 def _build(name: str, size: int, width: int, classes: int, norm: Norm) -> nn.Module:
-    options: dict[str, Any] = {"num_classes": classes, "input_size": size, "width": width, "seed": 0, "norm": norm}
-    try:
-        with torch.device("meta"):
-            return build_classifier(name, **options)
-    except NotImplementedError:  # RegNet computes its widths with tensors that need values
-        return build_classifier(name, **options).to("meta")
+    with init_empty_weights():  # not `torch.device("meta")`: RegNet computes its widths with tensors that need values
+        network = build_classifier(name, num_classes=classes, input_size=size, width=width, seed=0, norm=norm)
+    return network.to("meta")
 
 
 def _weight_bytes(network: nn.Module) -> int:

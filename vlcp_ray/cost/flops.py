@@ -109,7 +109,7 @@ def classifier_flops(network: str, size: int, width: int, classes: int, norm: No
     if NETWORKS[network].is_of_torchvision:
         from vlcp_ray.cost.classifiers import forward_flops  # here, as it loads torch
 
-        return forward_flops(network, size, width, classes, norm)
+        return forward_flops(network, size, classes)
     return NETWORKS[network].forward_flops(size, width, classes, norm)
 
 

@@ -21,14 +21,14 @@ class PartFiles:
 
     Args:
         part: what `work` is called with.
-        files: the name of its file in each of its artifacts, by fingerprint.
+        files: the name of its file in each of its artifacts, by the fingerprint of the step.
     """
 
     part: Any
     files: Mapping[str, str]
 
 
-#: Takes a part, writes its files, and returns the seconds that each of its artifacts took, by fingerprint.
+#: Takes a part, writes its files, and returns the seconds that each of its artifacts took, by the artifact's path.
 PartWork = Callable[[Any], Mapping[str, float]]
 
 
@@ -51,16 +51,17 @@ def run_parts(
     `work` has measured.
     """
     start = time.monotonic()
-    names = {step.fingerprint: {part.name for part in context.artifact(step).parts(table)} for step in steps}
-    left = [part for part in parts if any(file not in names[artifact] for artifact, file in part.files.items())]
-    measured = dict.fromkeys(names, 0.0)
+    artifacts = {step.fingerprint: context.artifact(step) for step in steps}
+    names = {fingerprint: {file.name for file in artifact.parts(table)} for fingerprint, artifact in artifacts.items()}
+    left = [part for part in parts if any(file not in names[target] for target, file in part.files.items())]
+    measured = dict.fromkeys(artifacts, 0.0)
     remote, shared = task(_make_part, pool).remote, ray.put(work)
     calls = (partial(remote, shared, part.part) for part in left)
     with context.progress(steps, len(parts), unit, len(parts) - len(left)) as progress:
         for peaks, seconds in in_flight(calls, pool.num_workers):
             progress.add(1, peaks=peaks)
-            for fingerprint, amount in seconds.items():
-                measured[fingerprint] += amount
+            for fingerprint, artifact in artifacts.items():
+                measured[fingerprint] += seconds.get(artifact.path, 0.0)
     return share_seconds(time.monotonic() - start, measured)
 
 

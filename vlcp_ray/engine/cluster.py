@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import sys
@@ -104,12 +105,16 @@ def _start_local(options: Mapping[str, Any]) -> None:
     # `ray start` asks every client for it.
     if "RAY_AUTH_TOKEN_PATH" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    # For workers with variables of their own Ray writes the path of Python into a command of bash as it is.
+    quoted = shlex.quote(sys.executable)
+    environment = {"py_executable": quoted} if quoted != sys.executable else None
     try:
         with _on_loopback():
             ray.init(
                 address=_LOCAL,  # not one that somebody else has started on this machine
                 num_cpus=count_cores() + _SLOTS_FOR_READERS,
                 include_dashboard=False,
+                runtime_env=environment,
                 _node_ip_address="127.0.0.1",
                 **options,
             )

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
@@ -119,7 +120,8 @@ def check_workers() -> None:
     """Check that a worker of each machine imports this package, in this version.
 
     Raises:
-        ConfigError: one does not: Ray was started there in another environment.
+        ConfigError: one does not: Ray was started there in another environment. Or Ray could not start the ranks of a
+            training there: it writes the path of Python into a command of bash as it is.
     """
     for machine, (python, version) in call_on_machines(_find_package()):
         if version != __version__:
@@ -127,6 +129,11 @@ def check_workers() -> None:
             raise ConfigError(
                 f"the workers on {machine} {has} (Ray runs {python} there): activate this project's environment before "
                 "`ray start` on every machine, or send the job with vlcp-ray submit"
+            )
+        if shlex.quote(python) != python:
+            raise ConfigError(
+                f"the workers on {machine} run {python}, and Ray starts no training where this path has a space or "
+                "another special character of the shell: move the environment to a folder without one"
             )
 
 

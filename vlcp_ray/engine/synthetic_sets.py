@@ -12,7 +12,6 @@ import ray
 from vlcp_ray.engine.context import Context
 from vlcp_ray.engine.streaming import RowWork, read_all, run_rows
 from vlcp_ray.engine.writing import TARGET, WriteRows, complete_rows
-from vlcp_ray.models import dit_classes
 from vlcp_ray.schemas import SYNTHETIC, with_column
 from vlcp_ray.store.artifact import Step
 
@@ -85,34 +84,34 @@ def make_sets(context: Context, steps: Sequence[Step], work: str, arguments: Map
         complete_rows(context, step, write, totals[step.fingerprint], {"seconds": seconds[step.fingerprint]})
 
 
-def make_labelled_sets(context: Context, steps: Sequence[Step], work: str) -> None:
+def make_labelled_sets(context: Context, steps: Sequence[Step], work: str, groups: Sequence[Sequence[int]]) -> None:
     """Make the sets of these steps from the labels of the image set, and complete their artifacts.
 
     The sets of a seed are the first images of its largest, so that each image is made once.
 
     Args:
         work: a row-wise class as `module:class`, constructed with (job, models, batch_size): see the form `labels`.
+        groups: the labels of the classes that share a model.
     """
     pool, job = context.scale.generate, context.job
     artifacts = {step.fingerprint: context.artifact(step) for step in steps}
     write = WriteRows(artifacts, steps[0].stage, "synthetic", SYNTHETIC)
-    manifest = context.manifest(steps[0].inputs["images"])
-    class_names = {label: manifest["class_names"][label] for label, count in enumerate(manifest["train"]) if count}
-    groups = dit_classes.divide(list(class_names), job.compare.minimax.classes_per_model)
+    class_names = context.manifest(steps[0].inputs["images"])["class_names"]
     group_of = {label: number for number, labels in enumerate(groups) for label in labels}
     done = {step.fingerprint: set(write.done(artifacts[step.fingerprint]).to_pylist()) for step in steps}
     rows = []
     for seed in dict.fromkeys(step.key["seed"] for step in steps):
         own = [step for step in steps if step.key["seed"] == seed]
-        for label, class_name in class_names.items():
+        for label, group in group_of.items():
             for number in range(max(step.key["ipc"] for step in own)):
                 image_id = f"{steps[0].key['method']}-{label:04d}-{number:04d}"
                 wanted = [step.fingerprint for step in own if number < step.key["ipc"]]
                 targets = [target for target in wanted if image_id not in done[target]]
-                row = {"image_id": image_id, "label": label, "class_name": class_name, "number": number, "seed": seed}
-                row |= {"model": own[0].inputs["model"].fingerprint, "group": group_of[label], _TARGETS: targets}
-                rows += [row | {"source": class_name, "prototype_id": ""}] if targets else []
-    totals = {step.fingerprint: step.key["ipc"] * len(class_names) for step in steps}
+                name, model = class_names[label], own[0].inputs["model"].fingerprint
+                row = {"image_id": image_id, "label": label, "class_name": name, "number": number, "seed": seed}
+                row |= {"model": model, "group": group, _TARGETS: targets, "source": name, "prototype_id": ""}
+                rows += [row] if targets else []
+    totals = {step.fingerprint: step.key["ipc"] * len(group_of) for step in steps}
     models = {step.inputs["model"].fingerprint: context.input(step, "model") for step in steps}
     seconds = dict.fromkeys(totals, 0.0)
     if rows:

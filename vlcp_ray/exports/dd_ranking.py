@@ -15,6 +15,8 @@ import pyarrow as pa
 from vlcp_ray import images
 from vlcp_ray.exports.rows import read_sorted
 from vlcp_ray.schemas import SYNTHETIC
+from vlcp_ray.scoring.scales import NORMALISATIONS
+from vlcp_ray.scoring.tensors import MAX_VALUES
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.store.artifact import Artifact
 
@@ -27,10 +29,9 @@ IMAGES: Final = "images.pt"
 LABELS: Final = "labels.pt"
 #: Side in pixels of the images of CIFAR-10 and CIFAR-100, which DD-Ranking normalises by those of CIFAR-10.
 CIFAR_SIDE: Final = 32
-CIFAR: Final = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-IMAGENET: Final = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CIFAR: Final = NORMALISATIONS["cifar10"]
+IMAGENET: Final = NORMALISATIONS["imagenet"]
 _ROWS: Final = 1000  # images whose files are in memory at once
-_MAX_VALUES: Final = 2**31
 _SMALLEST: Final = 1e-38  # a probability of 0 has no logarithm
 
 
@@ -59,12 +60,13 @@ def write(
         if len(sizes) > 1:
             raise ConfigError(f"--format {FORM}: the images have several sizes, and a tensor has one; export a folder")
         parts.append(_normalise(torch.from_numpy(np.stack(pixels))))
-        if sum(one.numel() for one in parts) > _MAX_VALUES:
+        if sum(one.numel() for one in parts) > MAX_VALUES:
             raise ConfigError(f"--format {FORM}: the set is too large for one tensor; export a folder")
         labels += part["label"].to_pylist()
         ids += part["image_id"].to_pylist()
         if soft_labels:
-            shares.append(torch.tensor(soft_labels(part).to_pylist(), dtype=torch.float32).clamp(min=_SMALLEST).log())
+            rows = torch.tensor(soft_labels(part).flatten().to_numpy()).view(len(part), -1)
+            shares.append(rows.clamp(min=_SMALLEST).log())
     counts = np.bincount(labels)
     if len({*counts.tolist()}) > 1:
         raise ConfigError(

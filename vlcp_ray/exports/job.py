@@ -163,47 +163,36 @@ def public(value: Any) -> Any:
 
 def _dataset(job: Job, store: Store, steps: Sequence[Step], choice: Choice, target: Artifact) -> str:
     step = find_set(job, steps, choice.method, choice.ipc, choice.seed)
-    manifest = _manifest(store, step)
-    facts = _facts(job, store, step, choice)
-    class_names, images = facts["class_names"], int(manifest["rows"])
-    evaluations = [s for s in steps if s.stage == evaluate.STAGE.name]
+    images = int(_manifest(store, step)["rows"])
+    class_names: list[str] = _manifest(store, _images(step))["class_names"]
     teacher = _teacher(steps)
     teacher_facts = _teacher_facts(job, store, teacher) if teacher else None
     soft_labels = _soft_labels(store.artifact(teacher), job) if teacher else None
-    if choice.form == dd_ranking.FORM:
-        ids = dd_ranking.write(store.artifact(step), target, soft_labels)
-    else:
-        ids = []
-        dataset.write(choice.form, store.artifact(step), target, class_names, images, soft_labels)
     which = {**step.key, "classes": class_names, "teacher": teacher.fingerprint if teacher else ""}
-    which |= {"image_ids": ids} if ids else {}
+    if choice.form == dd_ranking.FORM:
+        which["image_ids"] = dd_ranking.write(store.artifact(step), target, soft_labels)
+    else:
+        dataset.write(choice.form, store.artifact(step), target, class_names, images, soft_labels)
     target.write_bytes(SET, json.dumps(which, ensure_ascii=False, indent=2).encode())
-    origin = _origin(step)
-    generated = origin == "generated"
-    from_prototypes = "prototypes" in step.inputs
+    origin, from_prototypes = _origin(step), "prototypes" in step.inputs
+    evaluations = [s for s in steps if s.stage == evaluate.STAGE.name]
+    own = [s for s in evaluations if s.inputs.get("set", step).fingerprint == step.fingerprint]
     used = {
         "uses_model": from_prototypes,
         "uses_captions": from_prototypes,
-        "uses_dit": generated and not from_prototypes,
+        "uses_dit": origin == "generated" and not from_prototypes,
+        "uses_teacher": teacher is not None or "teacher" in step.inputs,
     }
-    used["uses_teacher"] = teacher is not None or "teacher" in step.inputs
-    card = (
-        facts
-        | _licences(job, store, step, **used)
-        | {
-            "title": f"{job.name}: {facts['ipc']} images per class",
-            "contents": _contents(target),
-            "images": images,
-            "method": choice.method,
-            "origin": origin,
-            "size": job.generate.image_size,
-            "scores": _scores(
-                store, [s for s in evaluations if s.inputs.get("set", step).fingerprint == step.fingerprint]
-            ),
-            "texts": _texts(store, step),
-            "teacher": teacher_facts,
-        }
-    )
+    card = _facts(job, store, step, choice, target, **used) | {
+        "title": f"{job.name}: {step.key['ipc']} images per class",
+        "images": images,
+        "method": choice.method,
+        "origin": origin,
+        "size": job.generate.image_size,
+        "scores": _scores(store, own),
+        "texts": _texts(store, step),
+        "teacher": teacher_facts,
+    }
     target.write_bytes("README.md", cards.dataset_card(choice.form, card).encode())
     return f"{images:,} images of {len(class_names):,} classes, {step.title}"
 
@@ -256,18 +245,12 @@ def _captions(job: Job, store: Store, steps: Sequence[Step], choice: Choice, tar
     count = dataset.write_captions(store.artifact(step), store.artifact(_images(step)), target)
     described_by = [job.caption.source, job.caption.model if job.caption.uses_model else ""]
     captioner = " and ".join(public(name) for name in described_by if name)
-    used = _licences(job, store, step, uses_model=False, uses_captions=True, uses_teacher=False)
-    card = (
-        _facts(job, store, step, choice)
-        | used
-        | {
-            "title": f"{job.name}: captions",
-            "contents": _contents(target),
-            "images": count,
-            "captioner": captioner,
-            "prompt": job.caption.prompt if job.caption.uses_model else "",
-        }
-    )
+    card = _facts(job, store, step, choice, target, uses_captions=True) | {
+        "title": f"{job.name}: captions",
+        "images": count,
+        "captioner": captioner,
+        "prompt": job.caption.prompt if job.caption.uses_model else "",
+    }
     target.write_bytes("README.md", cards.captions_card(card).encode())
     return f"{count:,} captions"
 
@@ -285,24 +268,18 @@ def _model(job: Job, store: Store, steps: Sequence[Step], choice: Choice, target
     evaluations = [s for s in steps if s.stage == evaluate.STAGE.name]
     models = [(s, s.inputs["set"].inputs.get("model")) for s in evaluations if "set" in s.inputs]
     own = [s for s, model in models if model and model.fingerprint == step.fingerprint]
-    used = _licences(job, store, step, uses_model=True, uses_captions=True, uses_teacher=False)
     budget = {"steps": manifest.get("steps"), "images of a step": job.finetune.batch_size}
-    card = (
-        _facts(job, store, step, choice)
-        | used
-        | {
-            "title": f"{job.name}: the fine-tuned model",
-            "contents": _contents(target),
-            "license": choice.license or licence.id,
-            "hub_id": pretrained.hub_id(job.base_model),
-            "budget": {name: f"{value:,}" for name, value in budget.items() if value},
-            "scores": _scores(store, own),
-            "seed": seed,
-            "base_model": public(job.base_model),
-            "epochs": job.finetune.epochs,
-            "learning_rate": job.finetune.learning_rate,
-        }
-    )
+    card = _facts(job, store, step, choice, target, uses_model=True, uses_captions=True) | {
+        "title": f"{job.name}: the fine-tuned model",
+        "license": choice.license or licence.id,
+        "hub_id": pretrained.hub_id(job.base_model),
+        "budget": {name: f"{value:,}" for name, value in budget.items() if value},
+        "scores": _scores(store, own),
+        "seed": seed,
+        "base_model": public(job.base_model),
+        "epochs": job.finetune.epochs,
+        "learning_rate": job.finetune.learning_rate,
+    }
     target.write_bytes("README.md", cards.model_card(card).encode())
     return f"the model of {step.title}"
 
@@ -338,15 +315,24 @@ def _manifest(store: Store, step: Step) -> dict[str, Any]:
     return manifest
 
 
-def _facts(job: Job, store: Store, step: Step, choice: Choice) -> dict[str, Any]:
-    """Return the variables that the templates of all cards share."""
+def _facts(job: Job, store: Store, step: Step, choice: Choice, target: Artifact, **used: bool) -> dict[str, Any]:
+    """Return the variables that the templates of all cards share, once the target has all files but the card.
+
+    Args:
+        used: what the export was made with, as of `licences.bound`.
+    """
     images = _manifest(store, _images(step))
+    bound = licences.bound(job, _class_keys(store, step), **used)
+    shown = [replace(one, name=str(public(one.name))) for one in bound]
     return {
         "license": choice.license or "other",
         "version": __version__,
         "command": choice.command,
         "fingerprint": step.folder,
         "hashes": _hashes(step),
+        "contents": _contents(target),
+        "licences": shown,
+        "restricting": [one.licence for one in shown if one.licence.restrictions()],
         "settings": {name: public(value) for name, value in job.model_dump(mode="json").items()},
         "source": public(job.ingest.source),
         "sample": ingest.format_sample(job.ingest),
@@ -371,13 +357,6 @@ def _images(step: Step) -> Step:
     while step.stage != ingest.STAGE.name:
         step = step.inputs["images"] if "images" in step.inputs else next(iter(step.inputs.values()))
     return step
-
-
-def _licences(job: Job, store: Store, step: Step, **used: bool) -> dict[str, Any]:
-    """Return the variables of the template of licences."""
-    found = licences.bound(job, _class_keys(store, step), **used)
-    shown = [replace(one, name=str(public(one.name))) for one in found]
-    return {"licences": shown, "restricting": [one.licence for one in shown if one.licence.restrictions()]}
 
 
 def _hashes(step: Step) -> list[tuple[str, str]]:

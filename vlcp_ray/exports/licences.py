@@ -49,7 +49,7 @@ class Licence:
 
 @dataclass(frozen=True)
 class Bound:
-    """What a part of the work is, and its licence: "base model", its name, the licence."""
+    """A part of what an export is made from, such as "base model", its name, and its licence."""
 
     part: str
     name: str
@@ -146,7 +146,7 @@ def of_model(model: str) -> Licence:
     stated = _stated(model)
     link = f"https://huggingface.co/{pretrained.hub_id(model)}" if pretrained.hub_id(model) else ""
     if not stated:
-        return Licence(_UNKNOWN.id, _UNKNOWN.name, link, _UNKNOWN.terms)
+        return replace(_UNKNOWN, link=link)
     return _KNOWN.get(stated, Licence(stated, stated, link, _UNKNOWN.terms))
 
 
@@ -182,11 +182,17 @@ def of_images(job: Job, keys: Sequence[str]) -> Licence:
         return LIKE_IMAGENET
     page = re.match(r"hf://datasets/([^/@]+/[^/@]+)", settings.source)
     link = f"https://huggingface.co/datasets/{page[1]}" if page else ""
-    return Licence(_UNKNOWN.id, _UNKNOWN.name, link, _UNKNOWN.terms)
+    return replace(_UNKNOWN, link=link)
 
 
 def bound(
-    job: Job, keys: Sequence[str], *, uses_model: bool, uses_captions: bool, uses_teacher: bool, uses_dit: bool = False
+    job: Job,
+    keys: Sequence[str],
+    *,
+    uses_model: bool = False,
+    uses_captions: bool = False,
+    uses_teacher: bool = False,
+    uses_dit: bool = False,
 ) -> list[Bound]:
     """List the parts whose licences bind an export.
 
@@ -210,5 +216,5 @@ def bound(
         is_published = job.teach.checkpoint == TORCHVISION
         name = f"{' and '.join(job.teach.network)} of torchvision" if is_published else job.teach.checkpoint
         found.append(Bound("teacher", name, IMAGENET if is_published else _UNKNOWN))
-    own = Licence(APACHE.id, APACHE.name, APACHE.link, "It claims no rights in what it makes.")
+    own = replace(APACHE, terms="It claims no rights in what it makes.")
     return [*found, Bound("tool", "vlcp_ray", own)]

@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import pyarrow as pa
@@ -22,6 +23,7 @@ from vlcp_ray.stages.report.scores import (
 )
 
 _KEY: Final = ("protocol", "network", "ipc", "method", "epochs")
+_NUMERIC: Final = ("ipc", "epochs")
 _NUMBERS: Final = (
     *(f"{metric}_{what}" for metric in METRICS for what in ("mean", "std")),
     *("difference", "low", "high", "p_holm", "label_robust", "ars"),
@@ -52,29 +54,40 @@ class Column:
     trials: pa.Table
     images: str
 
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of the score table."""
+        return score_summary(self.trials)
+
 
 def text(columns: Sequence[Column]) -> str:
-    """Format a row for each protocol, network, ipc, method and epochs, and a column of top-1 for each job."""
+    """Format a row for each protocol, network, ipc, method and epochs, and a column of top-1 for each job.
+
+    Where a job has several teachers for a protocol, there is a row for each of them.
+    """
     rows = _cells(columns)
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
-    return "\n".join([*lines, *_notes(columns)])
+    return "\n".join([*lines, *_notes(columns, rows)])
 
 
 def to_markdown(columns: Sequence[Column]) -> str:
     """Write the table of `text` in Markdown."""
-    head, *rows = _cells(columns)
-    named = ([*map(markdown.text, row[: len(_KEY)]), *row[len(_KEY) :]] for row in rows)
+    cells = _cells(columns)
+    head, *rows = cells
+    named = ([*map(markdown.text, row[: -len(columns)]), *row[-len(columns) :]] for row in rows)
     lines = [[markdown.text(cell) for cell in head], ["---"] * len(head), *named]
-    notes = (f"\n{markdown.text(note)}" for note in _notes(columns))
+    notes = (f"\n{markdown.text(note)}" for note in _notes(columns, cells))
     return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), *notes])
 
 
 def to_latex(columns: Sequence[Column]) -> str:
     """Write the table of `text` in LaTeX, with the rules of booktabs; the notes are comments."""
-    head, *rows = (" & ".join(map(_escape, row)) + r" \\" for row in _cells(columns))
-    form = "ll rlr".replace(" ", "") + "r" * len(columns)
-    notes = [f"% {note}" for note in _notes(columns)]
+    cells = _cells(columns)
+    head, *rows = (" & ".join(map(_escape, row)) + r" \\" for row in cells)
+    names = cells[0][: -len(columns)]
+    form = "".join("r" if name in _NUMERIC else "l" for name in names) + "r" * len(columns)
+    notes = [f"% {note}" for note in _notes(columns, cells)]
     body = [r"\toprule", head, r"\midrule", *rows, r"\bottomrule"]
     return "\n".join([*notes, rf"\begin{{tabular}}{{{form}}}", *body, r"\end{tabular}"])
 
@@ -86,7 +99,7 @@ def to_csv(columns: Sequence[Column]) -> str:
     writer = csv.DictWriter(lines, names, lineterminator="\n")
     writer.writeheader()
     for column in columns:
-        for row in score_summary(column.trials):
+        for row in column.rows:
             cells = {name: row[name] for name in names if name in row}
             cells |= {"job": column.title, "trials": row["n"], "failed": sum(row["failed"].values())}
             writer.writerow({name: _csv_value(value) for name, value in cells.items()})
@@ -111,21 +124,28 @@ def _csv_value(value: Any) -> Any:
 
 
 def _cells(columns: Sequence[Column]) -> list[list[str]]:
-    """Return the cells of the table, its head first."""
-    summaries = [{_key(row): row for row in score_summary(column.trials)} for column in columns]
+    """Return the cells of the table, its head first; the last of each row are those of the jobs."""
+    several = {row["protocol"] for column in columns for row in column.rows if row["has_teachers"]}
+    summaries = [{_key(row, several): row for row in column.rows} for column in columns]
     rows = {key: row for summary in reversed(summaries) for key, row in summary.items()}
-    ordered = sorted(rows.values(), key=row_order)
-    table = [[*_KEY, *(column.title for column in columns)]]
-    for row in ordered:
-        found = [summary.get(_key(row)) for summary in summaries]
+    names = [name for name in (*_KEY[:2], "teacher", *_KEY[2:]) if name != "teacher" or several]
+    table = [[*names, *(column.title for column in columns)]]
+    for row in sorted(rows.values(), key=row_order):
+        key = _key(row, several)
+        found = [summary.get(key) for summary in summaries]
         first = next(one for one in found if one is not None)
-        named = [row["protocol"], row["network"], str(row["ipc"] or "all"), row["method"], f"{row['epochs']:,}"]
-        table.append([*named, *(_cell(one, first) for one in found)])
+        named = {**row, "teacher": key[-1], "ipc": row["ipc"] or "all", "epochs": f"{row['epochs']:,}"}
+        table.append([*(str(named[name]) for name in names), *(_cell(one, first) for one in found)])
     return table
 
 
-def _key(row: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[name] for name in _KEY)
+def _key(row: dict[str, Any], several: set[str]) -> tuple[Any, ...]:
+    """Return what a row of the table stands for.
+
+    Args:
+        several: the protocols that a job has several teachers for; with the others a teacher is of the budget.
+    """
+    return *(row[name] for name in _KEY), row["teacher"] if row["protocol"] in several else ""
 
 
 def _cell(row: dict[str, Any] | None, first: dict[str, Any]) -> str:
@@ -135,12 +155,12 @@ def _cell(row: dict[str, Any] | None, first: dict[str, Any]) -> str:
     return f"{format_metrics(row)['top1_last']}{mark} ({format_trials(row)})".lstrip()
 
 
-def _notes(columns: Sequence[Column]) -> list[str]:
+def _notes(columns: Sequence[Column], cells: Sequence[Sequence[str]]) -> list[str]:
     notes = [_NOTE]
-    if any(_OTHER in cell for row in _cells(columns) for cell in row):
+    if any(_OTHER in cell for row in cells[1:] for cell in row):
         notes.append(f"{_OTHER} another budget than the first job of the row: steps, batch size, labels or teacher")
     for column in columns:
-        rows = score_summary(column.trials)
+        rows = column.rows
         labels = dict.fromkeys(f"{row['protocol']}: {format_labels(row)}" for row in rows if row["labels"] != "hard")
         notes += [f"{column.title}: labels of {label}" for label in labels]
         notes += [f"{column.title}: no scores yet"] if not rows else []

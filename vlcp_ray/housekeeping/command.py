@@ -102,7 +102,9 @@ def _check_needed(planned: deletion.Plan, needed: Mapping[str, Set[str]], path: 
 
 def _ask() -> bool:
     if not sys.stdin.isatty():
-        raise ConfigError("--yes: the input is no terminal, where one could be asked; nothing was deleted without it")
+        raise ConfigError(
+            "--yes: gc asks before it deletes, and the input is no terminal: nothing was deleted; give --yes"
+        )
     try:
         return input("Delete them? [y/N] ").strip().lower() in ("y", "yes")
     except EOFError:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 #: `class`        a function of (rows, runs, teacher, job, device) makes, from all training images of one class, the
 #:                rows of SYNTHETIC of every run (seed, ipc);
 #: `labels`       a row-wise class, constructed with (job, models, batch_size), turns numbers of images of a class into
-#:                SYNTHETIC; models has the artifacts of the input `model` by their fingerprint;
+#:                SYNTHETIC; models has the artifacts of the input `model` by their fingerprint; `groups` lists the
+#:                classes that share a model of such an artifact;
 #: `partition`    a function of (rows, part, teacher, job, device) makes, from the training images of several classes,
 #:                the rows of SYNTHETIC of one `Part`; `parts` lists them;
 #: `train split`  no set is made: networks are trained on all training images.
@@ -79,6 +80,7 @@ class Method:
         inputs: the artifacts that a set is made from: images, prototypes, model, teacher or difficulty.
         code: `module:name` of its class or function.
         parts: for the form `partition`: the parts of some sets, given the job, the labels and the sets.
+        groups: for the form `labels`: the labels of each group of classes, given the job and all labels.
         columns: for the form `partition`: the columns of the training images that it reads.
         settings: the settings that determine its sets, given the job and the content hash of its base model.
         clustering: the settings that determine the prototypes that it uses.
@@ -99,6 +101,7 @@ class Method:
     inputs: tuple[str, ...]
     code: str = ""
     parts: Callable[["Job", Sequence[int], Sequence[Run]], list[Part]] = lambda job, labels, runs: []
+    groups: Callable[["Job", Sequence[int]], list[list[int]]] = lambda job, labels: []
     columns: tuple[str, ...] = ("image_id", "label", "class_name", "image")
     settings: Callable[["Job", str], dict[str, Any]] = lambda job, base_model: {}
     clustering: Callable[["Job"], dict[str, Any]] = lambda job: prototype.hashed_settings(job.prototype)

@@ -140,6 +140,10 @@ def _settings(job: "Job", base_model: str) -> dict[str, Any]:
     return sampling | {"guided_channels": GUIDED_CHANNELS, "image_size": job.generate.image_size}
 
 
+def _groups(job: "Job", labels: Sequence[int]) -> list[list[int]]:
+    return dit_classes.divide(labels, job.compare.minimax.classes_per_model)
+
+
 def _loads(inputs: "CostInputs", steps: "Sequence[Step]") -> Iterator[Load]:
     """Count the images of the largest set of each seed: the smaller sets are its first images."""
     settings = inputs.job.compare.minimax
@@ -168,6 +172,7 @@ METHOD: Final = Method(
     "labels",
     ("images", "model"),
     code="vlcp_ray.methods.minimax:Sample",
+    groups=_groups,
     settings=_settings,
     loads=_loads,
     memory=_memory,

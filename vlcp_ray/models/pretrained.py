@@ -142,8 +142,11 @@ def missing_files(path: Path, kind: Kind) -> list[str]:
     return [file.replace("|", " or ") for file in missing]
 
 
-def check_hub(use: Use) -> None:
+def check_hub(use: Use, cache: Path | None = None) -> None:
     """Refuse a model of the hub that cannot be read from here: by its first file, or by the cache of this machine.
+
+    Args:
+        cache: of the hub, for the first file; by default that of this machine.
 
     Raises:
         ConfigError: names the setting, what is missing, and the fix.
@@ -155,15 +158,15 @@ def check_hub(use: Use) -> None:
     if constants.is_offline_mode():
         _check_cache(use)
     else:
-        _check_first_file(use)
+        _check_first_file(use, cache)
 
 
-def _check_first_file(use: Use) -> None:
+def _check_first_file(use: Use, cache: Path | None) -> None:
     from huggingface_hub import errors, hf_hub_download
 
     name, named, first = hub_id(use.model), revision(use.model), use.kind.files[0]
     try:
-        found = hf_hub_download(name, first, revision=named)
+        found = hf_hub_download(name, first, revision=named, cache_dir=cache)
     except errors.LocalEntryNotFoundError as error:  # no answer, and nothing in the cache
         reason = f"the hub does not answer ({str(error.__cause__ or error).splitlines()[0]})"
         fix = "check the network, run vlcp-ray fetch with this job where there is internet, or give a folder"

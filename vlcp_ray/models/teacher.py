@@ -21,7 +21,7 @@ _BATCHES: Final = Batches(BATCH, "teach.input_size")  # as small as an earlier c
 
 
 def build_teacher(settings: Teach, num_classes: int, input_size: int, seed: int) -> nn.Module:
-    """Build the teacher's network with batch norm and with initial weights that depend on the seed only."""
+    """Build the teacher's network, one of ours with batch norm, with initial weights that depend on the seed only."""
     return build_classifier(
         settings.name,
         num_classes=num_classes,
@@ -46,7 +46,8 @@ def load_teacher(settings: Teach, state: Mapping[str, Tensor]) -> nn.Module:
     known = NETWORKS[settings.name].head
     head = next((state[name] for name in ([f"{known}.weight"] if known else head_names(state)) if name in state), None)
     if head is None:
-        raise ValueError(f"teach.network: the weights have no linear layer, so they are not those of {settings.name}")
+        lacking = f"layer {known}" if known else "linear layer"
+        raise ValueError(f"teach.network: the weights have no {lacking}, so they are not those of {settings.name}")
     network = build_teacher(settings, len(head), _input_size_for(settings, head.shape[1]), 0)
     versioned = OrderedDict(state)
     # MNASNet refuses weights without the versions of its modules, which safetensors does not keep.
@@ -54,16 +55,16 @@ def load_teacher(settings: Teach, state: Mapping[str, Tensor]) -> nn.Module:
     try:
         network.load_state_dict(versioned)
     except RuntimeError as error:
+        norm = "" if NETWORKS[settings.name].own_norm else " with batch norm"
         raise ValueError(
-            f"teach.network: the weights are not those of {settings.name} with batch norm: "
-            f"{' '.join(str(error).split())}"
+            f"teach.network: the weights are not those of {settings.name}{norm}: {' '.join(str(error).split())}"
         ) from error
     return network.eval().requires_grad_(False)
 
 
 @torch.inference_mode()
 def features(network: nn.Module, pixels: npt.NDArray[np.uint8], device: str) -> npt.NDArray[np.float32]:
-    """Compute the inputs of a teacher's last layer: (n, 3, s, s) uint8 -> (n, d) float32, for Herding and K-Center.
+    """Compute the inputs of a teacher's last layer: (n, 3, s, s) uint8 -> (n, d) float32, for coresets.
 
     Args:
         network: from `load_teacher`; it is moved to the device and set to eval mode.

@@ -40,6 +40,7 @@ def fetch(job: Job, steps: Sequence[Step], to: str | None, command: Sequence[str
         print(f"copy {folder} to the machine without internet with its links (rsync -a, or tar), and run there,")
         print("with the path that it has there:")
     else:
+        folder = None  # nothing is in it
         print(f"all: {size}; without a network run:")
     variables = [f"{name}={shlex.quote(value)}" for name, value in environment(folder).items()]
     changed = [f"{one.field}={one.value}" for one in parts if one.value]

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pyarrow import fs as pafs
 
@@ -79,7 +79,11 @@ def fetch(job: Job, steps: Sequence[Step], to: Path | None = None) -> Iterator[F
     if constants.is_offline_mode():
         raise ConfigError("HF_HUB_OFFLINE: fetch needs the network; call it without this variable")
     stages = [stage for name, stage in STAGES.items() if any(step.stage == name for step in steps)]
-    for use in dict.fromkeys(use for stage in stages for use in stage.models(job)):
+    uses = dict.fromkeys(use for stage in stages for use in stage.models(job))
+    for use in uses:  # all names are looked up before anything large is fetched
+        pretrained.check_hub(use, _cache(to))
+    _check_images(job, to)
+    for use in uses:
         yield _fetch_model(use, to)
     yield _fetch_images(job, to)
     if job.ingest.class_list and job.ingest.class_list not in LISTS:
@@ -148,25 +152,46 @@ def _download_all(name: str, revision: str | None, cache: Path | None) -> Path:
     return Path(snapshot_download(name, revision=revision, cache_dir=cache, ignore_patterns=list(others)))
 
 
+def _is_embedded(source: str) -> bool:
+    return source in LAYOUTS and LAYOUTS[source].embedded
+
+
+def _check_images(job: Job, to: Path | None) -> None:
+    """Refuse an image set that is not there."""
+    source = job.ingest.source
+    if source.startswith(hub.SCHEME):
+        if not _download_images(job, to, dry_run=True):
+            raise ConfigError(f"ingest.source: {public(source)} has no file; name a folder that its page shows")
+    elif not _is_embedded(source):
+        _find("ingest.source", source)
+
+
 def _fetch_images(job: Job, to: Path | None) -> Fetched:
     settings, source = job.ingest, job.ingest.source
-    if source in LAYOUTS and LAYOUTS[source].embedded:
+    if _is_embedded(source):
         return Fetched("ingest.source", source, "in the package")
-    if not source.startswith("hf://"):
+    if not source.startswith(hub.SCHEME):
         return _copy("ingest.source", source, to, settings.follow_links)
+    folder = Path(_download_images(job, to))
+    inside = folder / hub.place_of(source, settings.revision).folder
+    return Fetched("ingest.source", public(source), f"commit {folder.name[:12]}", _list(inside))
+
+
+def _download_images(job: Job, to: Path | None, dry_run: bool = False) -> Any:
+    """Fetch an image set of the hub, and return its folder; with `dry_run` only the list of its files."""
     from huggingface_hub import snapshot_download
 
+    source = job.ingest.source
     with _naming("ingest.source", source, hub.fix(source)):
-        place = hub.place_of(source, settings.revision)
-        folder = snapshot_download(
+        place = hub.place_of(source, job.ingest.revision)
+        return snapshot_download(
             place.repository,
             repo_type=place.kind,
             revision=place.revision or None,
             allow_patterns=hub.patterns(place),
             cache_dir=_cache(to),
+            dry_run=dry_run,
         )
-    inside = Path(folder, place.folder)
-    return Fetched("ingest.source", public(source), f"commit {Path(folder).name[:12]}", _list(inside))
 
 
 def _fetch_teacher(network: str, to: Path | None) -> Fetched:
@@ -183,17 +208,11 @@ def _copy(field: str, source: str, to: Path | None, follow_links: bool = True) -
     Args:
         follow_links: whether files of a local folder are copied to which links from it lead.
     """
-    name = public(source)
+    name, (filesystem, info) = public(source), _find(field, source)
     if to is None:
         place = "read from its store" if "://" in source else "on this machine"
         return Fetched(field, name, place)
-    try:
-        filesystem, path = open_uri(source, field)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    info = filesystem.get_file_info(path)
-    if info.type == pafs.FileType.NotFound:
-        raise ConfigError(f"{field}: there is no {name}; name a folder, a file or a URI")
+    path = info.path
     limit = limit_of(filesystem, path, follow_links)
     found = [File(path, int(info.size or 0))] if info.is_file else files.list_files(filesystem, path, recursive=True)
     found = [file for file in found if not leaves(file.path, limit)]
@@ -204,6 +223,18 @@ def _copy(field: str, source: str, to: Path | None, follow_links: bool = True) -
     with ThreadPoolExecutor(_THREADS) as threads:
         list(threads.map(lambda file: _copy_file(filesystem, file, places[file]), new))
     return Fetched(field, name, "copied", sorted(places.values()), str(target))
+
+
+def _find(field: str, source: str) -> tuple[pafs.FileSystem, pafs.FileInfo]:
+    """Find a file or folder of this machine or of a store."""
+    try:
+        filesystem, path = open_uri(source, field)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    info = filesystem.get_file_info(path)
+    if info.type == pafs.FileType.NotFound:
+        raise ConfigError(f"{field}: there is no {public(source)}; name a folder, a file or a URI")
+    return filesystem, info
 
 
 def _copy_file(filesystem: pafs.FileSystem, file: File, place: Path) -> None:

@@ -144,8 +144,17 @@ def train(
     def of_batch(pixels: "Tensor", labels: "Tensor") -> "Tensor":
         return loss(network, teacher, pixels, labels, generator, settings, augment)
 
-    options = {"epochs": epochs, "ipc": ipc, "num_classes": num_classes}
-    yield from train_with(of_batch, network, images, settings, name=name, generator=generator, **options)
+    yield from train_with(
+        of_batch,
+        network,
+        images,
+        settings,
+        name=name,
+        epochs=epochs,
+        generator=generator,
+        ipc=ipc,
+        num_classes=num_classes,
+    )
 
 
 def train_with(

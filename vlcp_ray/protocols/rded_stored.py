@@ -61,8 +61,17 @@ def train(
         return loss(network, of_images, pixels, rows, generator, settings, augment)
 
     numbered = (pixels, torch.arange(len(pixels), device=device))
-    options = {"epochs": epochs, "ipc": ipc, "num_classes": num_classes}
-    yield from rded.train_with(of_batch, network, numbered, settings, name=name, generator=generator, **options)
+    yield from rded.train_with(
+        of_batch,
+        network,
+        numbered,
+        settings,
+        name=name,
+        epochs=epochs,
+        generator=generator,
+        ipc=ipc,
+        num_classes=num_classes,
+    )
 
 
 def loss(

@@ -9,6 +9,7 @@ from typing import Final
 
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.sources.classes import LISTS, Glossary, load_glossary
+from vlcp_ray.sources.reader import list_some
 
 #: The value of `--classes` that says that class numbers are those of the job.
 OF_JOB: Final = "job"
@@ -33,7 +34,7 @@ class JobClasses:
         unknown = [name for name, label in zip(found, labels, strict=True) if label is None]
         if unknown:
             close = difflib.get_close_matches(unknown[0], [*self.names, *self.keys], n=1)
-            fix = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(self.names[:5])}{self._dots}"
+            fix = f"did you mean {close[0]!r}?" if close else f"it has {list_some(self.names)}"
             more = f" (and {len(unknown) - 1} more)" if unknown[1:] else ""
             numbers = self._numbers_fix if all(name.isdigit() for name in unknown) else ""
             raise ConfigError(f"{place}: the job has no class {unknown[0]!r}{more}; {numbers or fix}")
@@ -104,15 +105,11 @@ class JobClasses:
         return load_glossary("")
 
     @property
-    def _dots(self) -> str:
-        return " ..." if len(self.names) > 5 else ""
-
-    @property
     def _numbers_fix(self) -> str:
-        first = ", ".join(f"{number} {name}" for number, name in enumerate(self.names[:3]))
+        numbered = list_some(f"{number} {name}" for number, name in enumerate(self.names))
         return (
             f"give --classes with a list of the package ({', '.join(LISTS)}) or a file with a line for each number, or "
-            f"--classes {OF_JOB} where the numbers are the job's labels ({first} ...)"
+            f"--classes {OF_JOB} where the numbers are the job's labels ({numbered})"
         )
 
 

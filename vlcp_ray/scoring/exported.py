@@ -1,10 +1,9 @@
 """Read an export of ours: the rows as they were, with their ids, and which set of which run it is."""
 
-import io
 import json
 import posixpath
-import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
@@ -18,7 +17,10 @@ from vlcp_ray.exports.dataset import SOFT_LABEL
 from vlcp_ray.scoring.class_names import JobClasses
 from vlcp_ray.scoring.given import GivenSet, Rows, as_rows, soft_table
 from vlcp_ray.settings import ConfigError
-from vlcp_ray.sources.local_files import leaves
+from vlcp_ray.sources.local_files import leaves, limit_of
+from vlcp_ray.sources.samples import MAX_LABEL_BYTES, samples
+from vlcp_ray.sources.shards import ShardError, open_shard
+from vlcp_ray.sources.tars import Member, Tar, open_tar
 from vlcp_ray.stages.ingest import Ingest
 from vlcp_ray.stages.ingest.check import checker
 from vlcp_ray.store import files
@@ -26,7 +28,6 @@ from vlcp_ray.store.artifact import Artifact
 from vlcp_ray.store.tables import check_types
 
 _MAX_TEXT: Final = 2**30  # bytes of a list of images
-_MAX_SHARD: Final = 2**33  # bytes of a tar or parquet file of 1,000 images
 _MAX_SET: Final = 2**24  # bytes of SET
 _PART: Final = 1000  # rows of a file
 _COLUMNS: Final = ("image", "image_id", "class_name")
@@ -76,7 +77,7 @@ def read_facts(folder: Artifact) -> Facts | None:
         found = json.loads(files.read(folder.filesystem, place, _MAX_SET))
         key = (found["method"], found["seed"], found["ipc"])
         facts = Facts(*key, tuple(found["classes"]), found["teacher"], tuple(found.get("image_ids", ())))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(
             f"{place}: it is no file of an export ({error}); remove it to read the images alone"
         ) from error
@@ -111,15 +112,14 @@ def read(folder: Artifact, facts: Facts, shown: str, classes: JobClasses, teache
     found, shares = Rows(len(classes.names)), dict[str, tuple[float, ...]]()
     for row in _checked(rows(), shown, facts, settings):
         found.add(row.image_id, labels[row.class_name], row.image, images.describe(row.image)[1:])
-        shares |= {row.image_id: row.soft} if row.soft else {}
+        shares[row.image_id] = row.soft
     classes.check_complete(found.counts, shown)
-    is_own = len(shares) == len(found.rows) and facts.teacher != teacher
+    is_own = facts.teacher not in ("", teacher)
     soft = soft_table(list(shares), np.array(list(shares.values()), np.float32)[:, order]) if is_own else None
 
     def tables() -> Iterator[pa.Table]:
-        found = ((row.image_id, labels[row.class_name], row.image) for row in rows())
-        while part := list(islice(found, _PART)):
-            yield as_rows(part, classes.names)
+        for part in _in_parts(rows()):
+            yield as_rows([(row.image_id, labels[row.class_name], row.image) for row in part], classes.names)
 
     return GivenSet(
         source=shown,
@@ -128,7 +128,7 @@ def read(folder: Artifact, facts: Facts, shown: str, classes: JobClasses, teache
         content=found.content(soft),
         counts=tuple(found.counts),
         sizes=found.sizes,
-        labels=("soft: probabilities" if is_own else LABELS_OF_JOB) if shares else "class names",
+        labels=("soft: probabilities" if is_own else LABELS_OF_JOB) if facts.teacher else "class names",
         soft=soft,
         notes=(which(facts),),
         method=facts.method,
@@ -138,23 +138,35 @@ def read(folder: Artifact, facts: Facts, shown: str, classes: JobClasses, teache
 
 
 def _checked(rows: Iterable[Row], shown: str, facts: Facts, settings: Ingest) -> Iterator[Row]:
-    """Yield the rows, once each is known to have an id of its own, a class of the export and a usable image."""
+    """Yield the rows, once each is known to have an id and a soft label of its own, a class of the export and an image.
+
+    Only an export with a teacher has soft labels.
+    """
     seen, check = set[str](), checker(settings.max_pixels, settings.max_seconds)
-    for row in rows:
-        if row.class_name not in facts.classes or row.image_id in seen:
-            what = "twice" if row.image_id in seen else f"of the class {row.class_name!r}, which {SET} lacks"
-            raise ConfigError(f"{shown}: the export has the image {row.image_id} {what}; export the set again")
-        seen.add(row.image_id)
-        if problem := check([row.image])[0]:
-            raise ConfigError(f"{shown}: image {row.image_id} cannot be used: {problem[1]}")
-        if row.soft and len(row.soft) != len(facts.classes):
-            raise ConfigError(
-                f"{shown}: the soft label of {row.image_id} has {len(row.soft)} numbers, not {len(facts.classes)}"
-            )
-        yield row
+    shares = len(facts.classes) if facts.teacher else 0
+    for part in _in_parts(rows):
+        for row, problem in zip(part, check([row.image for row in part]), strict=True):
+            if row.class_name not in facts.classes or row.image_id in seen:
+                what = "twice" if row.image_id in seen else f"of the class {row.class_name!r}, which {SET} lacks"
+                raise ConfigError(f"{shown}: the export has the image {row.image_id} {what}; export the set again")
+            seen.add(row.image_id)
+            if problem:
+                raise ConfigError(f"{shown}: image {row.image_id} cannot be used: {problem[1]}")
+            if len(row.soft) != shares:
+                raise ConfigError(
+                    f"{shown}: the soft label of {row.image_id} has {len(row.soft)} numbers, not {shares}; export the "
+                    "set again"
+                )
+            yield row
 
 
-def _open(folder: Artifact, settings: Ingest) -> tuple[str, Any]:
+def _in_parts(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    rows = iter(rows)
+    while part := list(islice(rows, _PART)):
+        yield part
+
+
+def _open(folder: Artifact, settings: Ingest) -> tuple[str, Callable[[], Iterator[Row]]]:
     """Return the format of an export, and a function that yields its rows."""
     names = {file.path[len(folder.path) + 1 :] for file in folder.files() + folder.files("data")}
     names |= {f"train/{file.name}" for file in folder.files("train", ".jsonl")}
@@ -172,7 +184,7 @@ def _open(folder: Artifact, settings: Ingest) -> tuple[str, Any]:
 
 
 def _image_folder(folder: Artifact, settings: Ingest) -> Iterator[Row]:
-    limit = f"{folder.path}/train" if isinstance(folder.filesystem, pafs.LocalFileSystem) else ""
+    limit = limit_of(folder.filesystem, folder.path, settings.follow_links)
     for line in _read(folder, _METADATA, _MAX_TEXT).splitlines():
         found = _parse(line, folder, _METADATA)
         name = found.get("file_name", "")
@@ -186,45 +198,61 @@ def _image_folder(folder: Artifact, settings: Ingest) -> Iterator[Row]:
 def _parquet(folder: Artifact, names: list[str], settings: Ingest) -> Iterator[Row]:
     from pyarrow import parquet
 
+    limit = limit_of(folder.filesystem, folder.path, settings.follow_links)
     for name in names:
         place = f"{folder.path}/{name}"
-        try:
-            file = parquet.ParquetFile(pa.BufferReader(_read(folder, name, _MAX_SHARD)))
-            columns = [*_COLUMNS, *([SOFT_LABEL] if SOFT_LABEL in file.schema_arrow.names else [])]
-            check_types(file.schema_arrow, columns, place, "export the set again")
-            for batch in file.iter_batches(100, columns=columns):
-                for found in batch.to_pylist():
-                    image = found["image"]["bytes"] if isinstance(found["image"], dict) else None
-                    if not isinstance(image, bytes) or len(image) > settings.max_bytes:
-                        raise ConfigError(f"{place}: image {found['image_id']} has no bytes, or more than are allowed")
-                    yield _row(found, image, place)
-        except ConfigError:
-            raise
-        except (pa.ArrowException, ValueError, OSError) as error:
-            raise ConfigError(
-                f"{place}: it cannot be read ({str(error).splitlines()[0]}); export the set again"
-            ) from error
+        with _naming(place), open_shard(folder.filesystem, place, limit) as shard:
+            try:
+                file = parquet.ParquetFile(shard, pre_buffer=False)
+                columns = [*_COLUMNS, *([SOFT_LABEL] if SOFT_LABEL in file.schema_arrow.names else [])]
+                check_types(file.schema_arrow, columns, place, "export the set again")
+                for batch in file.iter_batches(100, columns=columns, use_threads=False):
+                    yield from (_row_of_table(found, settings, place) for found in batch.to_pylist())
+            except ConfigError:
+                raise
+            except (pa.ArrowException, ValueError, OSError) as error:
+                raise shard.damage(error) from error
+
+
+def _row_of_table(found: Mapping[str, Any], settings: Ingest, place: str) -> Row:
+    column = found.get("image")
+    image = column.get("bytes") if isinstance(column, dict) else None
+    if not isinstance(image, bytes):
+        raise ConfigError(f"{place}: the image {found.get('image_id')} has no bytes; export the set again")
+    _check_size(len(image), settings.max_bytes, f"{place}: the image {found.get('image_id')}")
+    return _row(found, image, place)
 
 
 def _tars(folder: Artifact, names: list[str], settings: Ingest) -> Iterator[Row]:
+    limit = limit_of(folder.filesystem, folder.path, settings.follow_links)
     for name in names:
         place = f"{folder.path}/{name}"
-        try:
-            with tarfile.open(fileobj=io.BytesIO(_read(folder, name, _MAX_SHARD))) as tar:
-                members: dict[str, dict[str, tarfile.TarInfo]] = {}
-                for member in tar:
-                    if member.isfile() and member.size <= settings.max_bytes:
-                        key, _, kind = member.name.partition(".")
-                        members.setdefault(key, {})[kind] = member
-                for parts in members.values():
-                    image = next((part for kind, part in parts.items() if kind not in ("cls", "json")), None)
-                    if image is None or "json" not in parts:
-                        raise ConfigError(f"{place}: a sample has no image or no json; export the set again")
-                    contents = [tar.extractfile(part) for part in (parts["json"], image)]
-                    text, data = (content.read() if content else b"" for content in contents)
-                    yield _row(_parse(text, folder, name), data, place)
-        except tarfile.TarError as error:
-            raise ConfigError(f"{place}: it is no tar file ({error}); export the set again") from error
+        with _naming(place):
+            tar = open_tar(folder.filesystem, place, limit)
+            for sample in samples(tar, settings.max_bytes):
+                text, image = sample.members.get("json"), sample.image() or sample.members.get("img")
+                if text is None or image is None:
+                    raise ShardError(f"the sample {sample.key} has no image or no json")
+                found = _parse(_read_member(tar, text, MAX_LABEL_BYTES, place), folder, name)
+                yield _row(found, _read_member(tar, image, settings.max_bytes, place), place)
+            if error := tar.error_at_end():
+                raise ShardError(error)
+
+
+def _read_member(tar: Tar, member: Member, most: int, place: str) -> bytes:
+    if member.content is None:
+        raise ShardError(f"{member.name} is {member.problem}")
+    _check_size(member.content.size, most, f"{place}: {member.name}")
+    return tar.read(member.content)
+
+
+@contextmanager
+def _naming(place: str) -> Iterator[None]:
+    """Turn the error of a damaged file into one that names it."""
+    try:
+        yield
+    except ShardError as error:
+        raise ConfigError(f"{place}: it cannot be read ({error}); export the set again") from error
 
 
 def _read(folder: Artifact, name: str, most: int) -> bytes:
@@ -235,15 +263,19 @@ def _read(folder: Artifact, name: str, most: int) -> bytes:
         raise ConfigError(
             f"{path}: it cannot be read ({error.strerror or error}); copy all files of the export"
         ) from error
-    if len(content) > most:
-        raise ConfigError(f"{path}: it has more than {most:,} bytes")
+    _check_size(len(content), most, path)
     return content
+
+
+def _check_size(size: int, most: int, place: str) -> None:
+    if size > most:
+        raise ConfigError(f"{place} has more than {most:,} bytes; of an image ingest.max_bytes is the limit")
 
 
 def _parse(text: bytes, folder: Artifact, name: str) -> Mapping[str, Any]:
     try:
         found = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(
             f"{folder.path}/{name}: it has a line that is no JSON ({error}); export the set again"
         ) from error

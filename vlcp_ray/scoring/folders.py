@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 
@@ -34,8 +34,8 @@ def read(source: str, shown: str, classes: JobClasses, class_list: str, settings
     keys, names = opened.classes.keys, opened.classes.names
     labels = dict(zip(keys, _labels(keys, names, classes, class_list, shown), strict=True))
     check, found, skipped = checker(settings.max_pixels, settings.max_seconds), Rows(len(classes.names)), Counter[str]()
-    for table in _tables(opened, shown, skipped):
-        for row, problem in zip(table.to_pylist(), check(table["image"].to_pylist()), strict=True):
+    for part in _rows(opened, shown, skipped):
+        for row, problem in zip(part, check([row["image"] for row in part]), strict=True):
             if problem:
                 raise ConfigError(f"{shown}: {row['source']} cannot be used: {problem[1]}")
             found.add(row["image_id"], labels[row["class_key"]], row["image"], images.describe(row["image"])[1:])
@@ -43,16 +43,16 @@ def read(source: str, shown: str, classes: JobClasses, class_list: str, settings
         raise ConfigError(f"{shown}: it has no training images{_not_read(skipped)}")
     classes.check_complete(found.counts, shown)
 
-    def rows() -> Iterator[pa.Table]:
-        for table in _tables(opened, shown, Counter()):
-            parts = [(row["image_id"], labels[row["class_key"]], row["image"]) for row in table.to_pylist()]
-            yield as_rows(parts, classes.names)
+    def tables() -> Iterator[pa.Table]:
+        for part in _rows(opened, shown, Counter()):
+            rows = [(row["image_id"], labels[row["class_key"]], row["image"]) for row in part]
+            yield as_rows(rows, classes.names)
 
     notes = [f"not read: {format_skipped(skipped)}"] if skipped else []
     return GivenSet(
         source=shown,
         form=opened.description,
-        rows=rows,
+        rows=tables,
         content=found.content(),
         counts=tuple(found.counts),
         sizes=found.sizes,
@@ -88,8 +88,8 @@ def _labels(
     return classes.match(wanted, shown)
 
 
-def _tables(source: Source, shown: str, skipped: Counter[str]) -> Iterator[pa.Table]:
-    """Yield the rows of train, each with an id of its own: sets without file names have the same for equal images."""
+def _rows(source: Source, shown: str, skipped: Counter[str]) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows of train, some at a time, each with an id of its own: tables may have equal ones."""
     seen = Counter[str]()
     for part in source.parts():
         if part.split == "val":
@@ -102,10 +102,10 @@ def _tables(source: Source, shown: str, skipped: Counter[str]) -> Iterator[pa.Ta
                 if (number := seen[row["image_id"]]) > 1:
                     row["image_id"] = f"{row['image_id']}#{number}"
             if rows:
-                yield pa.Table.from_pylist(rows, table.schema)
+                yield rows
 
 
-def _check_row(row: Mapping[str, str], source: Source, shown: str) -> None:
+def _check_row(row: Mapping[str, Any], source: Source, shown: str) -> None:
     if row["reason"]:
         raise ConfigError(f"{shown}: {row['source']} cannot be read: {row['detail']}")
     if row["class_key"] not in source.classes.keys:

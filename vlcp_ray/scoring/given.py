@@ -96,7 +96,7 @@ class Entry:
 
 
 class Rows:
-    """Collect what `GivenSet` says of rows, which are read once for it."""
+    """Count and hash the images of a set as they are read."""
 
     def __init__(self, classes: int) -> None:
         self.counts, self.sizes, self.rows = [0] * classes, Counter[tuple[int, int]](), list[tuple[str, int, str]]()

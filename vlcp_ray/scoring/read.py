@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 from pyarrow import fs as pafs
 
+from vlcp_ray.exports.dd_ranking import IMAGES
 from vlcp_ray.images import Pixels
 from vlcp_ray.scoring import exported, folders, scales, tensors, whitening
 from vlcp_ray.scoring.class_names import JobClasses
@@ -39,7 +40,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Known:
-    """What the job knows that sets are read by.
+    """What is used of the job to read sets.
 
     Args:
         classes: of the job.
@@ -85,9 +86,10 @@ def _read(place: str, options: Options, known: Known) -> tuple[GivenSet, set[str
     is_local = isinstance(filesystem, pafs.LocalFileSystem)
     if is_local and not Path(path).exists():
         raise ConfigError(f"{shown}: there is no such file or folder")
-    facts = exported.read_facts(Artifact(filesystem, path))
     file = _tensor_file(Path(path)) if is_local else None
-    if file is None and path.endswith(tensors.SUFFIXES):
+    is_exported = file is not None and file.name == IMAGES  # the tensor of an export lies beside its file SET
+    facts = exported.read_facts(Artifact(filesystem, str(file.parent) if file and is_exported else path))
+    if file is None and path.lower().endswith(tensors.SUFFIXES):
         raise ConfigError(f"{shown}: tensor files are read from a local disk; copy it and its labels first")
     if file is not None:
         return _read_tensors(file, str(file) if str(file) != path else shown, options, known, facts)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 #: What sets are compared with, unless the user says: random images and coresets of real images.
 BESIDE: Final = (random_images.METHOD.name, herding.METHOD.name, k_center.METHOD.name)
-_MADE_OF: Final = {"images", "teacher"}  # the inputs of methods that distil nothing
+_MADE_OF: Final = {"images", "teacher", "difficulty"}  # the inputs of methods that select images
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +97,7 @@ def scoring_job(job: Job, beside: Sequence[str] | None, keys: Sequence[tuple[int
     """
     whole = [full.METHOD.name] if full.METHOD.name in job.compare.methods else []
     names = [*BESIDE, *whole] if beside is None else list(dict.fromkeys(beside))
-    possible = [name for name, method in METHODS.items() if {*method.inputs} <= _MADE_OF]
+    possible = [name for name, method in METHODS.items() if {*method.inputs} <= _MADE_OF and not method.optimised_from]
     for name in names:
         if name not in possible:
             raise ConfigError(f"--beside {name}: nothing is distilled here; choose among {', '.join(possible)}")

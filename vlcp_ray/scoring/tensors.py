@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from vlcp_ray.scoring.scales import Numbers
 from vlcp_ray.settings import ConfigError
+from vlcp_ray.sources.reader import list_some
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,7 +65,9 @@ def find_file(folder: Path) -> Path | None:
     Raises:
         ConfigError: it holds several that may have the images.
     """
-    files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and not path.name.startswith("."))
+    files = sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    )
     if not files:
         return None
     found = [path for path in files if path.stem.lower().startswith(_IMAGES)]
@@ -147,7 +150,9 @@ def _parts(content: Any, file: Path) -> tuple[Any, Any, tuple[str, ...]]:
         names = next((found[name] for name in _CLASSES if name in found), ())
         is_named = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
         if images is None or not is_named:
-            raise ConfigError(f"{file}: it is a dict of {_some(found)}, without images and labels as such; {_FIX}")
+            raise ConfigError(
+                f"{file}: it is a dict of {list_some(found) or 'nothing'}, without images and labels as such; {_FIX}"
+            )
         return images, labels, tuple(names)
     if isinstance(content, list | tuple):
         if len(content) == 2 and all(isinstance(part, torch.Tensor) for part in content):
@@ -273,7 +278,3 @@ def _of_rows(rows: npt.NDArray[np.float64]) -> Labels:
     shares = np.exp(rows - rows.max(1, keepdims=True))
     shares /= shares.sum(1, keepdims=True)
     return Labels(numbers, shares.astype(np.float32), "soft: logits, of which the softmax is taken", rows.shape[1])
-
-
-def _some(names: Mapping[str, Any]) -> str:
-    return ", ".join(list(names)[:8]) or "nothing"

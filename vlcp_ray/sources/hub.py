@@ -8,7 +8,7 @@ from urllib.parse import unquote
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.store.uris import public
 
-_SCHEME: Final = "hf://"
+SCHEME: Final = "hf://"
 _URI: Final = re.compile(r"hf://(datasets/|spaces/|(?!datasets/|spaces/))([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.*))?")
 
 
@@ -36,9 +36,9 @@ def at_commit(source: str, revision: str) -> tuple[str, str]:
 
     Where HF_HUB_OFFLINE is set, the set is read from the cache of the hub, if `vlcp-ray fetch` has brought all of it.
     """
-    if not source.startswith(_SCHEME):
+    if not source.startswith(SCHEME):
         if revision:
-            raise ConfigError(f"ingest.revision: only sets of the hub ({_SCHEME}) have revisions; leave it out")
+            raise ConfigError(f"ingest.revision: only sets of the hub ({SCHEME}) have revisions; leave it out")
         return source, ""
     try:
         uri, commit = _find(source, revision)
@@ -63,7 +63,7 @@ def _find(source: str, revision: str) -> tuple[str, str]:
         HfApi().auth_check(found.repo_id, repo_type=found.repo_type)
     folder = {"dataset": "datasets/", "space": "spaces/"}.get(found.repo_type, "")
     inner = f"/{found.path_in_repo}" if found.path_in_repo else ""
-    return f"{_SCHEME}{folder}{found.repo_id}@{info.sha}{inner}", str(info.sha)
+    return f"{SCHEME}{folder}{found.repo_id}@{info.sha}{inner}", str(info.sha)
 
 
 def place_of(source: str, revision: str) -> Place:
@@ -115,7 +115,7 @@ def _explain(source: str, revision: str, error: Exception) -> str:
 
 def fix(source: str) -> str:
     """Return what to do about a set of the hub that cannot be read; "" for other sources."""
-    if not source.startswith(_SCHEME):
+    if not source.startswith(SCHEME):
         return ""
     return (
         "if it is gated or private, accept its terms on its page and log in with hf auth login, or set HF_TOKEN; "

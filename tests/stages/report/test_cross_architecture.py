@@ -1,13 +1,16 @@
 """Tests of the table of teachers by students: means and intervals by hand, the page and the text."""
 
+import dataclasses
 from typing import Any
 
 import pytest
 from scipy import stats
 
+from tests.stages.report.test_render import EMPTY, Page
 from tests.stages.report.test_scores import scores, sets, trials
 from vlcp_ray.stages.report.cross_architecture import cells, cells_json, format_cell, matrices
 from vlcp_ray.stages.report.differences import mean_interval
+from vlcp_ray.stages.report.render import render
 from vlcp_ray.stages.report.score_section import evaluation_views, score_rows
 from vlcp_ray.stages.report.scores import differences_json, headline, score_summary, score_table
 
@@ -69,6 +72,19 @@ def test_matrix_has_a_row_for_each_method_and_teacher_and_a_column_for_each_stud
     ]
     assert matrix["rows"][0]["texts"] == ["60.0 [35.2, 84.8]", "30.0"]
     assert format_cell({"top1": 0.5, "low": None, "high": None}) == "50.0"
+
+
+def test_matrix_of_the_full_train_split_is_the_last() -> None:
+    full = [row for network in ("ConvNet-3", "vgg11") for row in trials("full", 0, (0.9,), network)]
+    hard = [row for network in ("ConvNet-3", "vgg11") for row in trials("random", 2, (0.5,), network)]
+    assert [matrix["ipc"] for matrix in matrices(scores(full, hard))] == [2, 0]
+
+
+def test_page_names_the_methods_that_use_the_first_teacher() -> None:
+    rows = [row | {"method": "moderate"} if row["method"] == "random" else row for row in SCORED.to_pylist()]
+    text = Page(render(dataclasses.replace(EMPTY, scores=scores(rows)))).text
+    assert "The images of moderate are made with the first teacher of the job." in text
+    assert "first teacher" not in Page(render(dataclasses.replace(EMPTY, scores=SCORED))).text
 
 
 def test_methods_are_compared_under_the_labels_of_the_same_teacher() -> None:

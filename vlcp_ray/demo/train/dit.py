@@ -1,6 +1,5 @@
 """Train the tiny DiT on latents of printed glyphs, of which each character is a class."""
 
-import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -9,17 +8,13 @@ import torch
 from numpy.typing import NDArray
 
 from vlcp_ray.demo import digits
-from vlcp_ray.demo.train import glyphs
-from vlcp_ray.demo.train.progress import Progress, warm_cosine
+from vlcp_ray.demo.train import denoising, glyphs
 from vlcp_ray.demo.train.vae import moments
 from vlcp_ray.models.dit import Diffusion, share_embeddings
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel
 
-STEPS = 3000
-BATCH = 64
-LEARNING_RATE = 2e-3
 EMA_DECAY = 0.998
 CLASS_DROPOUT = 0.1
 #: The names of the classes in the order of their numbers: ten digits, then letters.
@@ -57,12 +52,16 @@ def build_scheduler() -> "DDIMScheduler":
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(
-        beta_start=0.0001, beta_end=0.02, beta_schedule="linear", clip_sample=False, num_train_timesteps=1000
+        beta_start=0.0001,
+        beta_end=0.02,
+        beta_schedule="linear",
+        clip_sample=False,
+        num_train_timesteps=denoising.TIMESTEPS,
     )
 
 
 def train(
-    vae: "AutoencoderKL", images: NDArray[np.uint8], names: list[str], steps: int = STEPS, seed: int = 0
+    vae: "AutoencoderKL", images: NDArray[np.uint8], names: list[str], steps: int = denoising.STEPS, seed: int = 0
 ) -> "DiTTransformer2DModel":
     """Train the DiT on `steps` of 64 latents, and return its moving average (EMA).
 
@@ -74,40 +73,28 @@ def train(
         seed: of weights, batches, noise and classes that are dropped.
     """
     torch.manual_seed(seed)
-    stored = moments(vae, images)
     numbers = torch.tensor([NAMES.index(name) for name in names])
-    network = share_embeddings(build())
-    averaged = copy.deepcopy(network).requires_grad_(False)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
-    schedule, progress = warm_cosine(optimizer, steps), Progress("dit", steps, BATCH)
+    network = share_embeddings(build()).eval()  # classes are dropped here, not in each block
     diffusion = Diffusion(build_scheduler(), torch.device("cpu"))
     generator = torch.Generator().manual_seed(seed)
-    network.eval()  # classes are dropped here, not in each block
-    for step in range(steps):
-        chosen = torch.randint(len(stored), (BATCH,), generator=generator)
-        mean, std = stored[chosen].unbind(dim=1)
-        clean = mean + std * torch.randn(mean.shape, generator=generator)
-        noise = torch.randn(clean.shape, generator=generator)
-        times = torch.randint(diffusion.timesteps, (BATCH,), generator=generator)
-        dropped = torch.rand(BATCH, generator=generator) < CLASS_DROPOUT
+
+    def loss(chosen: torch.Tensor, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        dropped = torch.rand(len(chosen), generator=generator) < CLASS_DROPOUT
         classes = torch.where(dropped, len(NAMES), numbers[chosen])
-        noisy = diffusion.add_noise(clean, noise, times)
-        output = network(noisy, times, classes, return_dict=False)[0]
-        loss = diffusion.losses(output, clean, noisy, noise, times).mean()
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        _average(averaged, network, min(EMA_DECAY, (1 + step) / (10 + step)))
-        progress.step(loss.item())
-    return averaged
+        noisy = diffusion.add_noise(clean, noise, timesteps)
+        output = network(noisy, timesteps, classes, return_dict=False)[0]
+        return diffusion.losses(output, clean, noisy, noise, timesteps).mean()
 
-
-@torch.no_grad()
-def _average(averaged: torch.nn.Module, network: torch.nn.Module, decay: float) -> None:
-    for average, new in zip(averaged.parameters(), network.parameters(), strict=True):
-        average.lerp_(new, 1 - decay)
+    return denoising.train(
+        "dit",
+        network,
+        moments(vae, images),
+        loss,
+        generator,
+        steps=steps,
+        weight_decay=0.0,
+        ema_decay=EMA_DECAY,
+    )
 
 
 def save(folder: Path, vae: "AutoencoderKL", network: "DiTTransformer2DModel") -> None:
@@ -116,6 +103,9 @@ def save(folder: Path, vae: "AutoencoderKL", network: "DiTTransformer2DModel") -
 
     plain = build()
     plain.load_state_dict(network.state_dict())  # each block with an embedding of its own, as diffusers stores them
-    pipeline = DiTPipeline(plain.half(), vae.half(), build_scheduler())
+    # Without `_name_or_path`, which would be the path on this machine that `vae` was read from.
+    own_vae = type(vae)(**{name: value for name, value in vae.config.items() if not name.startswith("_")})
+    own_vae.load_state_dict(vae.state_dict())
+    pipeline = DiTPipeline(plain.half(), own_vae.half(), build_scheduler())
     pipeline.register_to_config(id2label={str(number): name for number, name in enumerate(NAMES)})
     pipeline.save_pretrained(folder)

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from vlcp_ray.demo import digits
 from vlcp_ray.demo.train import augment, properties, tokens
-from vlcp_ray.demo.train.progress import Progress, warm_cosine
+from vlcp_ray.demo.train.training import Training
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
@@ -136,16 +136,14 @@ def train(
     model = build(tokenizer)
     heads = Heads(model.config.vision_config.hidden_size)
     _train_tower(model, heads, pixel_values(images), targets, tower_steps, seed)
-    optimizer = torch.optim.AdamW([*model.parameters(), *heads.parameters()], lr=LEARNING_RATE, weight_decay=0.01)
-    schedule = warm_cosine(optimizer, steps)
-    progress = Progress("llava", steps, BATCH)
+    weights = [*model.parameters(), *heads.parameters()]
+    training = Training("llava", weights, steps, BATCH, LEARNING_RATE, weight_decay=0.01)
     rng = random.Random(seed)  # noqa: S311
     for chosen in _batches(len(images), BATCH, steps, seed):
         batch = _texts(tokenizer, [(int(labels[i]), words[i]) for i in chosen], rng)
         pixels = pixel_values(images[chosen])
         loss = model(pixel_values=pixels, **batch).loss + 0.3 * heads(features(model, pixels), targets[chosen])
-        _update(loss, optimizer, schedule)
-        progress.step(loss.item())
+        training.step(loss)
     return model.eval()
 
 
@@ -163,22 +161,10 @@ def _train_tower(
     steps: int,
     seed: int,
 ) -> None:
-    parameters = [*model.model.vision_tower.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.01)
-    schedule = warm_cosine(optimizer, steps)
-    progress = Progress("llava tower", steps, TOWER_BATCH)
+    weights = [*model.model.vision_tower.parameters(), *heads.parameters()]
+    training = Training("llava tower", weights, steps, TOWER_BATCH, LEARNING_RATE, weight_decay=0.01)
     for chosen in _batches(len(pixels), TOWER_BATCH, steps, seed):
-        loss = heads(features(model, pixels[chosen]), targets[chosen])
-        _update(loss, optimizer, schedule)
-        progress.step(loss.item())
-
-
-def _update(loss: torch.Tensor, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LambdaLR) -> None:
-    optimizer.zero_grad()
-    torch.autograd.backward(loss)
-    torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
-    optimizer.step()
-    schedule.step()
+        training.step(heads(features(model, pixels[chosen]), targets[chosen]))
 
 
 def _batches(count: int, size: int, steps: int, seed: int) -> Iterator[NDArray[np.int64]]:

@@ -1,6 +1,5 @@
 """Train the UNet and the text encoder of the tiny Stable Diffusion together, on latents of printed glyphs."""
 
-import copy
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,17 +10,13 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from vlcp_ray.demo import digits
-from vlcp_ray.demo.train import properties, tokens
-from vlcp_ray.demo.train.progress import Progress, warm_cosine
+from vlcp_ray.demo.train import denoising, properties, tokens
 from vlcp_ray.demo.train.vae import moments
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-STEPS = 3000
-BATCH = 64
-LEARNING_RATE = 2e-3
 EMA_DECAY = 0.995
 TEXT_WIDTH = 64
 
@@ -70,7 +65,7 @@ def build_scheduler() -> "PNDMScheduler":
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
-        num_train_timesteps=1000,
+        num_train_timesteps=denoising.TIMESTEPS,
         skip_prk_steps=True,
         set_alpha_to_one=False,
         steps_offset=1,
@@ -95,7 +90,7 @@ def train(
     tokenizer: "CLIPTokenizer",
     images: NDArray[np.uint8],
     names: list[str],
-    steps: int = STEPS,
+    steps: int = denoising.STEPS,
     seed: int = 0,
 ) -> "tuple[UNet2DConditionModel, CLIPTextModel]":
     """Train UNet and text encoder, and return their moving averages (EMA).
@@ -112,31 +107,27 @@ def train(
         seed: of weights, batches, noise and prompts.
     """
     torch.manual_seed(seed)
-    latents, words = moments(vae, images), [properties.words(image) for image in images]
+    words = [properties.words(image) for image in images]
     modules = torch.nn.ModuleList([build_unet(), build_text_encoder(tokenizer)])
-    averaged = copy.deepcopy(modules).requires_grad_(False)
-    optimizer = torch.optim.AdamW(modules.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
-    schedule = warm_cosine(optimizer, steps)
-    scheduler, progress = build_scheduler(), Progress("unet", steps, BATCH)
+    scheduler = build_scheduler()
     rng = random.Random(seed)  # noqa: S311
-    generator = torch.Generator().manual_seed(seed)
-    for step in range(steps):
-        chosen = torch.randint(len(latents), (BATCH,), generator=generator)
+
+    def loss(chosen: torch.Tensor, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         texts = [prompt(words[i], names[i], rng) for i in chosen.tolist()]
-        mean, std = latents[chosen].unbind(dim=1)
-        clean = mean + std * torch.randn(mean.shape, generator=generator)
-        noise = torch.randn(clean.shape, generator=generator)
-        times = torch.randint(1000, (BATCH,), generator=generator)
-        noisy = scheduler.add_noise(clean, noise, times)
-        predicted = modules[0](noisy, times, _embed(modules[1], tokenizer, texts)).sample
-        loss = functional.mse_loss(predicted, noise)
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        _average(averaged, modules, min(EMA_DECAY, (1 + step) / (10 + step)))
-        progress.step(loss.item())
+        noisy = scheduler.add_noise(clean, noise, timesteps)
+        predicted = modules[0](noisy, timesteps, _embed(modules[1], tokenizer, texts)).sample
+        return functional.mse_loss(predicted, noise)
+
+    averaged = denoising.train(
+        "unet",
+        modules,
+        moments(vae, images),
+        loss,
+        torch.Generator().manual_seed(seed),
+        steps=steps,
+        weight_decay=0.01,
+        ema_decay=EMA_DECAY,
+    )
     unet, text_encoder = averaged.eval()
     return unet, text_encoder
 
@@ -147,12 +138,6 @@ def _embed(text_encoder: "CLIPTextModel", tokenizer: "CLIPTokenizer", texts: lis
     ids = tokenizer(distinct, padding="max_length", truncation=True, return_tensors="pt").input_ids
     index = {text: number for number, text in enumerate(distinct)}
     return text_encoder(ids)[0][[index[text] for text in texts]]  # type: ignore[no-any-return]
-
-
-@torch.no_grad()
-def _average(averaged: torch.nn.Module, modules: torch.nn.Module, decay: float) -> None:
-    for average, new in zip(averaged.parameters(), modules.parameters(), strict=True):
-        average.lerp_(new, 1 - decay)
 
 
 def save(

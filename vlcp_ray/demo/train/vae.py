@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from vlcp_ray.demo import digits
-from vlcp_ray.demo.train.progress import Progress, warm_cosine
+from vlcp_ray.demo.train.training import Training
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -45,21 +45,13 @@ def train(images: NDArray[np.uint8], steps: int = STEPS, seed: int = 0) -> "Auto
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     vae = build()
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=LEARNING_RATE, weight_decay=1e-4)
-    schedule = warm_cosine(optimizer, steps)
+    training = Training("vae", vae.parameters(), steps, BATCH, LEARNING_RATE, weight_decay=1e-4)
     stored = torch.from_numpy(images).permute(0, 3, 1, 2)
-    progress = Progress("vae", steps, BATCH)
     for _ in range(steps):
         pixels = stored[torch.randint(len(stored), (BATCH,), generator=generator)].float() / 127.5 - 1
         posterior = vae.encode(pixels).latent_dist
         decoded = vae.decode(posterior.sample(generator)).sample
-        loss = reconstruction_loss(decoded, pixels) + KL_WEIGHT * posterior.kl().mean()
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        progress.step(loss.item())
+        training.step(reconstruction_loss(decoded, pixels) + KL_WEIGHT * posterior.kl().mean())
     vae.eval()
     latents = encode(vae, images[:SCALED], seed) / vae.config.scaling_factor
     vae.register_to_config(scaling_factor=round(1 / float(latents.std()), 5))

@@ -372,11 +372,15 @@ def _memory(job: "Job", _: "ModelMemory", __: "Scale") -> Iterator[Memory]:
     if not any(NETWORKS[name].is_of_torchvision for name in names):
         return
     from vlcp_ray.cost.classifiers import training_gib, weights_gib
+    from vlcp_ray.methods import METHODS
 
     size, width, ipc = settings.input_size, settings.width, max(job.ipc)
+    is_full = any(METHODS[name].form == "train split" for name in job.compare.methods)
     needs = []
     for protocol in (PROTOCOLS[name] for name in settings.protocols):
-        images = min(protocol.batch_size(settings, ipc, classes, ipc * classes), ipc * classes)
+        images = protocol.batch_size(settings, ipc, classes, ipc * classes)
+        if not (is_full and protocol.trains_full):  # a set may be smaller than a batch, the train split is not
+            images = min(images, ipc * classes)
         teachers = job.teach.network if protocol.labels == "teacher" else ()
         beside = max((weights_gib(name, size, job.teach.width, classes, TEACHER_NORM) for name in teachers), default=0)
         needs += [

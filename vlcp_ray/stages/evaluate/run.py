@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 from safetensors.torch import load
@@ -130,7 +129,8 @@ def _load_train(artifact: Artifact, size: int) -> LabelledImages:
     split, own = load_split(artifact, "train", size, size, count_cores()), artifact.table(SOFT, SOFT_LABELS)
     if not len(own):
         return split
-    return replace(split, soft=np.array(own.sort_by("image_id")["soft_label"].to_pylist(), np.float32))
+    soft = own.sort_by("image_id")["soft_label"].combine_chunks()
+    return replace(split, soft=soft.flatten().to_numpy().reshape(len(own), -1))
 
 
 def _trial(

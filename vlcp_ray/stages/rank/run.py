@@ -33,7 +33,6 @@ def run(context: Context, steps: Sequence[Step]) -> None:
     task = RankTask(
         context.input(step, "images"),
         context.artifact(step),
-        step.fingerprint,
         context.job.teach.teachers()[0],
         settings,
         class_names,
@@ -55,14 +54,13 @@ class RankTask:
 
     images: Artifact
     target: Artifact
-    fingerprint: str
     teach: Teach
     settings: Rank
     class_names: Sequence[str]
     device: str
 
     def __call__(self, number: int) -> dict[str, float]:
-        """Write the file of a network, and return the seconds that it took, by the fingerprint of the table."""
+        """Write the file of a network, and return the seconds that it took, by the path of the artifact."""
         start, size = time.perf_counter(), self.teach.input_size
         columns = ["image_id", "label", "class_name"]
         identities = self.images.rows("images", IMAGES, columns, "split", pa.array(["train"])).sort_by("image_id")
@@ -72,4 +70,4 @@ class RankTask:
                 identities, train, self.class_names, self.teach, self.settings.epochs, number, self.device
             )
         self.target.write_table(f"difficulty/{_file(number)}", rows)
-        return {self.fingerprint: time.perf_counter() - start}
+        return {self.target.path: time.perf_counter() - start}

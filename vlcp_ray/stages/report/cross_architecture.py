@@ -1,5 +1,6 @@
 """Accuracies across architectures: teachers by students, for each method, with intervals."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -20,9 +21,10 @@ def cells(scores: pa.Table) -> list[Row]:
     Args:
         scores: SCORES.
 
-    Returns rows by protocol, images per class, epochs and method, of settings with more than one teacher or network:
-    these keys, `teacher` (empty under hard labels), `network`, `top1`, the mean of top1_last over the trials that
-    count, its 95 % t interval `low`, `high` (see `differences.mean_interval`), and the numbers of `seeds` and `trials`.
+    Returns rows by protocol, images per class (the full train split last), epochs and method, of settings with more
+    than one teacher or network: these keys, `teacher` (empty under hard labels), `network`, `top1`, the mean of
+    top1_last over the trials that count, its 95 % t interval `low`, `high` (see `differences.mean_interval`), and the
+    numbers of `seeds` and `trials`.
     """
     trials = [trial for trial in scores.to_pylist() if trial["augmented"] and not trial["outcome"]]
     rows = [row for row in score_summary(scores) if row["n"]]
@@ -30,8 +32,12 @@ def cells(scores: pa.Table) -> list[Row]:
     for row in rows:
         pairs.setdefault(_setting(row), set()).add((row["teacher"], row["network"]))
     order = list(dict.fromkeys(row["method"] for row in rows))
+
+    def place(row: Row) -> tuple[Any, ...]:
+        return row["protocol"], row["ipc"] or math.inf, row["epochs"], order.index(row["method"])
+
     found = []
-    for row in sorted(rows, key=lambda row: (row["protocol"], row["ipc"], row["epochs"], order.index(row["method"]))):
+    for row in sorted(rows, key=place):
         if len(pairs[_setting(row)]) > 1:
             own = [trial for trial in trials if all(trial[name] == row[name] for name in _KEYS)]
             top1, low, high = mean_interval(own)

@@ -10,7 +10,7 @@ import jinja2
 import markupsafe
 import pyarrow as pa
 
-from vlcp_ray.methods import random_images, vlcp
+from vlcp_ray.methods import METHODS, random_images, vlcp
 from vlcp_ray.monitoring.printable import printable
 from vlcp_ray.schemas import REASONS
 from vlcp_ray.stages.report import charts
@@ -80,6 +80,7 @@ def _show_unseen(value: Any) -> Any:
 def _score_views(report: Report) -> Row:
     summary = score_summary(report.scores)
     figures = published(report.title, report.class_lists, len(report.class_names))
+    by_teacher = {name for name, method in METHODS.items() if "teacher" in method.inputs}
     return {
         "headline": _headline(report, summary),
         "score_rows": score_rows(summary, figures, report.coverage),
@@ -87,6 +88,7 @@ def _score_views(report: Report) -> Row:
         "budget_notes": budget_notes(summary),
         "evaluation_views": evaluation_views(report.scores, report.class_names, figures),
         "matrices": matrices(report.scores),
+        "by_teacher": [name for name in dict.fromkeys(row["method"] for row in summary) if name in by_teacher],
         "not_shown": not_shown(summary),
         "failures": failures(summary),
         "has_top5": has_top5(summary),

@@ -42,7 +42,8 @@ def run(context: Context, steps: Sequence[Step]) -> None:
         elif method.form == "ids":
             _select_ids(context, method_steps, method.code)
         elif method.form == "labels":
-            make_labelled_sets(context, method_steps, method.code)
+            groups = method.groups(context.job, _labels(context, method_steps[0]))
+            make_labelled_sets(context, method_steps, method.code, groups)
         elif method.form == "partition":
             by_partition += method_steps
         else:
@@ -144,9 +145,8 @@ def _make_by_partition(context: Context, steps: Sequence[Step]) -> None:
         for part in METHODS[name].parts(context.job, _labels(context, steps[0]), list(sets)):
             files = {sets[run].fingerprint: part.file for run in part.runs}
             parts.append(PartFiles((name, part), files))
-    fingerprints = {context.artifact(step).path: step.fingerprint for step in steps}
     device, weights = "cuda" if pool.num_gpus else "cpu", _teacher_weights(context, steps)
-    work = PartitionTask(context.job, weights, images, targets, fingerprints, device)
+    work = PartitionTask(context.job, weights, images, targets, device)
     _complete(context, steps, run_parts(context, steps, "synthetic", parts, "partitions", work, pool))
 
 
@@ -158,18 +158,16 @@ class PartitionTask:
         teacher: as in `SelectionTask`.
         images: IMAGES.
         targets: the sets, by the method's name, then by seed and ipc.
-        fingerprints: of the sets, by their path.
     """
 
     job: Job
     teacher: Any
     images: Artifact
     targets: Mapping[str, Mapping[Run, Artifact]]
-    fingerprints: Mapping[str, str]
     device: str
 
     def __call__(self, named: tuple[str, Part]) -> dict[str, float]:
-        """Write the rows of a part, and return the seconds of each set, equal parts, by its fingerprint.
+        """Write the rows of a part, and return the seconds of each set, equal parts, by its path.
 
         Args:
             named: the name of the method, and the part.
@@ -185,13 +183,13 @@ class PartitionTask:
             [("label", "ascending"), ("image_id", "ascending")]
         )
         needs_teacher = "teacher" in method.inputs
-        teacher = _load_teacher(self.teacher, self.job, self.device) if needs_teacher else None
+        teacher = _load_teacher(self.teacher, self.job.teach, self.device) if needs_teacher else None
         with memory_retained():
             sets = resolve_name(method.code)(rows, part, teacher, self.job, self.device)
         for run, table in sets.items():
             self.targets[name][run].write_table(f"synthetic/{part.file}", table)
         each = (time.perf_counter() - start) / len(part.runs)
-        return {self.fingerprints[self.targets[name][run].path]: each for run in part.runs}
+        return {self.targets[name][run].path: each for run in part.runs}
 
 
 @dataclass(frozen=True)

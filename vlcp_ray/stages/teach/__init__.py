@@ -7,15 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from vlcp_ray.models.networks import (
-    NETWORKS,
-    REFUSED,
-    TEACHER_NORM,
-    check_input_size,
-    check_teacher,
-    check_width,
-)
-from vlcp_ray.settings import ConfigError, OneOf, Positive, Settings, check_unique
+from vlcp_ray.models.networks import NETWORKS, TEACHER_NORM, check_input_size, check_teacher, check_width
+from vlcp_ray.settings import ConfigError, Positive, Settings, check_unique
 from vlcp_ray.stages import evaluate
 from vlcp_ray.stages.stage import TRAINING_PASSES, Load, Memory, Stage
 from vlcp_ray.store.io import content_hash
@@ -39,7 +32,7 @@ class Teach(Settings):
     """The teachers: networks trained on real images, for soft labels and features."""
 
     network: Annotated[
-        tuple[Annotated[str, OneOf(NETWORKS, title="Networks", refused=REFUSED)], ...],
+        tuple[evaluate.NetworkName, ...],
         BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
     ] = Field(
         ("ResNet-18",),

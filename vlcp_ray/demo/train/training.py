@@ -1,9 +1,45 @@
-"""Print the progress of a training, and the learning rate schedule of all three trainings."""
+"""What all trainings share: the optimiser with its learning rate schedule, and the printed progress."""
 
 import math
 import time
+from collections.abc import Iterable
 
 import torch
+
+
+class Training:
+    """AdamW on some weights, with the learning rate of `warm_cosine` and gradients of a norm of at most 1.
+
+    Args:
+        name: that is printed.
+        weights: that are trained.
+        steps: of the whole training.
+        batch: images of a step.
+        learning_rate, weight_decay: of AdamW.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        weights: Iterable[torch.nn.Parameter],
+        steps: int,
+        batch: int,
+        learning_rate: float,
+        weight_decay: float,
+    ) -> None:
+        self.weights = list(weights)
+        self.optimizer = torch.optim.AdamW(self.weights, lr=learning_rate, weight_decay=weight_decay)
+        self.schedule = warm_cosine(self.optimizer, steps)
+        self.progress = Progress(name, steps, batch)
+
+    def step(self, loss: torch.Tensor) -> None:
+        """Take one step down the gradient of a loss."""
+        self.optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
+        self.optimizer.step()
+        self.schedule.step()
+        self.progress.step(loss.item())
 
 
 class Progress:
