@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from tests.hub_server import Hub, serve
 from vlcp_ray.models.pretrained import (
+    _CONFIGURATIONS,
     LLAVA,
     STABLE_DIFFUSION,
     Kind,
@@ -148,12 +149,21 @@ def test_check_of_a_model_of_the_hub_asks_for_its_first_file(
     model: str, gated: bool, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = Hub("owner/sd", gated, kind="models")
-    hub.push({"model_index.json": b"{}", "unet/weights.bin": b"0"}, "main", "v1")
+    hub.push(
+        {
+            "model_index.json": b'{"_class_name": "StableDiffusionPipeline", "text_encoder": ["t", "C"]}',
+            **{f"{part}/config.json": b"{}" for part in ("unet", "vae")},
+            "scheduler/scheduler_config.json": b"{}",
+            "unet/weights.bin": b"0",
+        },
+        "main",
+        "v1",
+    )
     with serve(hub) as endpoint:
         _use_hub(monkeypatch, endpoint, tmp_path)
         if not sentence:
             check_hub(Use("base_model", model, STABLE_DIFFUSION))
-            assert {name for _, name in hub.read} == {"model_index.json"}
+            assert {name for _, name in hub.read} == {"model_index.json", *_CONFIGURATIONS}
             return
         with pytest.raises(ConfigError, match=f"^base_model: {re.escape(f'{model} {sentence}')}"):
             check_hub(Use("base_model", model, STABLE_DIFFUSION))

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import cross_entropy
 
 from vlcp_ray.cost.classifiers import PeakMemory
-from vlcp_ray.cost.count_flops import PAPER, build, config_of
+from vlcp_ray.cost.count_flops import BASE_MODELS, PAPER, added_conditions, build, config_of
 from vlcp_ray.cost.flops import TEXT_TOKENS
 from vlcp_ray.cost.memory import CONV_WIDTH
 from vlcp_ray.methods.idc import gradient_distance
@@ -37,8 +37,9 @@ def counts() -> dict[str, list[dict[str, Any]]]:
     """Count the paper's models, then the demo's, and the classifiers through which pixels are optimised."""
     demo = {part: config_of("demo/stable_diffusion", part) for part in ("unet", "vae")}
     models = ((PAPER, 64), (demo, 8))
+    others = [(parts, parts["unet"]["sample_size"]) for parts in BASE_MODELS.values()]
     return {
-        "unet": [count_unet(settings["unet"], side) for settings, side in models],
+        "unet": [count_unet(settings["unet"], side) for settings, side in (*models, *others)],
         "vae": [count_vae(settings["vae"], side) for settings, side in models],
         "transformer": [
             count_dit(settings, settings["sample_size"])
@@ -235,7 +236,8 @@ def _call_unet(model: Any, settings: Mapping[str, Any], rows: int, side: int) ->
     dtype = next(model.parameters()).dtype
     noisy = torch.empty(rows, settings["in_channels"], side, side, dtype=dtype)
     text = torch.empty(rows, TEXT_TOKENS, settings["cross_attention_dim"], dtype=dtype)
-    result: torch.Tensor = model(noisy, torch.zeros(rows, dtype=torch.long), text, return_dict=False)[0]
+    more, zeros = added_conditions(model.config, rows, dtype=dtype), torch.zeros(rows, dtype=torch.long)
+    result: torch.Tensor = model(noisy, zeros, text, added_cond_kwargs=more, return_dict=False)[0]
     return result
 
 

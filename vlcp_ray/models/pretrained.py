@@ -21,18 +21,19 @@ class Kind(NamedTuple):
     files: tuple[str, ...]
 
 
-STABLE_DIFFUSION: Final = Kind(
-    "Stable Diffusion in the format of diffusers",
-    (
+def _pipeline_files(models: tuple[str, ...], tokenizers: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """List the files of a pipeline of diffusers with these parts."""
+    return (
         "model_index.json",
         "scheduler/scheduler_config.json",
-        "tokenizer/tokenizer_config.json",
-        *(
-            file
-            for part in ("text_encoder", "unet", "vae")
-            for file in (f"{part}/config.json", f"{part}/*.safetensors|{part}/*.bin")
-        ),
-    ),
+        *(f"{part}/tokenizer_config.json" for part in tokenizers),
+        *(file for part in models for file in (f"{part}/config.json", f"{part}/*.safetensors|{part}/*.bin")),
+    )
+
+
+STABLE_DIFFUSION: Final = Kind(
+    "Stable Diffusion in the format of diffusers",
+    _pipeline_files(("text_encoder", "unet", "vae"), ("tokenizer",)),
 )
 LLAVA: Final = Kind(
     "LLaVA",
@@ -43,25 +44,72 @@ LLAVA: Final = Kind(
         "*.safetensors|*.bin",
     ),
 )
-DIT: Final = Kind(
-    "DiT in the format of diffusers",
-    (
-        "model_index.json",
-        "scheduler/scheduler_config.json",
-        *(
-            file
-            for part in ("transformer", "vae")
-            for file in (f"{part}/config.json", f"{part}/*.safetensors|{part}/*.bin")
-        ),
-    ),
-)
+DIT: Final = Kind("DiT in the format of diffusers", _pipeline_files(("transformer", "vae")))
 
-#: Number of parameters of the paper's models, from their files on the hub.
+
+class Family(NamedTuple):
+    """A family of base models.
+
+    Args:
+        name: in words.
+        pipelines: the classes of diffusers that the model_index.json of its models names.
+        kind: its files.
+        text_encoders: the subfolders of its text encoders.
+        tokenizers: those of their tokenizers.
+    """
+
+    name: str
+    pipelines: tuple[str, ...]
+    kind: Kind
+    text_encoders: tuple[str, ...]
+    tokenizers: tuple[str, ...]
+
+    @property
+    def is_xl(self) -> bool:
+        """Whether the UNet gets a pooled text and the sizes of the image besides the text."""
+        return len(self.text_encoders) > 1
+
+
+#: Stable Diffusion 1.x and 2.x differ in their text encoder and in what the UNet predicts, which their files say.
+SD: Final = Family(
+    "Stable Diffusion 1.x and 2.x",
+    ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"),
+    STABLE_DIFFUSION,
+    ("text_encoder",),
+    ("tokenizer",),
+)
+XL: Final = Family(
+    "Stable Diffusion XL",
+    ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"),
+    Kind(
+        "Stable Diffusion XL in the format of diffusers",
+        _pipeline_files(("text_encoder", "text_encoder_2", "unet", "vae"), ("tokenizer", "tokenizer_2")),
+    ),
+    ("text_encoder", "text_encoder_2"),
+    ("tokenizer", "tokenizer_2"),
+)
+FAMILIES: Final = (SD, XL)
+#: The files that say whether a model of a family can be fine-tuned.
+_CONFIGURATIONS: Final = ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json")
+#: What the UNet of a base model may predict: the noise, or the velocity (Salimans and Ho 2022).
+PREDICTIONS: Final = ("epsilon", "v_prediction")
+
+#: Number of parameters of models of the hub: the paper's, and the other base models of cost/paper.json.
 _PARAMETERS: Final[Mapping[tuple[str, str], int]] = {
     ("llava-hf/llava-1.5-7b-hf", ""): 7_063_427_072,
     ("benjamin-paine/stable-diffusion-v1-5", "unet"): 859_520_964,
     ("benjamin-paine/stable-diffusion-v1-5", "vae"): 83_653_863,
     ("benjamin-paine/stable-diffusion-v1-5", "text_encoder"): 123_060_480,
+    **{
+        (f"{owner}/stable-diffusion-{name}", part): size
+        for owner in ("stabilityai", "sd2-community")
+        for name in ("2", "2-base", "2-1", "2-1-base")
+        for part, size in (("unet", 865_910_724), ("vae", 83_653_863), ("text_encoder", 340_387_840))
+    },
+    ("stabilityai/stable-diffusion-xl-base-1.0", "unet"): 2_567_463_684,
+    ("stabilityai/stable-diffusion-xl-base-1.0", "vae"): 83_653_863,
+    ("stabilityai/stable-diffusion-xl-base-1.0", "text_encoder"): 123_060_480,
+    ("stabilityai/stable-diffusion-xl-base-1.0", "text_encoder_2"): 694_659_840,
     ("facebook/DiT-XL-2-256", "transformer"): 749_826_464,
     ("facebook/DiT-XL-2-256", "vae"): 83_653_863,
 }
@@ -118,11 +166,78 @@ def check(model: str, field: str, kind: Kind) -> None:
         raise ValueError(f"{field}: the weights of {model} were not sent with this job; send it with vlcp-ray submit")
     if not path.is_dir():
         raise ValueError(f"{field}: there is no folder {model!r}; give a folder or a hub id such as owner/name")
+    if kind is STABLE_DIFFUSION and (path / "model_index.json").is_file():
+        kind = _check_family(model, field, path)
     if missing := missing_files(path, kind):
         raise ValueError(
             f"{field}: the folder {model!r} is no {kind.name}: it lacks {', '.join(missing)}; give a folder that "
             "save_pretrained has written, or a hub id such as owner/name"
         )
+
+
+def family(model: str) -> Family:
+    """Return the family of a base model by its model_index.json, which is downloaded where it is not here.
+
+    Raises:
+        ValueError: it is of none of them, or cannot be downloaded.
+    """
+    return _family_of(_config(model, "model_index.json", "base_model"), model, "base_model")
+
+
+def needs_float32(model: str) -> bool:
+    """Return whether the numbers of a model's VAE are too large for float16: XL's, unless its configuration denies it.
+
+    `force_upcast` is read of XL only: in other configurations it is a default that nothing needs.
+    """
+    index = _config(model, "model_index.json", "base_model")
+    return index.get("_class_name") in XL.pipelines and bool(_vae_config(model).get("force_upcast", True))
+
+
+def expected_family(model: str) -> Family:
+    """Return the family of a base model without asking the hub: one that is not here is of that of its parameters."""
+    path = Path(folder(model)).expanduser() / "model_index.json"
+    if path.exists():
+        return family(model)
+    return XL if (hub_id(model), XL.text_encoders[1]) in _PARAMETERS else SD
+
+
+def _family_of(index: Mapping[str, Any], model: str, field: str) -> Family:
+    named = index.get("_class_name")
+    found = next((one for one in FAMILIES if named in one.pipelines), None)
+    if found is None or None in (index.get(part, [None])[0] for part in found.text_encoders):
+        known = ", ".join(f"{one.name} ({one.pipelines[0]})" for one in FAMILIES)
+        lacking = "" if found is None else " without one of its text encoders, as a refiner is"
+        raise ValueError(f"{field}: {model} is a {named}{lacking}; give a model of one of these families: {known}")
+    return found
+
+
+def _check_family(model: str, field: str, path: Path) -> Kind:
+    """Refuse a folder whose model cannot be fine-tuned, and return the kind of its family.
+
+    Raises:
+        ValueError: it is of no known family, its UNet takes more than a latent, its latents are not only scaled, or it
+            predicts something else than noise or velocity.
+    """
+    found = _family_of(_read_json(path / "model_index.json"), model, field)
+    unet, vae, schedule = (_read_json(path / part) if (path / part).is_file() else {} for part in _CONFIGURATIONS)
+    if (channels := unet.get("in_channels", 4)) != (latent := vae.get("latent_channels", 4)) or latent != 4:
+        raise ValueError(
+            f"{field}: the UNet of {model} takes {channels} channels, as those for inpainting, depth or larger images "
+            "do; give one that takes the 4 of a latent"
+        )
+    if vae.get("latents_mean") or vae.get("latents_std") or vae.get("shift_factor"):
+        raise ValueError(
+            f"{field}: the latents of {model} are shifted, not only scaled (vae/config.json: latents_mean or "
+            "shift_factor), which fine-tuning does not do; give another model"
+        )
+    if (predicts := schedule.get("prediction_type", "epsilon")) not in PREDICTIONS:
+        raise ValueError(f"{field}: {model} predicts {predicts!r}; give one that predicts {' or '.join(PREDICTIONS)}")
+    return found.kind
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
 
 
 def missing_files(path: Path, kind: Kind) -> list[str]:
@@ -155,16 +270,31 @@ def check_hub(use: Use) -> None:
 
 
 def _check_first_file(use: Use) -> None:
+    """Refuse a model by its first file; a base model by its family, then by the configurations of its parts."""
+    found = _download(use, use.kind.files[0]).parent
+    if use.kind is STABLE_DIFFUSION:
+        check_family(use, found)
+        for part in _CONFIGURATIONS:
+            _download(use, part)
+        check_family(use, found)
+
+
+def _download(use: Use, file: str) -> Path:
+    """Download a file of a model of the hub.
+
+    Raises:
+        ConfigError: names the setting, what is missing, and the fix.
+    """
     from huggingface_hub import errors, hf_hub_download
 
-    name, named, first = hub_id(use.model), revision(use.model), use.kind.files[0]
+    named = revision(use.model)
     try:
-        hf_hub_download(name, first, revision=named)
+        path = Path(hf_hub_download(hub_id(use.model), file, revision=named))
     except errors.LocalEntryNotFoundError as error:  # no answer, and nothing in the cache
         reason = f"the hub does not answer ({str(error.__cause__ or error).splitlines()[0]})"
         fix = "check the network, run vlcp-ray fetch with this job where there is internet, or give a folder"
     except errors.EntryNotFoundError:
-        reason, fix = f"it is no {use.kind.name}: it lacks {first}", "give another model"
+        reason, fix = f"it is no {use.kind.name}: it lacks {file}", "give another model"
     except errors.RevisionNotFoundError:
         reason, fix = f"it has no revision {named!r}", "give a branch, a tag or a commit of its page"
     except errors.GatedRepoError:
@@ -175,8 +305,22 @@ def _check_first_file(use: Use) -> None:
     except (errors.HfHubHTTPError, OSError, ValueError) as error:
         reason, fix = str(error).strip().splitlines()[0], "check its name and the network, or give a folder"
     else:
-        return
+        return path
     raise ConfigError(f"{use.field}: {use.model} cannot be read: {reason}; {fix}")
+
+
+def check_family(use: Use, path: Path) -> Kind:
+    """Refuse a base model that cannot be fine-tuned, by those of its configurations that are in its folder.
+
+    Returns the kind of its family.
+
+    Raises:
+        ConfigError: see `_check_family`.
+    """
+    try:
+        return _check_family(use.model, use.field, path)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _check_cache(use: Use) -> None:
@@ -187,7 +331,10 @@ def _check_cache(use: Use) -> None:
     try:  # where it is; which files are needed only we know
         name, named = hub_id(use.model), revision(use.model)
         found = snapshot_download(name, revision=named, local_files_only=True, ignore_patterns="*")
-        missing = missing_files(Path(found), use.kind)
+        kind = use.kind
+        if kind is STABLE_DIFFUSION and Path(found, "model_index.json").is_file():
+            kind = check_family(use, Path(found))
+        missing = missing_files(Path(found), kind)
     except LocalEntryNotFoundError:
         missing = ["all files"]
     if missing:
@@ -282,8 +429,7 @@ def _config(model: str, name: str, field: str) -> dict[str, Any]:
                 f"{field}: {model} cannot be downloaded from the hub ({str(error).strip().splitlines()[0]}); "
                 "check its name and the network, or give a folder"
             ) from error
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return config
+    return _read_json(path)
 
 
 def _vae_file(base_model: str) -> Path:
@@ -316,7 +462,8 @@ def _parameters_in(file: Path) -> int:
 
 
 def count_pipeline_parameters(base_model: str) -> int | None:
-    """Count the parameters of a Stable Diffusion's UNet, VAE and text encoder; None where one is not known."""
-    sizes = [count_parameters(base_model, part) for part in ("unet", "vae", "text_encoder")]
+    """Count the parameters of a Stable Diffusion's UNet, VAE and text encoders; None where one is not known."""
+    parts = ("unet", "vae", *expected_family(base_model).text_encoders)
+    sizes = [count_parameters(base_model, part) for part in parts]
     known = [size for size in sizes if size is not None]
     return sum(known) if len(known) == len(sizes) else None

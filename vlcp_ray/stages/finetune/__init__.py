@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import Field
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 MODEL: Final = "model"
 #: The file with the trained weights of a DiT, in the folder MODEL of each group of classes.
 TRAINED: Final = "trained.safetensors"
+#: Settings that are hashed only where they are set: models from before there were any keep their fingerprints.
+_LATER: Final = ("snr_gamma", "lora_rank")
 _MIN_IMAGES: Final = 4  # of a step, on each rank
 _ADDING_UP: Final = 0.1  # of a step, for each further rank: an assumption
 _FULL: Final = 4  # bytes of a number in full precision
@@ -51,6 +54,18 @@ class Finetune(Settings):
         True, description="mirror images at random; false where that changes the class, as with digits"
     )
     mixed_precision: Literal["no", "fp16", "bf16"] = Field("fp16", description="fp16 needs a GPU; no: float32")
+    snr_gamma: float = Field(
+        0.0,
+        ge=0,
+        description="min-SNR weighting of the loss (Hang et al. 2023, who take 5): no timestep counts as if its "
+        "signal-to-noise ratio were larger; 0: all count alike",
+    )
+    lora_rank: int = Field(
+        0,
+        ge=0,
+        description="rank of the matrices that are trained beside the UNet's attention layers (LoRA, Hu et al. 2022), "
+        "for a GPU of 12 or 16 GB; the result is the UNet with them added; 0: all weights are trained",
+    )
     validation_epochs: Positive = Field(2, description="epochs from one set of validation images to the next")
     validation_classes: Positive = Field(
         10, description="number of classes, from the first, with one validation image each"
@@ -66,7 +81,9 @@ def hashed_settings(job: "Job", base_model: str) -> dict[str, Any]:
         job: with the settings of the stage.
         base_model: content hash of the base model.
     """
-    return job.finetune.model_dump() | {"base_model": base_model}
+    settings = job.finetune
+    later = {name for name in _LATER if getattr(settings, name) == Finetune.model_fields[name].default}
+    return settings.model_dump(exclude=later) | {"base_model": base_model}
 
 
 TRAIN: Final = Work(
@@ -286,6 +303,8 @@ def _models(job: "Job") -> Iterator[pretrained.Use]:
 
 def _check_scale(job: "Job", scale: "Scale") -> None:
     """Refuse fp16 without a GPU before the images are captioned, not hours later when fine-tuning starts."""
+    if _tunes_unet(job) and job.finetune.lora_rank and find_spec("peft") is None:
+        raise ConfigError("finetune.lora_rank needs peft, which is not installed; pip install peft")
     if _tunes_unet(job) and job.finetune.mixed_precision == "fp16" and not scale.finetune.num_gpus:
         raise ConfigError(
             "finetune.mixed_precision: fp16 needs a GPU, but the pool finetune has none; set it to no or bf16, or give "
