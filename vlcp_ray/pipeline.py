@@ -233,7 +233,7 @@ def _check_start(job: Job, steps: Sequence[Step], manifests: Manifests, stages: 
             pretrained.check_hub(use)
         stage.check(job)
     check_image_set(job, steps, manifests, [stage.name for stage in stages])
-    for line in textwrap.wrap(job.model_note(), _WIDTH):
+    for line in (line for note in (job.model_note(), job.resolution_note()) for line in textwrap.wrap(note, _WIDTH)):
         log_line("models", line)
 
 

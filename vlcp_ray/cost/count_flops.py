@@ -18,6 +18,7 @@ import torch
 from vlcp_ray.cost.classifiers import count_operations
 from vlcp_ray.cost.flops import TEXT_TOKENS, side_terms, token_terms, unet_terms
 from vlcp_ray.models import dit
+from vlcp_ray.models.lora import LAYERS
 from vlcp_ray.models.networks import FEATURES, NETWORKS, Norm, Stem
 from vlcp_ray.models.pretrained import folder
 
@@ -119,11 +120,14 @@ def _count_unet(model: Any) -> Count:
         text, latents = torch.empty(1, tokens, width, device="meta"), torch.empty(1, 4, side, side, device="meta")
         return lambda: model(latents, torch.zeros(1, device="meta"), text, added_cond_kwargs=more)
 
-    return {
-        "forward": _fit(
-            [unet_terms(*point) for point in points], [count_operations(forward(*point)) for point in points]
-        )
-    }
+    fit = _fit([unet_terms(*point) for point in points], [count_operations(forward(*point)) for point in points])
+    return {"forward": fit, "lora": lora_width(model)}
+
+
+def lora_width(unet: Any) -> int:
+    """Count the weights of LoRA's matrices of rank 1: input and output of every layer that has them."""
+    layers = [layer for name, layer in unet.named_modules() if name.endswith(LAYERS)]
+    return sum(layer.in_features + layer.out_features for layer in layers)
 
 
 def added_conditions(config: Any, rows: int, **options: Any) -> dict[str, torch.Tensor]:

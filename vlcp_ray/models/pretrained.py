@@ -115,6 +115,18 @@ _PARAMETERS: Final[Mapping[tuple[str, str], int]] = {
 }
 
 
+#: Side in pixels that models of the hub were trained at.
+_RESOLUTIONS: Final[Mapping[str, int]] = {
+    "benjamin-paine/stable-diffusion-v1-5": 512,
+    **{
+        f"{owner}/stable-diffusion-{name}": side
+        for owner in ("stabilityai", "sd2-community")
+        for name, side in (("2", 768), ("2-base", 512), ("2-1", 768), ("2-1-base", 512))
+    },
+    "stabilityai/stable-diffusion-xl-base-1.0": 1024,
+}
+
+
 class Use(NamedTuple):
     """A model that a job loads: the setting that names it, its name, and what it must be."""
 
@@ -434,6 +446,19 @@ def _config(model: str, name: str, field: str) -> dict[str, Any]:
 
 def _vae_file(base_model: str) -> Path:
     return Path(folder(base_model)).expanduser() / "vae" / "config.json"
+
+
+def expected_resolution(base_model: str) -> int | None:
+    """Return the side in pixels that a base model was trained at, without asking the hub; None where it is not known.
+
+    That of a folder is read of its configurations.
+    """
+    path = Path(folder(base_model)).expanduser() / "unet" / "config.json"
+    if path.exists() and _vae_file(base_model).exists():
+        side = _read_json(path).get("sample_size")
+        scale = 2 ** (len(_vae_config(base_model)["block_out_channels"]) - 1)
+        return side * scale if isinstance(side, int) else None
+    return _RESOLUTIONS.get(hub_id(base_model))
 
 
 def expected_latent_shape(base_model: str, resolution: int) -> tuple[int, int, int]:

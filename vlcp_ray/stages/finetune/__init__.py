@@ -28,6 +28,7 @@ MODEL: Final = "model"
 TRAINED: Final = "trained.safetensors"
 #: Settings that are hashed only where they are set: models from before there were any keep their fingerprints.
 _LATER: Final = ("snr_gamma", "lora_rank")
+_RANK: Final = 16  # of LoRA, where the memory does not suffice for all weights
 _MIN_IMAGES: Final = 4  # of a step, on each rank
 _ADDING_UP: Final = 0.1  # of a step, for each further rank: an assumption
 _FULL: Final = 4  # bytes of a number in full precision
@@ -36,7 +37,7 @@ _CHECKPOINT_BYTES: Final = 4 * _FULL  # of a parameter: weight, moving average, 
 #: to zero 4, weight read and written in half precision 6.
 _STEP_BYTES: Final = 62
 _BACKWARD: Final = 0.6  # part of a training step's operations in which gradients become known, and are sent
-#: Cost of a training step of a DiT in forward passes: its own, and the gradients of activations.
+#: Cost of a training step of a DiT or of LoRA in forward passes: its own, and the gradients of activations.
 _ACTIVATION_PASSES: Final = 2
 _DISK: Final = 1e9  # bytes per second of the local disk to which a checkpoint is written: an assumption
 
@@ -154,9 +155,10 @@ def divide_pool(pool: "FinetunePool", batch_size: int, seeds: int) -> "tuple[Fin
 def training_flops(job: "Job", flops: "ModelFlops", gradient_checkpointing: bool) -> float:
     """Count the operations of one training image: forward and backward pass of the UNet, and its caption's embedding.
 
-    With gradient checkpointing the forward pass is computed twice.
+    With gradient checkpointing the forward pass is computed twice. With LoRA the gradients of the frozen weights are
+    not computed, and what its own matrices compute is not counted.
     """
-    passes = TRAINING_PASSES + gradient_checkpointing
+    passes = (_ACTIVATION_PASSES if job.finetune.lora_rank else TRAINING_PASSES) + gradient_checkpointing
     side = pretrained.expected_latent_shape(job.base_model, job.encode.train_resolution)[1]
     return passes * flops.denoise(side) + flops.embed_text()
 
@@ -215,7 +217,7 @@ def _unet_loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]
     rounds, ranks = math.ceil(seeds / at_once), pool.num_workers
     rows = math.ceil(settings.batch_size / ranks)  # of a step, on the slowest rank
     steps_taken = rounds * settings.epochs * math.ceil(inputs.images.train / settings.batch_size)
-    size = pretrained.count_parameters(inputs.job.base_model, "unet") or math.nan
+    size = _trained(inputs)
     units = seeds * settings.batch_size / (rounds * rows)
     yield Load(
         TRAIN,
@@ -240,6 +242,13 @@ def _unet_loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]
     yield Load(DENOISE, 0, flops, units=at_once, starts=0, holds_pool=True, pool=TRAIN.pool)
 
 
+def _trained(inputs: "CostInputs") -> float:
+    """Count the weights that are trained: all of the UNet, or LoRA's."""
+    if rank := inputs.job.finetune.lora_rank:
+        return rank * inputs.models.lora_width()
+    return pretrained.count_parameters(inputs.job.base_model, "unet") or math.nan
+
+
 def _disk(inputs: "CostInputs", steps: Sequence["Step"]) -> float:
     """The models, and the checkpoints of the seeds that are trained at the same time: two each while one is written."""
     unets = [step for step in steps if is_unet(step)]
@@ -259,7 +268,7 @@ def _unet_disk(inputs: "CostInputs", steps: Sequence["Step"]) -> float:
     if not steps:
         return 0.0
     parameters = pretrained.count_pipeline_parameters(inputs.job.base_model) or math.nan
-    unet = pretrained.count_parameters(inputs.job.base_model, "unet") or math.nan
+    unet = _trained(inputs)
     _, at_once = divide_pool(inputs.scale.finetune, inputs.job.finetune.batch_size, len(steps))
     return (len(steps) * parameters * _FULL + 2 * at_once * _CHECKPOINT_BYTES * unet) / 2**30
 
@@ -273,12 +282,15 @@ def _memory(job: "Job", models: "ModelMemory", scale: "Scale") -> Iterator[Memor
 
 def _unet_memory(job: "Job", models: "ModelMemory", pool: "FinetunePool") -> Memory:
     side = pretrained.expected_latent_shape(job.base_model, job.encode.train_resolution)[1]
-    precision = job.finetune.mixed_precision
-    gib, least = (models.train(pool, images, side, precision) for images in (pool.batch_size, 1))
+    precision, rank = job.finetune.mixed_precision, job.finetune.lora_rank
+    gib, least = (models.train(pool, images, side, precision, rank) for images in (pool.batch_size, 1))
     smallest = pool.model_copy(update={"gradient_checkpointing": True, "average_on": "cpu", "optimizer": "adamw8bit"})
+    few = (
+        "" if rank else f", set finetune.lora_rank = {_RANK} ({models.train(pool, 1, side, precision, _RANK):.1f} GiB)"
+    )
     fix = (
         'in the section [finetune] of the scale file set gradient_checkpointing = true, average_on = "cpu" and '
-        f'optimizer = "adamw8bit" ({models.train(smallest, 1, side, precision):.1f} GiB), or use larger GPUs'
+        f'optimizer = "adamw8bit" ({models.train(smallest, 1, side, precision, rank):.1f} GiB){few}, or use larger GPUs'
     )
     return Memory("fine-tune", "base_model", STAGE.name, gib, least, fix)
 
