@@ -69,7 +69,7 @@ class Job(Settings):
     ipc: tuple[Positive, ...] = Field((10,), description="images per class, one distilled set each")
     base_model: str = Field(
         "benjamin-paine/stable-diffusion-v1-5",
-        description="hub id (also owner/name@revision), folder, or demo/stable_diffusion",
+        description="hub id (also owner/name@revision), folder, or demo/stable_diffusion; of the families listed below",
     )
     ingest: Ingest = Ingest()
     caption: Caption = Caption()

@@ -13,6 +13,7 @@ from vlcp_ray.config import Job
 from vlcp_ray.images import RULES
 from vlcp_ray.methods import METHODS
 from vlcp_ray.models.networks import NETWORKS, TEACHER_NORM, Network
+from vlcp_ray.models.pretrained import FAMILIES, PREDICTIONS, Family
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.scale import Pool, Prices, Scale, pools
 from vlcp_ray.scoring.scales import NORMALISATIONS, ZCA
@@ -72,9 +73,17 @@ def _numbers(values: Iterable[float]) -> str:
 def _names() -> Iterator[tuple[str, list[tuple[str, str]]]]:
     yield "Stages", [(stage.name, stage.summary) for stage in STAGES.values()]
     yield "Methods", [(method.name, f"{method.summary} ({method.source})") for method in METHODS.values()]
+    yield "Families of base models", [(one.name, _family(one)) for one in FAMILIES]
     yield "Protocols", [(protocol.name, protocol.summary) for protocol in PROTOCOLS.values()]
     yield "Networks", _networks()
     yield "Layouts", [(layout.name, f"`{layout.summary}`") for layout in LAYOUTS.values()]
+
+
+def _family(family: Family) -> str:
+    """Say how a family of base models is found, and what its models predict."""
+    classes = " or ".join(f"`{name}`" for name in family.pipelines)
+    predicts = " or ".join(f"`{name}`" for name in PREDICTIONS)
+    return f"model_index.json names {classes}; the scheduler's prediction_type is {predicts}"
 
 
 def _networks() -> list[tuple[str, str]]:

@@ -89,15 +89,15 @@ def _flops_per_pixel(name: str, side: int, norm: Norm) -> float:
 
 
 def counts() -> dict[str, Any]:
-    """Count the paper's models, then the other base models and the demo's."""
+    """Count the paper's models, then the demo's, then the other base models."""
     by_part: dict[str, list[Count]] = {part: [count(part, settings)] for part, settings in PAPER.items()}
-    for parts in BASE_MODELS.values():
-        for part, settings in parts.items():
-            by_part.setdefault(part, []).append(count(part, settings))
     for part in ("unet", "vae", "text_encoder"):
         by_part[part].append(count(part, config_of("demo/stable_diffusion", part)))
     by_part["llava"].append(count("llava", config_of("demo/llava", "")))
     by_part["transformer"].append(count("transformer", config_of("demo/dit", "transformer")))
+    for parts in BASE_MODELS.values():
+        for part, settings in parts.items():
+            by_part.setdefault(part, []).append(count(part, settings))
     return by_part
 
 

@@ -61,7 +61,7 @@ def count_unet(settings: Mapping[str, Any], side: int, trains: Mapping[str, bool
         trains: the ways to train that are counted, and whether they recompute activations.
 
     Returns `denoise`, bytes of a row and latent pixel in half precision, and for each way to train with fused AdamW the
-    bytes of a step, and those of an image and latent pixel; and `lora` where all ways are counted.
+    bytes of a step, and those of an image and latent pixel; and `lora`, the same for LoRA.
     """
     with FakeTensorMode():
         half = _build_half("unet", settings)
@@ -71,7 +71,7 @@ def count_unet(settings: Mapping[str, Any], side: int, trains: Mapping[str, bool
         for name, recompute in trains.items():
             fixed, image = _line([train_peak(model, settings, rows, side, recompute) for rows in _BATCHES])
             count[name] = [fixed, image / side**2]
-        if len(trains) == len(TRAINS):
+        if trains:
             count["lora"] = _count_lora(model, settings, side, trains)
     return count
 

@@ -139,7 +139,7 @@ def test_sample_inputs_with_random_flip_takes_both_views(build_trainer: BuildTra
 
 def test_step_trains_unet_only_and_ema_follows_formula(build_trainer: BuildTrainer) -> None:
     trainer, table, schedule = build_trainer(), make_pairs(), Schedule(12, 5, 8, 0)
-    frozen = [weight.clone() for weight in trainer.text_encoder.parameters()]
+    frozen = [weight.clone() for weight in trainer.text.encoders[0].parameters()]
     expected, start = ema_weights(trainer).clone(), weights(trainer)
     for n in range(4):
         step(trainer, table, schedule.rank_batch(n))
@@ -148,8 +148,8 @@ def test_step_trains_unet_only_and_ema_follows_formula(build_trainer: BuildTrain
         expected = decay * expected + (1 - decay) * weights(trainer)
         torch.testing.assert_close(ema_weights(trainer), expected, rtol=0, atol=1e-6)
     assert not torch.equal(weights(trainer), start)
-    assert all(torch.equal(old, new) for old, new in zip(frozen, trainer.text_encoder.parameters(), strict=True))
-    assert not any(weight.requires_grad for weight in trainer.text_encoder.parameters())
+    assert all(torch.equal(old, new) for old, new in zip(frozen, trainer.text.encoders[0].parameters(), strict=True))
+    assert not any(weight.requires_grad for weight in trainer.text.encoders[0].parameters())
 
 
 def test_train_on_small_set_lowers_loss(build_trainer: BuildTrainer) -> None:
