@@ -418,11 +418,11 @@ def test_two_ranks_and_small_batches_give_the_gradient_of_one_for_every_family(b
     torch.testing.assert_close(mean, gradient(whole), rtol=0, atol=1e-5)
 
 
-def test_min_snr_changes_the_loss_of_early_timesteps_only(build_trainer: BuildTrainer) -> None:
+def test_min_snr_lowers_the_loss_of_timesteps_with_a_larger_ratio_only(build_trainer: BuildTrainer) -> None:
     table, batch = make_pairs(), Schedule(12, 1, 12, 0).rank_batch(0)
-    plain, capped, unlimited = (build_trainer({"snr_gamma": gamma}) for gamma in (0.0, 5.0, 1e9))
+    plain, capped, unlimited = (build_trainer({"snr_gamma": gamma}) for gamma in (0.0, 0.05, 1e9))
     losses = [accumulate(trainer, table, batch) for trainer in (plain, capped, unlimited)]
-    assert losses[1] < 0.95 * losses[0]
+    assert losses[1] < 0.7 * losses[0]  # most timesteps have a larger ratio
     assert losses[2] == pytest.approx(losses[0], rel=1e-5)
 
 

@@ -140,7 +140,7 @@ class Trainer(RankTrainer[Inputs]):
                 predicted, target = self._predict(inputs, start, stop, is_last)
                 losses = nn.functional.mse_loss(predicted.float(), target, reduction="none").mean(dim=(1, 2, 3))
                 if gamma := self.settings.snr_gamma:
-                    timesteps = inputs.timesteps[start:stop].to(self.device)
+                    timesteps = inputs.timesteps[start:stop].to(self.device, non_blocking=True)
                     losses = losses * stable_diffusion.min_snr_weights(self.scheduler, timesteps, gamma)
                 loss = losses.sum() * inputs.weight
                 self.backward(loss)
