@@ -72,21 +72,25 @@ def count_unet(settings: Mapping[str, Any], side: int, trains: Mapping[str, bool
             fixed, image = _line([train_peak(model, settings, rows, side, recompute) for rows in _BATCHES])
             count[name] = [fixed, image / side**2]
         if trains:
-            count["lora"] = _count_lora(model, settings, side, trains)
+            count["lora"] = _count_lora(settings, side, trains)
     return count
 
 
-def _count_lora(model: Any, settings: Mapping[str, Any], side: int, trains: Mapping[str, bool]) -> dict[str, Any]:
+def _count_lora(settings: Mapping[str, Any], side: int, trains: Mapping[str, bool]) -> dict[str, Any]:
     """Count a step that trains LoRA's matrices beside frozen weights in half precision: see `count_unet`.
 
     Returns `width`, the weights that a rank of 1 has; and as `count_unet`, the bytes of a step besides all weights.
     """
+    model = _build_half("unet", settings).train()
+    for module in model.modules():
+        if isinstance(module, nn.GroupNorm | nn.LayerNorm) and module.weight is not None:
+            module.weight, module.bias = (
+                nn.Parameter(torch.empty(part.shape)) for part in (module.weight, module.bias)
+            )
+    _compute_norms_in_float32(model)
+    model.requires_grad_(False)
     inner = [layer for name, layer in model.named_modules() if name.endswith(LAYERS)]
     count: dict[str, Any] = {"width": lora_width(model)}
-    for module in model.modules():
-        if not isinstance(module, nn.GroupNorm | nn.LayerNorm) and not list(module.children()):
-            module.half()
-    model.requires_grad_(False)
     added = [_Matrices(layer) for layer in inner]
     for name, recompute in trains.items():
         (model.enable_gradient_checkpointing if recompute else model.disable_gradient_checkpointing)()

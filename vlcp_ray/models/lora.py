@@ -37,6 +37,6 @@ def merge(unet: Any, base_model: str) -> Any:
     plain = stable_diffusion.load_unet(base_model, "cpu")
     for name, layer in unet.named_modules():
         if isinstance(layer, LoraLayer):
-            change = layer.get_delta_weight("default")  # type: ignore[operator]
+            change = layer.get_delta_weight("default")
             plain.get_submodule(name).weight.add_(change.to("cpu", torch.float32))
     return plain

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import diffusers
 import numpy as np
@@ -33,7 +33,7 @@ from vlcp_ray.models.pretrained import PREDICTIONS, family, folder, needs_float3
 from vlcp_ray.stages.generate import Generate
 
 Pixels = npt.NDArray[np.uint8]
-Img2ImgPipeline = StableDiffusionImg2ImgPipeline | StableDiffusionXLImg2ImgPipeline
+Img2ImgPipeline: TypeAlias = "StableDiffusionImg2ImgPipeline | StableDiffusionXLImg2ImgPipeline"
 
 # accelerate is not among the dependencies, and without it diffusers warns at every load unless this is set
 _LOAD_OPTIONS: Final = {"low_cpu_mem_usage": False}
