@@ -7,7 +7,7 @@ from diffusers import DDIMScheduler
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 
 
-class ModeGuidedScheduler(DDIMScheduler):
+class ModeGuidedScheduler(DDIMScheduler):  # type: ignore[misc] # diffusers has no types here
     """DDIM, in whose first steps the predicted image x0 becomes x0 + scale x (mode - x0).
 
     The predicted noise of such a step is that with which the noisy latent has this image, so that the step is one of
@@ -31,7 +31,7 @@ class ModeGuidedScheduler(DDIMScheduler):
         scheduler.scale, scheduler.stop = scale, stop
         return scheduler
 
-    def step(  # type: ignore[override]
+    def step(
         self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, return_dict: bool = True
     ) -> DDIMSchedulerOutput | tuple[Any, ...]:
         """Take a step, from the most noise to none: see DDIMScheduler."""
