@@ -42,7 +42,7 @@ class Compare(Settings):
         "k-means: full k-means like the other methods, which is not D4M's",
     )
     minimax: Minimax = Minimax()
-    mode_guidance: ModeGuidance = ModeGuidance()
+    mgd3: ModeGuidance = ModeGuidance()
     idc_factor: Literal[2, 3] = Field(2, description="idc only: smaller images in an image, per side")
     sre2l: SRe2L = SRe2L()
     idc: IDC = IDC()

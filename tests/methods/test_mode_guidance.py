@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 def job(model: str, **guidance: float) -> Job:
     settings = {"num_inference_steps": 6, "guidance_scale": 2.0} | guidance
-    compare = {"methods": ["mgd3"], "mode_guidance": settings}
+    compare = {"methods": ["mgd3"], "mgd3": settings}
     return build(Job, {"name": "x", "base_model": model, "generate": {"image_size": 32}, "compare": compare}, "x")
 
 

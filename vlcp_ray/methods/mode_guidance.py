@@ -34,7 +34,7 @@ class ModeGuidance(Settings):
 
 def _sampling(job: "Job") -> generate.Generate:
     """Return the settings of the generation: from pure noise, without a negative prompt."""
-    own = job.compare.mode_guidance
+    own = job.compare.mgd3
     return generate.Generate(
         strength=1,
         guidance_scale=own.guidance_scale,
@@ -55,7 +55,7 @@ class Guide:
         from vlcp_ray.models.batches import Batches
         from vlcp_ray.models.mode_guidance import ModeGuidedScheduler
 
-        own, self.settings = job.compare.mode_guidance, _sampling(job)
+        own, self.settings = job.compare.mgd3, _sampling(job)
         self.batches = Batches(batch_size, "generate.batch_size")
         self.pipeline = stable_diffusion.load_pipeline(job.base_model, stable_diffusion.pick_device())
         self.scheduler = ModeGuidedScheduler.of(self.pipeline.scheduler.config, own.scale, own.stop)
@@ -94,7 +94,7 @@ def _settings(text: str) -> "Callable[[Job, str], dict[str, Any]]":
     """Return a function that lists the settings that determine a set, by the column with the texts."""
 
     def settings(job: "Job", base_model: str) -> dict[str, Any]:
-        own = job.compare.mode_guidance.model_dump()
+        own = job.compare.mgd3.model_dump()
         return own | {"text": text, "image_size": job.generate.image_size, "base_model": base_model}
 
     return settings
@@ -112,7 +112,7 @@ def _loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]:
 
 def _memory(job: "Job", models: "ModelMemory", scale: "Scale") -> Iterator[Memory]:
     side = pretrained.expected_latent_shape(job.base_model, job.encode.resolution)[1]
-    guided = job.compare.mode_guidance.guidance_scale > 1
+    guided = job.compare.mgd3.guidance_scale > 1
     gib, least = (models.generate(images, side, guided) for images in (scale.generate.batch_size, 1))
     fix = "give the pool whole GPUs, or use larger ones or a smaller base_model"
     yield Memory("guide to prototypes", "base_model", generate.DENOISE.pool, gib, least, fix)
@@ -130,7 +130,7 @@ METHOD: Final = Method(
     settings=_settings("class_name"),
     loads=_loads,
     memory=_memory,
-    options=("mode_guidance",),
+    options=("mgd3",),
 )
 WITH_TEXT: Final = Method(
     "mgd3-text",
@@ -142,5 +142,5 @@ WITH_TEXT: Final = Method(
     settings=_settings("text"),
     loads=_loads,
     memory=_memory,
-    options=("mode_guidance",),
+    options=("mgd3",),
 )
