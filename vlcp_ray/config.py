@@ -12,7 +12,9 @@ from pydantic import Field, model_validator
 from vlcp_ray.methods import METHODS
 from vlcp_ray.methods.idc import IDC
 from vlcp_ray.methods.minimax import Minimax
+from vlcp_ray.methods.mode_guidance import ModeGuidance
 from vlcp_ray.methods.sre2l import SRe2L
+from vlcp_ray.models import pretrained
 from vlcp_ray.models.pretrained import DEMO
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.settings import ConfigError, OneOf, Positive, Settings, build, check_unique, read_toml
@@ -40,6 +42,7 @@ class Compare(Settings):
         "k-means: full k-means like the other methods, which is not D4M's",
     )
     minimax: Minimax = Minimax()
+    mgd3: ModeGuidance = ModeGuidance()
     idc_factor: Literal[2, 3] = Field(2, description="idc only: smaller images in an image, per side")
     sre2l: SRe2L = SRe2L()
     idc: IDC = IDC()
@@ -66,7 +69,7 @@ class Job(Settings):
     ipc: tuple[Positive, ...] = Field((10,), description="images per class, one distilled set each")
     base_model: str = Field(
         "benjamin-paine/stable-diffusion-v1-5",
-        description="hub id (also owner/name@revision), folder, or demo/stable_diffusion",
+        description="hub id (also owner/name@revision), folder, or demo/stable_diffusion; of the families listed below",
     )
     ingest: Ingest = Ingest()
     caption: Caption = Caption()
@@ -137,6 +140,16 @@ class Job(Settings):
             f"{' and '.join(tiny)} {'are tiny models that know' if len(tiny) > 1 else 'is a tiny model that knows'} no "
             "photograph: trained on printed digits and letters only. With other images than the digits this job shows "
             "that everything runs, and nothing about the method; results need real models (base_model, caption.model)."
+        )
+
+    def resolution_note(self) -> str:
+        """Return a sentence where the base model was trained at another resolution than the default; else ""."""
+        side, encode = pretrained.expected_resolution(self.base_model), self.encode
+        if encode.model_fields_set & {"resolution", "train_resolution"} or side in (None, encode.train_resolution):
+            return ""
+        return (
+            f"{self.base_model} was trained at {side} x {side} pixels, and encode.resolution and "
+            f"encode.train_resolution are {encode.train_resolution}: set both to {side}, or set them as they are"
         )
 
 

@@ -15,7 +15,7 @@ from tests.tiny_captioners import FAMILIES as TINY
 from tests.tiny_captioners import build_captioner
 from vlcp_ray.demo import digits
 from vlcp_ray.models.captioners import Answer, TemplateChat, TransformersCaptioner, shrink
-from vlcp_ray.models.families import FAMILIES
+from vlcp_ray.models.families import CAPTIONERS
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.stages.pair import TRANSFORMERS_BATCH, Caption
 
@@ -159,6 +159,6 @@ def test_families_are_served_by_both_engines() -> None:
 
     registry = Path(model_executor.__path__[0], "models", "registry.py").read_text(encoding="utf-8")
     in_vllm = set(re.findall(r'"(\w+)": \(', registry))
-    for family in FAMILIES:
+    for family in CAPTIONERS:
         assert IN_TRANSFORMERS[family] in in_vllm, family
-    assert set(TINY) < set(FAMILIES)
+    assert set(TINY) < set(CAPTIONERS)

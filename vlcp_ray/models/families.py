@@ -1,15 +1,96 @@
-"""The families of vision-language models that caption images, recognised by `model_type` of their config.json."""
+"""The families of captioners and of base models, recognised by their configurations, and the files that each has."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+
+
+class Kind(NamedTuple):
+    """A kind of model, and the files without which a folder is none; of several patterns one must be there."""
+
+    name: str
+    files: tuple[str, ...]
+
+
+def _pipeline_files(models: tuple[str, ...], tokenizers: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """List the files of a pipeline of diffusers with these parts."""
+    return (
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        *(f"{part}/tokenizer_config.json" for part in tokenizers),
+        *(file for part in models for file in (f"{part}/config.json", f"{part}/*.safetensors|{part}/*.bin")),
+    )
+
+
+STABLE_DIFFUSION: Final = Kind(
+    "Stable Diffusion in the format of diffusers",
+    _pipeline_files(("text_encoder", "unet", "vae"), ("tokenizer",)),
+)
+CAPTIONER: Final = Kind(
+    "vision-language model",
+    (
+        "config.json",
+        "tokenizer_config.json",
+        "processor_config.json|preprocessor_config.json",
+        "*.safetensors|*.bin",
+    ),
+)
+DIT: Final = Kind("DiT in the format of diffusers", _pipeline_files(("transformer", "vae")))
+
+
+class BaseModels(NamedTuple):
+    """A family of base models.
+
+    Args:
+        name: in words.
+        pipelines: the classes of diffusers that the model_index.json of its models names.
+        kind: its files.
+        text_encoders: the subfolders of its text encoders.
+        tokenizers: those of their tokenizers.
+    """
+
+    name: str
+    pipelines: tuple[str, ...]
+    kind: Kind
+    text_encoders: tuple[str, ...]
+    tokenizers: tuple[str, ...]
+
+    @property
+    def is_xl(self) -> bool:
+        """Whether the UNet gets a pooled text and the sizes of the image besides the text."""
+        return len(self.text_encoders) > 1
+
+
+#: Stable Diffusion 1.x and 2.x differ in their text encoder and in what the UNet predicts, which their files say.
+SD: Final = BaseModels(
+    "Stable Diffusion 1.x and 2.x",
+    ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"),
+    STABLE_DIFFUSION,
+    ("text_encoder",),
+    ("tokenizer",),
+)
+XL: Final = BaseModels(
+    "Stable Diffusion XL",
+    ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"),
+    Kind(
+        "Stable Diffusion XL in the format of diffusers",
+        _pipeline_files(("text_encoder", "text_encoder_2", "unet", "vae"), ("tokenizer", "tokenizer_2")),
+    ),
+    ("text_encoder", "text_encoder_2"),
+    ("tokenizer", "tokenizer_2"),
+)
+BASE_MODELS: Final = (SD, XL)
+#: The files that say whether a model of a family can be fine-tuned.
+CONFIGURATIONS: Final = ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json")
+#: What the UNet of a base model may predict: the noise, or the velocity (Salimans and Ho 2022).
+PREDICTIONS: Final = ("epsilon", "v_prediction")
 
 #: LLaVA-1.5: asked with its own prompt, not with a chat template, and shown square images.
 LLAVA: Final = "llava"
 #: By `model_type`: the family, and a model of the hub. Each is served by vLLM and by transformers'
 #: AutoModelForImageTextToText; models for documents, video or speech only, and models without a chat, are left out.
-FAMILIES: Final[Mapping[str, tuple[str, str]]] = {
+CAPTIONERS: Final[Mapping[str, tuple[str, str]]] = {
     LLAVA: ("LLaVA-1.5", "llava-hf/llava-1.5-7b-hf"),
     "llava_next": ("LLaVA-NeXT", "llava-hf/llava-v1.6-mistral-7b-hf"),
     "llava_onevision": ("LLaVA-OneVision", "llava-hf/llava-onevision-qwen2-0.5b-ov-hf"),
@@ -30,6 +111,69 @@ _CHAT_FILES: Final = ("chat_template.jinja", "chat_template.json")
 _WITH_CHAT: Final = ("tokenizer_config.json", "processor_config.json")
 
 
+def check(kind: Kind, place: Path, is_whole: bool = True) -> Kind:
+    """Refuse a model of no known family, by those of its configurations that are in its folder.
+
+    Args:
+        kind: STABLE_DIFFUSION, CAPTIONER or DIT.
+        place: the folder.
+        is_whole: whether all of its files are there; a captioner without a chat template is refused only then.
+
+    Returns:
+        The kind of its family, whose files it must have.
+
+    Raises:
+        ValueError: says what is wrong with the model, to be read after its name.
+    """
+    if not (place / kind.files[0]).is_file():
+        return kind
+    if kind is STABLE_DIFFUSION:
+        return _check_base_model(place)
+    if kind is CAPTIONER and (
+        reason := why_no_captioner(read_json(place / kind.files[0]), place if is_whole else None)
+    ):
+        raise ValueError(f"cannot caption images: {reason}")
+    return kind
+
+
+def base_models(index: Mapping[str, Any]) -> BaseModels:
+    """Return the family of a base model.
+
+    Args:
+        index: the content of its model_index.json.
+
+    Raises:
+        ValueError: as `check`.
+    """
+    named = index.get("_class_name")
+    found = next((one for one in BASE_MODELS if named in one.pipelines), None)
+    if found is None or None in (index.get(part, [None])[0] for part in found.text_encoders):
+        known = ", ".join(f"{one.name} ({one.pipelines[0]})" for one in BASE_MODELS)
+        lacking = "" if found is None else " without one of its text encoders, as a refiner is"
+        raise ValueError(f"is a {named}{lacking}; give a model of one of these families: {known}")
+    return found
+
+
+def _check_base_model(place: Path) -> Kind:
+    """Refuse one whose UNet takes more than a latent or predicts something else, or whose latents are shifted."""
+    found = base_models(read_json(place / "model_index.json"))
+    paths = [place / part for part in CONFIGURATIONS]
+    unet, vae, schedule = (read_json(path) if path.is_file() else {} for path in paths)
+    if (channels := unet.get("in_channels", 4)) != (latent := vae.get("latent_channels", 4)) or latent != 4:
+        raise ValueError(
+            f"has a UNet that takes {channels} channels, as those for inpainting, depth or larger images do; give one "
+            "that takes the 4 of a latent"
+        )
+    if vae.get("latents_mean") or vae.get("latents_std") or vae.get("shift_factor"):
+        raise ValueError(
+            "has latents that are shifted, not only scaled (vae/config.json: latents_mean or shift_factor), which "
+            "fine-tuning does not do; give another model"
+        )
+    if (predicts := schedule.get("prediction_type", "epsilon")) not in PREDICTIONS:
+        raise ValueError(f"predicts {predicts!r}; give one that predicts {' or '.join(PREDICTIONS)}")
+    return found.kind
+
+
 def why_no_captioner(config: Mapping[str, Any], place: Path | None = None) -> str:
     """Say why a model cannot caption images: "" if it can.
 
@@ -38,21 +182,31 @@ def why_no_captioner(config: Mapping[str, Any], place: Path | None = None) -> st
         place: its folder, None where only its config is known: then its chat template is not looked for.
     """
     family = config.get("model_type")
-    if family not in FAMILIES:
-        known = ", ".join(f"{title} ({kind})" for kind, (title, _) in FAMILIES.items())
+    if family not in CAPTIONERS:
+        known = ", ".join(f"{title} ({kind})" for kind, (title, _) in CAPTIONERS.items())
         return f"its model_type in config.json is {family!r}, which is none of the families that are known: {known}"
     if place is not None and family != LLAVA and not _has_chat(place):
         return f"it has no chat template ({' or '.join(_CHAT_FILES)}); give a model that was tuned to answer"
     return ""
 
 
-def family_of(place: Path) -> str:
-    """Return the `model_type` of the model in a folder."""
-    return str(json.loads((place / "config.json").read_text(encoding="utf-8")).get("model_type"))
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file of a model.
+
+    Raises:
+        ValueError: it has no object, to be read after the name of the model.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"has a damaged {path.name} ({error}); get it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"has a damaged {path.name} (no object in it); get it again")
+    return content
 
 
 def _has_chat(place: Path) -> bool:
     if any((place / name).exists() for name in _CHAT_FILES):
         return True
     files = [place / name for name in _WITH_CHAT if (place / name).exists()]
-    return any(json.loads(file.read_text(encoding="utf-8")).get("chat_template") for file in files)
+    return any(read_json(file).get("chat_template") for file in files)

@@ -2,11 +2,22 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from vlcp_ray.models import families
+from vlcp_ray.models.families import (
+    CONFIGURATIONS,
+    DIT,
+    SD,
+    STABLE_DIFFUSION,
+    XL,
+    BaseModels,
+    Kind,
+    read_json,
+)
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.store import io
 from vlcp_ray.store.uris import strip_secrets
@@ -14,57 +25,36 @@ from vlcp_ray.store.uris import strip_secrets
 DEMO: Final = "demo/"
 _PACKAGE: Final = Path(__file__).parents[1]
 
-
-class Kind(NamedTuple):
-    """A kind of model, and the files without which a folder is none; of several patterns one must be there."""
-
-    name: str
-    files: tuple[str, ...]
-
-
-STABLE_DIFFUSION: Final = Kind(
-    "Stable Diffusion in the format of diffusers",
-    (
-        "model_index.json",
-        "scheduler/scheduler_config.json",
-        "tokenizer/tokenizer_config.json",
-        *(
-            file
-            for part in ("text_encoder", "unet", "vae")
-            for file in (f"{part}/config.json", f"{part}/*.safetensors|{part}/*.bin")
-        ),
-    ),
-)
-CAPTIONER: Final = Kind(
-    "vision-language model",
-    (
-        "config.json",
-        "tokenizer_config.json",
-        "processor_config.json|preprocessor_config.json",
-        "*.safetensors|*.bin",
-    ),
-)
-DIT: Final = Kind(
-    "DiT in the format of diffusers",
-    (
-        "model_index.json",
-        "scheduler/scheduler_config.json",
-        *(
-            file
-            for part in ("transformer", "vae")
-            for file in (f"{part}/config.json", f"{part}/*.safetensors|{part}/*.bin")
-        ),
-    ),
-)
-
-#: Number of parameters of the paper's models, from their files on the hub.
+#: Number of parameters of models of the hub: the paper's, and the other base models of cost/paper.json.
 _PARAMETERS: Final[Mapping[tuple[str, str], int]] = {
     ("llava-hf/llava-1.5-7b-hf", ""): 7_063_427_072,
     ("benjamin-paine/stable-diffusion-v1-5", "unet"): 859_520_964,
     ("benjamin-paine/stable-diffusion-v1-5", "vae"): 83_653_863,
     ("benjamin-paine/stable-diffusion-v1-5", "text_encoder"): 123_060_480,
+    **{
+        (f"{owner}/stable-diffusion-{name}", part): size
+        for owner in ("stabilityai", "sd2-community")
+        for name in ("2", "2-base", "2-1", "2-1-base")
+        for part, size in (("unet", 865_910_724), ("vae", 83_653_863), ("text_encoder", 340_387_840))
+    },
+    ("stabilityai/stable-diffusion-xl-base-1.0", "unet"): 2_567_463_684,
+    ("stabilityai/stable-diffusion-xl-base-1.0", "vae"): 83_653_863,
+    ("stabilityai/stable-diffusion-xl-base-1.0", "text_encoder"): 123_060_480,
+    ("stabilityai/stable-diffusion-xl-base-1.0", "text_encoder_2"): 694_659_840,
     ("facebook/DiT-XL-2-256", "transformer"): 749_826_464,
     ("facebook/DiT-XL-2-256", "vae"): 83_653_863,
+}
+
+
+#: Side in pixels that models of the hub were trained at.
+_RESOLUTIONS: Final[Mapping[str, int]] = {
+    "benjamin-paine/stable-diffusion-v1-5": 512,
+    **{
+        f"{owner}/stable-diffusion-{name}": side
+        for owner in ("stabilityai", "sd2-community")
+        for name, side in (("2", 768), ("2-base", 512), ("2-1", 768), ("2-1-base", 512))
+    },
+    "stabilityai/stable-diffusion-xl-base-1.0": 1024,
 }
 
 
@@ -120,13 +110,50 @@ def check(model: str, field: str, kind: Kind) -> None:
         raise ValueError(f"{field}: the weights of {model} were not sent with this job; send it with vlcp-ray submit")
     if not path.is_dir():
         raise ValueError(f"{field}: there is no folder {model!r}; give a folder or a hub id such as owner/name")
+    with naming(field, model):
+        kind = families.check(kind, path, is_whole=not missing_files(path, kind))
     if missing := missing_files(path, kind):
         raise ValueError(
             f"{field}: the folder {model!r} is no {kind.name}: it lacks {', '.join(missing)}; give a folder that "
             "save_pretrained has written, or a hub id such as owner/name"
         )
-    if kind is CAPTIONER and (reason := families.why_no_captioner(_config(model, "config.json", field), path)):
-        raise ValueError(f"{field}: the folder {model!r} cannot caption images: {reason}")
+
+
+def family(model: str) -> BaseModels:
+    """Return the family of a base model by its model_index.json, which is downloaded where it is not here.
+
+    Raises:
+        ValueError: it is of none of them, or cannot be downloaded.
+    """
+    index = _config(model, "model_index.json", "base_model")
+    with naming("base_model", model):
+        return families.base_models(index)
+
+
+@contextmanager
+def naming(field: str, model: str) -> Iterator[None]:
+    """Name the setting and the model in the error of `families.check`."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(f"{field}: {model} {error}") from error
+
+
+def needs_float32(model: str) -> bool:
+    """Return whether the numbers of a model's VAE are too large for float16: XL's, unless its configuration denies it.
+
+    `force_upcast` is read of XL only: in other configurations it is a default that nothing needs.
+    """
+    index = _config(model, "model_index.json", "base_model")
+    return index.get("_class_name") in XL.pipelines and bool(_vae_config(model).get("force_upcast", True))
+
+
+def expected_family(model: str) -> BaseModels:
+    """Return the family of a base model without asking the hub: one that is not here is of that of its parameters."""
+    path = Path(folder(model)).expanduser() / "model_index.json"
+    if path.exists():
+        return family(model)
+    return XL if (hub_id(model), XL.text_encoders[1]) in _PARAMETERS else SD
 
 
 def missing_files(path: Path, kind: Kind) -> list[str]:
@@ -162,16 +189,33 @@ def check_hub(use: Use, cache: Path | None = None) -> None:
 
 
 def _check_first_file(use: Use, cache: Path | None) -> None:
+    """Refuse a model by its first file; a base model by its family, then by the configurations of its parts."""
+    found = _download(use, use.kind.files[0], cache).parent
+    with naming(use.field, use.model):
+        families.check(use.kind, found, is_whole=False)
+    if use.kind is STABLE_DIFFUSION:
+        for part in CONFIGURATIONS:
+            _download(use, part, cache)
+        with naming(use.field, use.model):
+            families.check(use.kind, found)
+
+
+def _download(use: Use, file: str, cache: Path | None) -> Path:
+    """Download a file of a model of the hub.
+
+    Raises:
+        ConfigError: names the setting, what is missing, and the fix.
+    """
     from huggingface_hub import errors, hf_hub_download
 
-    name, named, first = hub_id(use.model), revision(use.model), use.kind.files[0]
+    named = revision(use.model)
     try:
-        found = hf_hub_download(name, first, revision=named, cache_dir=cache)
+        path = Path(hf_hub_download(hub_id(use.model), file, revision=named, cache_dir=cache))
     except errors.LocalEntryNotFoundError as error:  # no answer, and nothing in the cache
         reason = f"the hub does not answer ({str(error.__cause__ or error).splitlines()[0]})"
         fix = "check the network, run vlcp-ray fetch with this job where there is internet, or give a folder"
     except errors.EntryNotFoundError:
-        reason, fix = f"it is no {use.kind.name}: it lacks {first}", "give another model"
+        reason, fix = f"it is no {use.kind.name}: it lacks {file}", "give another model"
     except errors.RevisionNotFoundError:
         reason, fix = f"it has no revision {named!r}", "give a branch, a tag or a commit of its page"
     except errors.GatedRepoError:
@@ -182,15 +226,8 @@ def _check_first_file(use: Use, cache: Path | None) -> None:
     except (errors.HfHubHTTPError, OSError, ValueError) as error:
         reason, fix = str(error).strip().splitlines()[0], "check its name and the network, or give a folder"
     else:
-        _check_family(use, Path(found))
-        return
+        return path
     raise ConfigError(f"{use.field}: {use.model} cannot be read: {reason}; {fix}")
-
-
-def _check_family(use: Use, config: Path) -> None:
-    """Refuse a captioner of no known family, by its config.json."""
-    if use.kind is CAPTIONER and (reason := families.why_no_captioner(json.loads(config.read_text(encoding="utf-8")))):
-        raise ConfigError(f"{use.field}: {use.model} cannot caption images: {reason}")
 
 
 def _check_cache(use: Use) -> None:
@@ -200,10 +237,10 @@ def _check_cache(use: Use) -> None:
 
     try:  # where it is; which files are needed only we know
         name, named = hub_id(use.model), revision(use.model)
-        found = snapshot_download(name, revision=named, local_files_only=True, ignore_patterns="*")
-        missing = missing_files(Path(found), use.kind)
-        if not missing:
-            _check_family(use, Path(found) / use.kind.files[0])
+        found = Path(snapshot_download(name, revision=named, local_files_only=True, ignore_patterns="*"))
+        with naming(use.field, use.model):
+            kind = families.check(use.kind, found, is_whole=not missing_files(found, use.kind))
+        missing = missing_files(found, kind)
     except LocalEntryNotFoundError:
         missing = ["all files"]
     if missing:
@@ -298,12 +335,25 @@ def _config(model: str, name: str, field: str) -> dict[str, Any]:
                 f"{field}: {model} cannot be downloaded from the hub ({str(error).strip().splitlines()[0]}); "
                 "check its name and the network, or give a folder"
             ) from error
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return config
+    with naming(field, model):
+        return read_json(path)
 
 
 def _vae_file(base_model: str) -> Path:
     return Path(folder(base_model)).expanduser() / "vae" / "config.json"
+
+
+def expected_resolution(base_model: str) -> int | None:
+    """Return the side in pixels that a base model was trained at, without asking the hub; None where it is not known.
+
+    That of a folder is read of its configurations.
+    """
+    path = Path(folder(base_model)).expanduser() / "unet" / "config.json"
+    if path.exists() and _vae_file(base_model).exists():
+        side = read_json(path).get("sample_size")
+        scale = 2 ** (len(_vae_config(base_model)["block_out_channels"]) - 1)
+        return side * scale if isinstance(side, int) else None
+    return _RESOLUTIONS.get(hub_id(base_model))
 
 
 def expected_latent_shape(base_model: str, resolution: int) -> tuple[int, int, int]:
@@ -332,7 +382,8 @@ def _parameters_in(file: Path) -> int:
 
 
 def count_pipeline_parameters(base_model: str) -> int | None:
-    """Count the parameters of a Stable Diffusion's UNet, VAE and text encoder; None where one is not known."""
-    sizes = [count_parameters(base_model, part) for part in ("unet", "vae", "text_encoder")]
+    """Count the parameters of a Stable Diffusion's UNet, VAE and text encoders; None where one is not known."""
+    parts = ("unet", "vae", *expected_family(base_model).text_encoders)
+    sizes = [count_parameters(base_model, part) for part in parts]
     known = [size for size in sizes if size is not None]
     return sum(known) if len(known) == len(sizes) else None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Self
 
 from pydantic import Field, model_validator
 
-from vlcp_ray.models import pretrained
+from vlcp_ray.models import families, pretrained
 from vlcp_ray.schemas import SYNTHETIC
 from vlcp_ray.settings import Positive, Settings
 from vlcp_ray.stages.stage import Load, Memory, Stage, Work
@@ -123,5 +123,5 @@ STAGE: Final = Stage(
     loads=_loads,
     disk=disk,
     memory=_memory,
-    models=lambda job: iter([pretrained.Use("base_model", job.base_model, pretrained.STABLE_DIFFUSION)]),
+    models=lambda job: iter([pretrained.Use("base_model", job.base_model, families.STABLE_DIFFUSION)]),
 )

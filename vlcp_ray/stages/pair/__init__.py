@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from vlcp_ray.models import pretrained
+from vlcp_ray.models import families, pretrained
 from vlcp_ray.schemas import column, identity_columns
 from vlcp_ray.settings import ConfigError, Positive, Settings, Size
 from vlcp_ray.sources import LAYOUTS
@@ -314,9 +314,9 @@ def _memory(job: "Job", models: "ModelMemory", scale: "Scale") -> Iterator[Memor
 
 
 def _models(job: "Job") -> Iterator[pretrained.Use]:
-    yield pretrained.Use("base_model", job.base_model, pretrained.STABLE_DIFFUSION)
+    yield pretrained.Use("base_model", job.base_model, families.STABLE_DIFFUSION)
     if job.caption.uses_model:
-        yield pretrained.Use("caption.model", job.caption.model, pretrained.CAPTIONER)
+        yield pretrained.Use("caption.model", job.caption.model, families.CAPTIONER)
 
 
 def _check(job: "Job") -> None:

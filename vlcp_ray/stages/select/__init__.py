@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
 
-from vlcp_ray.models import pretrained
+from vlcp_ray.models import families, pretrained
 from vlcp_ray.schemas import SYNTHETIC, column
 from vlcp_ray.stages import generate
 from vlcp_ray.stages.stage import Load, Memory, Stage, Work
@@ -99,7 +99,7 @@ def _check(job: "Job") -> None:
 
 def _models(job: "Job") -> Iterator[pretrained.Use]:
     if SAMPLE.wanted(job):
-        yield pretrained.Use("compare.minimax.model", job.compare.minimax.model, pretrained.DIT)
+        yield pretrained.Use("compare.minimax.model", job.compare.minimax.model, families.DIT)
 
 
 STAGE: Final = Stage(
