@@ -62,3 +62,18 @@ def test_rows_beside_are_those_of_good_rows_without_nulls(tmp_path: Path) -> Non
     assert target.table("times", distances)["seconds"].to_pylist() == [7, 8]
     write(members(4))  # without the column, as of saved captions
     assert len(target.table("times", distances)) == 2
+
+
+def test_rows_beside_of_an_interrupted_run_are_removed(tmp_path: Path) -> None:
+    target = artifact(tmp_path, "a")
+    times = pa.schema([("image_id", pa.string()), ("seconds", pa.int32())])
+    write = WriteRows({"": target}, "square", "members", MEMBERS, beside={"times": times})
+    for count in (2, 4):  # the first row has no time: its file has the name of that of all rows
+        write(with_column(members(count), "seconds", pa.array([None, *range(1, count)], pa.int32())))
+    write.remove_unfinished(target)
+    assert sorted(target.table("times", times)["seconds"].to_pylist()) == [1, 1, 2, 3]
+    target.delete_files(
+        [part for part in target.parts("members") if target.read_part(f"members/{part.name}").num_rows == 4]
+    )
+    write.remove_unfinished(target)
+    assert target.table("times", times)["seconds"].to_pylist() == [1]
