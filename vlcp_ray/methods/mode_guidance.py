@@ -27,7 +27,11 @@ class ModeGuidance(Settings):
     scale: Fraction = Field(
         0.1, description="share of the way from the predicted image to the prototype that each guided step goes"
     )
-    stop: Fraction = Field(0.5, description="share of the steps, from the first, that are guided; then there is none")
+    stop: Fraction = Field(
+        0.5,
+        description="share of the steps, from the first, that are guided; then there is none (0.48 is the released "
+        "--stop_t 25 of 50 steps)",
+    )
     num_inference_steps: Positive = Field(50, description="denoising steps (DDIM) from pure noise")
     guidance_scale: float = Field(4.0, ge=1, description="classifier-free guidance scale; 1: without guidance")
 

@@ -8,7 +8,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 
 
 class ModeGuidedScheduler(DDIMScheduler):  # type: ignore[misc] # diffusers has no types here
-    """DDIM, in whose first steps the predicted image x0 becomes x0 + scale x (mode - x0).
+    """DDIM, in whose first steps the predicted image x0 becomes x0 + scale x (mode - x0), as in MGD3's released code.
 
     The predicted noise of such a step is that with which the noisy latent has this image, so that the step is one of
     DDIM towards it. Whatever predicts the image stays as it is: a pipeline of diffusers runs with this scheduler as
