@@ -14,9 +14,8 @@ from PIL import Image
 from tests.tiny_captioners import FAMILIES as TINY
 from tests.tiny_captioners import build_captioner
 from vlcp_ray.demo import digits
-from vlcp_ray.models.captioners import Answer, TemplateChat, TransformersCaptioner, shrink
+from vlcp_ray.models.captioners import Answer, TransformersCaptioner
 from vlcp_ray.models.families import CAPTIONERS
-from vlcp_ray.settings import ConfigError
 from vlcp_ray.stages.pair import TRANSFORMERS_BATCH, Caption
 
 _PROGRAM = """
@@ -109,25 +108,6 @@ def test_answer_ends_at_the_end_token(model: tuple[str, str], reference: Transfo
     assert (answer.tokens, answer.is_cut) == (first, False)
 
 
-def test_prompt_is_written_in_the_model_s_own_template_with_thinking_off(model: tuple[str, str]) -> None:
-    chat = TemplateChat(settings(model[1]))
-    text = chat.write('a {prompt} "of" <digit>')
-    assert 'a {prompt} "of" <digit>' in text
-    if model[0] == "idefics3":
-        assert text.startswith("User:<image>")  # the engine adds the first token, which the template writes as well
-        first = chat.processor(images=[[Image.new("RGB", (32, 32))]], text=[text])["input_ids"][0]
-        assert list(first).count(chat.processor.tokenizer.bos_token_id) == 1
-    else:
-        assert text.startswith("<|im_start|>user\n")
-        assert text.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
-    assert chat.read("so <think>maybe red</think>\n\n A red digit. ") == "A red digit."
-
-
-def test_image_aspect_ratio_of_another_model_than_llava_is_refused(model: tuple[str, str]) -> None:
-    with pytest.raises(ConfigError, match=r"caption\.image_aspect_ratio is of LLaVA-1\.5 only; leave it out"):
-        TemplateChat(settings(model[1], image_aspect_ratio="crop"))
-
-
 def test_fewer_pixels_are_fewer_tokens(model: tuple[str, str], reference: TransformersCaptioner) -> None:
     """A photograph of 200 x 150 pixels; each family has its own way to count."""
     image = [Image.new("RGB", (200, 150), "red")]
@@ -140,17 +120,6 @@ def test_fewer_pixels_are_fewer_tokens(model: tuple[str, str], reference: Transf
 def test_image_of_any_size_has_an_answer(reference: TransformersCaptioner, size: tuple[int, int]) -> None:
     (answer,) = reference.caption([Image.new("RGB", size, "white")], ["x"], [0])
     assert answer.tokens
-
-
-@pytest.mark.parametrize(("size", "limit"), [((200, 150), 1000), ((1, 5000), 100), ((5000, 1), 100), ((30, 30), 900)])
-def test_shrink_keeps_the_limit_and_the_aspect_ratio(size: tuple[int, int], limit: int) -> None:
-    image = Image.new("RGB", size)
-    small = shrink(image, limit)
-    assert 0 < small.width * small.height <= limit
-    assert (small is image) == (size[0] * size[1] <= limit)
-    if min(small.size) > 5:
-        assert small.width / small.height == pytest.approx(size[0] / size[1], rel=0.1)
-    assert shrink(image, 0) is image
 
 
 def test_families_are_served_by_both_engines() -> None:

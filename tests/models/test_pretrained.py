@@ -204,6 +204,24 @@ def test_check_of_a_captioner_of_no_known_family_lists_the_families(
         check(str(copy), "caption.model", CAPTIONER)
 
 
+def test_check_of_a_captioner_of_the_hub_without_a_chat_template_refuses_it_before_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hubs = [Hub(f"owner/{name}", kind="models") for name in ("base", "chat")]
+    for hub in hubs:
+        template = {"chat_template": "{{ messages }}"} if hub.name == "owner/chat" else {}
+        files = {"config.json": {"model_type": "qwen2_vl"}, "tokenizer_config.json": template}
+        weights = {"model.safetensors": b"0"}
+        hub.push({name: json.dumps(one).encode() for name, one in files.items()} | weights, "main")
+    with serve(*hubs) as endpoint:
+        _use_hub(monkeypatch, endpoint, tmp_path / "cache")
+        with pytest.raises(ConfigError, match=r"^caption\.model: owner/base cannot caption .* has no chat template"):
+            check_hub(Use("caption.model", "owner/base", CAPTIONER))
+        check_hub(Use("caption.model", "owner/chat", CAPTIONER))
+    for hub in hubs:
+        assert {name for _, name in hub.read} <= {"config.json", "tokenizer_config.json"}
+
+
 def _use_hub(monkeypatch: pytest.MonkeyPatch, endpoint: str, cache: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))

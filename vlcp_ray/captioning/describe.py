@@ -19,7 +19,7 @@ from vlcp_ray.settings import ConfigError
 from vlcp_ray.sources import hashed_settings, open_source
 from vlcp_ray.stages.ingest import Ingest
 from vlcp_ray.stages.ingest.label import LabelRows
-from vlcp_ray.stages.pair import ANSWERS, Caption
+from vlcp_ray.stages.pair import ANSWERS, Caption, check_captioner
 from vlcp_ray.stages.pair.answers import problems_of
 
 SUFFIXES: Final = (".parquet", ".jsonl", ".csv")
@@ -67,6 +67,7 @@ def check_captions(settings: Ingest, caption: Caption, target: str) -> None:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     pretrained.check_hub(pretrained.Use("caption.model", caption.model, families.CAPTIONER))
+    check_captioner(caption)
     path = Path(target).expanduser()
     if target and path.exists():
         raise ConfigError(f"--to {target}: it exists already; name another file, or remove it")

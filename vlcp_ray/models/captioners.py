@@ -1,7 +1,6 @@
 """Caption images with a vision-language model, in vLLM, or in transformers as the reference."""
 
 import logging
-import math
 import os
 import threading
 import time
@@ -15,20 +14,15 @@ from typing import Any, Final, NamedTuple, Protocol
 import torch
 from PIL import Image
 
-from vlcp_ray.models import families
 from vlcp_ray.models.batches import Batches
+from vlcp_ray.models.chats import is_llava, load_chat, load_processor
 from vlcp_ray.models.pretrained import folder, pinned
-from vlcp_ray.settings import ConfigError
 from vlcp_ray.stages import pair
-
-#: The prompt of LLaVA-1.5; all other models have a chat template.
-CHAT_TEMPLATE: Final = "USER: <image>\n{prompt} ASSISTANT:"
-#: The end of what a model thinks before it answers, where its chat template cannot turn that off.
-_END_OF_THOUGHT: Final = "</think>"
-_MAX_RATIO: Final = 100  # of the sides of an image; Qwen's processor refuses more than 200
 
 # At lower levels vLLM logs several lines per image about torch.set_num_threads when the engine is in this process.
 _QUIET: Final = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
+#: What vLLM says of an image or a prompt with too many tokens: its text alone, with its image, or its image alone.
+_TOO_LONG: Final = ("maximum context length", "longer than the maximum", "encoder cache size")
 _ON_CPU: Final = {
     # An engine in this process starts faster than one in its own process.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -45,12 +39,20 @@ class Answer(NamedTuple):
         tokens: of the answer, with the one that ends it.
         read_tokens: of image and prompt together.
         is_cut: whether it was cut at max_tokens or max_model_len, before its end.
+        error: why there is none, for an image with more tokens than the model may read; else "".
     """
 
     text: str
     tokens: int
     read_tokens: int
     is_cut: bool
+    error: str = ""
+
+
+def too_long(settings: pair.Caption) -> Answer:
+    """Return the answer for an image that leaves no token of max_model_len for a caption."""
+    detail = f"image and prompt have {settings.max_model_len} tokens or more: raise caption.max_model_len"
+    return Answer("", 0, 0, False, f"{detail}, or set caption.max_pixels")
 
 
 class Captioner(Protocol):
@@ -88,10 +90,7 @@ class VllmCaptioner:
         from vllm import LLM
         from vllm.platforms import current_platform
 
-        options: dict[str, Any] = {}
         self.settings, self.chat = settings, load_chat(settings)
-        if self.chat.processor_options:
-            options["mm_processor_kwargs"] = dict(self.chat.processor_options)
         on_cpu = current_platform.is_cpu()
         if on_cpu:
             _set_unset(_ON_CPU)
@@ -99,12 +98,12 @@ class VllmCaptioner:
             model=folder(settings.model),
             **pinned(settings.model),
             max_model_len=settings.max_model_len,
-            limit_mm_per_prompt={"image": 1},
+            limit_mm_per_prompt={"image": 1, "video": 0},  # without it, memory is reserved for a video
+            mm_processor_kwargs=dict(self.chat.processor_options) or None,
             mm_processor_cache_gb=0,  # no image is captioned twice
             use_tqdm_on_load=False,
             enable_prefix_caching=False,  # the image is near the start of the prompt: nothing after it is shared
             **(_cpu_options() if on_cpu else _gpu_options(gpus)),
-            **options,
         )
         self.engine = EngineThread(self.llm)
 
@@ -112,24 +111,24 @@ class VllmCaptioner:
         """See `Captioner`. May be called from several threads. Ends the process when the engine is dead.
 
         Raises:
-            ValueError: vLLM rejects a prompt, for example because prompt and image are longer than max_model_len.
+            ValueError: vLLM rejects a prompt for another reason than its length.
         """
-        from vllm.exceptions import VLLMClientError
-
         requests = [
             {"prompt": self.chat.write(prompt), "multi_modal_data": {"image": self.chat.view(image)}}
             for prompt, image in zip(prompts, images, strict=True)
         ]
         answers = [self.engine.submit(*one) for one in zip(requests, self._sampling(seeds), strict=True)]
-        try:
-            return [self._answer(answer.result()) for answer in answers]
-        except VLLMClientError as error:
-            raise ValueError(
-                "caption: vLLM rejected a prompt; if it is too long, raise caption.max_model_len or set "
-                f"caption.max_pixels: {error}"
-            ) from error
+        return [self._answer(answer) for answer in answers]
 
-    def _answer(self, output: Any) -> Answer:
+    def _answer(self, waiting: "Future[Any]") -> Answer:
+        from vllm.exceptions import VLLMClientError
+
+        try:
+            output = waiting.result()
+        except VLLMClientError as error:
+            if any(words in str(error) for words in _TOO_LONG):
+                return too_long(self.settings)
+            raise ValueError(f"caption: vLLM rejected a prompt: {error}") from error
         (one,) = output.outputs
         text = self.chat.read(one.text)
         return Answer(text, len(one.token_ids), len(output.prompt_token_ids), one.finish_reason == "length")
@@ -203,159 +202,6 @@ class EngineThread:
         os._exit(1)
 
 
-class Chat(Protocol):
-    """How a model is asked: the text around a prompt, the image that it is shown, and the answer in what it writes."""
-
-    @property
-    def processor_options(self) -> Mapping[str, Any]:
-        """Settings of its image processor that are not the model's own."""
-        ...
-
-    def write(self, prompt: str) -> str:
-        """Return the whole text, with a mark for the image."""
-        ...
-
-    def view(self, image: Image.Image) -> Image.Image:
-        """Return what the model's own processor gets of an RGB image."""
-        ...
-
-    def read(self, text: str) -> str:
-        """Return the answer."""
-        ...
-
-
-def load_chat(settings: pair.Caption) -> Chat:
-    """Load how the model of the settings is asked."""
-    return LlavaChat(settings) if is_llava(settings.model) else TemplateChat(settings)
-
-
-def is_llava(model: str) -> bool:
-    """Return whether a model is a LLaVA-1.5, from its config."""
-    from transformers import PretrainedConfig
-
-    config, _ = PretrainedConfig.get_config_dict(folder(model), **pinned(model))
-    if reason := families.why_no_captioner(config):
-        raise ConfigError(f"caption.model: {model} cannot caption images: {reason}")
-    return bool(config["model_type"] == families.LLAVA)
-
-
-class LlavaChat:
-    """The prompt of LLaVA-1.5; images are made square before its processor, which cuts off what is longer."""
-
-    @property
-    def processor_options(self) -> Mapping[str, Any]:
-        """See `Chat`."""
-        return {}
-
-    def __init__(self, settings: pair.Caption) -> None:
-        """Load the colour that the model takes for neutral."""
-        from transformers import AutoImageProcessor
-
-        self.limit = settings.max_pixels
-        self.is_padded = settings.image_aspect_ratio == "pad"
-        mean = AutoImageProcessor.from_pretrained(folder(settings.model), **pinned(settings.model)).image_mean
-        self.colour = tuple(int(255 * value) for value in mean)
-
-    def write(self, prompt: str) -> str:
-        """See `Chat`."""
-        return CHAT_TEMPLATE.replace("{prompt}", prompt)
-
-    def view(self, image: Image.Image) -> Image.Image:
-        """Pad the shorter sides with the mean colour (LLaVA's `expand2square`), or return the image as it is."""
-        image = shrink(image, self.limit)
-        if not self.is_padded or image.width == image.height:
-            return image
-        side = max(image.size)
-        return pad(image, (side, side), self.colour)
-
-    def read(self, text: str) -> str:
-        """See `Chat`."""
-        return text.strip()
-
-
-class TemplateChat:
-    """The model's own chat template, with thinking turned off where it can be; images keep their aspect ratio."""
-
-    def __init__(self, settings: pair.Caption) -> None:
-        """Load the template.
-
-        Raises:
-            ConfigError: the model has none, or image_aspect_ratio is set, which is of LLaVA-1.5.
-        """
-        if settings.image_aspect_ratio != "pad":
-            raise ConfigError(
-                "caption.image_aspect_ratio is of LLaVA-1.5 only; leave it out: other models see whole images"
-            )
-        self.limit = settings.max_pixels
-        self.processor = load_processor(settings.model)
-        tokenizer = self.processor.tokenizer
-        # Engines add the first token of a text; a template that writes it too would double it.
-        first = tokenizer("")["input_ids"][:1]
-        self.first = tokenizer.bos_token if first and first == [tokenizer.bos_token_id] else ""
-        if not self.processor.chat_template:
-            raise ConfigError(f"caption.model: {settings.model} has no chat template; give a model tuned to answer")
-        # Processors warn of settings that their template does not know.
-        self.options = {name: False for name in ("enable_thinking",) if name in str(self.processor.chat_template)}
-
-    def write(self, prompt: str) -> str:
-        """See `Chat`."""
-        parts = [{"type": "image"}, {"type": "text", "text": prompt}]
-        text: str = self.processor.apply_chat_template(
-            [{"role": "user", "content": parts}], add_generation_prompt=True, **self.options
-        )
-        return text.removeprefix(self.first)
-
-    @property
-    def processor_options(self) -> Mapping[str, Any]:
-        """See `Chat`. Idefics3 enlarges every image to a given longest side, and cuts it into tiles."""
-        images = self.processor.image_processor
-        tile = getattr(images, "max_image_size", None)
-        if not self.limit or not tile or "longest_edge" not in tile:
-            return {}
-        side = max(1, math.isqrt(self.limit) // tile["longest_edge"]) * tile["longest_edge"]
-        return {"size": {"longest_edge": min(side, images.size["longest_edge"])}}
-
-    def view(self, image: Image.Image) -> Image.Image:
-        """Shrink the image to max_pixels, and pad one that is thinner than any processor takes."""
-        image = shrink(image, self.limit)
-        least = math.ceil(max(image.size) / _MAX_RATIO)
-        if min(image.size) >= least:
-            return image
-        return pad(image, (max(image.width, least), max(image.height, least)), (0, 0, 0))
-
-    def read(self, text: str) -> str:
-        """See `Chat`. Of a character that was cut no byte is left, in vLLM as in transformers."""
-        return text.rpartition(_END_OF_THOUGHT)[2].rstrip("\N{REPLACEMENT CHARACTER}").strip()
-
-
-def shrink(image: Image.Image, limit: int) -> Image.Image:
-    """Make an image smaller, with its aspect ratio, so that it has at most `limit` pixels; 0: return it as it is."""
-    if not limit or image.width * image.height <= limit:
-        return image
-    factor = (limit / (image.width * image.height)) ** 0.5
-    width, height = (max(1, int(side * factor)) for side in image.size)
-    height = min(height, limit)  # of an image of one column
-    return image.resize((min(width, limit // height), height), Image.Resampling.BICUBIC)
-
-
-def pad(image: Image.Image, size: tuple[int, int], colour: tuple[int, ...]) -> Image.Image:
-    """Return an image of another size with this one in its middle."""
-    padded = Image.new("RGB", size, colour)
-    padded.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
-    return padded
-
-
-def load_processor(model: str) -> Any:
-    """Load the processor of a model: its tokenizer, its image processor and its chat template."""
-    from transformers import AutoProcessor
-
-    try:
-        return AutoProcessor.from_pretrained(folder(model), **pinned(model))
-    except ImportError as error:  # of a package that one family needs
-        line = " ".join(str(error).split())
-        raise ConfigError(f"caption.model: the processor of {model} cannot be loaded: {line}") from error
-
-
 class TransformersCaptioner:
     """Caption with transformers' `generate` in batches; the reference that vLLM is tested against.
 
@@ -384,8 +230,8 @@ class TransformersCaptioner:
         ).eval()
         self.model = model if settings.precision == "8bit" else model.to(self.device)
         self.chat = load_chat(settings)
-        if "size" in self.chat.processor_options:
-            self.processor.image_processor.size = self.chat.processor_options["size"]
+        for name, value in self.chat.processor_options.items():
+            setattr(self.processor.image_processor, name, value)
         self.ends = self._end_tokens()
         # In 8 bits a column that is large in one row is multiplied in half precision for all rows of a batch.
         self.batches = Batches(
@@ -400,11 +246,7 @@ class TransformersCaptioner:
         return ends if self.is_llava or own is None or own in ends else [*ends, own]
 
     def caption(self, images: Sequence[Image.Image], prompts: Sequence[str], seeds: Sequence[int]) -> list[Answer]:
-        """See `Captioner`.
-
-        Raises:
-            ValueError: prompt and image are longer than max_model_len.
-        """
+        """See `Captioner`."""
         views = [self.chat.view(image) for image in images]
 
         def batch(rows: range, _: int) -> list[Answer]:
@@ -422,6 +264,11 @@ class TransformersCaptioner:
         batch = batch.to(self.device, self.model.dtype)
         lengths = batch["attention_mask"].sum(dim=1).tolist()
         limits = self._token_limits(lengths)
+        if min(limits) < 1:
+            fits = [row for row, limit in enumerate(limits) if limit > 0]
+            parts = ([part[row] for row in fits] for part in (images, prompts, seeds))
+            answers = dict(zip(fits, self._caption_batch(*parts) if fits else [], strict=True))
+            return [answers.get(row, too_long(self.settings)) for row in range(len(images))]
         output = self.model.generate(
             **batch,
             max_new_tokens=max(limits),
@@ -444,12 +291,6 @@ class TransformersCaptioner:
 
     def _token_limits(self, lengths: Sequence[int]) -> list[int]:
         """Compute the maximum number of tokens of each answer, as vLLM does, from the lengths of the prompts."""
-        room = self.settings.max_model_len - max(lengths)
-        if room < 1:
-            raise ValueError(
-                f"caption.max_model_len: image and prompt have {max(lengths)} tokens, which leaves none of "
-                f"{self.settings.max_model_len} for the caption; raise it, or set caption.max_pixels"
-            )
         return [min(self.settings.max_tokens, self.settings.max_model_len - length) for length in lengths]
 
     def _sampling(self, seeds: Sequence[int]) -> list["GumbelNoise"]:

@@ -86,7 +86,7 @@ CONFIGURATIONS: Final = ("unet/config.json", "vae/config.json", "scheduler/sched
 #: What the UNet of a base model may predict: the noise, or the velocity (Salimans and Ho 2022).
 PREDICTIONS: Final = ("epsilon", "v_prediction")
 
-#: LLaVA-1.5: asked with its own prompt, not with a chat template, and shown square images.
+#: That of LLaVA-1.5, which is asked with its own prompt, not with a chat template, and shown square images.
 LLAVA: Final = "llava"
 #: By `model_type`: the family, and a model of the hub. Each is served by vLLM and by transformers'
 #: AutoModelForImageTextToText; models for documents, video or speech only, and models without a chat, are left out.
@@ -106,9 +106,13 @@ CAPTIONERS: Final[Mapping[str, tuple[str, str]]] = {
     "glm4v": ("GLM-4V", "zai-org/GLM-4.1V-9B-Thinking"),
     "lfm2_vl": ("LFM2-VL", "LiquidAI/LFM2-VL-450M"),
 }
-_CHAT_FILES: Final = ("chat_template.jinja", "chat_template.json")
+#: Packages that the processors of a family need, beside those of vlcp_ray.
+PACKAGES: Final[Mapping[str, tuple[str, ...]]] = {"smolvlm": ("num2words",)}
+#: More words than a Llama 1 or 2 has, on which LLaVA-1.5 is built, and fewer than a Llama 3.
+_LLAVA_WORDS: Final = 33_000
+CHAT_FILES: Final = ("chat_template.jinja", "chat_template.json")
 #: Files that may hold a chat template among other settings.
-_WITH_CHAT: Final = ("tokenizer_config.json", "processor_config.json")
+WITH_CHAT: Final = ("tokenizer_config.json", "processor_config.json")
 
 
 def check(kind: Kind, place: Path, is_whole: bool = True) -> Kind:
@@ -185,9 +189,23 @@ def why_no_captioner(config: Mapping[str, Any], place: Path | None = None) -> st
     if family not in CAPTIONERS:
         known = ", ".join(f"{title} ({kind})" for kind, (title, _) in CAPTIONERS.items())
         return f"its model_type in config.json is {family!r}, which is none of the families that are known: {known}"
-    if place is not None and family != LLAVA and not _has_chat(place):
-        return f"it has no chat template ({' or '.join(_CHAT_FILES)}); give a model that was tuned to answer"
+    if place is not None and not is_llava(config) and not _has_chat(place):
+        return f"it has no chat template ({' or '.join(CHAT_FILES)}); give a model that was tuned to answer"
     return ""
+
+
+def is_llava(config: Mapping[str, Any]) -> bool:
+    """Return whether a model is asked as LLaVA-1.5 is; others of its model_type, as Pixtral, have their own chat.
+
+    Args:
+        config: the content of its config.json.
+    """
+    text, vision = config.get("text_config") or {}, config.get("vision_config") or {}
+    return bool(
+        config.get("model_type") == LLAVA
+        and vision.get("model_type", "clip_vision_model") == "clip_vision_model"
+        and text.get("vocab_size", 0) < _LLAVA_WORDS
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -206,7 +224,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _has_chat(place: Path) -> bool:
-    if any((place / name).exists() for name in _CHAT_FILES):
+    if any((place / name).exists() for name in CHAT_FILES):
         return True
-    files = [place / name for name in _WITH_CHAT if (place / name).exists()]
+    files = [place / name for name in WITH_CHAT if (place / name).exists()]
     return any(read_json(file).get("chat_template") for file in files)

@@ -3,16 +3,19 @@
 import json
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from vlcp_ray.models import families
 from vlcp_ray.models.families import (
+    CAPTIONER,
+    CHAT_FILES,
     CONFIGURATIONS,
     DIT,
     SD,
     STABLE_DIFFUSION,
+    WITH_CHAT,
     XL,
     BaseModels,
     Kind,
@@ -189,45 +192,61 @@ def check_hub(use: Use, cache: Path | None = None) -> None:
 
 
 def _check_first_file(use: Use, cache: Path | None) -> None:
-    """Refuse a model by its first file; a base model by its family, then by the configurations of its parts."""
+    """Refuse a model by its first file and its family: a base model by the configurations of its parts as well, a
+    captioner by its chat template.
+    """
     found = _download(use, use.kind.files[0], cache).parent
     with naming(use.field, use.model):
         families.check(use.kind, found, is_whole=False)
     if use.kind is STABLE_DIFFUSION:
         for part in CONFIGURATIONS:
             _download(use, part, cache)
-        with naming(use.field, use.model):
-            families.check(use.kind, found)
+    elif use.kind is CAPTIONER:
+        for file in (*CHAT_FILES, *WITH_CHAT):
+            with suppress(_MissingFileError):
+                _download(use, file, cache)
+    with naming(use.field, use.model):
+        families.check(use.kind, found)
+
+
+class _MissingFileError(ConfigError):
+    """A model of the hub does not have a file."""
 
 
 def _download(use: Use, file: str, cache: Path | None) -> Path:
     """Download a file of a model of the hub.
 
     Raises:
-        ConfigError: names the setting, what is missing, and the fix.
+        ConfigError: names the setting, what is missing, and the fix; a `_MissingFileError` if it is the file.
     """
     from huggingface_hub import errors, hf_hub_download
 
-    named = revision(use.model)
     try:
-        path = Path(hf_hub_download(hub_id(use.model), file, revision=named, cache_dir=cache))
-    except errors.LocalEntryNotFoundError as error:  # no answer, and nothing in the cache
-        reason = f"the hub does not answer ({str(error.__cause__ or error).splitlines()[0]})"
-        fix = "check the network, run vlcp-ray fetch with this job where there is internet, or give a folder"
-    except errors.EntryNotFoundError:
-        reason, fix = f"it is no {use.kind.name}: it lacks {file}", "give another model"
-    except errors.RevisionNotFoundError:
-        reason, fix = f"it has no revision {named!r}", "give a branch, a tag or a commit of its page"
-    except errors.GatedRepoError:
-        reason = "its terms are to be accepted"
-        fix = "do so on its page and log in with hf auth login, or set HF_TOKEN"
-    except errors.RepositoryNotFoundError:
-        reason, fix = "the hub has no such model", "check its name; for a private one log in with hf auth login"
+        return Path(hf_hub_download(hub_id(use.model), file, revision=revision(use.model), cache_dir=cache))
     except (errors.HfHubHTTPError, OSError, ValueError) as error:
-        reason, fix = str(error).strip().splitlines()[0], "check its name and the network, or give a folder"
-    else:
-        return path
-    raise ConfigError(f"{use.field}: {use.model} cannot be read: {reason}; {fix}")
+        reason, fix = _why_not_read(use, file, error)
+        is_answer = not isinstance(error, errors.LocalEntryNotFoundError)  # which is one of no network
+        kind = _MissingFileError if is_answer and isinstance(error, errors.EntryNotFoundError) else ConfigError
+        raise kind(f"{use.field}: {use.model} cannot be read: {reason}; {fix}") from error
+
+
+def _why_not_read(use: Use, file: str, error: Exception) -> tuple[str, str]:
+    """Return why a file of a model of the hub cannot be read, and the fix."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.LocalEntryNotFoundError):  # no answer, and nothing in the cache
+        reason = f"the hub does not answer ({str(error.__cause__ or error).splitlines()[0]})"
+        return reason, "check the network, run vlcp-ray fetch with this job where there is internet, or give a folder"
+    if isinstance(error, errors.EntryNotFoundError):
+        return f"it is no {use.kind.name}: it lacks {file}", "give another model"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"it has no revision {revision(use.model)!r}", "give a branch, a tag or a commit of its page"
+    if isinstance(error, errors.GatedRepoError):
+        fix = "do so on its page and log in with hf auth login, or set HF_TOKEN"
+        return "its terms are to be accepted", fix
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "the hub has no such model", "check its name; for a private one log in with hf auth login"
+    return str(error).strip().splitlines()[0], "check its name and the network, or give a folder"
 
 
 def _check_cache(use: Use) -> None:
@@ -311,6 +330,15 @@ def dit_resolution(model: str) -> int:
     side = int(_config(model, "transformer/config.json", "compare.minimax.model")["sample_size"])
     vae = _config(model, "vae/config.json", "compare.minimax.model")
     return int(side * 2 ** (len(vae["block_out_channels"]) - 1))
+
+
+def captioner_config(model: str) -> dict[str, Any]:
+    """Read the config.json of a captioner, from its folder or from the hub.
+
+    Raises:
+        ValueError: it cannot be downloaded.
+    """
+    return _config(model, "config.json", "caption.model")
 
 
 def _vae_config(base_model: str) -> dict[str, Any]:

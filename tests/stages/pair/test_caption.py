@@ -136,6 +136,25 @@ def test_caption_rows_cleans_answers_and_rejects_empty_ones(table: pa.Table, mon
     assert captioned["reason"].to_pylist() == ["", "empty_caption", "empty_caption"]
 
 
+def test_caption_rows_rejects_images_with_too_many_tokens(table: pa.Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    caption_rows, recorder = recording(["a fan", "", "x"], monkeypatch)
+    recorder.answers[1:] = [Answer("", 0, 0, False, "too long"), Answer("", 24, 20, True)]
+    captioned = caption_rows(table.slice(0, 3))
+    assert captioned["reason"].to_pylist() == ["", "too_many_tokens", "empty_caption"]
+    assert captioned["detail"].to_pylist()[1] == "too long"
+    assert captioned["detail"].to_pylist()[2].endswith("it was cut at caption.max_tokens, before its end")
+
+
+def test_image_that_does_not_fit_is_rejected_and_the_others_have_their_captions(
+    caption_rows: CaptionRows, captioned: pa.Table, table: pa.Table
+) -> None:
+    """The class name of one image is longer than the model reads."""
+    long = caption_rows(replace_values(table, "class_name", {3: "digit " * 600}))
+    assert long["reason"].to_pylist() == ["too_many_tokens" if row == 3 else "" for row in range(len(table))]
+    others = [row for row in range(len(table)) if row != 3]
+    assert long["caption"].take(others).to_pylist() == captioned["caption"].take(others).to_pylist()
+
+
 def test_clean_strips_double_quotes_possessives_and_extra_spaces() -> None:
     assert clean(' The "dog\'s"\n coat\t is  brown. ') == "The dog coat is brown."
     assert clean('"\'s" \n') == ""

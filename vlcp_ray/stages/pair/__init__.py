@@ -1,6 +1,7 @@
 """pair: caption and encode IMAGES(train) to PAIRS in one streaming plan."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
@@ -319,7 +320,27 @@ def _models(job: "Job") -> Iterator[pretrained.Use]:
         yield pretrained.Use("caption.model", job.caption.model, families.CAPTIONER)
 
 
+def check_captioner(caption: Caption) -> None:
+    """Refuse a setting that the model does not have, and a model whose processor lacks a package.
+
+    Raises:
+        ConfigError: names the setting and the fix.
+    """
+    config = pretrained.captioner_config(caption.model)
+    if caption.image_aspect_ratio != "pad" and not families.is_llava(config):
+        raise ConfigError(
+            "caption.image_aspect_ratio is of LLaVA-1.5 only; leave it out: other models see whole images"
+        )
+    for package in families.PACKAGES.get(config["model_type"], ()):
+        if find_spec(package) is None:
+            raise ConfigError(
+                f"caption.model: the processor of {caption.model} needs the package {package}: pip install {package}"
+            )
+
+
 def _check(job: "Job") -> None:
+    if job.caption.uses_model:
+        check_captioner(job.caption)
     if job.caption.source:
         from vlcp_ray.stages.pair.saved_captions import open_captions
 

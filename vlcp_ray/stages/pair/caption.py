@@ -29,7 +29,8 @@ class CaptionRows:
 
         Rows that have a caption already keep it, and their images are not decoded.
 
-        Rejects images that cannot be decoded (`images.decode`), and answers without a word (`empty_caption`).
+        Rejects images that cannot be decoded (`images.decode`), images with more tokens than the model may read
+        (`too_many_tokens`), and answers without a word (`empty_caption`).
         """
         captions = table["caption"].to_pylist() if "caption" in table.column_names else [""] * len(table)
         is_left_out = [reason or caption for reason, caption in zip(schemas.reasons(table), captions, strict=True)]
@@ -37,8 +38,11 @@ class CaptionRows:
         answers = dict(zip(decoded, self._caption(table, decoded), strict=True))
         for row, answer in answers.items():
             captions[row] = answer.text
-            if not answer.text:
-                errors[row] = ("empty_caption", "the model's answer has no word")
+            if answer.error:
+                errors[row] = ("too_many_tokens", answer.error)
+            elif not answer.text:
+                cut = ": it was cut at caption.max_tokens, before its end" if answer.is_cut else ""
+                errors[row] = ("empty_caption", f"the model's answer has no word{cut}")
         table = schemas.with_column(schemas.reject(table, errors), "caption", pa.array(captions, pa.string()))
         for field in pair.ANSWERS:
             if field.name not in table.column_names:
