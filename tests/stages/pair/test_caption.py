@@ -142,7 +142,8 @@ def test_caption_rows_rejects_images_with_too_many_tokens(table: pa.Table, monke
     captioned = caption_rows(table.slice(0, 3))
     assert captioned["reason"].to_pylist() == ["", "too_many_tokens", "empty_caption"]
     assert captioned["detail"].to_pylist()[1] == "too long"
-    assert captioned["detail"].to_pylist()[2].endswith("it was cut at caption.max_tokens, before its end")
+    assert captioned["detail"].to_pylist()[2].endswith("it was cut before its end; raise caption.max_tokens")
+    assert captioned["tokens"].to_pylist() == [3, None, 24]
 
 
 def test_image_that_does_not_fit_is_rejected_and_the_others_have_their_captions(

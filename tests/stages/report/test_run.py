@@ -186,7 +186,7 @@ def test_run_shows_the_tokens_of_captions_and_those_that_look_wrong(page: Page) 
     assert (
         "answers of 5 tokens on average and 9 at most; image and prompt are 15 tokens, 75% of all; 2 were" in page.text
     )
-    assert "captions refuse to describe the image" in page.text
+    assert "captions refuses to describe the image" in page.text
     assert "0-07: I'm sorry, no <digit>." in page.text
 
 

@@ -27,11 +27,11 @@ PROMPT: Final = (
     "Describe the physical appearance of the {class_name} in the image. "
     "Include details about its shape, posture, color, and any distinct features."
 )
-#: What a caption that looks wrong does, in the words of the report.
-PROBLEMS: Final[Mapping[str, str]] = {
-    "refuses": "refuse to describe the image",
-    "repeats": "repeat themselves",
-    "other_language": "are not in the script of the prompt",
+#: What a caption that looks wrong does, in the words of the report: one caption, and several.
+PROBLEMS: Final[Mapping[str, tuple[str, str]]] = {
+    "refuses": ("refuses to describe the image", "refuse to describe the image"),
+    "repeats": ("repeats itself", "repeat themselves"),
+    "other_language": ("is not in the script of the prompt", "are not in the script of the prompt"),
 }
 _CAPTION_BYTES: Final = 600  # assumed, of a usual caption
 _FLOAT16_BYTES: Final = 2
@@ -125,7 +125,8 @@ def format_tokens(count: Mapping[str, Any]) -> str:
     read, tokens = count["read_tokens"], count["tokens"]
     per_second = count.get("tokens_per_second")
     rate = f", {per_second:,.0f} tokens/s with the engine's start" if per_second else ""
-    cut = f"; {count['cut']:,} {'was' if count['cut'] == 1 else 'were'} cut before their end" if count["cut"] else ""
+    whose = "was cut before its" if count["cut"] == 1 else "were cut before their"
+    cut = f"; {count['cut']:,} {whose} end" if count["cut"] else ""
     return (
         f"{n:,} answers of {tokens / n:,.0f} tokens on average and {count['longest']:,} at most{rate}; image and "
         f"prompt are {read / n:,.0f} tokens, {read / (read + tokens):.0%} of all{cut}"
@@ -134,10 +135,10 @@ def format_tokens(count: Mapping[str, Any]) -> str:
 
 def format_problems(found: Mapping[str, Any], captions: int) -> Iterator[tuple[str, Sequence[Mapping[str, str]]]]:
     """Yield a sentence, without its full stop, and the examples, for each problem that a caption has."""
-    for name, words in PROBLEMS.items():
+    for name, (one, several) in PROBLEMS.items():
         count = found.get(name, {}).get("captions", 0)
         if count:
-            yield f"{count:,} of {captions:,} captions {words}", found[name]["examples"]
+            yield f"{count:,} of {captions:,} captions {one if count == 1 else several}", found[name]["examples"]
 
 
 def check_source(source: str) -> None:

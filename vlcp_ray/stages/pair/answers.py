@@ -1,4 +1,4 @@
-"""Count what a captioner has written: tokens, answers that were cut, and captions that look wrong."""
+"""Count captions: those of each class, long ones, those that look wrong, and the tokens of a captioner's answers."""
 
 import re
 import unicodedata
@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import pyarrow.compute as pc
 
+from vlcp_ray.models.clip_tokens import count_too_long, load_tokenizer
 from vlcp_ray.stages.pair import ANSWERS, PROBLEMS
 from vlcp_ray.store.artifact import Artifact
 
@@ -21,6 +22,7 @@ _RUN: Final = 4  # words
 _FEWEST_WORDS: Final = 16
 _DISTINCT: Final = 0.5  # of the runs
 _FOREIGN: Final = 0.2  # of the letters
+_LATIN: Final = "LATIN"
 _EXAMPLES: Final = 3
 _EXAMPLE_LENGTH: Final = 200  # characters
 _PARTS_AT_ONCE: Final = 256  # files of PAIRS whose captions are in memory
@@ -43,12 +45,20 @@ def is_in_other_script(caption: str, prompt: str) -> bool:
 
     Languages of the same script are not told apart.
     """
-    own, letters = set(_scripts(prompt)), _scripts(caption)
+    own = _scripts_of(prompt)
+    if caption.isascii() and _LATIN in own:
+        return False
+    letters = _scripts(caption)
     return sum(count for script, count in letters.items() if script not in own) > _FOREIGN * letters.total()
 
 
 def _scripts(text: str) -> Counter[str]:
     return Counter(_script(letter) for letter in text if letter.isalpha())
+
+
+@lru_cache(maxsize=8)
+def _scripts_of(prompt: str) -> frozenset[str]:
+    return frozenset(_scripts(prompt))
 
 
 @lru_cache(maxsize=4096)
@@ -58,11 +68,15 @@ def _script(letter: str) -> str:
 
 
 def problems_of(caption: str, prompt: str) -> list[str]:
-    """List the names of the problems that a caption has."""
+    """List the names of the problems that a caption has.
+
+    Args:
+        prompt: that of the captions; "" where it is not known, and their script is not compared.
+    """
     found = {
         "refuses": refuses(caption),
         "repeats": repeats(caption),
-        "other_language": is_in_other_script(caption, prompt),
+        "other_language": bool(prompt) and is_in_other_script(caption, prompt),
     }
     return [name for name, is_so in found.items() if is_so]
 
@@ -75,16 +89,38 @@ def count_tokens(pairs: Artifact) -> dict[str, int]:
     return {**names, **sums, "cut": int(pc.sum(rows["is_cut"]).as_py() or 0)}
 
 
-def count_problems(pairs: Artifact, prompt: str) -> dict[str, dict[str, Any]]:
-    """Count the captions of PAIRS with each problem, with the first examples by image_id."""
-    parts, counts = pairs.parts("pairs"), Counter[str]()
+def count_captions(pairs: Artifact, base_model: str, n_classes: int, prompt: str) -> dict[str, Any]:
+    """Count the captions of PAIRS: by class, those that the text encoder does not read at once, and the problems.
+
+    They are counted in the files, so that the numbers of a resumed run are those of the whole table.
+
+    Args:
+        prompt: as in `problems_of`.
+
+    Returns:
+        The facts `train`, `caption_lengths` and `caption_problems`; of each problem with the first examples by
+        image_id.
+    """
+    tokenizer, parts = load_tokenizer(base_model), pairs.parts("pairs")
+    labels, too_long, problems = Counter[int](), 0, Counter[str]()
     examples: dict[str, list[dict[str, str]]] = {name: [] for name in PROBLEMS}
     for start in range(0, len(parts), _PARTS_AT_ONCE):
-        rows = pairs.read_parts(parts[start : start + _PARTS_AT_ONCE], ["image_id", "caption"])
-        for image_id, caption in zip(*(rows[name].to_pylist() for name in ("image_id", "caption")), strict=True):
+        rows = pairs.read_parts(parts[start : start + _PARTS_AT_ONCE], ["image_id", "caption", "label"])
+        labels.update(rows["label"].to_pylist())
+        captions = rows["caption"].to_pylist()
+        too_long += count_too_long(tokenizer, captions)
+        for image_id, caption in zip(rows["image_id"].to_pylist(), captions, strict=True):
             for problem in problems_of(caption, prompt):
-                counts[problem] += 1
+                problems[problem] += 1
                 examples[problem].append({"image_id": image_id, "caption": caption[:_EXAMPLE_LENGTH]})
         for name, found in examples.items():
             examples[name] = sorted(found, key=lambda row: row["image_id"])[:_EXAMPLES]
-    return {name: {"captions": counts[name], "examples": examples[name]} for name in PROBLEMS}
+    return {
+        "train": [labels[label] for label in range(n_classes)],
+        "caption_lengths": {
+            "captions": labels.total(),
+            "too_long": too_long,
+            "encoder_tokens": tokenizer.model_max_length,
+        },
+        "caption_problems": {name: {"captions": problems[name], "examples": examples[name]} for name in PROBLEMS},
+    }

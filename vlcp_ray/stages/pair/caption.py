@@ -41,12 +41,13 @@ class CaptionRows:
             if answer.error:
                 errors[row] = ("too_many_tokens", answer.error)
             elif not answer.text:
-                cut = ": it was cut at caption.max_tokens, before its end" if answer.is_cut else ""
+                cut = ": it was cut before its end; raise caption.max_tokens" if answer.is_cut else ""
                 errors[row] = ("empty_caption", f"the model's answer has no word{cut}")
         table = schemas.with_column(schemas.reject(table, errors), "caption", pa.array(captions, pa.string()))
+        written = {row: answer for row, answer in answers.items() if not answer.error}
         for field in pair.ANSWERS:
             if field.name not in table.column_names:
-                values = [getattr(answers.get(row), field.name, None) for row in range(len(table))]
+                values = [getattr(written.get(row), field.name, None) for row in range(len(table))]
                 table = table.append_column(field.name, pa.array(values, field.type))
         return table
 
