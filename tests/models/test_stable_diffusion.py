@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline
+from diffusers import AutoencoderKL, StableDiffusionImg2ImgPipeline
 from safetensors.torch import load_file
 
 from tests.hostile import Payload
@@ -276,6 +276,35 @@ def test_in_float32_returns_every_part_to_its_own_precision(tiny_family: str) ->
     with stable_diffusion.in_float32(pipeline):
         assert {pipeline.components[name].dtype for name in before} == {torch.float32}
     assert {name: pipeline.components[name].dtype for name in before} == before
+
+
+def test_load_pipeline_takes_text_encoders_as_they_are(tiny_family: str) -> None:
+    text = stable_diffusion.load_text(tiny_family, "cpu", torch.bfloat16)
+    pipeline = stable_diffusion.load_pipeline(tiny_family, "cpu", torch.float32, text=text)
+    taken = stable_diffusion.TextEncoders.of(pipeline)
+    assert all(one is other for one, other in zip(taken.encoders, text.encoders, strict=True))
+    assert all(one is other for one, other in zip(taken.tokenizers, text.tokenizers, strict=True))
+    assert pipeline.unet.dtype == torch.float32
+
+
+def test_decode_under_autocast_is_in_the_precision_of_the_vae(tiny_family: str) -> None:
+    vae = stable_diffusion.load_vae(tiny_family, "cpu")
+    latents = torch.randn(3, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    plain = stable_diffusion.decode(vae, latents, of(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = stable_diffusion.decode(vae, latents, of(2))
+    np.testing.assert_array_equal(plain.pixels, mixed.pixels)
+
+
+def test_decode_without_computing_again_leaves_what_is_not_finite_black(tiny_stable_diffusion: str) -> None:
+    vae = stable_diffusion.load_part(AutoencoderKL, tiny_stable_diffusion, "vae", "cpu", torch.float16)
+    latents = torch.randn(3, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    latents[1] *= 60_000  # infinite in half precision, when it is unscaled
+    again, once = (stable_diffusion.decode(vae, latents, of(2), recomputes) for recomputes in (True, False))
+    assert (again.not_finite, once.not_finite) == ([], [1])
+    assert not once.pixels[1].any()
+    assert again.pixels[1].any()
+    np.testing.assert_array_equal(again.pixels[[0, 2]], once.pixels[[0, 2]])
 
 
 def test_save_pipeline_of_every_family_is_read_like_the_original(tiny_family: str, tmp_path: Path) -> None:
