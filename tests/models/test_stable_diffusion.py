@@ -228,6 +228,34 @@ def test_img2img_of_every_family_equals_diffusers_called_by_hand(tiny_family: st
     assert np.abs(generated.astype(int) - (by_hand * 255).round()).max() <= 1
 
 
+def test_img2img_without_a_negative_prompt_equals_diffusers_without_one(
+    tiny_stable_diffusion: str, tiny_family: str, tmp_path: Path
+) -> None:
+    """XL gets zeros in its place, unless its model_index.json denies it; the others the empty text."""
+    encoding = Path(shutil.copytree(tiny_family, tmp_path / "model"))
+    index = json.loads((encoding / "model_index.json").read_text())
+    is_zero = index.pop("force_zeros_for_empty_prompt", None)
+    if is_zero is not None:
+        index["force_zeros_for_empty_prompt"] = False
+    (encoding / "model_index.json").write_text(json.dumps(index))
+    latents, settings = np.ones((1, 4, 4, 4), np.float32), SETTINGS.model_copy(update={"negative_prompt": ""})
+    made = []
+    for model in (tiny_stable_diffusion, tiny_family, str(encoding)):
+        pipeline = stable_diffusion.load_pipeline(model, "cpu")
+        made.append(stable_diffusion.img2img(pipeline, settings, latents, ["a dog"], [3], of(1)).pixels.astype(int))
+        by_hand = type(pipeline).from_pretrained(model)(
+            "a dog",
+            image=torch.from_numpy(latents),
+            strength=settings.strength,
+            guidance_scale=settings.guidance_scale,
+            num_inference_steps=settings.num_inference_steps,
+            generator=torch.Generator().manual_seed(3),
+            output_type="np",
+        ).images
+        assert np.abs(made[-1] - (by_hand * 255).round()).max() <= 1
+    assert np.array_equal(made[1], made[2]) is (is_zero is None)
+
+
 def test_img2img_of_a_long_text_of_every_family_depends_on_its_end_and_not_on_other_rows(tiny_family: str) -> None:
     pipeline = stable_diffusion.load_pipeline(tiny_family, "cpu")
     latents = np.random.default_rng(0).normal(size=(3, 4, 4, 4)).astype(np.float32)

@@ -80,6 +80,10 @@ class Embedded:
     hidden: torch.Tensor
     pooled: torch.Tensor | None = None
 
+    def zeros(self) -> "Embedded":
+        """Return zeros of the same shapes."""
+        return Embedded(torch.zeros_like(self.hidden), None if self.pooled is None else torch.zeros_like(self.pooled))
+
     def conditions(self, side: int) -> dict[str, torch.Tensor]:
         """Return the conditions that the UNet of XL gets in addition; none for other models.
 
@@ -382,7 +386,9 @@ def img2img(
 
     Texts are encoded in slices of 77 ids, each alone, and concatenated. The last slice is padded, as captions are in
     fine-tuning. Only texts with the same number of slices are batched together, so an image does not depend on the
-    other images (up to the rounding of a batched matrix product).
+    other images (up to the rounding of a batched matrix product). Without a negative prompt guidance leads away from
+    what the model was trained with as no text: the empty one, or for XL zeros (force_zeros_for_empty_prompt in its
+    model_index.json).
 
     Args:
         pipeline: from `load_pipeline`.
@@ -398,13 +404,15 @@ def img2img(
     """
     encoders = TextEncoders.of(pipeline)
     prompts, (negative,) = encoders.slice(texts), encoders.slice([settings.negative_prompt])
+    is_zero = not settings.negative_prompt and pipeline.config.get("force_zeros_for_empty_prompt", False)
 
     def denoise(batch: Sequence[int], count: int) -> torch.Tensor:
         begin(batch)
+        away = encoders.embed_slices([negative], count)
         images: torch.Tensor = pipeline(
             image=torch.from_numpy(latents[batch]),
             **_prompt(encoders.embed_slices([prompts[row] for row in batch], count)),
-            **_prompt(encoders.embed_slices([negative], count), "negative_", len(batch)),
+            **_prompt(away.zeros() if is_zero else away, "negative_", len(batch)),
             # Generators of the CPU: the same noise on a GPU.
             generator=[torch.Generator().manual_seed(seeds[row]) for row in batch],
             strength=settings.strength,
