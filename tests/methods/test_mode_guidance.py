@@ -28,8 +28,7 @@ def test_step_goes_towards_the_mode_as_far_as_the_scale_says_for_noise_and_veloc
     noisy, output, mode = torch.randn(3, 2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     for prediction in ("epsilon", "v_prediction"):
         config = {"beta_schedule": "scaled_linear", "prediction_type": prediction}
-        guided = ModeGuidedScheduler.of(config, scale=0.25, stop=0.5)
-        plain = ModeGuidedScheduler.of(config, scale=0.0, stop=0.5)
+        guided, plain = (ModeGuidedScheduler.of(config, scale, 0.5, clip_sample=False) for scale in (0.25, 0.0))
         for scheduler in (guided, plain):
             scheduler.modes = mode
             scheduler.set_timesteps(10)
@@ -79,3 +78,26 @@ def test_texts_are_class_names_or_text_prototypes(tiny_stable_diffusion: str) ->
     assert [set(table["text"].to_pylist()) for table in tables] == [{"zero"}, {"a dog"}]
     names = [METHODS[name].settings(settings, "hash")["text"] for name in ("mgd3", "mgd3-text")]
     assert names == ["class_name", "text"]
+
+
+def test_settings_of_a_set_have_all_that_its_sampler_is_made_with(tiny_stable_diffusion: str) -> None:
+    settings = job(tiny_stable_diffusion)
+    hashed, guide = METHODS["mgd3"].settings(settings, "hash"), Guide(settings, 4)
+    assert hashed["sampler"] == "DDIM"
+    for name in ("clip_sample", "set_alpha_to_one"):
+        assert guide.scheduler.config[name] == hashed[name]
+    for name in ("strength", "negative_prompt", "guidance_scale", "num_inference_steps", "image_size"):
+        assert getattr(guide.settings, name) == hashed[name]
+
+
+def test_released_stop_guides_the_first_24_of_50_steps() -> None:
+    """The released code guides while its timestep, which counts down from 49, is above 25."""
+    mode, noisy = torch.ones(2, 1, 4, 4, 4)
+    guided, plain = (
+        ModeGuidedScheduler.of({"beta_schedule": "linear"}, scale, 0.48, clip_sample=False) for scale in (0.5, 0.0)
+    )
+    for scheduler in (guided, plain):
+        scheduler.modes = mode
+        scheduler.set_timesteps(50)
+    steps = [[one.step(noisy, time, noisy)[0] for one in (guided, plain)] for time in guided.timesteps]
+    assert [not torch.equal(*pair) for pair in steps] == [True] * 24 + [False] * 26

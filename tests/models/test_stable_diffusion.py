@@ -243,15 +243,19 @@ def test_img2img_without_a_negative_prompt_equals_diffusers_without_one(
     for model in (tiny_stable_diffusion, tiny_family, str(encoding)):
         pipeline = stable_diffusion.load_pipeline(model, "cpu")
         made.append(stable_diffusion.img2img(pipeline, settings, latents, ["a dog"], [3], of(1)).pixels.astype(int))
-        by_hand = type(pipeline).from_pretrained(model)(
-            "a dog",
-            image=torch.from_numpy(latents),
-            strength=settings.strength,
-            guidance_scale=settings.guidance_scale,
-            num_inference_steps=settings.num_inference_steps,
-            generator=torch.Generator().manual_seed(3),
-            output_type="np",
-        ).images
+        by_hand = (
+            type(pipeline)
+            .from_pretrained(model)(
+                "a dog",
+                image=torch.from_numpy(latents),
+                strength=settings.strength,
+                guidance_scale=settings.guidance_scale,
+                num_inference_steps=settings.num_inference_steps,
+                generator=torch.Generator().manual_seed(3),
+                output_type="np",
+            )
+            .images
+        )
         assert np.abs(made[-1] - (by_hand * 255).round()).max() <= 1
     assert np.array_equal(made[1], made[2]) is (is_zero is None)
 

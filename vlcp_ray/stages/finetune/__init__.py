@@ -1,7 +1,7 @@
 """finetune: PAIRS -> Stable Diffusion with its UNet fine-tuned on them; IMAGES -> the trained weights of a DiT."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -28,6 +28,13 @@ MODEL: Final = "model"
 TRAINED: Final = "trained.safetensors"
 #: Settings that are hashed only where they are set: models from before there were any keep their fingerprints.
 _LATER: Final = ("snr_gamma", "lora_rank")
+#: LoRA, in peft's words: the layers beside which matrices are trained, all projections of attention as in diffusers'
+#: recipes; the scale of their product, of which lora_alpha = rank is 1; and their first values.
+LORA: Final[Mapping[str, Any]] = {
+    "target_modules": ["to_q", "to_k", "to_v", "to_out.0"],
+    "lora_alpha": "rank",
+    "init_lora_weights": "gaussian",
+}
 _RANK: Final = 16  # of LoRA, where the memory does not suffice for all weights
 _MIN_IMAGES: Final = 4  # of a step, on each rank
 _ADDING_UP: Final = 0.1  # of a step, for each further rank: an assumption
@@ -84,7 +91,8 @@ def hashed_settings(job: "Job", base_model: str) -> dict[str, Any]:
     """
     settings = job.finetune
     later = {name for name in _LATER if getattr(settings, name) == Finetune.model_fields[name].default}
-    return settings.model_dump(exclude=later) | {"base_model": base_model}
+    recipe = {"lora": dict(LORA)} if settings.lora_rank else {}
+    return settings.model_dump(exclude=later) | recipe | {"base_model": base_model}
 
 
 TRAIN: Final = Work(
