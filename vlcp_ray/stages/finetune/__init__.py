@@ -303,7 +303,9 @@ def _unet_memory(job: "Job", models: "ModelMemory", pool: "FinetunePool") -> Mem
 
     smallest = pool.model_copy(update={"gradient_checkpointing": True, "average_on": "cpu", "optimizer": "adamw8bit"})
     memory = 'gradient_checkpointing = true, average_on = "cpu" and optimizer = "adamw8bit"'
-    helps = [f"in the section [finetune] of the scale file set {memory} ({most(smallest):.1f} GiB)"]
+    helps = []
+    if most(smallest) < most(pool):
+        helps.append(f"in the section [finetune] of the scale file set {memory} ({most(smallest):.1f} GiB)")
     if not settings.lora_rank:
         helps.append(f"set finetune.lora_rank = {_RANK} ({most(pool, rank=_RANK):.1f} GiB)")
     if (alone := step(pool, 1, settings.lora_rank)) < most(pool):
