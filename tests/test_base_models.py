@@ -75,6 +75,7 @@ def test_an_unknown_base_model_is_refused_with_the_families_before_anything_star
     (model / "model_index.json").write_text(json.dumps(index))
     for part, change, sentence in (
         ("unet", {"in_channels": 9}, "takes 9 channels"),
+        ("vae", {"latent_channels": 16}, "has latents of 16 channels"),
         ("vae", {"latents_mean": [0.0] * 4}, "are shifted"),
         ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "predicts 'sample'"),
     ):

@@ -223,6 +223,8 @@ def test_memory_of_validation_is_what_is_trained_and_one_image_of_a_vae_that_is_
 def test_check_memory_of_a_training_counts_its_validation_and_says_how_to_do_without() -> None:
     lora = ["base_model=stabilityai/stable-diffusion-xl-base-1.0", "encode.train_resolution=1024"]
     lora += ["finetune.lora_rank=16"]
-    with pytest.raises(ConfigError, match=r"needs 11.5 .* 12 GiB; set finetune.validation_epochs = 9 .* \(7.3 GiB\), or use"):
+    with pytest.raises(
+        ConfigError, match=r"needs 11.5 .* 12 GiB; set finetune.validation_epochs = 9 .* \(7.3 GiB\), or use"
+    ):
         check_memory(job_with(*lora), [FINETUNE], derive(8, 1, 12))
     check_memory(job_with(*lora, "finetune.validation_epochs=9"), [FINETUNE], derive(8, 1, 12))

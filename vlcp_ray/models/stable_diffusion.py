@@ -38,7 +38,7 @@ Img2ImgPipeline: TypeAlias = "StableDiffusionImg2ImgPipeline | StableDiffusionXL
 
 # accelerate is not among the dependencies, and without it diffusers warns at every load unless this is set
 _LOAD_OPTIONS: Final = {"low_cpu_mem_usage": False}
-#: The parts of a pipeline that generation from latents does not use, by family.
+#: The parts of a pipeline of Stable Diffusion 1.x and 2.x, and of XL, that generation from latents does not use.
 _EXTRAS: Final[Mapping[str, Any]] = {
     "safety_checker": None,
     "feature_extractor": None,
