@@ -215,6 +215,9 @@ def test_resolution_note_is_of_models_that_were_trained_at_another_size_than_the
     large = "stabilityai/stable-diffusion-xl-base-1.0"
     settings = {"name": "x", "base_model": large}
     assert "was trained at 1024 x 1024 pixels" in build(Job, settings, "x").resolution_note()
-    assert build(Job, settings | {"encode": {"resolution": 512}}, "x").resolution_note() == ""
+    one = build(Job, settings | {"encode": {"resolution": 1024}}, "x").resolution_note()
+    assert "this job has encode.train_resolution = 512: set" in one
+    meant = {"resolution": 512, "train_resolution": 512}
+    assert build(Job, settings | {"encode": meant}, "x").resolution_note() == ""
     for name in ("benjamin-paine/stable-diffusion-v1-5", "some/model"):
         assert build(Job, settings | {"base_model": name}, "x").resolution_note() == ""

@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 CORE = """
     settings schemas seeds images store store.io store.aws store.files store.tables store.uris store.written
     store.artifact store.verify store.retrying_filesystem models models.networks models.words models.pretrained
-    models.families
+    models.families models.architectures
     models.dit_classes
     monitoring monitoring.memory monitoring.allocator demo demo.digits
 """

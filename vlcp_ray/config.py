@@ -143,13 +143,16 @@ class Job(Settings):
         )
 
     def resolution_note(self) -> str:
-        """Return a sentence where the base model was trained at another resolution than the default; else ""."""
+        """Return a sentence where a size that the job leaves out is another than that of the base model; else ""."""
         side, encode = pretrained.expected_resolution(self.base_model), self.encode
-        if encode.model_fields_set & {"resolution", "train_resolution"} or side in (None, encode.train_resolution):
+        sizes = {name: getattr(encode, name) for name in ("resolution", "train_resolution")}
+        others = [f"encode.{name} = {size}" for name, size in sizes.items() if size != side]
+        left_out = [name for name, size in sizes.items() if size != side and name not in encode.model_fields_set]
+        if side is None or not left_out:
             return ""
         return (
-            f"{self.base_model} was trained at {side} x {side} pixels, and encode.resolution and "
-            f"encode.train_resolution are {encode.train_resolution}: set both to {side}, or set them as they are"
+            f"{self.base_model} was trained at {side} x {side} pixels, and this job has {' and '.join(others)}: set "
+            f"encode.resolution and encode.train_resolution to {side}, or to the sizes that are meant"
         )
 
 

@@ -10,7 +10,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from tests.hub_server import Hub, serve
-from vlcp_ray.models.families import CAPTIONER, CONFIGURATIONS, STABLE_DIFFUSION, Kind
+from vlcp_ray.models.architectures import own_configs
+from vlcp_ray.models.families import CAPTIONER, CONFIGURATIONS, SD, STABLE_DIFFUSION, XL, Kind
 from vlcp_ray.models.pretrained import (
     Use,
     check,
@@ -18,7 +19,9 @@ from vlcp_ray.models.pretrained import (
     content_hash,
     count_parameters,
     count_pipeline_parameters,
+    expected_family,
     expected_latent_shape,
+    expected_resolution,
     folder,
     latent_shape,
     scaling_factor,
@@ -151,6 +154,7 @@ def test_check_of_a_model_of_the_hub_asks_for_its_first_file(
             "model_index.json": b'{"_class_name": "StableDiffusionPipeline", "text_encoder": ["t", "C"]}',
             **{f"{part}/config.json": b"{}" for part in ("unet", "vae")},
             "scheduler/scheduler_config.json": b"{}",
+            "text_encoder/config.json": b"{}",
             "unet/weights.bin": b"0",
         },
         "main",
@@ -160,10 +164,44 @@ def test_check_of_a_model_of_the_hub_asks_for_its_first_file(
         _use_hub(monkeypatch, endpoint, tmp_path)
         if not sentence:
             check_hub(Use("base_model", model, STABLE_DIFFUSION))
-            assert {name for _, name in hub.read} == {"model_index.json", *CONFIGURATIONS}
+            assert {name for _, name in hub.read} == {"model_index.json", *CONFIGURATIONS, "text_encoder/config.json"}
             return
         with pytest.raises(ConfigError, match=f"^base_model: {re.escape(f'{model} {sentence}')}"):
             check_hub(Use("base_model", model, STABLE_DIFFUSION))
+
+
+def test_a_base_model_of_the_hub_is_known_by_the_configurations_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once they were downloaded nothing is asked: here a Stable Diffusion XL of another name and resolution."""
+    first, own = (own_configs(name) for name in ("1", "xl"))
+    configs = {part: own.get(part, first.get(part)) for part in ("unet", "vae", *XL.text_encoders)}
+    configs["unet"] = dict(configs["unet"] or {}) | {"sample_size": 96}
+    index = {"_class_name": XL.pipelines[0], **{part: ["library", "Class"] for part in configs}}
+    files = {f"{part}/config.json": config for part, config in configs.items()}
+    hub = Hub("owner/xl", kind="models")
+    content = {"model_index.json": index, "scheduler/scheduler_config.json": {}, **files}
+    hub.push({name: json.dumps(config).encode() for name, config in content.items()}, "main")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert (expected_family("owner/xl"), expected_resolution("owner/xl")) == (SD, None)
+    assert count_pipeline_parameters("owner/xl") is None
+    with serve(hub) as endpoint:
+        _use_hub(monkeypatch, endpoint, tmp_path)
+        check_hub(Use("base_model", "owner/xl", STABLE_DIFFUSION))
+    assert (expected_family("owner/xl"), expected_resolution("owner/xl")) == (XL, 768)
+    assert expected_latent_shape("owner/xl", 768) == (4, 96, 96)
+    assert count_pipeline_parameters("owner/xl") == 2_567_463_684 + 83_653_863 + 123_060_480 + 694_659_840
+    assert count_parameters("owner/xl", "unet") == count_parameters("stabilityai/stable-diffusion-xl-base-1.0", "unet")
+
+
+def test_count_parameters_of_a_folder_knows_a_published_part_by_its_configuration(tmp_path: Path) -> None:
+    """Also where the same weights are there several times, in other precisions."""
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text(json.dumps(own_configs("2")["unet"]))
+    for variant in ("", ".fp16"):
+        file = tmp_path / "unet" / f"diffusion_pytorch_model{variant}.safetensors"
+        save_file({"weight": np.zeros((2, 3), np.float32)}, file)
+    assert count_parameters(str(tmp_path), "unet") == 865_910_724
 
 
 def test_check_of_a_model_of_the_hub_refuses_another_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline
+from diffusers import AutoencoderKL, StableDiffusionImg2ImgPipeline
 from safetensors.torch import load_file
 
 from tests.hostile import Payload
@@ -228,6 +228,38 @@ def test_img2img_of_every_family_equals_diffusers_called_by_hand(tiny_family: st
     assert np.abs(generated.astype(int) - (by_hand * 255).round()).max() <= 1
 
 
+def test_img2img_without_a_negative_prompt_equals_diffusers_without_one(
+    tiny_stable_diffusion: str, tiny_family: str, tmp_path: Path
+) -> None:
+    """XL gets zeros in its place, unless its model_index.json denies it; the others the empty text."""
+    encoding = Path(shutil.copytree(tiny_family, tmp_path / "model"))
+    index = json.loads((encoding / "model_index.json").read_text())
+    is_zero = index.pop("force_zeros_for_empty_prompt", None)
+    if is_zero is not None:
+        index["force_zeros_for_empty_prompt"] = False
+    (encoding / "model_index.json").write_text(json.dumps(index))
+    latents, settings = np.ones((1, 4, 4, 4), np.float32), SETTINGS.model_copy(update={"negative_prompt": ""})
+    made = []
+    for model in (tiny_stable_diffusion, tiny_family, str(encoding)):
+        pipeline = stable_diffusion.load_pipeline(model, "cpu")
+        made.append(stable_diffusion.img2img(pipeline, settings, latents, ["a dog"], [3], of(1)).pixels.astype(int))
+        by_hand = (
+            type(pipeline)
+            .from_pretrained(model)(
+                "a dog",
+                image=torch.from_numpy(latents),
+                strength=settings.strength,
+                guidance_scale=settings.guidance_scale,
+                num_inference_steps=settings.num_inference_steps,
+                generator=torch.Generator().manual_seed(3),
+                output_type="np",
+            )
+            .images
+        )
+        assert np.abs(made[-1] - (by_hand * 255).round()).max() <= 1
+    assert np.array_equal(made[1], made[2]) is (is_zero is None)
+
+
 def test_img2img_of_a_long_text_of_every_family_depends_on_its_end_and_not_on_other_rows(tiny_family: str) -> None:
     pipeline = stable_diffusion.load_pipeline(tiny_family, "cpu")
     latents = np.random.default_rng(0).normal(size=(3, 4, 4, 4)).astype(np.float32)
@@ -276,6 +308,35 @@ def test_in_float32_returns_every_part_to_its_own_precision(tiny_family: str) ->
     with stable_diffusion.in_float32(pipeline):
         assert {pipeline.components[name].dtype for name in before} == {torch.float32}
     assert {name: pipeline.components[name].dtype for name in before} == before
+
+
+def test_load_pipeline_takes_text_encoders_as_they_are(tiny_family: str) -> None:
+    text = stable_diffusion.load_text(tiny_family, "cpu", torch.bfloat16)
+    pipeline = stable_diffusion.load_pipeline(tiny_family, "cpu", torch.float32, text=text)
+    taken = stable_diffusion.TextEncoders.of(pipeline)
+    assert all(one is other for one, other in zip(taken.encoders, text.encoders, strict=True))
+    assert all(one is other for one, other in zip(taken.tokenizers, text.tokenizers, strict=True))
+    assert pipeline.unet.dtype == torch.float32
+
+
+def test_decode_under_autocast_is_in_the_precision_of_the_vae(tiny_family: str) -> None:
+    vae = stable_diffusion.load_vae(tiny_family, "cpu")
+    latents = torch.randn(3, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    plain = stable_diffusion.decode(vae, latents, of(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = stable_diffusion.decode(vae, latents, of(2))
+    np.testing.assert_array_equal(plain.pixels, mixed.pixels)
+
+
+def test_decode_without_computing_again_leaves_what_is_not_finite_black(tiny_stable_diffusion: str) -> None:
+    vae = stable_diffusion.load_part(AutoencoderKL, tiny_stable_diffusion, "vae", "cpu", torch.float16)
+    latents = torch.randn(3, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    latents[1] *= 60_000  # infinite in half precision, when it is unscaled
+    again, once = (stable_diffusion.decode(vae, latents, of(2), recomputes) for recomputes in (True, False))
+    assert (again.not_finite, once.not_finite) == ([], [1])
+    assert not once.pixels[1].any()
+    assert again.pixels[1].any()
+    np.testing.assert_array_equal(again.pixels[[0, 2]], once.pixels[[0, 2]])
 
 
 def test_save_pipeline_of_every_family_is_read_like_the_original(tiny_family: str, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from vlcp_ray.models import pretrained
-from vlcp_ray.models.families import CAPTIONERS, LLAVA
+from vlcp_ray.models.families import CAPTIONERS, LLAVA, read_json
 
 #: Width and height of a usual photograph of ImageNet.
 PHOTO: Final = (500, 375)
@@ -101,19 +101,9 @@ def _count_known(config: Mapping[str, Any], max_pixels: int) -> Count | None:
 
 
 def read_config(model: str) -> dict[str, Any] | None:
-    """Read the config.json of a model from its folder, the hub's cache or this package; None where it is in none."""
-    place: Any = Path(pretrained.folder(model)).expanduser() / "config.json"
-    name = pretrained.hub_id(model)
-    if name:
-        from huggingface_hub import try_to_load_from_cache
-
-        place = try_to_load_from_cache(name, "config.json", revision=pretrained.revision(model))
-        if not isinstance(place, str):
-            return known_configs().get(name)
-    if not Path(place).exists():
-        return None
-    config: dict[str, Any] = json.loads(Path(place).read_text(encoding="utf-8"))
-    return config
+    """Read the config.json of a model from its folder or the hub's cache, or from this package; None without one."""
+    path = pretrained.find(model, "config.json")
+    return read_json(path) if path else known_configs().get(pretrained.hub_id(model))
 
 
 @cache

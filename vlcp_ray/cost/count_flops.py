@@ -17,18 +17,20 @@ import torch
 
 from vlcp_ray.cost.classifiers import count_operations
 from vlcp_ray.cost.flops import TEXT_TOKENS, side_terms, token_terms, unet_terms
-from vlcp_ray.models import dit
+from vlcp_ray.models import architectures, dit
 from vlcp_ray.models.lora import LAYERS
 from vlcp_ray.models.networks import FEATURES, NETWORKS, Norm, Stem
 from vlcp_ray.models.pretrained import folder
 
-PAPER: Final[Mapping[str, Mapping[str, Any]]] = json.loads(
-    Path(__file__).with_name("paper.json").read_text(encoding="utf-8")
-)
-#: The configurations of Stable Diffusion 2.1 and XL where they differ from the paper's model: parts by family.
-BASE_MODELS: Final[Mapping[str, Mapping[str, Any]]] = json.loads(
-    Path(__file__).with_name("base_models.json").read_text(encoding="utf-8")
-)
+#: The configurations of the paper's models: those of Stable Diffusion, its captioner, and the DiT of minimax.
+PAPER: Final[Mapping[str, Mapping[str, Any]]] = {
+    **architectures.own_configs(architectures.FIRST),
+    **json.loads(Path(__file__).with_name("paper.json").read_text(encoding="utf-8")),
+}
+#: The configurations of Stable Diffusion 2.1 and XL where they differ from the paper's model: parts by model.
+BASE_MODELS: Final[Mapping[str, Mapping[str, Any]]] = {
+    name: architectures.own_configs(name) for name in architectures.NAMES if name != architectures.FIRST
+}
 #: Sides of the images, in pixels, for each stem of the networks.
 _IMAGE_SIDES: Final[Mapping[Stem, int]] = {"small": 64, "middle": 128, "large": 224}
 _LATENT_SIDES: Final = (16, 32, 64)  # divisible by every downsampling of the models

@@ -91,13 +91,33 @@ class ModelMemory:
         counts = self._count("unet", "lora") if rank else self._find("unet")
         fixed, image = counts["recomputed" if pool.gradient_checkpointing else "kept"]
         factor = 2 if precision == "no" else 1
-        trained, frozen = self._size("unet"), 0.0
-        if rank:
-            trained, frozen = rank * counts["width"], factor * _HALF * self._size("unet")
+        return self._trained(pool, precision, rank) + float(fixed + factor * images * side**2 * image) / GIB
+
+    def validate(self, pool: FinetunePool, side: int, guided: bool, precision: str = "fp16", rank: int = 0) -> float:
+        """GiB of a rank that generates a validation image, beside what it trains; one of several keeps its gradients.
+
+        Args:
+            guided: whether with classifier-free guidance.
+            pool, side, precision, rank: as in `train`.
+        """
+        factor = 2 if precision == "no" else 1
+        decoding = max(factor, self._vae_factor)
+        image = max(factor * (1 + guided) * self._count("unet", "denoise"), decoding * self._count("vae", "decode"))
+        gradients = _FULL * self._trained_weights(rank) if pool.num_workers > 1 else 0.0
+        return float(
+            self._trained(pool, precision, rank) + decoding * self._weights("vae") + (gradients + side**2 * image) / GIB
+        )
+
+    def _trained_weights(self, rank: int) -> float:
+        return float(rank * self._count("unet", "lora")["width"] if rank else self._size("unet"))
+
+    def _trained(self, pool: FinetunePool, precision: str, rank: int) -> float:
+        """GiB of what a rank holds all the time: UNet, moments, moving average and text encoders."""
+        factor = 2 if precision == "no" else 1
+        frozen = factor * _HALF * self._size("unet") if rank else 0.0
         moments = 2 * _FULL if pool.optimizer == "adamw" else 2
-        state = frozen + trained * (_FULL + moments + (_FULL if pool.average_on == "gpu" else 0))
-        texts = factor * sum(map(self._weights, XL.text_encoders))
-        return float(texts + (state + fixed + factor * images * side**2 * image) / GIB)
+        state = self._trained_weights(rank) * (_FULL + moments + (_FULL if pool.average_on == "gpu" else 0))
+        return float(factor * sum(map(self._weights, XL.text_encoders)) + (frozen + state) / GIB)
 
     def generate_by_dit(self, images: int, side: int, guided: bool) -> float:
         """GiB of the DiT, in float32, and its VAE when they generate images from latents of side x side."""

@@ -163,7 +163,10 @@ def _check_base_model(place: Path) -> Kind:
     found = base_models(read_json(place / "model_index.json"))
     paths = [place / part for part in CONFIGURATIONS]
     unet, vae, schedule = (read_json(path) if path.is_file() else {} for path in paths)
-    if (channels := unet.get("in_channels", 4)) != (latent := vae.get("latent_channels", 4)) or latent != 4:
+    channels, latent = unet.get("in_channels", 4), vae.get("latent_channels", 4)
+    if latent != 4:
+        raise ValueError(f"has latents of {latent} channels; give one with the 4 of Stable Diffusion 1.x, 2.x and XL")
+    if channels != latent:
         raise ValueError(
             f"has a UNet that takes {channels} channels, as those for inpainting, depth or larger images do; give one "
             "that takes the 4 of a latent"

@@ -5,9 +5,10 @@ from typing import Any, Final
 import torch
 
 from vlcp_ray.models import stable_diffusion
+from vlcp_ray.stages.finetune import LORA
 
-#: The layers beside which matrices are trained: all projections of attention, as in diffusers' recipes.
-LAYERS: Final = ("to_q", "to_k", "to_v", "to_out.0")
+#: The layers beside which matrices are trained.
+LAYERS: Final = tuple(LORA["target_modules"])
 
 
 def add_matrices(unet: Any, rank: int, seed: int) -> Any:
@@ -23,7 +24,7 @@ def add_matrices(unet: Any, rank: int, seed: int) -> Any:
     from peft import LoraConfig, inject_adapter_in_model
 
     unet.requires_grad_(False)
-    config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(LAYERS))
+    config = LoraConfig(r=rank, **LORA | {"lora_alpha": rank})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return inject_adapter_in_model(config, unet)

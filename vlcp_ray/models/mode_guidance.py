@@ -8,7 +8,10 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 
 
 class ModeGuidedScheduler(DDIMScheduler):  # type: ignore[misc] # diffusers has no types here
-    """DDIM, in whose first steps the predicted image x0 becomes x0 + scale x (mode - x0), as in MGD3's released code.
+    """DDIM, in whose first steps the predicted image x0 becomes x0 + scale x (mode - x0).
+
+    This is what the DDIM sampler of MGD3's released code does, for a DiT that predicts noise. The published figures are
+    with its other sampler, DDPM, which adds scale x sigma_t x (mode - x0) to the mean of a step.
 
     The predicted noise of such a step is that with which the noisy latent has this image, so that the step is one of
     DDIM towards it. Whatever predicts the image stays as it is: a pipeline of diffusers runs with this scheduler as
@@ -25,9 +28,15 @@ class ModeGuidedScheduler(DDIMScheduler):  # type: ignore[misc] # diffusers has 
     stop: float
 
     @classmethod
-    def of(cls, config: Any, scale: float, stop: float) -> "ModeGuidedScheduler":
-        """Make one with the noise schedule of another scheduler's configuration."""
-        scheduler: ModeGuidedScheduler = cls.from_config(config, clip_sample=False, set_alpha_to_one=False)
+    def of(cls, config: Any, scale: float, stop: float, **options: Any) -> "ModeGuidedScheduler":
+        """Make one with the noise schedule of another scheduler's configuration.
+
+        Args:
+            config: of the other scheduler.
+            scale, stop: see above.
+            options: of DDIMScheduler, which replace those of `config`.
+        """
+        scheduler: ModeGuidedScheduler = cls.from_config(config, **options)
         scheduler.scale, scheduler.stop = scale, stop
         return scheduler
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from vlcp_ray.models import families
+from vlcp_ray.models import architectures, families
 from vlcp_ray.models.families import (
     CAPTIONER,
     CHAT_FILES,
@@ -28,36 +28,11 @@ from vlcp_ray.store.uris import strip_secrets
 DEMO: Final = "demo/"
 _PACKAGE: Final = Path(__file__).parents[1]
 
-#: Number of parameters of models of the hub: the paper's, and the other base models of cost/paper.json.
+#: Number of parameters of the paper's other models, by hub id and part.
 _PARAMETERS: Final[Mapping[tuple[str, str], int]] = {
     ("llava-hf/llava-1.5-7b-hf", ""): 7_063_427_072,
-    ("benjamin-paine/stable-diffusion-v1-5", "unet"): 859_520_964,
-    ("benjamin-paine/stable-diffusion-v1-5", "vae"): 83_653_863,
-    ("benjamin-paine/stable-diffusion-v1-5", "text_encoder"): 123_060_480,
-    **{
-        (f"{owner}/stable-diffusion-{name}", part): size
-        for owner in ("stabilityai", "sd2-community")
-        for name in ("2", "2-base", "2-1", "2-1-base")
-        for part, size in (("unet", 865_910_724), ("vae", 83_653_863), ("text_encoder", 340_387_840))
-    },
-    ("stabilityai/stable-diffusion-xl-base-1.0", "unet"): 2_567_463_684,
-    ("stabilityai/stable-diffusion-xl-base-1.0", "vae"): 83_653_863,
-    ("stabilityai/stable-diffusion-xl-base-1.0", "text_encoder"): 123_060_480,
-    ("stabilityai/stable-diffusion-xl-base-1.0", "text_encoder_2"): 694_659_840,
     ("facebook/DiT-XL-2-256", "transformer"): 749_826_464,
     ("facebook/DiT-XL-2-256", "vae"): 83_653_863,
-}
-
-
-#: Side in pixels that models of the hub were trained at.
-_RESOLUTIONS: Final[Mapping[str, int]] = {
-    "benjamin-paine/stable-diffusion-v1-5": 512,
-    **{
-        f"{owner}/stable-diffusion-{name}": side
-        for owner in ("stabilityai", "sd2-community")
-        for name, side in (("2", 768), ("2-base", 512), ("2-1", 768), ("2-1-base", 512))
-    },
-    "stabilityai/stable-diffusion-xl-base-1.0": 1024,
 }
 
 
@@ -92,6 +67,24 @@ def hub_id(model: str) -> str:
     """Return owner/name of a model of the hub, without its revision; "" for a folder or a packaged model."""
     is_path = model.startswith((DEMO, ".", "/", "~")) or "://" in model or model.count("/") != 1
     return "" if is_path or Path(model).exists() else model.partition("@")[0]
+
+
+def find(model: str, name: str) -> Path | None:
+    """Return the path of a file of a model, without asking the hub; None where it is not on this machine.
+
+    Args:
+        model: hub id, folder or demo/<name>; of the hub the file is looked up in the cache.
+        name: of the file, in the folder of the model.
+    """
+    path = Path(folder(model)).expanduser() / name
+    if path.exists():
+        return path
+    if not hub_id(model):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(hub_id(model), name, revision=revision(model))
+    return Path(cached) if isinstance(cached, str) else None
 
 
 def check(model: str, field: str, kind: Kind) -> None:
@@ -152,11 +145,12 @@ def needs_float32(model: str) -> bool:
 
 
 def expected_family(model: str) -> BaseModels:
-    """Return the family of a base model without asking the hub: one that is not here is of that of its parameters."""
-    path = Path(folder(model)).expanduser() / "model_index.json"
-    if path.exists():
-        return family(model)
-    return XL if (hub_id(model), XL.text_encoders[1]) in _PARAMETERS else SD
+    """Return the family of a base model without asking the hub: SD of one that is neither here nor a published one."""
+    if path := find(model, "model_index.json"):
+        with naming("base_model", model):
+            return families.base_models(read_json(path))
+    published = architectures.PUBLISHED.get(hub_id(model))
+    return published.family if published else SD
 
 
 def missing_files(path: Path, kind: Kind) -> list[str]:
@@ -199,8 +193,9 @@ def _check_first_file(use: Use, cache: Path | None) -> None:
     with naming(use.field, use.model):
         families.check(use.kind, found, is_whole=False)
     if use.kind is STABLE_DIFFUSION:
-        for part in CONFIGURATIONS:
-            _download(use, part, cache)
+        encoders = families.base_models(read_json(found / "model_index.json")).text_encoders
+        for file in (*CONFIGURATIONS, *(f"{part}/config.json" for part in encoders)):
+            _download(use, file, cache)
     elif use.kind is CAPTIONER:
         for file in (*CHAT_FILES, *WITH_CHAT):
             with suppress(_MissingFileError):
@@ -278,9 +273,17 @@ def content_hash(model: str) -> str:
 
 def latent_shape(base_model: str, resolution: int) -> tuple[int, int, int]:
     """Compute the shape (c, h, w) of the latent of a `resolution` x `resolution` image."""
-    config = _vae_config(base_model)
-    side = resolution // 2 ** (len(config["block_out_channels"]) - 1)
-    return int(config["latent_channels"]), side, side
+    return _latent_shape(_vae_config(base_model), resolution)
+
+
+def _latent_shape(vae: Mapping[str, Any], resolution: int) -> tuple[int, int, int]:
+    side = resolution // _pixels_along(vae)
+    return int(vae.get("latent_channels", 4)), side, side
+
+
+def _pixels_along(vae: Mapping[str, Any]) -> int:
+    """Return how many pixels a number of a latent stands for, along each side."""
+    return int(2 ** (len(vae.get("block_out_channels", (64,))) - 1))  # diffusers' default is a VAE of one block
 
 
 def scaling_factor(base_model: str) -> float:
@@ -328,8 +331,7 @@ def dit_side(model: str) -> int:
 def dit_resolution(model: str) -> int:
     """Return height and width of the images of a DiT in pixels."""
     side = int(_config(model, "transformer/config.json", "compare.minimax.model")["sample_size"])
-    vae = _config(model, "vae/config.json", "compare.minimax.model")
-    return int(side * 2 ** (len(vae["block_out_channels"]) - 1))
+    return side * _pixels_along(_config(model, "vae/config.json", "compare.minimax.model"))
 
 
 def captioner_config(model: str) -> dict[str, Any]:
@@ -367,40 +369,49 @@ def _config(model: str, name: str, field: str) -> dict[str, Any]:
         return read_json(path)
 
 
-def _vae_file(base_model: str) -> Path:
-    return Path(folder(base_model)).expanduser() / "vae" / "config.json"
-
-
 def expected_resolution(base_model: str) -> int | None:
     """Return the side in pixels that a base model was trained at, without asking the hub; None where it is not known.
 
-    That of a folder is read of its configurations.
+    It is read of the configurations in its folder or in the hub's cache.
     """
-    path = Path(folder(base_model)).expanduser() / "unet" / "config.json"
-    if path.exists() and _vae_file(base_model).exists():
-        side = read_json(path).get("sample_size")
-        scale = 2 ** (len(_vae_config(base_model)["block_out_channels"]) - 1)
-        return side * scale if isinstance(side, int) else None
-    return _RESOLUTIONS.get(hub_id(base_model))
+    unet, vae = (find(base_model, f"{part}/config.json") for part in ("unet", "vae"))
+    if unet and vae:
+        with naming("base_model", base_model):
+            side, config = read_json(unet).get("sample_size"), read_json(vae)
+        return side * _pixels_along(config) if isinstance(side, int) else None
+    published = architectures.PUBLISHED.get(hub_id(base_model))
+    return published.resolution if published else None
 
 
 def expected_latent_shape(base_model: str, resolution: int) -> tuple[int, int, int]:
     """Compute the shape (c, h, w) of a latent without asking the hub.
 
-    A hub model is assumed to have the four channels and the eighth of the side of every Stable Diffusion.
+    A hub model that is not here is assumed to have the four channels and the eighth of the side of every Stable
+    Diffusion.
     """
-    if _vae_file(base_model).exists():
-        return latent_shape(base_model, resolution)
+    if path := find(base_model, "vae/config.json"):
+        with naming("base_model", base_model):
+            return _latent_shape(read_json(path), resolution)
     return 4, resolution // 8, resolution // 8
 
 
 def count_parameters(model: str, part: str) -> int | None:
-    """Count the parameters of a model or of one of its parts; None for a hub model that is not in `_PARAMETERS`."""
+    """Count the parameters of a model or of one of its parts, without asking the hub; None where they are not known.
+
+    A part of a base model is recognised by its configuration, in the folder or in the hub's cache. Else the weights of
+    a folder are added up, and a hub model that is not here may be a published one.
+    """
+    if part and (config := find(model, f"{part}/config.json")):
+        with naming("base_model", model):
+            known = architectures.parameters_of(part, read_json(config))
+        if known:
+            return known
     path = Path(folder(model)).expanduser() / part
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else []
     if files:
         return sum(map(_parameters_in, files))
-    return _PARAMETERS.get((hub_id(model), part))
+    name = hub_id(model)
+    return _PARAMETERS.get((name, part)) or architectures.published_parameters(name, part)
 
 
 def _parameters_in(file: Path) -> int:

@@ -29,7 +29,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from vlcp_ray.models.batches import Batches
 from vlcp_ray.models.clip_tokens import load_tokenizer
-from vlcp_ray.models.families import PREDICTIONS
+from vlcp_ray.models.families import PREDICTIONS, SD, XL
 from vlcp_ray.models.pretrained import family, folder, needs_float32, pinned
 from vlcp_ray.stages.generate import Generate
 
@@ -38,7 +38,7 @@ Img2ImgPipeline: TypeAlias = "StableDiffusionImg2ImgPipeline | StableDiffusionXL
 
 # accelerate is not among the dependencies, and without it diffusers warns at every load unless this is set
 _LOAD_OPTIONS: Final = {"low_cpu_mem_usage": False}
-#: The parts of a pipeline that generation from latents does not use, by family.
+#: The parts of a pipeline of Stable Diffusion 1.x and 2.x, and of XL, that generation from latents does not use.
 _EXTRAS: Final[Mapping[str, Any]] = {
     "safety_checker": None,
     "feature_extractor": None,
@@ -80,6 +80,10 @@ class Embedded:
     hidden: torch.Tensor
     pooled: torch.Tensor | None = None
 
+    def zeros(self) -> "Embedded":
+        """Return zeros of the same shapes."""
+        return Embedded(torch.zeros_like(self.hidden), None if self.pooled is None else torch.zeros_like(self.pooled))
+
     def conditions(self, side: int) -> dict[str, torch.Tensor]:
         """Return the conditions that the UNet of XL gets in addition; none for other models.
 
@@ -103,8 +107,14 @@ class TextEncoders:
     def of(cls, pipeline: Img2ImgPipeline) -> "TextEncoders":
         """Take those of a pipeline."""
         parts = pipeline.components
-        names = ("", "_2") if "text_encoder_2" in parts else ("",)
-        return cls([parts[f"tokenizer{name}"] for name in names], [parts[f"text_encoder{name}"] for name in names])
+        of = XL if XL.text_encoders[-1] in parts else SD
+        return cls([parts[name] for name in of.tokenizers], [parts[name] for name in of.text_encoders])
+
+    def components(self) -> dict[str, Any]:
+        """Return them by the names that a pipeline of the family has for them."""
+        of = XL if len(self.encoders) > 1 else SD
+        names, parts = (*of.tokenizers, *of.text_encoders), (*self.tokenizers, *self.encoders)
+        return dict(zip(names, parts, strict=True))
 
     def tokenize(self, captions: Sequence[str]) -> torch.Tensor:
         """Tokenize captions for fine-tuning, cut or padded to 77 ids, by each tokenizer: (n, tokenizers, 77)."""
@@ -175,14 +185,22 @@ def load_text(base_model: str, device: str, dtype: torch.dtype) -> TextEncoders:
     )
 
 
-def load_pipeline(model: str, device: str, dtype: torch.dtype | None = None, unet: Any = None) -> Img2ImgPipeline:
+def load_pipeline(
+    model: str,
+    device: str,
+    dtype: torch.dtype | None = None,
+    unet: Any = None,
+    text: TextEncoders | None = None,
+) -> Img2ImgPipeline:
     """Load diffusers' own img2img pipeline of the model's family, without progress bars and without a safety checker.
 
     Args:
         model: hub id, folder or demo/stable_diffusion.
         device: torch device of its parts.
-        dtype: precision of its parts, that of inference by default.
-        unet: a UNet to use instead of the model's.
+        dtype: precision of the parts that are loaded, that of inference by default; a VAE whose numbers are too large
+            for float16 is in float32.
+        unet: a UNet to use instead of the model's, as it is.
+        text: tokenizers and text encoders to use, as they are, instead of loading the model's.
     """
     _hide_progress_bars()
     is_of_xl, precision = family(model).is_xl, dtype or inference_dtype(device)
@@ -194,6 +212,7 @@ def load_pipeline(model: str, device: str, dtype: torch.dtype | None = None, une
         **(_XL_EXTRAS if is_of_xl else _EXTRAS),
         **_LOAD_OPTIONS,
         **({} if unet is None else {"unet": unet}),
+        **({} if text is None else text.components()),
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
@@ -308,7 +327,7 @@ def sample(moments: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
 
 
 class Pictures(NamedTuple):
-    """Decoded images, and the numbers of those that are not finite, also in float32, which are black.
+    """Decoded images, and the numbers of those that are not finite, which are black.
 
     Args:
         pixels: (n, height, width, 3).
@@ -319,14 +338,23 @@ class Pictures(NamedTuple):
 
 
 @torch.no_grad()
-def decode(vae: AutoencoderKL, latents: torch.Tensor, batches: Batches) -> Pictures:
-    """Decode scaled latents (n, c, h, w) to images. Those that are not finite are decoded again in float32."""
+def decode(vae: AutoencoderKL, latents: torch.Tensor, batches: Batches, recomputes: bool = True) -> Pictures:
+    """Decode scaled latents (n, c, h, w) to images, in the precision of the VAE, also where autocast has another.
+
+    Args:
+        vae: from `load_vae`, or of a pipeline.
+        latents: of the images.
+        batches: images at a time.
+        recomputes: whether images that are not finite are decoded again in float32.
+    """
     parts = list(
         batches.run(len(latents), lambda rows, size: _decode_batch(vae, latents[padded(rows, size)], len(rows)))
     )
     pixels = np.concatenate([levels.cpu().numpy() for levels, _ in parts])
-    not_finite = []
-    for row in np.flatnonzero(~np.concatenate([finite.cpu().numpy() for _, finite in parts])).tolist():
+    failed, not_finite = np.flatnonzero(~np.concatenate([finite.cpu().numpy() for _, finite in parts])).tolist(), []
+    if not recomputes:
+        return Pictures(pixels, failed)
+    for row in failed:
         with in_float32(vae):
             levels, finite = _decode_batch(vae, latents[row : row + 1], 1)
         pixels[row] = levels[0].cpu().numpy()
@@ -336,7 +364,8 @@ def decode(vae: AutoencoderKL, latents: torch.Tensor, batches: Batches) -> Pictu
 
 def _decode_batch(vae: AutoencoderKL, latents: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Decode a batch, and return the first `count` images, (n, height, width, 3) uint8, and whether each is finite."""
-    values = vae.decode(latents.to(vae.device, vae.dtype) / vae.config.scaling_factor).sample[:count].float()
+    with torch.autocast(vae.device.type, enabled=False):
+        values = vae.decode(latents.to(vae.device, vae.dtype) / vae.config.scaling_factor).sample[:count].float()
     finite = torch.isfinite(values).flatten(1).all(dim=1)
     levels = ((values.nan_to_num(-1, -1, -1) / 2 + 0.5).clamp(0, 1) * 255).round().byte()
     return levels.permute(0, 2, 3, 1), finite
@@ -351,13 +380,15 @@ def img2img(
     seeds: Sequence[int],
     batches: Batches,
     begin: Callable[[Sequence[int]], None] = lambda rows: None,
+    recomputes: bool = True,
 ) -> Pictures:
     """Generate images: add noise to latents up to the strength step, denoise under texts, decode.
 
     Texts are encoded in slices of 77 ids, each alone, and concatenated. The last slice is padded, as captions are in
     fine-tuning. Only texts with the same number of slices are batched together, so an image does not depend on the
-    other images (up to the rounding of a batched matrix product). Where the numbers of an image are not finite, it is
-    generated again in float32.
+    other images (up to the rounding of a batched matrix product). Without a negative prompt guidance leads away from
+    what the model was trained with as no text: the empty one, or for XL zeros (force_zeros_for_empty_prompt in its
+    model_index.json).
 
     Args:
         pipeline: from `load_pipeline`.
@@ -367,18 +398,21 @@ def img2img(
         seeds: n seeds, one for each image's noise.
         batches: images at a time; with guidance the UNet's batch is twice as large.
         begin: called with the rows of each batch before it is denoised.
+        recomputes: whether an image whose numbers are not finite is generated again in float32.
 
     Returns the images in the order of the latents.
     """
     encoders = TextEncoders.of(pipeline)
     prompts, (negative,) = encoders.slice(texts), encoders.slice([settings.negative_prompt])
+    is_zero = not settings.negative_prompt and pipeline.config.get("force_zeros_for_empty_prompt", False)
 
     def denoise(batch: Sequence[int], count: int) -> torch.Tensor:
         begin(batch)
+        away = encoders.embed_slices([negative], count)
         images: torch.Tensor = pipeline(
             image=torch.from_numpy(latents[batch]),
             **_prompt(encoders.embed_slices([prompts[row] for row in batch], count)),
-            **_prompt(encoders.embed_slices([negative], count), "negative_", len(batch)),
+            **_prompt(away.zeros() if is_zero else away, "negative_", len(batch)),
             # Generators of the CPU: the same noise on a GPU.
             generator=[torch.Generator().manual_seed(seeds[row]) for row in batch],
             strength=settings.strength,
@@ -394,10 +428,11 @@ def img2img(
         same = [row for row, other in enumerate(counts) if other == count]
         for rows, images in batches.run(len(same), partial(_denoise_batch, denoise, same, count)):
             denoised[rows] = images
-    for row in torch.nonzero(~torch.isfinite(denoised).flatten(1).all(dim=1)).flatten().tolist():
+    failed = torch.nonzero(~torch.isfinite(denoised).flatten(1).all(dim=1)).flatten().tolist()
+    for row in failed if recomputes else ():
         with in_float32(pipeline):
             denoised[row] = denoise([row], counts[row])[0]
-    return decode(pipeline.vae, denoised, batches)
+    return decode(pipeline.vae, denoised, batches, recomputes)
 
 
 def _prompt(embedded: Embedded, prefix: str = "", repeats: int = 1) -> dict[str, torch.Tensor]:

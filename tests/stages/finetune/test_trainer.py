@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.hostile import Payload
 from vlcp_ray import images, schemas
+from vlcp_ray.models import stable_diffusion
 from vlcp_ray.scale import FinetunePool
 from vlcp_ray.stages.finetune import Finetune
 from vlcp_ray.stages.finetune import training as training_module
@@ -428,7 +429,8 @@ def test_min_snr_lowers_the_loss_of_timesteps_with_a_larger_ratio_only(build_tra
 
 def with_rank(build: BuildTrainer, rank: int = 4, **changes: Any) -> Trainer:
     pytest.importorskip("peft")
-    return build({"lora_rank": rank, "learning_rate": 1e-2} | changes)
+    names = changes.pop("class_names", ())
+    return build({"lora_rank": rank, "learning_rate": 1e-2} | changes, class_names=names)
 
 
 def test_lora_trains_its_matrices_only_and_starts_from_the_base_model(build_trainer: BuildTrainer) -> None:
@@ -473,3 +475,22 @@ def test_lora_in_bf16_keeps_the_frozen_weights_in_it_and_its_own_in_float32(buil
     assert kinds == {True: torch.float32, False: torch.bfloat16}
     losses = [step(trainer, table, batch) for trainer in (full, half)]
     assert losses[0] == pytest.approx(losses[1], rel=0.03)
+
+
+def test_validation_of_lora_uses_the_parts_that_it_has_and_a_vae_in_the_lower_precision(
+    build_family: BuildTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, pipelines = ["zero", "one"], []
+    trainer, generate = with_rank(build_family, mixed_precision="bf16", class_names=names), stable_diffusion.img2img
+
+    def record(pipeline: Any, *rest: Any, **options: Any) -> Any:
+        pipelines.append(pipeline)
+        return generate(pipeline, *rest, **options)
+
+    monkeypatch.setattr(stable_diffusion, "img2img", record)
+    assert [images.decode(data).size for data in trainer.validate(2)] == [(32, 32)] * 2
+    (pipeline,) = pipelines
+    assert pipeline.unet is trainer.unet
+    own = stable_diffusion.TextEncoders.of(pipeline)
+    assert all(one is other for one, other in zip(own.encoders, trainer.text.encoders, strict=True))
+    assert pipeline.vae.dtype == (torch.float32 if len(own.encoders) > 1 else torch.bfloat16)

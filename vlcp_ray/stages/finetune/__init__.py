@@ -1,7 +1,7 @@
 """finetune: PAIRS -> Stable Diffusion with its UNet fine-tuned on them; IMAGES -> the trained weights of a DiT."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -28,6 +28,13 @@ MODEL: Final = "model"
 TRAINED: Final = "trained.safetensors"
 #: Settings that are hashed only where they are set: models from before there were any keep their fingerprints.
 _LATER: Final = ("snr_gamma", "lora_rank")
+#: LoRA, in peft's words: the layers beside which matrices are trained, all projections of attention as in diffusers'
+#: recipes; the scale of their product, of which lora_alpha = rank is 1; and their first values.
+LORA: Final[Mapping[str, Any]] = {
+    "target_modules": ["to_q", "to_k", "to_v", "to_out.0"],
+    "lora_alpha": "rank",
+    "init_lora_weights": "gaussian",
+}
 _RANK: Final = 16  # of LoRA, where the memory does not suffice for all weights
 _MIN_IMAGES: Final = 4  # of a step, on each rank
 _ADDING_UP: Final = 0.1  # of a step, for each further rank: an assumption
@@ -84,7 +91,8 @@ def hashed_settings(job: "Job", base_model: str) -> dict[str, Any]:
     """
     settings = job.finetune
     later = {name for name in _LATER if getattr(settings, name) == Finetune.model_fields[name].default}
-    return settings.model_dump(exclude=later) | {"base_model": base_model}
+    recipe = {"lora": dict(LORA)} if settings.lora_rank else {}
+    return settings.model_dump(exclude=later) | recipe | {"base_model": base_model}
 
 
 TRAIN: Final = Work(
@@ -281,18 +289,30 @@ def _memory(job: "Job", models: "ModelMemory", scale: "Scale") -> Iterator[Memor
 
 
 def _unet_memory(job: "Job", models: "ModelMemory", pool: "FinetunePool") -> Memory:
+    settings = job.finetune
     side = pretrained.expected_latent_shape(job.base_model, job.encode.train_resolution)[1]
-    precision, rank = job.finetune.mixed_precision, job.finetune.lora_rank
-    gib, least = (models.train(pool, images, side, precision, rank) for images in (pool.batch_size, 1))
+    precision, guided = settings.mixed_precision, settings.validation_guidance_scale > 1
+
+    def step(pool: "FinetunePool", images: int, rank: int) -> float:
+        return models.train(pool, images, side, precision, rank)
+
+    def most(pool: "FinetunePool", images: int = 1, rank: int = settings.lora_rank) -> float:
+        if settings.validation_epochs > settings.epochs:  # no validation images
+            return step(pool, images, rank)
+        return max(step(pool, images, rank), models.validate(pool, side, guided, precision, rank))
+
     smallest = pool.model_copy(update={"gradient_checkpointing": True, "average_on": "cpu", "optimizer": "adamw8bit"})
-    few = (
-        "" if rank else f", set finetune.lora_rank = {_RANK} ({models.train(pool, 1, side, precision, _RANK):.1f} GiB)"
-    )
-    fix = (
-        'in the section [finetune] of the scale file set gradient_checkpointing = true, average_on = "cpu" and '
-        f'optimizer = "adamw8bit" ({models.train(smallest, 1, side, precision, rank):.1f} GiB){few}, or use larger GPUs'
-    )
-    return Memory("fine-tune", "base_model", STAGE.name, gib, least, fix)
+    memory = 'gradient_checkpointing = true, average_on = "cpu" and optimizer = "adamw8bit"'
+    helps = []
+    if most(smallest) < most(pool):
+        helps.append(f"in the section [finetune] of the scale file set {memory} ({most(smallest):.1f} GiB)")
+    if not settings.lora_rank:
+        helps.append(f"set finetune.lora_rank = {_RANK} ({most(pool, rank=_RANK):.1f} GiB)")
+    if (alone := step(pool, 1, settings.lora_rank)) < most(pool):
+        none = f"finetune.validation_epochs = {settings.epochs + 1}"
+        helps.append(f"set {none} for no validation images ({alone:.1f} GiB)")
+    fix = ", ".join([*helps, "or use larger GPUs"])
+    return Memory("fine-tune", "base_model", STAGE.name, most(pool, pool.batch_size), most(pool), fix)
 
 
 def _dit_memory(job: "Job", models: "ModelMemory", pool: "FinetunePool") -> Memory:

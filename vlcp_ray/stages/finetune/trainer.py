@@ -184,7 +184,11 @@ class Trainer(RankTrainer[Inputs]):
         return sample_latents(moments, flips, normal[:, 0], self.scaling_factor), normal[:, 1], timesteps
 
     def validate(self, epoch: int) -> list[bytes]:
-        """Generate a PNG for each of the first classes from pure noise with the EMA weights, every few epochs."""
+        """Generate a PNG for each of the first classes from pure noise with the EMA weights, every few epochs.
+
+        An image whose numbers are not finite is black: nothing is computed again in float32, which the memory beside
+        the training may not have.
+        """
         if epoch % self.settings.validation_epochs:
             return []
         prompts = self.prompts
@@ -194,12 +198,12 @@ class Trainer(RankTrainer[Inputs]):
             num_inference_steps=self.settings.validation_steps,
             negative_prompt="",
         )
-        pipeline = stable_diffusion.load_pipeline(self.base_model, str(self.device), torch.float32, self.unet)
+        pipeline = stable_diffusion.load_pipeline(self.base_model, str(self.device), self.dtype, self.unet, self.text)
         zeros = np.zeros((len(prompts), *pretrained.latent_shape(self.base_model, self.resolution)), np.float32)
         seeds = [seed_for(self.seed, "validate", prompt) for prompt in prompts]
         with self.ema.applied(), self.autocast:
             batches = Batches(self.batch_per_device, "finetune.batch_size")
-            generated = stable_diffusion.img2img(pipeline, sampling, zeros, prompts, seeds, batches)
+            generated = stable_diffusion.img2img(pipeline, sampling, zeros, prompts, seeds, batches, recomputes=False)
         return [images.encode_png(pixels) for pixels in generated.pixels]
 
     def export(self, target: str | Path) -> None:

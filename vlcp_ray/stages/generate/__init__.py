@@ -42,6 +42,14 @@ class Generate(Settings):
         return self
 
 
+def is_work_of_methods(work: Work, job: "Job") -> bool:
+    """Return whether the sets of a compared method are made by a kind of work."""
+    from vlcp_ray.methods import METHODS  # imported here, because the methods import this file
+
+    methods = [METHODS[name] for name in job.compare.methods]
+    return any(work in method.works or (work is DENOISE and method.form == "generation") for method in methods)
+
+
 DENOISE: Final = Work(
     "generate",
     "generate",
@@ -53,6 +61,7 @@ DENOISE: Final = Work(
     is_published=True,
     retains_memory=True,
     model=lambda job: pretrained.count_parameters(job.base_model, "unet"),
+    wanted=lambda job: is_work_of_methods(DENOISE, job),
 )
 
 

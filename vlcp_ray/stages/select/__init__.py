@@ -1,6 +1,6 @@
-"""select: IMAGES, PROTOTYPES, DIFFICULTY, teacher, DiT -> SYNTHETIC of the methods without Stable Diffusion."""
+"""select: IMAGES, PROTOTYPES, DIFFICULTY, models -> SYNTHETIC of the methods that generate does not make."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -28,17 +28,6 @@ SOFT_LABELS: Final = pa.schema(
 )
 
 
-def _has_form(form: str) -> "Callable[[Job], bool]":
-    """Return a function of a job: whether it compares a method of a form."""
-
-    def wanted(job: "Job") -> bool:
-        from vlcp_ray.methods import METHODS
-
-        return any(METHODS[name].form == form for name in job.compare.methods)
-
-    return wanted
-
-
 DECODE: Final = Work(
     "decode",
     generate.DENOISE.pool,
@@ -47,7 +36,7 @@ DECODE: Final = Work(
     on_gpu=(0.16, 30.0),  # assumed equal to the denoising of `generate`
     retains_memory=True,
     model=lambda job: pretrained.count_parameters(job.base_model, "vae"),
-    wanted=_has_form("prototypes"),
+    wanted=lambda job: generate.is_work_of_methods(DECODE, job),
 )
 SAMPLE: Final = Work(
     "sample",
@@ -57,7 +46,7 @@ SAMPLE: Final = Work(
     on_gpu=(0.08, 40.0),  # assumed: half of the denoising of `generate`, which computes in half precision
     retains_memory=True,
     model=lambda job: pretrained.count_parameters(job.compare.minimax.model, "transformer"),
-    wanted=_has_form("labels"),
+    wanted=lambda job: generate.is_work_of_methods(SAMPLE, job),
 )
 
 
@@ -98,6 +87,10 @@ def _check(job: "Job") -> None:
 
 
 def _models(job: "Job") -> Iterator[pretrained.Use]:
+    from vlcp_ray.methods import METHODS
+
+    if any(METHODS[name].form == "prototypes" for name in job.compare.methods):
+        yield pretrained.Use("base_model", job.base_model, families.STABLE_DIFFUSION)
     if SAMPLE.wanted(job):
         yield pretrained.Use("compare.minimax.model", job.compare.minimax.model, families.DIT)
 
@@ -105,13 +98,13 @@ def _models(job: "Job") -> Iterator[pretrained.Use]:
 STAGE: Final = Stage(
     "select",
     version=2,
-    summary="IMAGES, PROTOTYPES, DIFFICULTY, teacher, DiT -> SYNTHETIC of the methods without Stable Diffusion",
+    summary="IMAGES, PROTOTYPES, DIFFICULTY, models -> SYNTHETIC of the methods that generate does not make",
     tables={"synthetic": SYNTHETIC, SOFT: SOFT_LABELS},
     files=("rejected",),
     pools=generate.STAGE.pools,
     row_wise=True,
     output="distilled",
-    works=(DECODE, SAMPLE),
+    works=(generate.DENOISE, DECODE, SAMPLE),
     loads=_loads,
     disk=generate.disk,
     memory=_memory,
