@@ -23,6 +23,7 @@ from vlcp_ray.models.pretrained import (
     expected_latent_shape,
     expected_resolution,
     folder,
+    identify,
     latent_shape,
     scaling_factor,
 )
@@ -258,6 +259,12 @@ def test_check_of_a_captioner_of_the_hub_without_a_chat_template_refuses_it_befo
         check_hub(Use("caption.model", "owner/chat", CAPTIONER))
     for hub in hubs:
         assert {name for _, name in hub.read} <= {"config.json", "tokenizer_config.json"}
+
+
+def test_models_whose_parameters_are_not_known_are_told_apart() -> None:
+    assert identify("llava-hf/llava-1.5-7b-hf", "") == 7_063_427_072
+    assert identify("owner/one", "") == identify("owner/one", "")
+    assert len({identify(f"owner/{name}", part) for name in ("one", "two") for part in ("", "unet")}) == 4
 
 
 def _use_hub(monkeypatch: pytest.MonkeyPatch, endpoint: str, cache: Path) -> None:

@@ -1,5 +1,6 @@
 """Find pretrained models, and read shapes and sizes from their files without loading a library or a weight."""
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -412,6 +413,14 @@ def count_parameters(model: str, part: str) -> int | None:
         return sum(map(_parameters_in, files))
     name = hub_id(model)
     return _PARAMETERS.get((name, part)) or architectures.published_parameters(name, part)
+
+
+def identify(model: str, part: str) -> int:
+    """Return a number that identifies a model or one of its parts: of its parameters, or, where not known, its name."""
+    count = count_parameters(model, part)
+    if count is not None:
+        return count
+    return int.from_bytes(hashlib.sha256(f"{strip_secrets(model)}/{part}".encode()).digest()[:6])
 
 
 def _parameters_in(file: Path) -> int:

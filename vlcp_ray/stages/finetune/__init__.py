@@ -105,7 +105,7 @@ TRAIN: Final = Work(
     on_gpu=(0.16, 60.0),
     launch=0.176,
     overhead="train",
-    model=lambda job: pretrained.count_parameters(job.base_model, "unet"),
+    model=lambda job: pretrained.identify(job.base_model, "unet"),
 )
 
 
@@ -128,7 +128,7 @@ TRAIN_DIT: Final = Work(
     on_cpu=(0.2, 10.0),  # assumed
     on_gpu=(0.08, 60.0),  # assumed: half of that of the UNet, which computes in half precision
     overhead="train",
-    model=lambda job: pretrained.count_parameters(job.compare.minimax.model, "transformer"),
+    model=lambda job: pretrained.identify(job.compare.minimax.model, "transformer"),
     wanted=_tunes_dit,
 )
 

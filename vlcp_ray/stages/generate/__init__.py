@@ -60,7 +60,7 @@ DENOISE: Final = Work(
     on_gpu=(0.16, 40.0),
     is_published=True,
     retains_memory=True,
-    model=lambda job: pretrained.count_parameters(job.base_model, "unet"),
+    model=lambda job: pretrained.identify(job.base_model, "unet"),
     wanted=lambda job: is_work_of_methods(DENOISE, job),
 )
 

@@ -225,7 +225,7 @@ CAPTION: Final = Work(
     on_gpu=(0.15, 120.0),
     is_published=True,
     retains_memory=True,
-    model=lambda job: pretrained.count_parameters(job.caption.model, ""),
+    model=lambda job: pretrained.identify(job.caption.model, ""),
     wanted=lambda job: job.caption.uses_model,
 )
 ENCODE: Final = Work(
@@ -235,7 +235,7 @@ ENCODE: Final = Work(
     on_cpu=(0.5, 6.0),
     on_gpu=(0.11, 30.0),  # 107 TFLOP/s of 989 on an H200: tests/benchmarks/README.md
     retains_memory=True,
-    model=lambda job: pretrained.count_parameters(job.base_model, "vae"),
+    model=lambda job: pretrained.identify(job.base_model, "vae"),
 )
 
 

@@ -35,7 +35,7 @@ DECODE: Final = Work(
     on_cpu=(0.5, 5.0),
     on_gpu=(0.16, 30.0),  # assumed equal to the denoising of `generate`
     retains_memory=True,
-    model=lambda job: pretrained.count_parameters(job.base_model, "vae"),
+    model=lambda job: pretrained.identify(job.base_model, "vae"),
     wanted=lambda job: generate.is_work_of_methods(DECODE, job),
 )
 SAMPLE: Final = Work(
@@ -45,7 +45,7 @@ SAMPLE: Final = Work(
     on_cpu=(0.5, 6.0),
     on_gpu=(0.08, 40.0),  # assumed: half of the denoising of `generate`, which computes in half precision
     retains_memory=True,
-    model=lambda job: pretrained.count_parameters(job.compare.minimax.model, "transformer"),
+    model=lambda job: pretrained.identify(job.compare.minimax.model, "transformer"),
     wanted=lambda job: generate.is_work_of_methods(SAMPLE, job),
 )
 
