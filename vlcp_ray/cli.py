@@ -685,7 +685,11 @@ def _add_caption_options(sub: argparse.ArgumentParser) -> None:
         help="the table that caption.source reads: .parquet, .jsonl or .csv; of a preview a page, .html",
     )
     sub.add_argument(
-        "--preview", type=_positive, default=0, metavar="N", help="caption N images, and show pictures and captions"
+        "--preview",
+        type=_positive,
+        default=0,
+        metavar="N",
+        help="caption N images and print the captions; with --to page.html, a page of the images too",
     )
 
 

@@ -28,7 +28,8 @@ def images(tmp_path: Path) -> Ingest:
     open_source.cache_clear()
     names = [(name, number) for name in ("cat", "cow", "dog") for number in range(4)]
     files = {f"{split}/{name}/{number}.jpg": picture(number) for split in ("train", "val") for name, number in names}
-    return Ingest(source=str(write_files(tmp_path / "set", files | {"train/dog/3.jpg": b"no image"})))
+    folder = write_files(tmp_path / "set", files | {"train/dog/3.jpg": b"no image"})
+    return Ingest(source=str(folder), max_rejected=0.1)
 
 
 def say_what(table: pa.Table) -> pa.Table:
@@ -98,6 +99,39 @@ def test_describe_continues_where_it_was_interrupted(
     assert not partial.exists()
 
 
+def test_describe_with_too_many_unreadable_images_ends_and_continues(images: Ingest, tmp_path: Path) -> None:
+    target = tmp_path / "captions.csv"
+    strict = images.model_copy(update={"max_rejected": 0.01})
+    message = r"^ingest: 1 of 12 images cannot be read, more than ingest\.max_rejected \(1\.0%\): .*dog/3\.jpg: "
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=message):
+            describe(strict, HOW, lambda _: say_what, target, lambda _: None)
+    assert not target.exists()
+    found = describe(images, HOW, lambda _: say_what, target, lambda _: None)
+    assert (found.written, found.tokens) == (11, 0)
+    assert len(_read(target)) == 11
+
+
+def test_caption_says_what_was_done(
+    images: Ingest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def bad(table: pa.Table) -> pa.Table:
+        """One caption repeats itself, and one is cut."""
+        table = say_what(table)
+        texts, is_cut = table["caption"].to_pylist(), table["is_cut"].to_pylist()
+        texts[0], is_cut[1] = "a cat " * 20, True
+        return with_column(with_column(table, "caption", pa.array(texts)), "is_cut", pa.array(is_cut))
+
+    monkeypatch.setattr("vlcp_ray.captioning.command._load", lambda how: bad)
+    assert run(images, HOW, str(tmp_path / "captions.csv"), 0) == 0
+    _, rejected, cut, problem, written = capsys.readouterr().out.splitlines()
+    assert rejected.startswith("1 image without a caption (undecodable), the first: ")
+    assert "dog/3.jpg: " in rejected
+    assert cut == "1 caption was cut before its end; see caption.max_tokens"
+    assert problem == "1 caption repeats itself"
+    assert written.startswith("11 captions: ")
+
+
 def test_preview_shows_images_of_different_classes(images: Ingest) -> None:
     rows = preview(images, say_what, 3)
     assert [row["class_name"] for row in rows] == ["cat", "cow", "dog"]
@@ -111,7 +145,8 @@ def test_preview_shows_images_of_different_classes(images: Ingest) -> None:
 def test_caption_of_the_demo_s_model_in_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(Ingest(source="digits"), HOW, "", 2) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 4
+    assert len(lines) == 5
+    assert lines[4] == "with the images: --to page.html"
     assert lines[0].endswith(", 8 tokens, cut)")
     assert lines[1].startswith("  The ")
 

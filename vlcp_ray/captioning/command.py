@@ -36,22 +36,34 @@ def caption(settings: Ingest, how: Caption, to: str, count: int) -> int:
         raise ConfigError(f"--to {to}: {'a preview' if count else 'the table'} is {' or '.join(suffixes)}")
     check_captions(settings, how, to)
     if count:
-        rows = preview(settings, _load(how), count)
-        if to:
-            Path(to).expanduser().write_text(render(settings.source, how, rows), encoding="utf-8")
-        for row in rows:
-            tokens = f"{row['tokens']} tokens{', cut' * bool(row['is_cut'])}" if row["tokens"] else row["reason"]
-            print(printable(f"{row['source']} ({row['class_name']}, {tokens})"))
-            print(printable(f"  {row['caption'] or row['detail']}"))
+        _preview(settings, how, to, count)
         return 0
     found = describe(settings, how, _load, Path(to).expanduser(), print)
-    print(*format_rejected(found.rejected), sep="\n", end="\n" * bool(found.rejected))
+    for line in format_rejected(found):
+        print(printable(line))
     if found.cut:
-        print(f"{found.cut:,} captions were cut at caption.max_tokens, {how.max_tokens}")
+        whose = "was cut before its" if found.cut == 1 else "were cut before their"
+        print(f"{_captions(found.cut)} {whose} end; see caption.max_tokens")
     for name, number in found.problems.items():
-        print(f"{number:,} captions {PROBLEMS[name]}")
-    print(printable(f"{found.written:,} captions: {to}; a job reads them with caption.source"))
+        print(f"{_captions(number)} {PROBLEMS[name][number != 1]}")
+    print(printable(f"{_captions(found.written)}: {to}; a job reads them with caption.source"))
     return 0
+
+
+def _preview(settings: Ingest, how: Caption, to: str, count: int) -> None:
+    """Print some captions, and write them to a page with their images."""
+    rows = preview(settings, _load(how), count)
+    for row in rows:
+        tokens = f"{row['tokens']} tokens{', cut' * bool(row['is_cut'])}" if row["tokens"] else row["reason"]
+        print(printable(f"{row['source']} ({row['class_name']}, {tokens})"))
+        print(printable(f"  {row['caption'] or row['detail']}"))
+    if to:
+        Path(to).expanduser().write_text(render(settings.source, how, rows), encoding="utf-8")
+    print(printable(f"the images with their captions: {to}" if to else "with the images: --to page.html"))
+
+
+def _captions(count: int) -> str:
+    return f"{count:,} caption{'s' * (count != 1)}"
 
 
 def _load(how: Caption) -> CaptionTable:

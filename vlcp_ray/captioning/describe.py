@@ -2,11 +2,12 @@
 
 import csv
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, Final, TextIO
 
@@ -15,6 +16,7 @@ import pyarrow.compute as pc
 from pyarrow import parquet
 
 from vlcp_ray.models import families, pretrained
+from vlcp_ray.schemas import REASON_COLUMNS, reasons
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.sources import hashed_settings, open_source
 from vlcp_ray.stages.ingest import Ingest
@@ -38,6 +40,7 @@ class Described:
     Args:
         written: captions in the table, with those of earlier runs.
         rejected: images without a caption, by reason.
+        first: the first image of each reason, with the error in full.
         tokens: of the answers of this run.
         cut: answers of this run that were cut at max_tokens.
         problems: captions of this run that look wrong, by what is wrong (`stages.pair.PROBLEMS`).
@@ -46,6 +49,7 @@ class Described:
 
     written: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
     tokens: int = 0
     cut: int = 0
     problems: Counter[str] = field(default_factory=Counter)
@@ -62,6 +66,8 @@ def check_captions(settings: Ingest, caption: Caption, target: str) -> None:
         raise ConfigError("caption.source: the table is what this command writes; leave it out")
     if settings.max_per_class or settings.max_val_per_class or settings.val_fraction:
         raise ConfigError("ingest: all training images are captioned; leave out max_per_class and val_fraction")
+    if settings.expect:
+        raise ConfigError("ingest.expect is for the estimate of plan; leave it out")
     try:
         pretrained.check(caption.model, "caption.model", families.CAPTIONER)
     except ValueError as error:
@@ -129,21 +135,30 @@ def describe(
         say: gets a line after each batch.
 
     Raises:
-        ConfigError: `<target>.partial` is of other settings.
+        ConfigError: `<target>.partial` is of other settings; or more images than ingest.max_rejected cannot be read.
     """
     partial = target.with_name(f"{target.name}.partial")
     done, found = _read_partial(partial, settings, caption), Described()
-    caption_rows, start = load(caption), time.monotonic()
+    caption_rows, start, unreadable = load(caption), time.monotonic(), 0
     with partial.open("a", encoding="utf-8") as lines:
         if not done.is_begun:
             lines.write(json.dumps(_identity(settings, caption)) + "\n")
         found.written = len(done.sources)
         for table in _batches(train_images(settings, done.sources)):
+            unreadable += sum(map(bool, reasons(table)))
             _write(caption_rows(table), caption.prompt, lines, found)
             found.seconds = time.monotonic() - start
             say(f"{found.written:,} captions, {found.tokens / max(found.seconds, 1e-9):,.0f} tokens/s")
+    images = found.written + found.rejected.total()
+    if unreadable > settings.max_rejected * images:
+        raise ConfigError(
+            f"ingest: {unreadable:,} of {images:,} images cannot be read, more than ingest.max_rejected "
+            f"({settings.max_rejected:.1%}): {'; '.join(format_rejected(found))}. Fix the files and call the same "
+            "command again, which continues, or raise ingest.max_rejected"
+        )
     if not found.written:
-        raise ConfigError("ingest.source: no training image of the set has got a caption; see the reasons above")
+        why = "; ".join(format_rejected(found)) or "it has none"
+        raise ConfigError(f"ingest.source: no training image of the set has got a caption: {why}")
     _convert(partial, target)
     partial.unlink()
     return found
@@ -163,9 +178,10 @@ def _batches(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
 
 def _write(table: pa.Table, prompt: str, lines: TextIO, found: Described) -> None:
     """Append the good rows of a captioned table, and count them."""
-    for row in table.select([*_COLUMNS, "reason", *_TOKENS]).to_pylist():
+    for row in table.select([*_COLUMNS, *REASON_COLUMNS, *_TOKENS]).to_pylist():
         if row["reason"]:
             found.rejected[row["reason"]] += 1
+            found.first.setdefault(row["reason"], f"{row['source']}: {row['detail']}")
             continue
         lines.write(json.dumps({name: row[name] for name in _COLUMNS}, ensure_ascii=False) + "\n")
         found.written += 1
@@ -189,17 +205,21 @@ def _identity(settings: Ingest, caption: Caption) -> dict[str, Any]:
 
 def _read_partial(partial: Path, settings: Ingest, caption: Caption) -> _Partial:
     """Read which images an interrupted run has captioned; a last line that it has not finished is removed."""
-    if not partial.exists() or not (content := partial.read_bytes()):
+    if not partial.exists():
         return _Partial(False, frozenset())
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        partial.write_bytes(whole)
-    first, *rows = [json.loads(line) for line in whole.splitlines()] or [None]
-    if first is None:
-        return _Partial(False, frozenset())
-    if first != json.loads(json.dumps(_identity(settings, caption))):
-        raise ConfigError(f"--to: {partial} was begun with other settings; remove it, or give the same settings")
-    return _Partial(True, frozenset(row["source"] for row in rows))
+    sources, whole = set[str](), 0
+    with partial.open("rb") as lines:
+        for line in takewhile(lambda line: line.endswith(b"\n"), lines):
+            row = json.loads(line)
+            if whole:
+                sources.add(row["source"])
+            elif row != json.loads(json.dumps(_identity(settings, caption))):
+                raise ConfigError(
+                    f"--to: {partial} was begun with other settings; remove it, or give the same settings"
+                )
+            whole += len(line)
+    os.truncate(partial, whole)
+    return _Partial(whole > 0, frozenset(sources))
 
 
 def _rows(partial: Path) -> Iterator[dict[str, Any]]:
@@ -231,6 +251,9 @@ def _schema() -> pa.Schema:
     return pa.schema([(name, pa.int32() if name == "label" else pa.string()) for name in _COLUMNS])
 
 
-def format_rejected(rejected: Counter[str]) -> Sequence[str]:
-    """Format the images without a caption: "3 images: undecodable"."""
-    return [f"{count:,} image{'s' * (count > 1)} without a caption: {reason}" for reason, count in rejected.items()]
+def format_rejected(found: Described) -> Sequence[str]:
+    """Format the images without a caption: "3 images without a caption (undecodable), the first: dog/3.jpg: ..."."""
+    return [
+        f"{count:,} image{'s' * (count > 1)} without a caption ({reason}), the first: {found.first[reason]}"
+        for reason, count in found.rejected.items()
+    ]
