@@ -25,11 +25,22 @@ _SMOL: Final = (
     "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}<end_of_utterance>\n"
     "{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
+#: The layout of Gemma 3, which begins with the tokenizer's own first token.
+_GEMMA: Final = (
+    "{{ bos_token }}{% for message in messages %}<start_of_turn>{{ message['role'] }}\n"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<start_of_image>{% else %}"
+    "{{ part['text'] | trim }}{% endif %}{% endfor %}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
 
 
-def _tokenizer(*special: str, image: str = "<image>") -> Any:
-    """Load the demo's tokenizer, of 640 tokens, and add a family's special tokens, whose last one ends an answer."""
-    words = transformers.AutoTokenizer.from_pretrained(folder("demo/llava"), image_token=image)
+def _tokenizer(*special: str, image: str = "<image>", **named: str) -> Any:
+    """Load the demo's tokenizer, of 640 tokens, and add a family's special tokens, whose last one ends an answer.
+
+    Args:
+        named: tokens by the names that the family's processor reads.
+    """
+    words = transformers.AutoTokenizer.from_pretrained(folder("demo/llava"), image_token=image, **named)
     words.add_special_tokens({"additional_special_tokens": list(special), "eos_token": special[-1]})
     return words
 
@@ -147,10 +158,58 @@ def _smolvlm() -> tuple[Any, Any]:
     return transformers.Idefics3ForConditionalGeneration(config), processor
 
 
+def _internvl() -> tuple[Any, Any]:
+    marks = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
+    words = _tokenizer(
+        "<|im_start|>", *marks.values(), "<video>", "<|im_end|>", image="<IMG_CONTEXT>", video_token="<video>", **marks
+    )
+    config = transformers.InternVLConfig(
+        text_config={"model_type": "qwen2", **_text(words)},
+        vision_config=_vision(image_size=[32, 32], patch_size=[8, 8]),
+        image_token_id=words.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=4,
+        tie_word_embeddings=False,
+    )
+    size = {"height": 32, "width": 32}
+    processor = transformers.InternVLProcessor(
+        transformers.GotOcr2ImageProcessor(size=size, crop_to_patches=True, max_patches=6),
+        words,
+        transformers.InternVLVideoProcessor(size=size),
+        image_seq_length=4,
+        chat_template=_CHATML.replace("IMAGE", "<IMG_CONTEXT>\n"),
+    )
+    return transformers.InternVLForConditionalGeneration(config), processor
+
+
+def _gemma3() -> tuple[Any, Any]:
+    marks = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
+    image = "<image_soft_token>"
+    words = _tokenizer("<start_of_turn>", *marks.values(), image, "<end_of_turn>", image=image, **marks)
+    ids = words.convert_tokens_to_ids
+    config = transformers.Gemma3Config(
+        text_config=_text(words, head_dim=WIDTH // _HEADS, query_pre_attn_scalar=WIDTH // _HEADS, sliding_window=512),
+        vision_config={"model_type": "siglip_vision_model", "vision_use_head": False, **_vision()},
+        mm_tokens_per_image=4,
+        boi_token_index=ids(marks["boi_token"]),
+        eoi_token_index=ids(marks["eoi_token"]),
+        image_token_index=ids(image),
+        tie_word_embeddings=False,
+    )
+    processor = transformers.Gemma3Processor(
+        transformers.Gemma3ImageProcessor(size={"height": 32, "width": 32}),
+        words,
+        image_seq_length=4,
+        chat_template=_GEMMA,
+    )
+    return transformers.Gemma3ForConditionalGeneration(config), processor
+
+
 FAMILIES: Final[Mapping[str, Callable[[], tuple[Any, Any]]]] = {
     "qwen2_5_vl": _qwen2_5_vl,
     "llava_onevision": _llava_onevision,
     "idefics3": _smolvlm,
+    "internvl": _internvl,
+    "gemma3": _gemma3,
 }
 
 

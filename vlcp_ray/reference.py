@@ -12,7 +12,7 @@ from vlcp_ray import schemas
 from vlcp_ray.config import Job
 from vlcp_ray.images import RULES
 from vlcp_ray.methods import METHODS
-from vlcp_ray.models.families import BASE_MODELS, CAPTIONERS, PREDICTIONS, BaseModels
+from vlcp_ray.models.families import BASE_MODELS, CAPTIONERS, PREDICTIONS, TESTED, BaseModels
 from vlcp_ray.models.networks import NETWORKS, OWN, TEACHER_NORM, Network
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.scale import Pool, Prices, Scale, pools
@@ -76,9 +76,15 @@ def _names() -> Iterator[tuple[str, list[tuple[str, str]]]]:
     yield "Families of base models", [(one.name, _family(one)) for one in BASE_MODELS]
     yield "Protocols", [(protocol.name, protocol.summary) for protocol in PROTOCOLS.values()]
     yield "Networks", _networks()
-    families = CAPTIONERS.items()
-    yield "Captioners", [(kind, f"`model_type` of {title}, such as {model}") for kind, (title, model) in families]
+    yield "Captioners", [(kind, _captioners(kind)) for kind in CAPTIONERS]
     yield "Layouts", [(layout.name, f"`{layout.summary}`") for layout in LAYOUTS.values()]
+
+
+def _captioners(kind: str) -> str:
+    """Say which models have a model_type, and whether one of them is in the tests."""
+    title, model = CAPTIONERS[kind]
+    tested = "in the tests with a tiny model" if kind in TESTED else "not in the tests"
+    return f"`model_type` of {title}, such as {model}; {tested}"
 
 
 def _family(family: BaseModels) -> str:

@@ -55,6 +55,8 @@ def test_prompt_is_written_in_the_model_s_own_template_with_thinking_off(model: 
         assert text.startswith("User:<image>")  # the engine adds the first token, which the template writes as well
         first = chat.processor(images=[[Image.new("RGB", (32, 32))]], text=[text])["input_ids"][0]
         assert list(first).count(chat.processor.tokenizer.bos_token_id) == 1
+    elif model[0] == "gemma3":
+        assert text.startswith("<start_of_turn>user\n<start_of_image>a {prompt}")
     else:
         assert text.startswith("<|im_start|>user\n")
         assert text.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")

@@ -15,7 +15,7 @@ from tests.tiny_captioners import FAMILIES as TINY
 from tests.tiny_captioners import build_captioner
 from vlcp_ray.demo import digits
 from vlcp_ray.models.captioners import Answer, TransformersCaptioner
-from vlcp_ray.models.families import CAPTIONERS
+from vlcp_ray.models.families import CAPTIONERS, LLAVA, TESTED
 from vlcp_ray.stages.pair import TRANSFORMERS_BATCH, Caption
 
 _PROGRAM = """
@@ -65,6 +65,9 @@ def answers(reference: TransformersCaptioner) -> Sequence[Answer]:
         pytest.param("llava_onevision", 0, marks=pytest.mark.faults),
         pytest.param("idefics3", 0, marks=pytest.mark.faults),
         pytest.param("idefics3", 64 * 64, marks=pytest.mark.faults),
+        pytest.param("internvl", 0, marks=pytest.mark.faults),
+        pytest.param("internvl", 2 * 32 * 32, marks=pytest.mark.faults),
+        pytest.param("gemma3", 0, marks=pytest.mark.faults),
     ],
 )
 def test_vllm_answers_as_transformers(family: str, max_pixels: int, tmp_path: Path) -> None:
@@ -110,6 +113,8 @@ def test_answer_ends_at_the_end_token(model: tuple[str, str], reference: Transfo
 
 def test_fewer_pixels_are_fewer_tokens(model: tuple[str, str], reference: TransformersCaptioner) -> None:
     """A photograph of 200 x 150 pixels; each family has its own way to count."""
+    if model[0] == "gemma3":
+        pytest.skip("images of Gemma 3 have a given number of tokens")
     image = [Image.new("RGB", (200, 150), "red")]
     whole = reference.caption(image, ["x"], [0])[0].read_tokens
     small = TransformersCaptioner(settings(model[1], max_pixels=32 * 32)).caption(image, ["x"], [0])[0].read_tokens
@@ -130,4 +135,4 @@ def test_families_are_served_by_both_engines() -> None:
     in_vllm = set(re.findall(r'"(\w+)": \(', registry))
     for family in CAPTIONERS:
         assert IN_TRANSFORMERS[family] in in_vllm, family
-    assert set(TINY) < set(CAPTIONERS)
+    assert {LLAVA, *TINY} == set(TESTED)

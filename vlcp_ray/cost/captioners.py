@@ -186,8 +186,7 @@ def _vision(config: Mapping[str, Any]) -> _Tower:
     patch, side = _first(vision["patch_size"]), _first(vision.get("image_size", 0))
     layers = vision["depth"] if "depth" in vision else vision["num_hidden_layers"]
     hidden = vision["embed_dim"] if "embed_dim" in vision else vision["hidden_size"]
-    matrices = 5 if family == "internvl" else 4  # of attention
-    linear = layers * (matrices * hidden**2 + _inner(config, vision, hidden)) + _projector(config, vision, hidden)
+    linear = layers * (4 * hidden**2 + _inner(config, vision, hidden)) + _projector(config, vision, hidden)
     planes = 3 * vision.get("temporal_patch_size", 2) if family in (*_QWEN, "glm4v") else 3
     places = 0 if family in (*_QWEN, "mistral3") else vision.get("num_patches", (side // patch) ** 2)
     return _Tower(hidden, layers, linear, linear + planes * patch**2 * hidden + places * hidden, patch, side)

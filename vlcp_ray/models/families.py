@@ -110,6 +110,8 @@ CAPTIONERS: Final[Mapping[str, tuple[str, str]]] = {
 PACKAGES: Final[Mapping[str, tuple[str, ...]]] = {"smolvlm": ("num2words",)}
 #: More words than a Llama 1 or 2 has, on which LLaVA-1.5 is built, and fewer than a Llama 3.
 _LLAVA_WORDS: Final = 33_000
+#: Those of which tiny models are in the tests, in vLLM and in transformers.
+TESTED: Final = (LLAVA, "llava_onevision", "qwen2_5_vl", "idefics3", "internvl", "gemma3")
 CHAT_FILES: Final = ("chat_template.jinja", "chat_template.json")
 #: Files that may hold a chat template among other settings.
 WITH_CHAT: Final = ("tokenizer_config.json", "processor_config.json")
