@@ -60,12 +60,17 @@ def test_known_models_have_memory_and_operations_in_the_estimate(model: str) -> 
     job = build(Job, {"name": "x", "caption": {"model": model}}, "x")
     memory, flops = ModelMemory.for_job(job), model_flops(job)
     one, many = memory.caption(False, 0), memory.caption(False, 16 * 2048)
-    assert 0.4 < one < 16
+    assert 0.4 < one < 60
     assert one < many < one + 8
-    assert memory.caption(True, 0) < 0.85 * one
+    assert memory.caption(True, 0) < (0.96 if "A3B" in model else 0.85) * one  # experts stay in half precision
     assert 1e11 < flops.caption(job.caption.prompt, 100) < 1e14
     small = build(Job, {"name": "x", "caption": {"model": model, "max_pixels": 224 * 224}}, "x")
     assert model_flops(small).caption(job.caption.prompt, 100) <= flops.caption(job.caption.prompt, 100)
+
+
+def test_every_family_has_a_model_that_is_known_without_its_files() -> None:
+    models = {model for family, (_, model) in CAPTIONERS.items() if family != LLAVA}
+    assert models <= set(known_configs())
 
 
 def test_count_model_reads_a_folder_and_knows_no_other(tmp_path: Path) -> None:

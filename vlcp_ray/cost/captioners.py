@@ -45,7 +45,7 @@ _TEXT: Final[Mapping[str, Mapping[str, int]]] = {
         "vocab_size": 262208,
         "tie_word_embeddings": True,
     },
-    "lfm2": {"block_multiple_of": 256, "tie_word_embeddings": True},
+    "lfm2": {"block_auto_adjust_ff_dim": True, "block_multiple_of": 256, "tie_word_embeddings": True},
 }
 _QWEN_VISION: Final = {"hidden_size": 1280, "depth": 32, "intermediate_size": 3420, "patch_size": 14, "mlp_ratio": 4}
 _VISION: Final[Mapping[str, Mapping[str, int]]] = {
@@ -158,7 +158,7 @@ def _attending(text: Mapping[str, Any]) -> int:
 
 def _inner_size(text: Mapping[str, Any]) -> int:
     """Return the width of the layers between attentions; that of LFM2 is two thirds of the one that it gives."""
-    size: int = text["intermediate_size"]
+    size = int(text.get("block_ff_dim") or text["intermediate_size"])
     if not text.get("block_auto_adjust_ff_dim"):
         return size
     size = int(text.get("block_ffn_dim_multiplier", 1.0) * int(2 * size / 3))
