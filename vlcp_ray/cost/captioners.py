@@ -6,7 +6,7 @@ operations are those of a photograph of `PHOTO` pixels. A multiplication and an 
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -150,7 +150,7 @@ def count(config: Mapping[str, Any], max_pixels: int = 0) -> Count:
 def _attending(text: Mapping[str, Any]) -> int:
     """Count the layers with attention: those of LFM2 that are listed, all of other models."""
     layers: int = text["num_hidden_layers"]
-    kinds = text.get("layer_types")
+    kinds: Sequence[str] = text.get("layer_types") or ()
     if kinds:
         return layers - kinds.count("conv")
     return len(text["full_attn_idxs"]) if text.get("full_attn_idxs") else layers
@@ -162,7 +162,8 @@ def _inner_size(text: Mapping[str, Any]) -> int:
     if not text.get("block_auto_adjust_ff_dim"):
         return size
     size = int(text.get("block_ffn_dim_multiplier", 1.0) * int(2 * size / 3))
-    return math.ceil(size / text["block_multiple_of"]) * text["block_multiple_of"]
+    unit: int = text["block_multiple_of"]
+    return math.ceil(size / unit) * unit
 
 
 def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -266,8 +266,8 @@ class TransformersCaptioner:
         limits = self._token_limits(lengths)
         if min(limits) < 1:
             fits = [row for row, limit in enumerate(limits) if limit > 0]
-            parts = ([part[row] for row in fits] for part in (images, prompts, seeds))
-            answers = dict(zip(fits, self._caption_batch(*parts) if fits else [], strict=True))
+            good = ([images[row] for row in fits], [prompts[row] for row in fits], [seeds[row] for row in fits])
+            answers = dict(zip(fits, self._caption_batch(*good) if fits else [], strict=True))
             return [answers.get(row, too_long(self.settings)) for row in range(len(images))]
         output = self.model.generate(
             **batch,

@@ -24,7 +24,7 @@ def add_matrices(unet: Any, rank: int, seed: int) -> Any:
     from peft import LoraConfig, inject_adapter_in_model
 
     unet.requires_grad_(False)
-    config = LoraConfig(r=rank, **LORA | {"lora_alpha": rank})
+    config = LoraConfig(r=rank, **{**LORA, "lora_alpha": rank})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return inject_adapter_in_model(config, unet)
