@@ -174,8 +174,8 @@ def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
 class _Tower(NamedTuple):
     hidden: int
     layers: int
-    linear: float  # parameters, with those of the projector
-    weights: float  # the same with the embeddings
+    linear: float  # parameters of its linear layers, with those of the projector
+    weights: float  # all, with those of the projector
     patch: int
     side: int  # of a tile, in pixels
 
@@ -187,10 +187,12 @@ def _vision(config: Mapping[str, Any]) -> _Tower:
     patch, side = _first(vision["patch_size"]), _first(vision.get("image_size", 0))
     layers = vision["depth"] if "depth" in vision else vision["num_hidden_layers"]
     hidden = vision["embed_dim"] if "embed_dim" in vision else vision["hidden_size"]
-    linear = layers * (4 * hidden**2 + _inner(config, vision, hidden)) + _projector(config, vision, hidden)
+    tower, projector = layers * (4 * hidden**2 + _inner(config, vision, hidden)), _projector(config, vision, hidden)
     planes = 3 * vision.get("temporal_patch_size", 2) if family in (*_QWEN, "glm4v") else 3
     places = 0 if family in (*_QWEN, "mistral3") else vision.get("num_patches", (side // patch) ** 2)
-    return _Tower(hidden, layers, linear, linear + planes * patch**2 * hidden + places * hidden, patch, side)
+    weights = tower + projector + planes * patch**2 * hidden + places * hidden
+    linear = tower if family == "gemma3" else tower + projector  # which is no linear layer there
+    return _Tower(hidden, layers, linear, weights, patch, side)
 
 
 def _inner(config: Mapping[str, Any], vision: Mapping[str, Any], hidden: int) -> int:
@@ -208,7 +210,7 @@ def _projector(config: Mapping[str, Any], vision: Mapping[str, Any], hidden: int
     merged = hidden * _merge(config) ** 2  # numbers of the patches of a token
     if family in _QWEN:  # those of Qwen3-VL have one for each of some inner layers too
         count = 1 + len(vision.get("deepstack_visual_indexes", _DEEPSTACK)) if family in _QWEN3 else 1
-        return int(count * (merged**2 + merged * width))
+        return int(count * (merged**2 + merged * vision.get("out_hidden_size", width)))
     if family in _IDEFICS or family == "gemma3":
         return int(merged * width)
     if family == "mistral3":
