@@ -8,7 +8,7 @@ from vlcp_ray.models import stable_diffusion
 from vlcp_ray.stages.finetune import LORA
 
 #: The layers beside which matrices are trained.
-LAYERS: Final = tuple(LORA["target_modules"])
+LAYERS: Final = tuple(LORA["layers"])
 
 
 def add_matrices(unet: Any, rank: int, seed: int) -> Any:
@@ -24,7 +24,12 @@ def add_matrices(unet: Any, rank: int, seed: int) -> Any:
     from peft import LoraConfig, inject_adapter_in_model
 
     unet.requires_grad_(False)
-    config = LoraConfig(r=rank, **LORA | {"lora_alpha": rank})
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=LORA["scale"] * rank,
+        init_lora_weights=LORA["init_lora_weights"],
+        target_modules=LORA["layers"],
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return inject_adapter_in_model(config, unet)
