@@ -50,7 +50,7 @@ def is_work_of_methods(work: Work, job: "Job") -> bool:
     return any(work in method.works or (work is DENOISE and method.form == "generation") for method in methods)
 
 
-DENOISE: Final = Work(
+DENOISE: Final[Work] = Work(
     "generate",
     "generate",
     "vlcp_ray.stages.generate.bench:generate",

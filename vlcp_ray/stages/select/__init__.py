@@ -28,7 +28,7 @@ SOFT_LABELS: Final = pa.schema(
 )
 
 
-DECODE: Final = Work(
+DECODE: Final[Work] = Work(
     "decode",
     generate.DENOISE.pool,
     "vlcp_ray.stages.select.bench:decode",
@@ -38,7 +38,7 @@ DECODE: Final = Work(
     model=lambda job: pretrained.count_parameters(job.base_model, "vae"),
     wanted=lambda job: generate.is_work_of_methods(DECODE, job),
 )
-SAMPLE: Final = Work(
+SAMPLE: Final[Work] = Work(
     "sample",
     generate.DENOISE.pool,
     "vlcp_ray.stages.select.bench:sample",
