@@ -477,6 +477,7 @@ def test_lora_in_bf16_keeps_the_frozen_weights_in_it_and_its_own_in_float32(buil
     assert losses[0] == pytest.approx(losses[1], rel=0.03)
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of XL's scheduler in diffusers
 def test_validation_of_lora_uses_the_parts_that_it_has_and_a_vae_in_the_lower_precision(
     build_family: BuildTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,11 +28,11 @@ MODEL: Final = "model"
 TRAINED: Final = "trained.safetensors"
 #: Settings that are hashed only where they are set: models from before there were any keep their fingerprints.
 _LATER: Final = ("snr_gamma", "lora_rank")
-#: LoRA, in peft's words: the layers beside which matrices are trained, all projections of attention as in diffusers'
-#: recipes; the scale of their product, of which lora_alpha = rank is 1; and their first values.
+#: LoRA: the layers beside which matrices are trained, all projections of attention as in diffusers' recipes; the scale
+#: of their product, peft's lora_alpha divided by the rank; and their first values, as peft names them.
 LORA: Final[Mapping[str, Any]] = {
-    "target_modules": ["to_q", "to_k", "to_v", "to_out.0"],
-    "lora_alpha": "rank",
+    "layers": ["to_q", "to_k", "to_v", "to_out.0"],
+    "scale": 1,
     "init_lora_weights": "gaussian",
 }
 _RANK: Final = 16  # of LoRA, where the memory does not suffice for all weights
