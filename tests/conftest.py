@@ -31,6 +31,14 @@ def tiny_stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(build_stable_diffusion(Path(tmp_path_factory.mktemp("stable_diffusion"))))
 
 
+@pytest.fixture(scope="session", params=["2", "xl"])
+def tiny_family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a Stable Diffusion 2 and of an XL with random weights in the real formats, built once each."""
+    from tests.tiny_models import build_stable_diffusion
+
+    return str(build_stable_diffusion(Path(tmp_path_factory.mktemp("family")), request.param))
+
+
 @pytest.fixture(scope="session")
 def tiny_dit(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The folder of a DiT with random weights in the real format, built once."""

@@ -96,10 +96,9 @@ def serve(*hubs: Hub) -> Iterator[str]:
 
         def do_GET(self) -> None:
             url = urlsplit(self.path)
-            answers = (hub.answer(url.path, url.query) for hub in hubs)
-            status, headers, body = next(
-                (one for one in answers if one[0] != 404 or len(hubs) == 1), _error("RepoNotFound", 404)
-            )
+            answers = [hub.answer(url.path, url.query) for hub in hubs]
+            of_hub = (one for one in answers if one[1].get("X-Error-Code") != "RepoNotFound")
+            status, headers, body = next(of_hub, answers[0])
             if (part := self.headers.get("Range")) and status == 200:
                 first, last = part.removeprefix("bytes=").split("-")
                 status, body = 206, body[int(first) : int(last) + 1]

@@ -209,3 +209,15 @@ def test_settings_of_methods_that_the_caller_takes_out_go_with_them() -> None:
 def test_rank_stops_within_the_training_of_the_teacher() -> None:
     with pytest.raises(ConfigError, match=r"rank\.epochs, 10, must be at most teach\.epochs, 5"):
         job(teach={"epochs": 5}, compare={"methods": ["el2n"]})
+
+
+def test_resolution_note_is_of_models_that_were_trained_at_another_size_than_the_default() -> None:
+    large = "stabilityai/stable-diffusion-xl-base-1.0"
+    settings = {"name": "x", "base_model": large}
+    assert "was trained at 1024 x 1024 pixels" in build(Job, settings, "x").resolution_note()
+    one = build(Job, settings | {"encode": {"resolution": 1024}}, "x").resolution_note()
+    assert "this job has encode.train_resolution = 512: set" in one
+    meant = {"resolution": 512, "train_resolution": 512}
+    assert build(Job, settings | {"encode": meant}, "x").resolution_note() == ""
+    for name in ("benjamin-paine/stable-diffusion-v1-5", "some/model"):
+        assert build(Job, settings | {"base_model": name}, "x").resolution_note() == ""

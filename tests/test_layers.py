@@ -18,6 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 CORE = """
     settings schemas seeds images store store.io store.aws store.files store.tables store.uris store.written
     store.artifact store.verify store.retrying_filesystem models models.networks models.words models.pretrained
+    models.families models.architectures
     models.dit_classes
     monitoring monitoring.memory monitoring.allocator demo demo.digits
 """
@@ -26,8 +27,8 @@ RECORDS = """
     stages.stage stages.@ methods methods.*
 """
 TOOLS = """
-    exports exports.* bench bench.* doctor doctor.* inspection inspection.* housekeeping housekeeping.*
-    offline offline.* scoring scoring.*
+    captioning captioning.* exports exports.* bench bench.* doctor doctor.* inspection inspection.*
+    housekeeping housekeeping.* offline offline.* scoring scoring.*
 """
 #: From the bottom up: a module imports from its own layer and from those below it. The first pattern counts.
 LAYERS = (

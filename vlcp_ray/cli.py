@@ -1,4 +1,4 @@
-"""The command line: jobs, inspect, plan, bench, run, submit, status, report, score, export, fetch, ls, gc, doctor."""
+"""The command line: jobs, inspect, caption, plan, bench, run, submit, status, report, score, export, and the rest."""
 
 import argparse
 import json
@@ -20,7 +20,7 @@ from typing import Final
 import shtab
 
 from vlcp_ray import __version__, api
-from vlcp_ray.config import Job, load_ingest, load_job, sample_overrides
+from vlcp_ray.config import Job, load_caption, load_ingest, load_job, sample_overrides
 from vlcp_ray.cost.memory import check_memory
 from vlcp_ray.cost.requirements import requirements
 from vlcp_ray.cost.table import cost_lines, this_machine
@@ -198,6 +198,8 @@ def _plan(arguments: argparse.Namespace) -> int:
     todo = sum(state(step, manifests) != "done" for step in steps)
     print(f"\n{todo} of {len(steps)} artifacts to make under {store.path}")
     print(*(printable(redact(line)) for line in image_set_lines(job, steps, manifests)), sep="\n")
+    if note := job.resolution_note():
+        print(note)
     used = scale or this_machine()[0]
     print(*requirements(job, steps, used).lines(), *cost_lines(job, graph, store, steps, manifests, scale), sep="\n")
     if arguments.sample:
@@ -233,6 +235,13 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
         Path(arguments.to).write_text(render(found), encoding="utf-8")
     return _BAD_SETTINGS if found.is_refused else 0
+
+
+def _caption(arguments: argparse.Namespace) -> int:
+    """Describe the training images of a set with a vision-language model, without a job."""
+    from vlcp_ray.captioning import command
+
+    return command.caption(*load_caption(arguments.what, arguments.set), arguments.to or "", arguments.preview)
 
 
 def _bench(arguments: argparse.Namespace) -> int:
@@ -551,6 +560,7 @@ _vlcp_ray_{folder}() {{
 _COMMANDS: Final = (
     _jobs,
     _inspect,
+    _caption,
     _plan,
     _bench,
     _run,
@@ -566,7 +576,7 @@ _COMMANDS: Final = (
     _doctor,
 )
 #: Those without a job file as their first argument.
-_WITHOUT_JOB: Final = (_jobs, _inspect, _score, _ls, _gc, _doctor)
+_WITHOUT_JOB: Final = (_jobs, _inspect, _caption, _score, _ls, _gc, _doctor)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -586,8 +596,8 @@ def parser() -> argparse.ArgumentParser:
         name = command.__name__.removeprefix("_")
         sub = subs[command] = subparsers.add_parser(name, help=text.rstrip("."), description=text)
         sub.set_defaults(command=command)
-        if command is _inspect:
-            _add_inspect_options(sub)
+        if command in (_inspect, _caption):
+            _add_source_options(sub, is_caption=command is _caption)
         elif command not in _WITHOUT_JOB:
             _add_job_options(sub, several=command is _report)
         if command not in (_jobs, _ls, _doctor):
@@ -598,7 +608,7 @@ def parser() -> argparse.ArgumentParser:
                 metavar="KEY=VALUE",
                 help="override a setting, e.g. generate.strength=0.5; may be repeated",
             )
-        if command not in (_jobs, _inspect, _fetch, _ls, _gc):
+        if command not in (_jobs, _inspect, _caption, _fetch, _ls, _gc):
             sub.add_argument(
                 "--root",
                 default=api.ROOT,
@@ -655,12 +665,32 @@ def _add_job_options(sub: argparse.ArgumentParser, several: bool) -> None:
     )
 
 
-def _add_inspect_options(sub: argparse.ArgumentParser) -> None:
+def _add_source_options(sub: argparse.ArgumentParser, is_caption: bool) -> None:
+    if is_caption:
+        _add_caption_options(sub)
+        return
     what = sub.add_argument("what", metavar="SOURCE|JOB", help="a folder, file or URI (s3://, hf://), or a job")
     _complete(what, shtab.FILE)
     sub.add_argument("--json", action="store_true", help="print one JSON object")
     sub.add_argument("--to", metavar="FILE", help="write a page with pictures of the classes, e.g. page.html")
     sub.add_argument("--all", action="store_true", help="count all images, however long it takes")
+
+
+def _add_caption_options(sub: argparse.ArgumentParser) -> None:
+    what = sub.add_argument("what", metavar="SOURCE", help="a folder, file or URI (s3://, hf://) of images by class")
+    _complete(what, shtab.FILE)
+    sub.add_argument(
+        "--to",
+        metavar="FILE",
+        help="the table that caption.source reads: .parquet, .jsonl or .csv; of a preview a page, .html",
+    )
+    sub.add_argument(
+        "--preview",
+        type=_positive,
+        default=0,
+        metavar="N",
+        help="caption N images and print the captions; with --to page.html, a page of the images too",
+    )
 
 
 def _add_report_options(sub: argparse.ArgumentParser) -> None:

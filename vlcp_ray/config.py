@@ -12,7 +12,9 @@ from pydantic import Field, model_validator
 from vlcp_ray.methods import METHODS
 from vlcp_ray.methods.idc import IDC
 from vlcp_ray.methods.minimax import Minimax
+from vlcp_ray.methods.mode_guidance import ModeGuidance
 from vlcp_ray.methods.sre2l import SRe2L
+from vlcp_ray.models import pretrained
 from vlcp_ray.models.pretrained import DEMO
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.settings import ConfigError, OneOf, Positive, Settings, build, check_unique, read_toml
@@ -40,6 +42,7 @@ class Compare(Settings):
         "k-means: full k-means like the other methods, which is not D4M's",
     )
     minimax: Minimax = Minimax()
+    mgd3: ModeGuidance = ModeGuidance()
     idc_factor: Literal[2, 3] = Field(2, description="idc only: smaller images in an image, per side")
     sre2l: SRe2L = SRe2L()
     idc: IDC = IDC()
@@ -66,7 +69,7 @@ class Job(Settings):
     ipc: tuple[Positive, ...] = Field((10,), description="images per class, one distilled set each")
     base_model: str = Field(
         "benjamin-paine/stable-diffusion-v1-5",
-        description="hub id (also owner/name@revision), folder, or demo/stable_diffusion",
+        description="hub id (also owner/name@revision), folder, or demo/stable_diffusion; of the families listed below",
     )
     ingest: Ingest = Ingest()
     caption: Caption = Caption()
@@ -137,6 +140,19 @@ class Job(Settings):
             f"{' and '.join(tiny)} {'are tiny models that know' if len(tiny) > 1 else 'is a tiny model that knows'} no "
             "photograph: trained on printed digits and letters only. With other images than the digits this job shows "
             "that everything runs, and nothing about the method; results need real models (base_model, caption.model)."
+        )
+
+    def resolution_note(self) -> str:
+        """Return a sentence where a size that the job leaves out is another than that of the base model; else ""."""
+        side, encode = pretrained.expected_resolution(self.base_model), self.encode
+        sizes = {name: getattr(encode, name) for name in ("resolution", "train_resolution")}
+        others = [f"encode.{name} = {size}" for name, size in sizes.items() if size != side]
+        left_out = [name for name, size in sizes.items() if size != side and name not in encode.model_fields_set]
+        if side is None or not left_out:
+            return ""
+        return (
+            f"{self.base_model} was trained at {side} x {side} pixels, and this job has {' and '.join(others)}: set "
+            f"encode.resolution and encode.train_resolution to {side}, or to the sizes that are meant"
         )
 
 
@@ -210,13 +226,29 @@ def load_ingest(source: str, overrides: Sequence[str] = ()) -> Ingest:
     Raises:
         ConfigError: a key is unknown, a value is out of range.
     """
-    section = INGEST.name
-    settings: dict[str, Any] = {section: {"source": source}}
+    ingest: Ingest = _load_sections(source, overrides, {INGEST.name: Ingest})[INGEST.name]
+    return ingest
+
+
+def load_caption(source: str, overrides: Sequence[str] = ()) -> tuple[Ingest, Caption]:
+    """Return the settings of an image set and of its captions, with overrides of both.
+
+    Raises:
+        ConfigError: a key is unknown, a value is out of range.
+    """
+    found = _load_sections(source, overrides, {INGEST.name: Ingest, "caption": Caption})
+    return found[INGEST.name], found["caption"]
+
+
+def _load_sections(source: str, overrides: Sequence[str], sections: Mapping[str, type[Settings]]) -> dict[str, Any]:
+    """Return the settings of some sections, without a job."""
+    settings: dict[str, Any] = {INGEST.name: {"source": source}}
     for override in overrides:
         _apply(settings, override)
-    if others := sorted(set(settings) - {section}):
-        raise ConfigError(f"--set {others[0]}: of an image set only {section}.* can be set; give a job file instead")
-    return build(Ingest, settings[section], section)
+    if others := sorted(set(settings) - set(sections)):
+        known = " and ".join(f"{name}.*" for name in sections)
+        raise ConfigError(f"--set {others[0]}: of an image set only {known} can be set; give a job file instead")
+    return {name: build(section, settings.get(name, {}), name) for name, section in sections.items()}
 
 
 def _apply(settings: dict[str, Any], override: str) -> None:

@@ -14,7 +14,7 @@ from vlcp_ray.doctor.checks import check_run
 from vlcp_ray.engine.context import Context, versions
 from vlcp_ray.inspection.inspect import format_images, inspect_names, inspect_without_reading
 from vlcp_ray.methods import METHODS
-from vlcp_ray.models import dit_classes, pretrained
+from vlcp_ray.models import dit_classes, families, pretrained
 from vlcp_ray.models.pretrained import content_hash
 from vlcp_ray.monitoring.logfiles import logged
 from vlcp_ray.monitoring.progress import View, log_line
@@ -234,7 +234,7 @@ def _check_start(job: Job, steps: Sequence[Step], manifests: Manifests, stages: 
             pretrained.check_hub(use)
         stage.check(job)
     check_image_set(job, steps, manifests, [stage.name for stage in stages])
-    for line in textwrap.wrap(job.model_note(), _WIDTH):
+    for line in (line for note in (job.model_note(), job.resolution_note()) for line in textwrap.wrap(note, _WIDTH)):
         log_line("models", line)
 
 
@@ -309,9 +309,9 @@ def check_inputs(job: Job) -> None:
         ConfigError: a model's folder, a table or a checkpoint is missing, or is something else.
     """
     try:
-        pretrained.check(job.base_model, "base_model", pretrained.STABLE_DIFFUSION)
+        pretrained.check(job.base_model, "base_model", families.STABLE_DIFFUSION)
         if job.caption.uses_model:
-            pretrained.check(job.caption.model, "caption.model", pretrained.LLAVA)
+            pretrained.check(job.caption.model, "caption.model", families.CAPTIONER)
         if any(METHODS[name].tuning for name in job.compare.methods):
             pretrained.check_dit(job.compare.minimax.model, "compare.minimax.model")
     except ValueError as error:

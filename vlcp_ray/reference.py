@@ -12,6 +12,7 @@ from vlcp_ray import schemas
 from vlcp_ray.config import Job
 from vlcp_ray.images import RULES
 from vlcp_ray.methods import METHODS
+from vlcp_ray.models.families import BASE_MODELS, CAPTIONERS, PREDICTIONS, TESTED, BaseModels
 from vlcp_ray.models.networks import NETWORKS, OWN, TEACHER_NORM, Network
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.scale import Pool, Prices, Scale, pools
@@ -72,9 +73,25 @@ def _numbers(values: Iterable[float]) -> str:
 def _names() -> Iterator[tuple[str, list[tuple[str, str]]]]:
     yield "Stages", [(stage.name, stage.summary) for stage in STAGES.values()]
     yield "Methods", [(method.name, f"{method.summary} ({method.source})") for method in METHODS.values()]
+    yield "Families of base models", [(one.name, _family(one)) for one in BASE_MODELS]
     yield "Protocols", [(protocol.name, protocol.summary) for protocol in PROTOCOLS.values()]
     yield "Networks", _networks()
+    yield "Captioners", [(kind, _captioners(kind)) for kind in CAPTIONERS]
     yield "Layouts", [(layout.name, f"`{layout.summary}`") for layout in LAYOUTS.values()]
+
+
+def _captioners(kind: str) -> str:
+    """Say which models have a model_type, and whether one of them is in the tests."""
+    title, model = CAPTIONERS[kind]
+    tested = "in the tests with a tiny model" if kind in TESTED else "not in the tests"
+    return f"`model_type` of {title}, such as {model}; {tested}"
+
+
+def _family(family: BaseModels) -> str:
+    """Say how a family of base models is found, and what its models predict."""
+    classes = " or ".join(f"`{name}`" for name in family.pipelines)
+    predicts = " or ".join(f"`{name}`" for name in PREDICTIONS)
+    return f"model_index.json names {classes}; the scheduler's prediction_type is {predicts}"
 
 
 def _networks() -> list[tuple[str, str]]:

@@ -64,6 +64,7 @@ REASONS: Final[Mapping[str, str]] = {
     "unknown_label": "its class is not in the class list",
     "duplicate": "another row has the same id; the one with the first source is kept",
     "empty_caption": "the caption has no word",
+    "too_many_tokens": "image and prompt leave no token of caption.max_model_len for the caption",
     "not_finite": "a model makes numbers of it that are not finite, also in float32",
     "missing_caption": "the table of captions has no row for the image",
 }

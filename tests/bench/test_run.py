@@ -26,6 +26,10 @@ def test_wanted_is_the_work_of_the_jobs_stages() -> None:
     methods = JOB.compare.model_copy(update={"methods": (*JOB.compare.methods, "minimax")})
     names = [work.name for work in wanted(JOB.model_copy(update={"compare": methods}), stages)]
     assert names == [name for name in works() if name != "evaluate-bf16"]
+    compare = JOB.compare.model_copy(update={"methods": ("mgd3",)})
+    guided = JOB.model_copy(update={"compare": compare})
+    names = [work.name for work in wanted(guided, {step.stage for step in graph(guided)})]
+    assert (names.count("generate"), "decode" in names, "finetune" in names) == (1, False, False)
     saved = JOB.model_copy(update={"caption": JOB.caption.model_copy(update={"source": "table"})})
     assert "caption" not in [work.name for work in wanted(saved, stages)]
 

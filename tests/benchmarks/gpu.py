@@ -34,7 +34,7 @@ from vlcp_ray.bench.run import peak
 from vlcp_ray.config import Caption, Encode, Evaluate, Finetune, Generate, Job, Teach
 from vlcp_ray.cost.flops import model_flops
 from vlcp_ray.cost.memory import ModelMemory
-from vlcp_ray.models.llava import load_captioner
+from vlcp_ray.models.captioners import load_captioner
 from vlcp_ray.models.pretrained import latent_shape
 from vlcp_ray.models.stable_diffusion import pick_device
 from vlcp_ray.models.teacher import build_teacher

@@ -107,7 +107,7 @@ class Trainer:
         self.accelerator = Accelerator(cpu=True, gradient_accumulation_steps=self.ACCUMULATION)
         self.vae = stable_diffusion.load_vae(base_model, "cpu")
         self.scheduler = stable_diffusion.load_noise_schedule(base_model)
-        self.tokenizer, self.text_encoder = stable_diffusion.load_text(base_model, "cpu", torch.float32)
+        self.text = stable_diffusion.load_text(base_model, "cpu", torch.float32)
         unet = stable_diffusion.load_unet(base_model, "cpu").train().requires_grad_(True)
         self.ema = EMAModel(unet.parameters(), decay=settings.ema_decay)
         optimizer = torch.optim.AdamW(unet.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
@@ -143,8 +143,7 @@ class Trainer:
     def _loss(self, pixels: Tensor, captions: Sequence[str]) -> Tensor:
         with torch.no_grad():
             latents = self.vae.encode(pixels).latent_dist.sample() * self.vae.config.scaling_factor
-            ids = stable_diffusion.tokenize_captions(self.tokenizer, captions)
-            hidden = stable_diffusion.embed_tokens(self.text_encoder, ids)
+            hidden = self.text.embed(self.text.tokenize(captions)).hidden
         noise = torch.randn_like(latents)
         timesteps = torch.randint(0, self.scheduler.config.num_train_timesteps, (len(latents),))
         noisy = self.scheduler.add_noise(latents, noise, timesteps)

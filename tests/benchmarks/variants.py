@@ -29,7 +29,7 @@ from vlcp_ray.config import Caption, Encode, Finetune, Generate, Job
 from vlcp_ray.cost.flops import ModelFlops, model_flops
 from vlcp_ray.models import stable_diffusion as diffusion
 from vlcp_ray.models.batches import Batches
-from vlcp_ray.models.llava import load_captioner
+from vlcp_ray.models.captioners import load_captioner
 from vlcp_ray.models.pretrained import latent_shape
 from vlcp_ray.scale import FinetunePool
 from vlcp_ray.schemas import tensor_array

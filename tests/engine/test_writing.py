@@ -49,3 +49,31 @@ def test_done_rows_of_a_table_without_image_ids_count_rejected_ones(tmp_path: Pa
     rows[1]["reason"] = "not_finite"
     assert write(pa.Table.from_pylist(rows)).select(["rows", "rejected"]).to_pylist() == [{"rows": 2, "rejected": 1}]
     assert sorted(write.done(target).to_pylist()) == ["0-0", "0-1", "0-2"]
+
+
+def test_rows_beside_are_those_of_good_rows_without_nulls(tmp_path: Path) -> None:
+    target = artifact(tmp_path, "a")
+    distances = pa.schema([("image_id", pa.string()), ("seconds", pa.int32())])
+    write = WriteRows({"": target}, "square", "members", MEMBERS, beside={"times": distances})
+    block = with_column(members(4), "seconds", pa.array([7, None, 8, 9], pa.int32()))
+    block = with_column(block, "reason", pa.array(["", "", "", "too_slow"]))
+    block = with_column(with_column(block, "detail", pa.array([""] * 4)), "source", pa.array([""] * 4))
+    assert write(block).select(["rows", "rejected"]).to_pylist() == [{"rows": 3, "rejected": 1}]
+    assert target.table("times", distances)["seconds"].to_pylist() == [7, 8]
+    write(members(4))  # without the column, as of saved captions
+    assert len(target.table("times", distances)) == 2
+
+
+def test_rows_beside_of_an_interrupted_run_are_removed(tmp_path: Path) -> None:
+    target = artifact(tmp_path, "a")
+    times = pa.schema([("image_id", pa.string()), ("seconds", pa.int32())])
+    write = WriteRows({"": target}, "square", "members", MEMBERS, beside={"times": times})
+    for count in (2, 4):  # the first row has no time: its file has the name of that of all rows
+        write(with_column(members(count), "seconds", pa.array([None, *range(1, count)], pa.int32())))
+    write.remove_unfinished(target)
+    assert sorted(target.table("times", times)["seconds"].to_pylist()) == [1, 1, 2, 3]
+    target.delete_files(
+        [part for part in target.parts("members") if target.read_part(f"members/{part.name}").num_rows == 4]
+    )
+    write.remove_unfinished(target)
+    assert target.table("times", times)["seconds"].to_pylist() == [1]

@@ -94,8 +94,12 @@ def exported(job: Job, tmp_path: Path) -> Export:
     return exporter(job, tmp_path)
 
 
-def exporter(job: Job, tmp_path: Path) -> Export:
-    """Write the artifacts of a job, the distilled set in files out of order, and return a function that exports."""
+def exporter(job: Job, tmp_path: Path, model: str = "demo/stable_diffusion") -> Export:
+    """Write the artifacts of a job, the distilled set in files out of order, and return a function that exports.
+
+    Args:
+        model: the folder that is the fine-tuned model.
+    """
     store, steps = Store.at(str(tmp_path / "runs")), graph(job)
 
     def find(stage: str, **key: Any) -> Step:
@@ -110,7 +114,7 @@ def exporter(job: Job, tmp_path: Path) -> Export:
     store.artifact(generated.inputs["prototypes"]).write_table("prototypes/0.parquet", prototypes())
     store.artifact(find("pair")).write_table("pairs/1.parquet", pairs().slice(0, 3))
     store.artifact(find("pair")).write_table("pairs/0.parquet", pairs().slice(3))
-    store.artifact(find("finetune")).put_folder(Path(folder("demo/stable_diffusion")), "model")
+    store.artifact(find("finetune")).put_folder(Path(folder(model)), "model")
     store.artifact(find("ingest")).write_table("images/0.parquet", images_of(pairs()))
     images = {"class_names": NAMES, "splits": {"train": 6, "val": 2}, "rows": 8}
     store.artifact(find("ingest")).complete(images)

@@ -1,7 +1,9 @@
 """Tests of the cards: metadata for the hub, what they state about an export, and no paths of this machine."""
 
 import ast
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,7 +59,27 @@ def test_captions_card_names_captioner_and_prompt(job_with_teacher: Job, tmp_pat
 def test_model_card_states_training(exported: Export) -> None:
     card = ModelCard.load(exported("model")[0] / "README.md")
     assert card.data.library_name == "diffusers"
+    assert "with the UNet fine-tuned on 6 images" in card.text
     assert "4 epochs, learning rate 0.0003, seed 0" in card.text
+    assert "LoRA" not in card.text
+    assert "stable-diffusion" in card.data.tags
+
+
+def test_model_card_of_an_xl_that_was_tuned_by_lora_says_so_and_its_code_loads_it(
+    job: Job, tiny_family: str, tmp_path: Path
+) -> None:
+    tuned = job.finetune.model_copy(update={"lora_rank": 4, "snr_gamma": 5.0})
+    to, _ = exporter(job.model_copy(update={"finetune": tuned}), tmp_path, tiny_family)("model")
+    card = ModelCard.load(to / "README.md")
+    assert "fine-tuned by LoRA of rank 4, which is merged into it, on 6 images" in card.text
+    assert "| LoRA rank | 4 |\n| min-SNR gamma | 5.0 |\n| learning rate | 0.0003 |" in card.text
+    is_xl = (to / "text_encoder_2").exists()
+    assert ("stable-diffusion-xl" in card.data.tags) is is_xl
+    (block,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+    loading = block.rpartition("image = ")[0].replace("FOLDER", str(to))
+    found: dict[str, Any] = {}
+    exec(loading, found)
+    assert type(found["pipeline"]).__name__ == f"StableDiffusion{'XL' * is_xl}Pipeline"
 
 
 #: Class names that would add metadata, headings, HTML or Python, and leave or merge folders.

@@ -133,6 +133,8 @@ def test_licence_of_a_folder_is_what_its_card_states(stated: str, id: str, tmp_p
 def test_licence_of_an_unknown_model_of_the_hub_names_its_page() -> None:
     assert of_model("some/model@v1").link == "https://huggingface.co/some/model"
     assert of_model(f"{PAPER}@main") == OPENRAIL
+    assert of_model("Qwen/Qwen2.5-VL-7B-Instruct") == APACHE
+    assert "Non-commercial" in of_model("Qwen/Qwen2.5-VL-3B-Instruct@main").terms
 
 
 def test_parts_that_bind_are_those_that_were_used() -> None:

@@ -6,12 +6,13 @@ from pkgutil import resolve_name
 
 import pytest
 
-from vlcp_ray.config import load_job
+from vlcp_ray.config import Job, load_job
 from vlcp_ray.cost.inputs import CostInputs
 from vlcp_ray.methods import METHODS
 from vlcp_ray.methods.method import Method
 from vlcp_ray.pipeline import graph
-from vlcp_ray.stages import evaluate, ingest, select
+from vlcp_ray.settings import build
+from vlcp_ray.stages import evaluate, generate, ingest, select
 from vlcp_ray.stages.ingest import Expect
 from vlcp_ray.stages.prototype import RECIPE
 from vlcp_ray.stages.stage import Load
@@ -98,6 +99,24 @@ def loads_of(name: str) -> tuple[CostInputs, Load]:
     (load,) = METHODS[name].loads(inputs, steps)
     assert load.images == 3 * (1 + 16) * 10
     return inputs, load
+
+
+def test_select_loads_the_base_model_for_methods_that_are_made_from_prototypes() -> None:
+    names = ("mgd3", "mgd3-text", "centroid", "random")
+    jobs = {name: build(Job, {"name": "x", "compare": {"methods": [name]}}, "x") for name in names}
+    uses = {name: list(select.STAGE.models(jobs[name])) for name in names}
+    assert [use.field for use in uses["mgd3"]] == ["base_model"]
+    assert uses["mgd3"] == uses["mgd3-text"] == uses["centroid"]
+    assert uses["random"] == []
+
+
+def test_loads_of_mode_guidance_are_the_denoising_of_every_step_with_guidance() -> None:
+    inputs, load = loads_of("mgd3")
+    settings = inputs.job.compare.mgd3
+    calls = (settings.num_inference_steps + 1) * (1 + (settings.guidance_scale > 1))
+    each = calls * inputs.models.denoise(4) + inputs.models.decode(4) + inputs.models.embed_text()
+    assert (load.work, load.images) == (generate.DENOISE, 510)
+    assert load.amount == pytest.approx(510 * each)
 
 
 @pytest.mark.parametrize("name", ["herding", "k-center", "moderate"])

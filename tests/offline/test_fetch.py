@@ -17,7 +17,7 @@ from tests.small_job import JOB, write_inputs
 from vlcp_ray.cli import main
 from vlcp_ray.config import load_job
 from vlcp_ray.models import pretrained, stable_diffusion
-from vlcp_ray.models.llava import load_captioner
+from vlcp_ray.models.captioners import load_captioner
 from vlcp_ray.models.networks import NETWORKS
 from vlcp_ray.models.pretrained import folder
 from vlcp_ray.offline.fetch import SUMS, fetch

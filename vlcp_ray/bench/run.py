@@ -31,7 +31,8 @@ def wanted(job: Job, stages: Set[str]) -> list[Work]:
     Args:
         stages: the names of the stages in the graph.
     """
-    return [work for name in STAGES if name in stages for work in STAGES[name].works if work.wanted(job)]
+    works = [work for name in STAGES if name in stages for work in STAGES[name].works if work.wanted(job)]
+    return list(dict.fromkeys(works))  # some are of two stages
 
 
 def measured(

@@ -17,13 +17,20 @@ import torch
 
 from vlcp_ray.cost.classifiers import count_operations
 from vlcp_ray.cost.flops import TEXT_TOKENS, side_terms, token_terms, unet_terms
-from vlcp_ray.models import dit
+from vlcp_ray.models import architectures, dit
+from vlcp_ray.models.lora import LAYERS
 from vlcp_ray.models.networks import FEATURES, NETWORKS, Norm, Stem
 from vlcp_ray.models.pretrained import folder
 
-PAPER: Final[Mapping[str, Mapping[str, Any]]] = json.loads(
-    Path(__file__).with_name("paper.json").read_text(encoding="utf-8")
-)
+#: The configurations of the paper's models: those of Stable Diffusion, its captioner, and the DiT of minimax.
+PAPER: Final[Mapping[str, Mapping[str, Any]]] = {
+    **architectures.own_configs(architectures.FIRST),
+    **json.loads(Path(__file__).with_name("paper.json").read_text(encoding="utf-8")),
+}
+#: The configurations of Stable Diffusion 2.1 and XL where they differ from the paper's model: parts by model.
+BASE_MODELS: Final[Mapping[str, Mapping[str, Any]]] = {
+    name: architectures.own_configs(name) for name in architectures.NAMES if name != architectures.FIRST
+}
 #: Sides of the images, in pixels, for each stem of the networks.
 _IMAGE_SIDES: Final[Mapping[Stem, int]] = {"small": 64, "middle": 128, "large": 224}
 _LATENT_SIDES: Final = (16, 32, 64)  # divisible by every downsampling of the models
@@ -37,7 +44,7 @@ def build(part: str, settings: Mapping[str, Any], device: str = "meta") -> Any:
     """Build a model with random weights, or without weights on the device `meta`.
 
     Args:
-        part: unet, vae, text_encoder, llava or transformer (a DiT).
+        part: unet, vae, text_encoder, text_encoder_2 (of XL), llava or transformer (a DiT).
         settings: the content of its config.json.
         device: a torch device.
     """
@@ -53,6 +60,8 @@ def build(part: str, settings: Mapping[str, Any], device: str = "meta") -> Any:
             return diffusers.DiTTransformer2DModel.from_config(dict(settings))
         if part == "text_encoder":
             return transformers.CLIPTextModel(transformers.CLIPTextConfig(**settings))
+        if part == "text_encoder_2":
+            return transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**settings))
         return transformers.LlavaForConditionalGeneration(transformers.LlavaConfig(**settings))
 
 
@@ -82,12 +91,15 @@ def _flops_per_pixel(name: str, side: int, norm: Norm) -> float:
 
 
 def counts() -> dict[str, Any]:
-    """Count the paper's models, then the demo's."""
+    """Count the paper's models, then the demo's, then the other base models."""
     by_part: dict[str, list[Count]] = {part: [count(part, settings)] for part, settings in PAPER.items()}
     for part in ("unet", "vae", "text_encoder"):
         by_part[part].append(count(part, config_of("demo/stable_diffusion", part)))
     by_part["llava"].append(count("llava", config_of("demo/llava", "")))
     by_part["transformer"].append(count("transformer", config_of("demo/dit", "transformer")))
+    for parts in BASE_MODELS.values():
+        for part, settings in parts.items():
+            by_part.setdefault(part, []).append(count(part, settings))
     return by_part
 
 
@@ -104,17 +116,35 @@ def config_of(model: str, part: str) -> dict[str, Any]:
 
 def _count_unet(model: Any) -> Count:
     points = [(side, TEXT_TOKENS) for side in _LATENT_SIDES] + [(side, 2 * TEXT_TOKENS) for side in _LATENT_SIDES[1:]]
-    width = model.config.cross_attention_dim
+    width, more = model.config.cross_attention_dim, added_conditions(model.config, 1, device="meta")
 
     def forward(side: int, tokens: int) -> Callable[[], Any]:
-        text = torch.empty(1, tokens, width, device="meta")
-        return lambda: model(torch.empty(1, 4, side, side, device="meta"), torch.zeros(1, device="meta"), text)
+        text, latents = torch.empty(1, tokens, width, device="meta"), torch.empty(1, 4, side, side, device="meta")
+        return lambda: model(latents, torch.zeros(1, device="meta"), text, added_cond_kwargs=more)
 
-    return {
-        "forward": _fit(
-            [unet_terms(*point) for point in points], [count_operations(forward(*point)) for point in points]
-        )
-    }
+    fit = _fit([unet_terms(*point) for point in points], [count_operations(forward(*point)) for point in points])
+    return {"forward": fit, "lora": lora_width(model)}
+
+
+def lora_width(unet: Any) -> int:
+    """Count the weights of LoRA's matrices of rank 1: input and output of every layer that has them."""
+    layers = [layer for name, layer in unet.named_modules() if name.endswith(LAYERS)]
+    return sum(layer.in_features + layer.out_features for layer in layers)
+
+
+def added_conditions(config: Any, rows: int, **options: Any) -> dict[str, torch.Tensor]:
+    """Make the conditions that the UNet of XL gets in addition, of no value; none for other models.
+
+    Args:
+        config: of the UNet.
+        rows: of them.
+        options: of `torch.empty`: device, dtype.
+    """
+    if config.addition_embed_type != "text_time":
+        return {}
+    sizes = 6  # of the image, before and after it was cropped, and where
+    width = config.projection_class_embeddings_input_dim - sizes * config.addition_time_embed_dim
+    return {"text_embeds": torch.empty(rows, width, **options), "time_ids": torch.empty(rows, sizes, **options)}
 
 
 def _count_vae(model: Any) -> Count:
@@ -169,6 +199,7 @@ _COUNTERS: Final = {
     "unet": _count_unet,
     "vae": _count_vae,
     "text_encoder": _count_text_encoder,
+    "text_encoder_2": _count_text_encoder,
     "llava": _count_llava,
     "transformer": _count_transformer,
 }

@@ -15,13 +15,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import cross_entropy
 
 from vlcp_ray.cost.classifiers import PeakMemory
-from vlcp_ray.cost.count_flops import PAPER, build, config_of
+from vlcp_ray.cost.count_flops import BASE_MODELS, PAPER, added_conditions, build, config_of, lora_width
 from vlcp_ray.cost.flops import TEXT_TOKENS
 from vlcp_ray.cost.memory import CONV_WIDTH
 from vlcp_ray.methods.idc import gradient_distance
 from vlcp_ray.methods.sre2l import BatchNormDistance
 from vlcp_ray.models import dit
 from vlcp_ray.models.classifiers import build_classifier
+from vlcp_ray.models.lora import LAYERS
 from vlcp_ray.models.networks import NETWORKS, OWN, Norm
 from vlcp_ray.stages.finetune.optimizer import MovingAverage, make_optimizer
 
@@ -29,6 +30,7 @@ from vlcp_ray.stages.finetune.optimizer import MovingAverage, make_optimizer
 TRAINS: Final[Mapping[str, bool]] = {"recomputed": True, "kept": False}
 _BATCHES: Final = (4, 8)
 _HALF, _FULL = 2, 4  # bytes of a number
+_RANK: Final = 16  # of LoRA's matrices; what else a step needs hardly depends on it
 _SIDES: Final = (64, 128, 224)  # pixels, for each stem of the ResNets
 _STATE_BYTES: Final = 16  # of a parameter that is trained: weight, two moments, moving average, in float32
 
@@ -37,8 +39,9 @@ def counts() -> dict[str, list[dict[str, Any]]]:
     """Count the paper's models, then the demo's, and the classifiers through which pixels are optimised."""
     demo = {part: config_of("demo/stable_diffusion", part) for part in ("unet", "vae")}
     models = ((PAPER, 64), (demo, 8))
+    others = [(parts, parts["unet"]["sample_size"]) for parts in BASE_MODELS.values()]
     return {
-        "unet": [count_unet(settings["unet"], side) for settings, side in models],
+        "unet": [count_unet(settings["unet"], side) for settings, side in (*models, *others)],
         "vae": [count_vae(settings["vae"], side) for settings, side in models],
         "transformer": [
             count_dit(settings, settings["sample_size"])
@@ -58,7 +61,7 @@ def count_unet(settings: Mapping[str, Any], side: int, trains: Mapping[str, bool
         trains: the ways to train that are counted, and whether they recompute activations.
 
     Returns `denoise`, bytes of a row and latent pixel in half precision, and for each way to train with fused AdamW the
-    bytes of a step, and those of an image and latent pixel.
+    bytes of a step, and those of an image and latent pixel; and `lora`, the same for LoRA.
     """
     with FakeTensorMode():
         half = _build_half("unet", settings)
@@ -68,7 +71,59 @@ def count_unet(settings: Mapping[str, Any], side: int, trains: Mapping[str, bool
         for name, recompute in trains.items():
             fixed, image = _line([train_peak(model, settings, rows, side, recompute) for rows in _BATCHES])
             count[name] = [fixed, image / side**2]
+        if trains:
+            count["lora"] = _count_lora(settings, side, trains)
     return count
+
+
+def _count_lora(settings: Mapping[str, Any], side: int, trains: Mapping[str, bool]) -> dict[str, Any]:
+    """Count a step that trains LoRA's matrices beside frozen weights in half precision: see `count_unet`.
+
+    Returns `width`, the weights that a rank of 1 has; and as `count_unet`, the bytes of a step besides all weights.
+    """
+    model = _build_half("unet", settings).train()
+    for module in model.modules():
+        if isinstance(module, nn.GroupNorm | nn.LayerNorm) and module.weight is not None:
+            module.weight, module.bias = (
+                nn.Parameter(torch.empty(part.shape)) for part in (module.weight, module.bias)
+            )
+    _compute_norms_in_float32(model)
+    model.requires_grad_(False)
+    inner = [layer for name, layer in model.named_modules() if name.endswith(LAYERS)]
+    count: dict[str, Any] = {"width": lora_width(model)}
+    added = [_Matrices(layer) for layer in inner]
+    for name, recompute in trains.items():
+        (model.enable_gradient_checkpointing if recompute else model.disable_gradient_checkpointing)()
+        trained = [weight for matrices in added for weight in matrices.parameters()]
+        peaks = []
+        for rows in _BATCHES:
+            with PeakMemory() as memory:
+                memory.add([list(model.parameters()), trained])
+                with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+                    predicted = _call_unet(model, settings, rows, side, torch.float)
+                torch.autograd.backward(predicted.float().pow(2).mean())
+                del predicted
+            peaks.append(int(memory.peak - _HALF * _count_parameters(model) - _FULL * sum(map(torch.numel, trained))))
+            for weight in trained:
+                weight.grad = None
+        fixed, image = _line(peaks)
+        count[name] = [fixed, image / side**2]
+    return count
+
+
+class _Matrices(nn.Module):
+    """The two matrices of LoRA beside a layer, in float32, of rank `_RANK`."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.down = nn.Linear(layer.in_features, _RANK, bias=False)
+        self.up = nn.Linear(_RANK, layer.out_features, bias=False)
+        layer.register_forward_hook(self.add_product)
+
+    def add_product(self, layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        """Add what the matrices make of the input to the output of the layer."""
+        change: torch.Tensor = self.up(self.down(inputs[0]))
+        return output + change
 
 
 def count_dit(settings: Mapping[str, Any], side: int, trains: Mapping[str, bool] = TRAINS) -> dict[str, Any]:
@@ -231,11 +286,14 @@ def train_peak(model: Any, settings: Mapping[str, Any], rows: int, side: int, re
     return int(memory.peak - _STATE_BYTES * _count_parameters(model))
 
 
-def _call_unet(model: Any, settings: Mapping[str, Any], rows: int, side: int) -> torch.Tensor:
-    dtype = next(model.parameters()).dtype
+def _call_unet(
+    model: Any, settings: Mapping[str, Any], rows: int, side: int, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    dtype = dtype or next(model.parameters()).dtype
     noisy = torch.empty(rows, settings["in_channels"], side, side, dtype=dtype)
     text = torch.empty(rows, TEXT_TOKENS, settings["cross_attention_dim"], dtype=dtype)
-    result: torch.Tensor = model(noisy, torch.zeros(rows, dtype=torch.long), text, return_dict=False)[0]
+    more, zeros = added_conditions(model.config, rows, dtype=dtype), torch.zeros(rows, dtype=torch.long)
+    result: torch.Tensor = model(noisy, zeros, text, added_cond_kwargs=more, return_dict=False)[0]
     return result
 
 

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from vlcp_ray.config import Job
+from vlcp_ray.cost.captioners import count_model
+from vlcp_ray.models.families import XL
 from vlcp_ray.models.networks import NETWORKS, Norm
-from vlcp_ray.models.pretrained import count_parameters
+from vlcp_ray.models.pretrained import count_parameters, expected_family
 
 TEXT_TOKENS: Final = 77  # ids in a slice of text for CLIP
 _TOKENS_PER_WORD: Final = 1.4  # of a prompt, an assumption
@@ -49,6 +51,7 @@ class ModelFlops:
     llava: Count | None
     dit: Count | None = None
     dit_vae: Count | None = None
+    text_2: Count | None = None  # the second text encoder of XL
 
     def denoise(self, side: int, slices: int = 1) -> float:
         """Count a forward pass of the UNet over a latent of side x side.
@@ -87,7 +90,12 @@ class ModelFlops:
 
     def embed_text(self, slices: int = 1) -> float:
         """Count the embedding of a text of `slices` slices of 77 ids."""
-        return math.nan if self.text is None else slices * float(self.text["slice"])
+        second = 0.0 if self.text_2 is None else float(self.text_2["slice"])
+        return math.nan if self.text is None else slices * (float(self.text["slice"]) + second)
+
+    def lora_width(self) -> float:
+        """Count the weights that LoRA of rank 1 trains."""
+        return math.nan if self.unet is None else float(self.unet["lora"])
 
     def caption(self, prompt: str, tokens: float) -> float:
         """Count the operations of captioning an image in `tokens` tokens, each attending to all before it."""
@@ -113,20 +121,22 @@ def classifier_flops(network: str, size: int, width: int, classes: int, norm: No
 
 
 def model_flops(job: Job) -> ModelFlops:
-    """Look up the counts of a job's models; only the paper's and the demo's are known."""
+    """Look up the counts of a job's models: those of counts.json, and captioners whose config is known."""
 
     def find(part: str, model: str, folder: str) -> Count | None:
         size = count_parameters(model, folder)
         return next((count for count in _counts()[part] if count["parameters"] == size), None)
 
     base = job.base_model
+    captioner = count_model(job.caption.model, job.caption.max_pixels)
     return ModelFlops(
         find("unet", base, "unet"),
         find("vae", base, "vae"),
         find("text_encoder", base, "text_encoder"),
-        find("llava", job.caption.model, ""),
+        captioner._asdict() if captioner else find("llava", job.caption.model, ""),
         find("transformer", job.compare.minimax.model, "transformer"),
         find("vae", job.compare.minimax.model, "vae"),
+        find(XL.text_encoders[1], base, XL.text_encoders[1]) if expected_family(base).is_xl else None,
     )
 
 

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from vlcp_ray.config import Job
+from vlcp_ray.cost.captioners import Count, count_model
 from vlcp_ray.cost.gpus import GPUS
+from vlcp_ray.models.families import XL
 from vlcp_ray.models.networks import NETWORKS, OWN, Norm
-from vlcp_ray.models.pretrained import count_parameters
+from vlcp_ray.models.pretrained import count_parameters, expected_family
 from vlcp_ray.scale import CONTEXT_GIB, USABLE, FinetunePool, Pool, Scale
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.stages import STAGES
@@ -25,7 +27,16 @@ GIB: Final = 2**30
 _HALF, _FULL = 2, 4  # bytes of a number
 #: Channels of the ConvNets that were counted.
 CONV_WIDTH: Final = 128
-_PARTS: Final = ("unet", "vae", "text_encoder")
+_PARTS: Final = ("unet", "vae", *XL.text_encoders)
+
+
+_NOT_COUNTED: Final = {"recomputed": (math.nan, math.nan), "kept": (math.nan, math.nan)}
+#: The counts of a model that was never counted.
+_UNKNOWN: Final[Mapping[str, Any]] = {
+    **dict.fromkeys(("denoise", "weights", "encode", "decode", "linear", "token"), math.nan),
+    **_NOT_COUNTED,
+    "lora": {"width": math.nan, **_NOT_COUNTED},
+}
 
 
 @dataclass(frozen=True)
@@ -33,36 +44,80 @@ class ModelMemory:
     """GiB that the models of a job need; NaN for a model that was never counted.
 
     Args:
-        parameters: by part: unet, vae, text_encoder, llava, transformer (the DiT), dit_vae; None where unknown.
+        parameters: by part: unet, vae, text_encoder, text_encoder_2 (0 but for XL), llava, transformer (the DiT),
+            dit_vae; None where unknown.
     """
 
     parameters: Mapping[str, int | None]
+    #: Of a captioner that is counted from its config.
+    captioner: Count | None = None
+
+    @property
+    def _vae_factor(self) -> int:
+        """How many times the bytes of half precision the VAE needs: that of XL computes in float32."""
+        return 1 if self.parameters[XL.text_encoders[1]] == 0 else 2
 
     @classmethod
     def for_job(cls, job: Job) -> "ModelMemory":
         """Look up the models of a job."""
-        parts = {part: count_parameters(job.base_model, part) for part in _PARTS}
+        used = ("unet", "vae", *expected_family(job.base_model).text_encoders)
+        parts = {part: count_parameters(job.base_model, part) if part in used else 0 for part in _PARTS}
         dit = job.compare.minimax.model
         parts |= {"transformer": count_parameters(dit, "transformer"), "dit_vae": count_parameters(dit, "vae")}
-        return cls(parts | {"llava": count_parameters(job.caption.model, "")})
+        captioner = count_model(job.caption.model, job.caption.max_pixels)
+        return cls(parts | {"llava": count_parameters(job.caption.model, "")}, captioner)
 
     def encode(self, images: int, side: int) -> float:
         """GiB of the VAE when it encodes images to latents of side x side."""
-        return float(self._weights("vae") + images * side**2 * self._count("vae", "encode") / GIB)
+        return float(self._vae_factor * (self._weights("vae") + images * side**2 * self._count("vae", "encode") / GIB))
 
     def generate(self, images: int, side: int, guided: bool) -> float:
         """GiB of the pipeline when it generates images from latents of side x side."""
         denoise = (1 + guided) * self._count("unet", "denoise")
-        image = max(denoise, self._count("vae", "decode"))
-        return float(sum(map(self._weights, _PARTS)) + images * side**2 * image / GIB)
+        image = max(denoise, self._vae_factor * self._count("vae", "decode"))
+        weights = sum(map(self._weights, _PARTS)) + (self._vae_factor - 1) * self._weights("vae")
+        return float(weights + images * side**2 * image / GIB)
 
-    def train(self, pool: FinetunePool, images: int, side: int, precision: str = "fp16") -> float:
-        """GiB of a rank that takes training steps on images with latents of side x side; in float32 these double."""
-        fixed, image = self._count("unet", "recomputed" if pool.gradient_checkpointing else "kept")
-        moments = 2 * _FULL if pool.optimizer == "adamw" else 2
-        state = self._size("unet") * (_FULL + moments + (_FULL if pool.average_on == "gpu" else 0))
+    def train(self, pool: FinetunePool, images: int, side: int, precision: str = "fp16", rank: int = 0) -> float:
+        """GiB of a rank that takes training steps on images with latents of side x side; in float32 these double.
+
+        Args:
+            pool: what saves memory.
+            images: in one forward pass.
+            side: of the latents.
+            precision: of the forward pass: fp16, bf16 or no.
+            rank: of LoRA's matrices; 0: all weights of the UNet are trained.
+        """
+        counts = self._count("unet", "lora") if rank else self._find("unet")
+        fixed, image = counts["recomputed" if pool.gradient_checkpointing else "kept"]
         factor = 2 if precision == "no" else 1
-        return float(factor * self._weights("text_encoder") + (state + fixed + factor * images * side**2 * image) / GIB)
+        return self._trained(pool, precision, rank) + float(fixed + factor * images * side**2 * image) / GIB
+
+    def validate(self, pool: FinetunePool, side: int, guided: bool, precision: str = "fp16", rank: int = 0) -> float:
+        """GiB of a rank that generates a validation image, beside what it trains; one of several keeps its gradients.
+
+        Args:
+            guided: whether with classifier-free guidance.
+            pool, side, precision, rank: as in `train`.
+        """
+        factor = 2 if precision == "no" else 1
+        decoding = max(factor, self._vae_factor)
+        image = max(factor * (1 + guided) * self._count("unet", "denoise"), decoding * self._count("vae", "decode"))
+        gradients = _FULL * self._trained_weights(rank) if pool.num_workers > 1 else 0.0
+        return float(
+            self._trained(pool, precision, rank) + decoding * self._weights("vae") + (gradients + side**2 * image) / GIB
+        )
+
+    def _trained_weights(self, rank: int) -> float:
+        return float(rank * self._count("unet", "lora")["width"] if rank else self._size("unet"))
+
+    def _trained(self, pool: FinetunePool, precision: str, rank: int) -> float:
+        """GiB of what a rank holds all the time: UNet, moments, moving average and text encoders."""
+        factor = 2 if precision == "no" else 1
+        frozen = factor * _HALF * self._size("unet") if rank else 0.0
+        moments = 2 * _FULL if pool.optimizer == "adamw" else 2
+        state = self._trained_weights(rank) * (_FULL + moments + (_FULL if pool.average_on == "gpu" else 0))
+        return float(factor * sum(map(self._weights, XL.text_encoders)) + (frozen + state) / GIB)
 
     def generate_by_dit(self, images: int, side: int, guided: bool) -> float:
         """GiB of the DiT, in float32, and its VAE when they generate images from latents of side x side."""
@@ -77,9 +132,12 @@ class ModelMemory:
 
     def caption(self, eight_bit: bool, tokens: int) -> float:
         """GiB of the captioner and of the keys and values of one image with `tokens` tokens in all."""
-        linear, half = self._count("llava", "linear"), self._size("llava")
+        if self.captioner:
+            linear, half, token = self.captioner.linear, self.captioner.parameters, self.captioner.token_bytes
+        else:
+            linear, half, token = self._count("llava", "linear"), self._size("llava"), self._count("llava", "token")
         weights = linear + _HALF * (half - linear) if eight_bit else _HALF * half
-        return float(weights + tokens * self._count("llava", "token")) / GIB
+        return float(weights + tokens * token) / GIB
 
     def recover(self, network: str, width: int, side: int, images: int) -> float:
         """GiB of a step of sre2l on images of side x side pixels, through a network with batch norm."""
@@ -106,10 +164,13 @@ class ModelMemory:
     def _weights(self, part: str) -> float:
         return _HALF * self._size(part) / GIB
 
+    def _find(self, part: str, of: str = "") -> Mapping[str, Any]:
+        """Look up the counts of a part, for the model that is the part `of`, by default the same; else NaN of all."""
+        found = (count for count in _counts()[part] if count["parameters"] == self.parameters[of or part])
+        return next(found, _UNKNOWN)
+
     def _count(self, part: str, name: str, of: str = "") -> Any:
-        """Look up a count of a part, for the model that is the part `of`, by default the same."""
-        found = (count[name] for count in _counts()[part] if count["parameters"] == self.parameters[of or part])
-        return next(found, (math.nan, math.nan) if name in ("recomputed", "kept") else math.nan)
+        return self._find(part, of).get(name, _UNKNOWN[name])
 
 
 def memory_needs(job: Job, stages: Sequence[str], scale: Scale) -> list[Memory]:

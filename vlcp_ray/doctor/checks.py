@@ -32,7 +32,7 @@ _VERSION: Final = re.compile(r"\b\d{3,}\.\d[\d.]*")
 # The classes that the stages load: the packages themselves import lazily, which would hide an error.
 IMPORTS: Final = {
     "torchvision": "import torchvision.transforms.v2",
-    "transformers": "from transformers import CLIPTextModel, LlavaForConditionalGeneration",
+    "transformers": "from transformers import AutoModelForImageTextToText, CLIPTextModel",
     "diffusers": "from diffusers import AutoencoderKL, UNet2DConditionModel",
     "vllm": "from vllm import LLM; import vllm.model_executor.models.llava",
 }

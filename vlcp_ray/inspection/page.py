@@ -22,12 +22,12 @@ def render(inspection: Inspection) -> str:
     environment.filters |= {"printable": printable}
     pictures: dict[str, list[tuple[str, str]]] = {}
     for one in inspection.examples:
-        pictures.setdefault(one.key, []).append((one.source, one.problem or _picture(one.content)))
+        pictures.setdefault(one.key, []).append((one.source, one.problem or picture(one.content)))
     skipped = format_skipped(inspection.skipped) if inspection.skipped else ""
     return environment.from_string(text).render(set=inspection, pictures=pictures, skipped=skipped)
 
 
-def _picture(content: bytes) -> str:
+def picture(content: bytes) -> str:
     """Return a small picture as a URI of its bytes."""
     image = images.decode(content)
     image.thumbnail((_SIDE, _SIDE))

@@ -59,4 +59,5 @@ METHOD: Final = Method(
     code="vlcp_ray.methods.centroid:Decode",
     settings=_settings,
     loads=_loads,
+    works=(select.DECODE,),
 )

@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from vlcp_ray.stages import prototype
-from vlcp_ray.stages.stage import Load, Memory
+from vlcp_ray.stages.stage import Load, Memory, Work
 
 if TYPE_CHECKING:
     from vlcp_ray.config import Job
@@ -85,6 +85,7 @@ class Method:
         settings: the settings that determine its sets, given the job and the content hash of its base model.
         clustering: the settings that determine the prototypes that it uses.
         loads: the work of making its sets, for methods that the stage generate does not make.
+        works: those kinds of this work that `vlcp-ray bench` measures.
         tuning: the settings that determine its own fine-tuned model, which the stage finetune makes from the images and
             which is its input `model`; None where it has none.
         memory: what its networks need of a GPU.
@@ -106,6 +107,7 @@ class Method:
     settings: Callable[["Job", str], dict[str, Any]] = lambda job, base_model: {}
     clustering: Callable[["Job"], dict[str, Any]] = lambda job: prototype.hashed_settings(job.prototype)
     loads: Callable[["CostInputs", Sequence["Step"]], Iterator[Load]] = lambda inputs, steps: iter(())
+    works: tuple[Work, ...] = ()
     memory: Callable[["Job", "ModelMemory", "Scale"], Iterator[Memory]] = lambda job, models, scale: iter(())
     rows_per_image: Callable[["Job"], int] = lambda job: 1
     optimised_from: Literal["", "noise", "real images"] = ""

@@ -175,6 +175,7 @@ METHOD: Final = Method(
     groups=_groups,
     settings=_settings,
     loads=_loads,
+    works=(select.SAMPLE,),
     memory=_memory,
     options=("minimax",),
     tuning=_tuning,

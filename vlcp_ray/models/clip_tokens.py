@@ -14,13 +14,11 @@ _AT_ONCE: Final = 1024  # texts; at the limit of `count_too_long` their tokens t
 _WHITE_SPACE: Final = re.compile(r"[^\S\x1c-\x1f]+")
 
 
-def load_tokenizer(base_model: str) -> "CLIPTokenizer":
-    """Load the tokenizer of a Stable Diffusion."""
+def load_tokenizer(base_model: str, name: str = "tokenizer") -> "CLIPTokenizer":
+    """Load a tokenizer of a Stable Diffusion, by the name of its subfolder."""
     from transformers import CLIPTokenizer  # takes seconds to import
 
-    tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(
-        folder(base_model), **pinned(base_model), subfolder="tokenizer"
-    )
+    tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder(base_model), **pinned(base_model), subfolder=name)
     return tokenizer
 
 

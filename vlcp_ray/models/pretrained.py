@@ -1,11 +1,27 @@
 """Find pretrained models, and read shapes and sizes from their files without loading a library or a weight."""
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from vlcp_ray.models import architectures, families
+from vlcp_ray.models.families import (
+    CAPTIONER,
+    CHAT_FILES,
+    CONFIGURATIONS,
+    DIT,
+    SD,
+    STABLE_DIFFUSION,
+    WITH_CHAT,
+    XL,
+    BaseModels,
+    Kind,
+    read_json,
+)
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.store import io
 from vlcp_ray.store.uris import strip_secrets
@@ -13,55 +29,9 @@ from vlcp_ray.store.uris import strip_secrets
 DEMO: Final = "demo/"
 _PACKAGE: Final = Path(__file__).parents[1]
 
-
-class Kind(NamedTuple):
-    """A kind of model, and the files without which a folder is none; of several patterns one must be there."""
-
-    name: str
-    files: tuple[str, ...]
-
-
-STABLE_DIFFUSION: Final = Kind(
-    "Stable Diffusion in the format of diffusers",
-    (
-        "model_index.json",
-        "scheduler/scheduler_config.json",
-        "tokenizer/tokenizer_config.json",
-        *(
-            file
-            for part in ("text_encoder", "unet", "vae")
-            for file in (f"{part}/config.json", f"{part}/*.safetensors|{part}/*.bin")
-        ),
-    ),
-)
-LLAVA: Final = Kind(
-    "LLaVA",
-    (
-        "config.json",
-        "tokenizer_config.json",
-        "processor_config.json|preprocessor_config.json",
-        "*.safetensors|*.bin",
-    ),
-)
-DIT: Final = Kind(
-    "DiT in the format of diffusers",
-    (
-        "model_index.json",
-        "scheduler/scheduler_config.json",
-        *(
-            file
-            for part in ("transformer", "vae")
-            for file in (f"{part}/config.json", f"{part}/*.safetensors|{part}/*.bin")
-        ),
-    ),
-)
-
-#: Number of parameters of the paper's models, from their files on the hub.
+#: Number of parameters of the paper's other models, by hub id and part.
 _PARAMETERS: Final[Mapping[tuple[str, str], int]] = {
     ("llava-hf/llava-1.5-7b-hf", ""): 7_063_427_072,
-    ("benjamin-paine/stable-diffusion-v1-5", "unet"): 859_520_964,
-    ("benjamin-paine/stable-diffusion-v1-5", "vae"): 83_653_863,
-    ("benjamin-paine/stable-diffusion-v1-5", "text_encoder"): 123_060_480,
     ("facebook/DiT-XL-2-256", "transformer"): 749_826_464,
     ("facebook/DiT-XL-2-256", "vae"): 83_653_863,
 }
@@ -100,16 +70,35 @@ def hub_id(model: str) -> str:
     return "" if is_path or Path(model).exists() else model.partition("@")[0]
 
 
+def find(model: str, name: str) -> Path | None:
+    """Return the path of a file of a model, without asking the hub; None where it is not on this machine.
+
+    Args:
+        model: hub id, folder or demo/<name>; of the hub the file is looked up in the cache.
+        name: of the file, in the folder of the model.
+    """
+    path = Path(folder(model)).expanduser() / name
+    if path.exists():
+        return path
+    if not hub_id(model):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(hub_id(model), name, revision=revision(model))
+    return Path(cached) if isinstance(cached, str) else None
+
+
 def check(model: str, field: str, kind: Kind) -> None:
     """Refuse a folder that does not exist or is no model, before anything starts and before it is hashed.
 
     Args:
         model: hub id, folder or demo/<name>.
         field: the setting it comes from, for the error.
-        kind: STABLE_DIFFUSION, LLAVA or DIT.
+        kind: STABLE_DIFFUSION, CAPTIONER or DIT.
 
     Raises:
-        ValueError: `model` is written as a path or as demo/<name>, and the folder, its weights or a file do not exist.
+        ValueError: `model` is written as a path or as demo/<name>, and the folder, its weights or a file do not exist;
+            or it is a captioner of no known family.
     """
     if hub_id(model):
         return
@@ -118,11 +107,51 @@ def check(model: str, field: str, kind: Kind) -> None:
         raise ValueError(f"{field}: the weights of {model} were not sent with this job; send it with vlcp-ray submit")
     if not path.is_dir():
         raise ValueError(f"{field}: there is no folder {model!r}; give a folder or a hub id such as owner/name")
+    with naming(field, model):
+        kind = families.check(kind, path, is_whole=not missing_files(path, kind))
     if missing := missing_files(path, kind):
         raise ValueError(
             f"{field}: the folder {model!r} is no {kind.name}: it lacks {', '.join(missing)}; give a folder that "
             "save_pretrained has written, or a hub id such as owner/name"
         )
+
+
+def family(model: str) -> BaseModels:
+    """Return the family of a base model by its model_index.json, which is downloaded where it is not here.
+
+    Raises:
+        ValueError: it is of none of them, or cannot be downloaded.
+    """
+    index = _config(model, "model_index.json", "base_model")
+    with naming("base_model", model):
+        return families.base_models(index)
+
+
+@contextmanager
+def naming(field: str, model: str) -> Iterator[None]:
+    """Name the setting and the model in the error of `families.check`."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(f"{field}: {model} {error}") from error
+
+
+def needs_float32(model: str) -> bool:
+    """Return whether the numbers of a model's VAE are too large for float16: XL's, unless its configuration denies it.
+
+    `force_upcast` is read of XL only: in other configurations it is a default that nothing needs.
+    """
+    index = _config(model, "model_index.json", "base_model")
+    return index.get("_class_name") in XL.pipelines and bool(_vae_config(model).get("force_upcast", True))
+
+
+def expected_family(model: str) -> BaseModels:
+    """Return the family of a base model without asking the hub: SD of one that is neither here nor a published one."""
+    if path := find(model, "model_index.json"):
+        with naming("base_model", model):
+            return families.base_models(read_json(path))
+    published = architectures.PUBLISHED.get(hub_id(model))
+    return published.family if published else SD
 
 
 def missing_files(path: Path, kind: Kind) -> list[str]:
@@ -158,28 +187,62 @@ def check_hub(use: Use, cache: Path | None = None) -> None:
 
 
 def _check_first_file(use: Use, cache: Path | None) -> None:
+    """Refuse a model by its first file and its family: a base model by the configurations of its parts as well, a
+    captioner by its chat template.
+    """
+    found = _download(use, use.kind.files[0], cache).parent
+    with naming(use.field, use.model):
+        families.check(use.kind, found, is_whole=False)
+    if use.kind is STABLE_DIFFUSION:
+        encoders = families.base_models(read_json(found / "model_index.json")).text_encoders
+        for file in (*CONFIGURATIONS, *(f"{part}/config.json" for part in encoders)):
+            _download(use, file, cache)
+    elif use.kind is CAPTIONER:
+        for file in (*CHAT_FILES, *WITH_CHAT):
+            with suppress(_MissingFileError):
+                _download(use, file, cache)
+    with naming(use.field, use.model):
+        families.check(use.kind, found)
+
+
+class _MissingFileError(ConfigError):
+    """A model of the hub does not have a file."""
+
+
+def _download(use: Use, file: str, cache: Path | None) -> Path:
+    """Download a file of a model of the hub.
+
+    Raises:
+        ConfigError: names the setting, what is missing, and the fix; a `_MissingFileError` if it is the file.
+    """
     from huggingface_hub import errors, hf_hub_download
 
-    name, named, first = hub_id(use.model), revision(use.model), use.kind.files[0]
     try:
-        hf_hub_download(name, first, revision=named, cache_dir=cache)
-    except errors.LocalEntryNotFoundError as error:  # no answer, and nothing in the cache
-        reason = f"the hub does not answer ({str(error.__cause__ or error).splitlines()[0]})"
-        fix = "check the network, run vlcp-ray fetch with this job where there is internet, or give a folder"
-    except errors.EntryNotFoundError:
-        reason, fix = f"it is no {use.kind.name}: it lacks {first}", "give another model"
-    except errors.RevisionNotFoundError:
-        reason, fix = f"it has no revision {named!r}", "give a branch, a tag or a commit of its page"
-    except errors.GatedRepoError:
-        reason = "its terms are to be accepted"
-        fix = "do so on its page and log in with hf auth login, or set HF_TOKEN"
-    except errors.RepositoryNotFoundError:
-        reason, fix = "the hub has no such model", "check its name; for a private one log in with hf auth login"
+        return Path(hf_hub_download(hub_id(use.model), file, revision=revision(use.model), cache_dir=cache))
     except (errors.HfHubHTTPError, OSError, ValueError) as error:
-        reason, fix = str(error).strip().splitlines()[0], "check its name and the network, or give a folder"
-    else:
-        return
-    raise ConfigError(f"{use.field}: {use.model} cannot be read: {reason}; {fix}")
+        reason, fix = _why_not_read(use, file, error)
+        is_answer = not isinstance(error, errors.LocalEntryNotFoundError)  # which is one of no network
+        kind = _MissingFileError if is_answer and isinstance(error, errors.EntryNotFoundError) else ConfigError
+        raise kind(f"{use.field}: {use.model} cannot be read: {reason}; {fix}") from error
+
+
+def _why_not_read(use: Use, file: str, error: Exception) -> tuple[str, str]:
+    """Return why a file of a model of the hub cannot be read, and the fix."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.LocalEntryNotFoundError):  # no answer, and nothing in the cache
+        reason = f"the hub does not answer ({str(error.__cause__ or error).splitlines()[0]})"
+        return reason, "check the network, run vlcp-ray fetch with this job where there is internet, or give a folder"
+    if isinstance(error, errors.EntryNotFoundError):
+        return f"it is no {use.kind.name}: it lacks {file}", "give another model"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"it has no revision {revision(use.model)!r}", "give a branch, a tag or a commit of its page"
+    if isinstance(error, errors.GatedRepoError):
+        fix = "do so on its page and log in with hf auth login, or set HF_TOKEN"
+        return "its terms are to be accepted", fix
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "the hub has no such model", "check its name; for a private one log in with hf auth login"
+    return str(error).strip().splitlines()[0], "check its name and the network, or give a folder"
 
 
 def _check_cache(use: Use) -> None:
@@ -189,8 +252,10 @@ def _check_cache(use: Use) -> None:
 
     try:  # where it is; which files are needed only we know
         name, named = hub_id(use.model), revision(use.model)
-        found = snapshot_download(name, revision=named, local_files_only=True, ignore_patterns="*")
-        missing = missing_files(Path(found), use.kind)
+        found = Path(snapshot_download(name, revision=named, local_files_only=True, ignore_patterns="*"))
+        with naming(use.field, use.model):
+            kind = families.check(use.kind, found, is_whole=not missing_files(found, use.kind))
+        missing = missing_files(found, kind)
     except LocalEntryNotFoundError:
         missing = ["all files"]
     if missing:
@@ -209,9 +274,17 @@ def content_hash(model: str) -> str:
 
 def latent_shape(base_model: str, resolution: int) -> tuple[int, int, int]:
     """Compute the shape (c, h, w) of the latent of a `resolution` x `resolution` image."""
-    config = _vae_config(base_model)
-    side = resolution // 2 ** (len(config["block_out_channels"]) - 1)
-    return int(config["latent_channels"]), side, side
+    return _latent_shape(_vae_config(base_model), resolution)
+
+
+def _latent_shape(vae: Mapping[str, Any], resolution: int) -> tuple[int, int, int]:
+    side = resolution // _pixels_along(vae)
+    return int(vae.get("latent_channels", 4)), side, side
+
+
+def _pixels_along(vae: Mapping[str, Any]) -> int:
+    """Return how many pixels a number of a latent stands for, along each side."""
+    return int(2 ** (len(vae.get("block_out_channels", (64,))) - 1))  # diffusers' default is a VAE of one block
 
 
 def scaling_factor(base_model: str) -> float:
@@ -259,8 +332,16 @@ def dit_side(model: str) -> int:
 def dit_resolution(model: str) -> int:
     """Return height and width of the images of a DiT in pixels."""
     side = int(_config(model, "transformer/config.json", "compare.minimax.model")["sample_size"])
-    vae = _config(model, "vae/config.json", "compare.minimax.model")
-    return int(side * 2 ** (len(vae["block_out_channels"]) - 1))
+    return side * _pixels_along(_config(model, "vae/config.json", "compare.minimax.model"))
+
+
+def captioner_config(model: str) -> dict[str, Any]:
+    """Read the config.json of a captioner, from its folder or from the hub.
+
+    Raises:
+        ValueError: it cannot be downloaded.
+    """
+    return _config(model, "config.json", "caption.model")
 
 
 def _vae_config(base_model: str) -> dict[str, Any]:
@@ -285,31 +366,61 @@ def _config(model: str, name: str, field: str) -> dict[str, Any]:
                 f"{field}: {model} cannot be downloaded from the hub ({str(error).strip().splitlines()[0]}); "
                 "check its name and the network, or give a folder"
             ) from error
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return config
+    with naming(field, model):
+        return read_json(path)
 
 
-def _vae_file(base_model: str) -> Path:
-    return Path(folder(base_model)).expanduser() / "vae" / "config.json"
+def expected_resolution(base_model: str) -> int | None:
+    """Return the side in pixels that a base model was trained at, without asking the hub; None where it is not known.
+
+    It is read of the configurations in its folder or in the hub's cache.
+    """
+    unet, vae = (find(base_model, f"{part}/config.json") for part in ("unet", "vae"))
+    if unet and vae:
+        with naming("base_model", base_model):
+            side, config = read_json(unet).get("sample_size"), read_json(vae)
+        return side * _pixels_along(config) if isinstance(side, int) else None
+    published = architectures.PUBLISHED.get(hub_id(base_model))
+    return published.resolution if published else None
 
 
 def expected_latent_shape(base_model: str, resolution: int) -> tuple[int, int, int]:
     """Compute the shape (c, h, w) of a latent without asking the hub.
 
-    A hub model is assumed to have the four channels and the eighth of the side of every Stable Diffusion.
+    A hub model that is not here is assumed to have the four channels and the eighth of the side of every Stable
+    Diffusion.
     """
-    if _vae_file(base_model).exists():
-        return latent_shape(base_model, resolution)
+    if path := find(base_model, "vae/config.json"):
+        with naming("base_model", base_model):
+            return _latent_shape(read_json(path), resolution)
     return 4, resolution // 8, resolution // 8
 
 
 def count_parameters(model: str, part: str) -> int | None:
-    """Count the parameters of a model or of one of its parts; None for a hub model that is not in `_PARAMETERS`."""
+    """Count the parameters of a model or of one of its parts, without asking the hub; None where they are not known.
+
+    A part of a base model is recognised by its configuration, in the folder or in the hub's cache. Else the weights of
+    a folder are added up, and a hub model that is not here may be a published one.
+    """
+    if part and (config := find(model, f"{part}/config.json")):
+        with naming("base_model", model):
+            known = architectures.parameters_of(part, read_json(config))
+        if known:
+            return known
     path = Path(folder(model)).expanduser() / part
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else []
     if files:
         return sum(map(_parameters_in, files))
-    return _PARAMETERS.get((hub_id(model), part))
+    name = hub_id(model)
+    return _PARAMETERS.get((name, part)) or architectures.published_parameters(name, part)
+
+
+def identify(model: str, part: str) -> int:
+    """Return a number that identifies a model or one of its parts: of its parameters, or, where not known, its name."""
+    count = count_parameters(model, part)
+    if count is not None:
+        return count
+    return int.from_bytes(hashlib.sha256(f"{strip_secrets(model)}/{part}".encode()).digest()[:6])
 
 
 def _parameters_in(file: Path) -> int:
@@ -319,7 +430,8 @@ def _parameters_in(file: Path) -> int:
 
 
 def count_pipeline_parameters(base_model: str) -> int | None:
-    """Count the parameters of a Stable Diffusion's UNet, VAE and text encoder; None where one is not known."""
-    sizes = [count_parameters(base_model, part) for part in ("unet", "vae", "text_encoder")]
+    """Count the parameters of a Stable Diffusion's UNet, VAE and text encoders; None where one is not known."""
+    parts = ("unet", "vae", *expected_family(base_model).text_encoders)
+    sizes = [count_parameters(base_model, part) for part in parts]
     known = [size for size in sizes if size is not None]
     return sum(known) if len(known) == len(sizes) else None

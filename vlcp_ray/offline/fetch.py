@@ -13,7 +13,7 @@ from pyarrow import fs as pafs
 
 from vlcp_ray.config import Job
 from vlcp_ray.cost.requirements import format_gib
-from vlcp_ray.models import pretrained
+from vlcp_ray.models import families, pretrained
 from vlcp_ray.models.pretrained import Use
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.sources import LAYOUTS, hub
@@ -119,11 +119,13 @@ def _fetch_model(use: Use, to: Path | None) -> Fetched:
         return Fetched(use.field, use.model, "in the package")
     if not pretrained.hub_id(use.model):
         return _copy(use.field, use.model, to)
-    download = _download_pipeline if use.kind is pretrained.STABLE_DIFFUSION else _download_all
+    download = _download_pipeline if use.kind is families.STABLE_DIFFUSION else _download_all
     with _naming(use.field, use.model):
         place = download(pretrained.hub_id(use.model), pretrained.revision(use.model), _cache(to))
-    if missing := pretrained.missing_files(place, use.kind):
-        raise ConfigError(f"{use.field}: {use.model} is no {use.kind.name}: it lacks {', '.join(missing)}")
+    with pretrained.naming(use.field, use.model):
+        kind = families.check(use.kind, place)
+    if missing := pretrained.missing_files(place, kind):
+        raise ConfigError(f"{use.field}: {use.model} is no {kind.name}: it lacks {', '.join(missing)}")
     return Fetched(use.field, use.model, f"commit {place.name[:12]}", _list(place))
 
 
@@ -134,11 +136,11 @@ def _cache(to: Path | None) -> Path | None:
 
 def _download_pipeline(name: str, revision: str | None, cache: Path | None) -> Path:
     """Fetch the files that `load_pipeline` opens, by the rules of diffusers, and the licence."""
-    from diffusers import StableDiffusionImg2ImgPipeline
+    from diffusers import DiffusionPipeline
     from huggingface_hub import snapshot_download
 
-    unused = {"safety_checker": None, "feature_extractor": None}
-    StableDiffusionImg2ImgPipeline.download(name, revision=revision, cache_dir=cache, **unused)
+    unused = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
+    DiffusionPipeline.download(name, revision=revision, cache_dir=cache, **unused)
     texts = ["README.md", "LICENSE*", "model_index.json"]
     return Path(snapshot_download(name, revision=revision, cache_dir=cache, allow_patterns=texts))
 

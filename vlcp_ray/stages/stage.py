@@ -48,7 +48,7 @@ class Work:
         images_per_second: assumed for a core that was not measured, where the unit is images.
         overhead: the kind of Ray start-up time that comes before the first row.
         retains_memory: whether its workers keep freed memory (`monitoring.allocator`).
-        model: number of parameters or operations that identifies the job's model; a measured rate is used only for the
+        model: number that identifies the job's model, as `pretrained.identify`; a measured rate is used only for the
             model that it was measured with.
         wanted: whether a job has this work.
     """

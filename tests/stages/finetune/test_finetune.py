@@ -9,7 +9,7 @@ from vlcp_ray.models.pretrained import count_parameters, count_pipeline_paramete
 from vlcp_ray.pipeline import graph
 from vlcp_ray.scale import FinetunePool, Pool, Scale
 from vlcp_ray.settings import ConfigError, build
-from vlcp_ray.stages.finetune import STAGE, divide_pool, hashed_settings, training_flops
+from vlcp_ray.stages.finetune import LORA, STAGE, divide_pool, hashed_settings, training_flops
 from vlcp_ray.stages.ingest import Expect
 
 IMAGES = Expect(train=1000, val=100, classes=4, gib=1)
@@ -79,6 +79,11 @@ def test_finetune_disk_is_bytes_of_float32_parameters() -> None:
     assert STAGE.disk(CostInputs.for_job(job, IMAGES), steps) == pytest.approx(
         (2 * 4 * pipeline + 2 * 16 * unet) / 2**30
     )
+
+
+def test_hashed_settings_of_lora_have_its_recipe_and_others_do_not() -> None:
+    assert hashed_settings(make_job(lora_rank=4), "hash")["lora"] == LORA
+    assert not {"lora", "lora_rank", "snr_gamma"} & hashed_settings(make_job(), "hash").keys()
 
 
 def test_check_scale_with_fp16_without_gpu_raises() -> None:

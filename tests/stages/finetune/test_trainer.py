@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.hostile import Payload
 from vlcp_ray import images, schemas
+from vlcp_ray.models import stable_diffusion
 from vlcp_ray.scale import FinetunePool
 from vlcp_ray.stages.finetune import Finetune
 from vlcp_ray.stages.finetune import training as training_module
@@ -139,7 +140,7 @@ def test_sample_inputs_with_random_flip_takes_both_views(build_trainer: BuildTra
 
 def test_step_trains_unet_only_and_ema_follows_formula(build_trainer: BuildTrainer) -> None:
     trainer, table, schedule = build_trainer(), make_pairs(), Schedule(12, 5, 8, 0)
-    frozen = [weight.clone() for weight in trainer.text_encoder.parameters()]
+    frozen = [weight.clone() for weight in trainer.text.encoders[0].parameters()]
     expected, start = ema_weights(trainer).clone(), weights(trainer)
     for n in range(4):
         step(trainer, table, schedule.rank_batch(n))
@@ -148,8 +149,8 @@ def test_step_trains_unet_only_and_ema_follows_formula(build_trainer: BuildTrain
         expected = decay * expected + (1 - decay) * weights(trainer)
         torch.testing.assert_close(ema_weights(trainer), expected, rtol=0, atol=1e-6)
     assert not torch.equal(weights(trainer), start)
-    assert all(torch.equal(old, new) for old, new in zip(frozen, trainer.text_encoder.parameters(), strict=True))
-    assert not any(weight.requires_grad for weight in trainer.text_encoder.parameters())
+    assert all(torch.equal(old, new) for old, new in zip(frozen, trainer.text.encoders[0].parameters(), strict=True))
+    assert not any(weight.requires_grad for weight in trainer.text.encoders[0].parameters())
 
 
 def test_train_on_small_set_lowers_loss(build_trainer: BuildTrainer) -> None:
@@ -387,3 +388,110 @@ def test_checkpoint_of_another_optimizer_is_refused_with_the_fix(build_trainer: 
     build_trainer().save(tmp_path, [0.0, 0.0, 0.0])
     with pytest.raises(ValueError, match=r"finetune.optimizer: the checkpoint is of adamw, not adamw8bit"):
         build_trainer({"optimizer": "adamw8bit"}).load(tmp_path)
+
+
+@pytest.fixture
+def build_family(tiny_family: str) -> BuildTrainer:
+    def build(changes: dict[str, Any] | None = None, batch: int = 8, **arguments: Any) -> Trainer:
+        settings = SETTINGS.model_copy(update=changes or {})
+        return Trainer(settings, tiny_family, 0, 32, FinetunePool(batch_size=batch), **arguments)
+
+    return build
+
+
+def test_an_epoch_of_training_lowers_the_loss_of_every_family(build_family: BuildTrainer) -> None:
+    table, schedule = make_pairs(), Schedule(12, 1, 2, 0)
+    trainer, fixed = build_family({"learning_rate": 3e-3}), Schedule(12, 1, 12, 0).rank_batch(0)
+    before = accumulate(trainer, table, fixed)
+    trainer.optimizer.zero_grad()
+    for number in range(schedule.steps):
+        step(trainer, table, schedule.rank_batch(number))
+    assert accumulate(trainer, table, fixed) < 0.98 * before
+
+
+def test_two_ranks_and_small_batches_give_the_gradient_of_one_for_every_family(build_family: BuildTrainer) -> None:
+    table, schedule = make_pairs(), Schedule(8, 1, 8, 0)
+    whole, ranks = build_family(), [build_family(batch=3, rank=rank, world_size=2) for rank in (0, 1)]
+    accumulate(whole, table, schedule.rank_batch(0))
+    for rank in ranks:
+        accumulate(rank, table, schedule.rank_batch(0, rank.rank, 2))
+    mean = (gradient(ranks[0]) + gradient(ranks[1])) / 2
+    torch.testing.assert_close(mean, gradient(whole), rtol=0, atol=1e-5)
+
+
+def test_min_snr_lowers_the_loss_of_timesteps_with_a_larger_ratio_only(build_trainer: BuildTrainer) -> None:
+    table, batch = make_pairs(), Schedule(12, 1, 12, 0).rank_batch(0)
+    plain, capped, unlimited = (build_trainer({"snr_gamma": gamma}) for gamma in (0.0, 0.05, 1e9))
+    losses = [accumulate(trainer, table, batch) for trainer in (plain, capped, unlimited)]
+    assert losses[1] < 0.7 * losses[0]  # most timesteps have a larger ratio
+    assert losses[2] == pytest.approx(losses[0], rel=1e-5)
+
+
+def with_rank(build: BuildTrainer, rank: int = 4, **changes: Any) -> Trainer:
+    pytest.importorskip("peft")
+    names = changes.pop("class_names", ())
+    return build({"lora_rank": rank, "learning_rate": 1e-2} | changes, class_names=names)
+
+
+def test_lora_trains_its_matrices_only_and_starts_from_the_base_model(build_trainer: BuildTrainer) -> None:
+    table, schedule = make_pairs(), Schedule(12, 2, 12, 0)
+    whole, lora = build_trainer(), with_rank(build_trainer)
+    assert all("lora_" in name for name in lora.trained)
+    assert len(lora.ema.weights) == len(lora.trained) > 0
+    losses = [accumulate(trainer, table, schedule.rank_batch(0)) for trainer in (whole, lora)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)  # the product of the new matrices is zero
+    lora.optimizer.zero_grad()
+    frozen = {name: weight.clone() for name, weight in lora.unet.named_parameters() if not weight.requires_grad}
+    for number in range(schedule.steps):
+        step(lora, table, schedule.rank_batch(number))
+    assert accumulate(lora, table, schedule.rank_batch(0)) < losses[1]
+    assert all(torch.equal(frozen[name], dict(lora.unet.named_parameters())[name]) for name in frozen)
+
+
+def test_lora_of_every_family_exports_a_model_that_predicts_as_it_does(
+    build_family: BuildTrainer, tmp_path: Path
+) -> None:
+    """Also after a checkpoint, which has only the trained matrices."""
+    table, schedule = make_pairs(), Schedule(12, 1, 4, 0)
+    trainer, resumed = with_rank(build_family, ema_decay=0.0), with_rank(build_family, ema_decay=0.0)
+    for number in range(schedule.steps):
+        step(trainer, table, schedule.rank_batch(number))
+    (tmp_path / "checkpoint").mkdir()
+    trainer.save(tmp_path / "checkpoint", [0.0, 0.0, 0.0])
+    resumed.load(tmp_path / "checkpoint")
+    resumed.export(tmp_path / "model")
+    exported = Trainer(SETTINGS, str(tmp_path / "model"), 0, 32, FinetunePool(batch_size=8))
+    batch = schedule.rank_batch(0)
+    losses = [accumulate(one, table, batch) for one in (trainer, exported, build_family())]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[0] != pytest.approx(losses[2], rel=1e-4)
+    assert not any("lora" in name for name in exported.unet.state_dict())
+
+
+def test_lora_in_bf16_keeps_the_frozen_weights_in_it_and_its_own_in_float32(build_trainer: BuildTrainer) -> None:
+    table, batch = make_pairs(), Schedule(8, 1, 8, 0).rank_batch(0)
+    full, half = (with_rank(build_trainer, mixed_precision=precision) for precision in ("no", "bf16"))
+    kinds = {weight.requires_grad: weight.dtype for weight in half.unet.parameters()}
+    assert kinds == {True: torch.float32, False: torch.bfloat16}
+    losses = [step(trainer, table, batch) for trainer in (full, half)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.03)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of XL's scheduler in diffusers
+def test_validation_of_lora_uses_the_parts_that_it_has_and_a_vae_in_the_lower_precision(
+    build_family: BuildTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, pipelines = ["zero", "one"], []
+    trainer, generate = with_rank(build_family, mixed_precision="bf16", class_names=names), stable_diffusion.img2img
+
+    def record(pipeline: Any, *rest: Any, **options: Any) -> Any:
+        pipelines.append(pipeline)
+        return generate(pipeline, *rest, **options)
+
+    monkeypatch.setattr(stable_diffusion, "img2img", record)
+    assert [images.decode(data).size for data in trainer.validate(2)] == [(32, 32)] * 2
+    (pipeline,) = pipelines
+    assert pipeline.unet is trainer.unet
+    own = stable_diffusion.TextEncoders.of(pipeline)
+    assert all(one is other for one, other in zip(own.encoders, trainer.text.encoders, strict=True))
+    assert pipeline.vae.dtype == (torch.float32 if len(own.encoders) > 1 else torch.bfloat16)

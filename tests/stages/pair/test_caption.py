@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vlcp_ray.demo import digits
+from vlcp_ray.models.captioners import Answer
 from vlcp_ray.schemas import IMAGES, conform, reject
 from vlcp_ray.seeds import seed_for
 from vlcp_ray.stages.pair import Caption
@@ -39,9 +40,9 @@ class Recorder:
     """A captioner that returns given answers and stores what it was called with."""
 
     def __init__(self, answers: Sequence[str]) -> None:
-        self.answers = list(answers)
+        self.answers = [Answer(text, 3, 20, False) for text in answers]
 
-    def caption(self, images: Sequence[Image.Image], prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
+    def caption(self, images: Sequence[Image.Image], prompts: Sequence[str], seeds: Sequence[int]) -> list[Answer]:
         self.images, self.prompts, self.seeds = images, prompts, seeds
         return self.answers
 
@@ -133,6 +134,26 @@ def test_caption_rows_cleans_answers_and_rejects_empty_ones(table: pa.Table, mon
     captioned = caption_rows(table.slice(0, 3))
     assert captioned["caption"].to_pylist() == ["A red fan tail", "", ""]
     assert captioned["reason"].to_pylist() == ["", "empty_caption", "empty_caption"]
+
+
+def test_caption_rows_rejects_images_with_too_many_tokens(table: pa.Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    caption_rows, recorder = recording(["a fan", "", "x"], monkeypatch)
+    recorder.answers[1:] = [Answer("", 0, 0, False, "too long"), Answer("", 24, 20, True)]
+    captioned = caption_rows(table.slice(0, 3))
+    assert captioned["reason"].to_pylist() == ["", "too_many_tokens", "empty_caption"]
+    assert captioned["detail"].to_pylist()[1] == "too long"
+    assert captioned["detail"].to_pylist()[2].endswith("it was cut before its end; raise caption.max_tokens")
+    assert captioned["tokens"].to_pylist() == [3, None, 24]
+
+
+def test_image_that_does_not_fit_is_rejected_and_the_others_have_their_captions(
+    caption_rows: CaptionRows, captioned: pa.Table, table: pa.Table
+) -> None:
+    """The class name of one image is longer than the model reads."""
+    long = caption_rows(replace_values(table, "class_name", {3: "digit " * 600}))
+    assert long["reason"].to_pylist() == ["too_many_tokens" if row == 3 else "" for row in range(len(table))]
+    others = [row for row in range(len(table)) if row != 3]
+    assert long["caption"].take(others).to_pylist() == captioned["caption"].take(others).to_pylist()
 
 
 def test_clean_strips_double_quotes_possessives_and_extra_spaces() -> None:

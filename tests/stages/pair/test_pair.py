@@ -8,7 +8,7 @@ import pytest
 
 from vlcp_ray.config import Job
 from vlcp_ray.settings import ConfigError, build
-from vlcp_ray.stages.pair import Caption, check_pairs, hashed_settings, pairs_schema
+from vlcp_ray.stages.pair import STAGE, Caption, check_captioner, check_pairs, hashed_settings, pairs_schema
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,27 @@ from vlcp_ray.stages.pair import Caption, check_pairs, hashed_settings, pairs_sc
 def test_caption_settings_that_cannot_work_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(Caption, settings, "caption")
+
+
+def test_settings_and_packages_that_a_captioner_lacks_are_refused(tmp_path: Path) -> None:
+    check_captioner(Caption(model="demo/llava", image_aspect_ratio="crop"))
+    config = tmp_path / "config.json"
+    config.write_text('{"model_type": "qwen2_vl"}')
+    check_captioner(Caption(model=str(tmp_path)))
+    crop = {"model": str(tmp_path), "image_aspect_ratio": "crop"}
+    job = build(Job, {"name": "x", "caption": crop}, "x")
+    with pytest.raises(ConfigError, match=r"^caption\.image_aspect_ratio is of LLaVA-1\.5 only; leave it out"):
+        STAGE.check(job)
+    table = tmp_path / "captions.csv"
+    table.write_text("image_id,caption\na,b\n")
+    STAGE.check(build(Job, {"name": "x", "caption": crop | {"source": str(table)}}, "x"))  # no model is used
+
+
+def test_captioner_whose_processor_lacks_a_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "smolvlm"}')
+    monkeypatch.setattr("vlcp_ray.stages.pair.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"^caption\.model: .* needs the package num2words: pip install num2words"):
+        check_captioner(Caption(model=str(tmp_path)))
 
 
 def test_pairs_schema_has_the_shapes_of_its_tensors() -> None:
@@ -46,6 +67,17 @@ def test_hashed_settings_with_saved_captions_ignore_the_model(tmp_path: Path) ->
     described = hashed(source=str(table), missing="describe")
     assert described != hashed(source=str(table))
     assert described != hashed(source=str(table), missing="describe", temperature=1)
+
+
+def test_hashed_settings_have_max_pixels_only_where_it_is_set() -> None:
+    """Captions of versions that did not have the setting stay valid."""
+
+    def hashed(**caption: object) -> dict[str, Any]:
+        return dict(hashed_settings(build(Job, {"name": "x", "caption": caption}, "x"), "base")["caption"])
+
+    assert "max_pixels" not in hashed()
+    assert hashed(max_pixels=0) == hashed()
+    assert hashed(max_pixels=500)["max_pixels"] == 500
 
 
 def test_check_pairs_names_a_class_that_lost_its_captions() -> None:

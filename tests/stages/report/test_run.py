@@ -62,7 +62,11 @@ def write_pair(context: Context, step: Step) -> None:
     context.artifact(step).write_table("pairs/0.parquet", table)
     reject(context, step, "0-00", "empty_caption")
     lengths = {"captions": len(rows), "too_long": 1, "encoder_tokens": 77}
-    context.complete(step, rows_in=len(rows) + 1, rows=len(rows), rejected=1, seconds=2.0, caption_lengths=lengths)
+    tokens = {"answers": len(rows), "longest": 9, "tokens": 5 * len(rows), "read_tokens": 15 * len(rows), "cut": 2}
+    example = {"image_id": "0-07", "caption": "I'm sorry, no <digit>."}
+    problems = {"refuses": {"captions": 1, "examples": [example]}, "repeats": {"captions": 0, "examples": []}}
+    facts = {"caption_lengths": lengths, "caption_tokens": tokens, "caption_problems": problems}
+    context.complete(step, rows_in=len(rows) + 1, rows=len(rows), rejected=1, seconds=2.0, **facts)
 
 
 def reject(context: Context, step: Step, image_id: str, reason: str) -> None:
@@ -176,6 +180,14 @@ def test_run_shows_dropped_words_and_tsne_of_every_class(page: Page) -> None:
     assert page.text.count("round 100 %") == tables.CLASSES
     assert len(page.all("g", "centres")) == 2 * tables.CLASSES  # before and after the removal of outliers
     assert [f"class {label}, 12 images" in page.text for label in range(tables.CLASSES)] == [True] * tables.CLASSES
+
+
+def test_run_shows_the_tokens_of_captions_and_those_that_look_wrong(page: Page) -> None:
+    assert (
+        "answers of 5 tokens on average and 9 at most; image and prompt are 15 tokens, 75% of all; 2 were" in page.text
+    )
+    assert "captions refuses to describe the image" in page.text
+    assert "0-07: I'm sorry, no <digit>." in page.text
 
 
 def test_run_shows_how_many_captions_are_too_long(page: Page) -> None:

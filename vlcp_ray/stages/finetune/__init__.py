@@ -1,12 +1,13 @@
 """finetune: PAIRS -> Stable Diffusion with its UNet fine-tuned on them; IMAGES -> the trained weights of a DiT."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import Field
 
-from vlcp_ray.models import pretrained
+from vlcp_ray.models import families, pretrained
 from vlcp_ray.models.dit_classes import CLASSES
 from vlcp_ray.settings import ConfigError, Fraction, Positive, Settings
 from vlcp_ray.stages import pair
@@ -25,6 +26,16 @@ if TYPE_CHECKING:
 MODEL: Final = "model"
 #: The file with the trained weights of a DiT, in the folder MODEL of each group of classes.
 TRAINED: Final = "trained.safetensors"
+#: Settings that are hashed only where they are set: models from before there were any keep their fingerprints.
+_LATER: Final = ("snr_gamma", "lora_rank")
+#: LoRA: the layers beside which matrices are trained, all projections of attention as in diffusers' recipes; the scale
+#: of their product, peft's lora_alpha divided by the rank; and their first values, as peft names them.
+LORA: Final[Mapping[str, Any]] = {
+    "layers": ["to_q", "to_k", "to_v", "to_out.0"],
+    "scale": 1,
+    "init_lora_weights": "gaussian",
+}
+_RANK: Final = 16  # of LoRA, where the memory does not suffice for all weights
 _MIN_IMAGES: Final = 4  # of a step, on each rank
 _ADDING_UP: Final = 0.1  # of a step, for each further rank: an assumption
 _FULL: Final = 4  # bytes of a number in full precision
@@ -33,7 +44,7 @@ _CHECKPOINT_BYTES: Final = 4 * _FULL  # of a parameter: weight, moving average, 
 #: to zero 4, weight read and written in half precision 6.
 _STEP_BYTES: Final = 62
 _BACKWARD: Final = 0.6  # part of a training step's operations in which gradients become known, and are sent
-#: Cost of a training step of a DiT in forward passes: its own, and the gradients of activations.
+#: Cost of a training step of a DiT or of LoRA in forward passes: its own, and the gradients of activations.
 _ACTIVATION_PASSES: Final = 2
 _DISK: Final = 1e9  # bytes per second of the local disk to which a checkpoint is written: an assumption
 
@@ -51,6 +62,18 @@ class Finetune(Settings):
         True, description="mirror images at random; false where that changes the class, as with digits"
     )
     mixed_precision: Literal["no", "fp16", "bf16"] = Field("fp16", description="fp16 needs a GPU; no: float32")
+    snr_gamma: float = Field(
+        0.0,
+        ge=0,
+        description="min-SNR weighting of the loss (Hang et al. 2023, who take 5): no timestep counts as if its "
+        "signal-to-noise ratio were larger; 0: all count alike",
+    )
+    lora_rank: int = Field(
+        0,
+        ge=0,
+        description="rank of the matrices that are trained beside the UNet's attention layers (LoRA, Hu et al. 2022), "
+        "for a GPU of 12 or 16 GB; the result is the UNet with them added; 0: all weights are trained",
+    )
     validation_epochs: Positive = Field(2, description="epochs from one set of validation images to the next")
     validation_classes: Positive = Field(
         10, description="number of classes, from the first, with one validation image each"
@@ -66,7 +89,10 @@ def hashed_settings(job: "Job", base_model: str) -> dict[str, Any]:
         job: with the settings of the stage.
         base_model: content hash of the base model.
     """
-    return job.finetune.model_dump() | {"base_model": base_model}
+    settings = job.finetune
+    later = {name for name in _LATER if getattr(settings, name) == Finetune.model_fields[name].default}
+    recipe = {"lora": dict(LORA)} if settings.lora_rank else {}
+    return settings.model_dump(exclude=later) | recipe | {"base_model": base_model}
 
 
 TRAIN: Final = Work(
@@ -79,7 +105,7 @@ TRAIN: Final = Work(
     on_gpu=(0.16, 60.0),
     launch=0.176,
     overhead="train",
-    model=lambda job: pretrained.count_parameters(job.base_model, "unet"),
+    model=lambda job: pretrained.identify(job.base_model, "unet"),
 )
 
 
@@ -102,7 +128,7 @@ TRAIN_DIT: Final = Work(
     on_cpu=(0.2, 10.0),  # assumed
     on_gpu=(0.08, 60.0),  # assumed: half of that of the UNet, which computes in half precision
     overhead="train",
-    model=lambda job: pretrained.count_parameters(job.compare.minimax.model, "transformer"),
+    model=lambda job: pretrained.identify(job.compare.minimax.model, "transformer"),
     wanted=_tunes_dit,
 )
 
@@ -137,9 +163,10 @@ def divide_pool(pool: "FinetunePool", batch_size: int, seeds: int) -> "tuple[Fin
 def training_flops(job: "Job", flops: "ModelFlops", gradient_checkpointing: bool) -> float:
     """Count the operations of one training image: forward and backward pass of the UNet, and its caption's embedding.
 
-    With gradient checkpointing the forward pass is computed twice.
+    With gradient checkpointing the forward pass is computed twice. With LoRA the gradients of the frozen weights are
+    not computed, and what its own matrices compute is not counted.
     """
-    passes = TRAINING_PASSES + gradient_checkpointing
+    passes = (_ACTIVATION_PASSES if job.finetune.lora_rank else TRAINING_PASSES) + gradient_checkpointing
     side = pretrained.expected_latent_shape(job.base_model, job.encode.train_resolution)[1]
     return passes * flops.denoise(side) + flops.embed_text()
 
@@ -198,7 +225,7 @@ def _unet_loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]
     rounds, ranks = math.ceil(seeds / at_once), pool.num_workers
     rows = math.ceil(settings.batch_size / ranks)  # of a step, on the slowest rank
     steps_taken = rounds * settings.epochs * math.ceil(inputs.images.train / settings.batch_size)
-    size = pretrained.count_parameters(inputs.job.base_model, "unet") or math.nan
+    size = _trained(inputs)
     units = seeds * settings.batch_size / (rounds * rows)
     yield Load(
         TRAIN,
@@ -223,6 +250,13 @@ def _unet_loads(inputs: "CostInputs", steps: Sequence["Step"]) -> Iterator[Load]
     yield Load(DENOISE, 0, flops, units=at_once, starts=0, holds_pool=True, pool=TRAIN.pool)
 
 
+def _trained(inputs: "CostInputs") -> float:
+    """Count the weights that are trained: all of the UNet, or LoRA's."""
+    if rank := inputs.job.finetune.lora_rank:
+        return rank * inputs.models.lora_width()
+    return pretrained.count_parameters(inputs.job.base_model, "unet") or math.nan
+
+
 def _disk(inputs: "CostInputs", steps: Sequence["Step"]) -> float:
     """The models, and the checkpoints of the seeds that are trained at the same time: two each while one is written."""
     unets = [step for step in steps if is_unet(step)]
@@ -242,7 +276,7 @@ def _unet_disk(inputs: "CostInputs", steps: Sequence["Step"]) -> float:
     if not steps:
         return 0.0
     parameters = pretrained.count_pipeline_parameters(inputs.job.base_model) or math.nan
-    unet = pretrained.count_parameters(inputs.job.base_model, "unet") or math.nan
+    unet = _trained(inputs)
     _, at_once = divide_pool(inputs.scale.finetune, inputs.job.finetune.batch_size, len(steps))
     return (len(steps) * parameters * _FULL + 2 * at_once * _CHECKPOINT_BYTES * unet) / 2**30
 
@@ -255,15 +289,30 @@ def _memory(job: "Job", models: "ModelMemory", scale: "Scale") -> Iterator[Memor
 
 
 def _unet_memory(job: "Job", models: "ModelMemory", pool: "FinetunePool") -> Memory:
+    settings = job.finetune
     side = pretrained.expected_latent_shape(job.base_model, job.encode.train_resolution)[1]
-    precision = job.finetune.mixed_precision
-    gib, least = (models.train(pool, images, side, precision) for images in (pool.batch_size, 1))
+    precision, guided = settings.mixed_precision, settings.validation_guidance_scale > 1
+
+    def step(pool: "FinetunePool", images: int, rank: int) -> float:
+        return models.train(pool, images, side, precision, rank)
+
+    def most(pool: "FinetunePool", images: int = 1, rank: int = settings.lora_rank) -> float:
+        if settings.validation_epochs > settings.epochs:  # no validation images
+            return step(pool, images, rank)
+        return max(step(pool, images, rank), models.validate(pool, side, guided, precision, rank))
+
     smallest = pool.model_copy(update={"gradient_checkpointing": True, "average_on": "cpu", "optimizer": "adamw8bit"})
-    fix = (
-        'in the section [finetune] of the scale file set gradient_checkpointing = true, average_on = "cpu" and '
-        f'optimizer = "adamw8bit" ({models.train(smallest, 1, side, precision):.1f} GiB), or use larger GPUs'
-    )
-    return Memory("fine-tune", "base_model", STAGE.name, gib, least, fix)
+    memory = 'gradient_checkpointing = true, average_on = "cpu" and optimizer = "adamw8bit"'
+    helps = []
+    if most(smallest) < most(pool):
+        helps.append(f"in the section [finetune] of the scale file set {memory} ({most(smallest):.1f} GiB)")
+    if not settings.lora_rank:
+        helps.append(f"set finetune.lora_rank = {_RANK} ({most(pool, rank=_RANK):.1f} GiB)")
+    if (alone := step(pool, 1, settings.lora_rank)) < most(pool):
+        none = f"finetune.validation_epochs = {settings.epochs + 1}"
+        helps.append(f"set {none} for no validation images ({alone:.1f} GiB)")
+    fix = ", ".join([*helps, "or use larger GPUs"])
+    return Memory("fine-tune", "base_model", STAGE.name, most(pool, pool.batch_size), most(pool), fix)
 
 
 def _dit_memory(job: "Job", models: "ModelMemory", pool: "FinetunePool") -> Memory:
@@ -279,13 +328,15 @@ def _dit_memory(job: "Job", models: "ModelMemory", pool: "FinetunePool") -> Memo
 
 def _models(job: "Job") -> Iterator[pretrained.Use]:
     if _tunes_unet(job):
-        yield pretrained.Use("base_model", job.base_model, pretrained.STABLE_DIFFUSION)
+        yield pretrained.Use("base_model", job.base_model, families.STABLE_DIFFUSION)
     if _tunes_dit(job):
-        yield pretrained.Use("compare.minimax.model", job.compare.minimax.model, pretrained.DIT)
+        yield pretrained.Use("compare.minimax.model", job.compare.minimax.model, families.DIT)
 
 
 def _check_scale(job: "Job", scale: "Scale") -> None:
     """Refuse fp16 without a GPU before the images are captioned, not hours later when fine-tuning starts."""
+    if _tunes_unet(job) and job.finetune.lora_rank and find_spec("peft") is None:
+        raise ConfigError("finetune.lora_rank needs peft, which is not installed; pip install peft")
     if _tunes_unet(job) and job.finetune.mixed_precision == "fp16" and not scale.finetune.num_gpus:
         raise ConfigError(
             "finetune.mixed_precision: fp16 needs a GPU, but the pool finetune has none; set it to no or bf16, or give "

@@ -238,9 +238,9 @@ class RankTrainer(ABC, Generic[In]):
         """Return the context of forward and backward pass of some rows, in which no gradient is sent but the last."""
         return self.model.no_sync() if self.is_distributed and not is_last else nullcontext()
 
-    def forward(self, is_last: bool, *inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, is_last: bool, *inputs: torch.Tensor, **options: Any) -> torch.Tensor:
         """Run the network; from the last forward pass of a step on, DDP waits for the backward pass on all ranks."""
-        output: torch.Tensor = self.model(*inputs, return_dict=False)[0]
+        output: torch.Tensor = self.model(*inputs, **options, return_dict=False)[0]
         self.is_adding_up = self.is_distributed and is_last
         return output
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Self
 
 from pydantic import Field, model_validator
 
-from vlcp_ray.models import pretrained
+from vlcp_ray.models import families, pretrained
 from vlcp_ray.schemas import SYNTHETIC
 from vlcp_ray.settings import Positive, Settings
 from vlcp_ray.stages.stage import Load, Memory, Stage, Work
@@ -42,7 +42,15 @@ class Generate(Settings):
         return self
 
 
-DENOISE: Final = Work(
+def is_work_of_methods(work: Work, job: "Job") -> bool:
+    """Return whether the sets of a compared method are made by a kind of work."""
+    from vlcp_ray.methods import METHODS  # imported here, because the methods import this file
+
+    methods = [METHODS[name] for name in job.compare.methods]
+    return any(work in method.works or (work is DENOISE and method.form == "generation") for method in methods)
+
+
+DENOISE: Final[Work] = Work(
     "generate",
     "generate",
     "vlcp_ray.stages.generate.bench:generate",
@@ -52,7 +60,8 @@ DENOISE: Final = Work(
     on_gpu=(0.16, 40.0),
     is_published=True,
     retains_memory=True,
-    model=lambda job: pretrained.count_parameters(job.base_model, "unet"),
+    model=lambda job: pretrained.identify(job.base_model, "unet"),
+    wanted=lambda job: is_work_of_methods(DENOISE, job),
 )
 
 
@@ -123,5 +132,5 @@ STAGE: Final = Stage(
     loads=_loads,
     disk=disk,
     memory=_memory,
-    models=lambda job: iter([pretrained.Use("base_model", job.base_model, pretrained.STABLE_DIFFUSION)]),
+    models=lambda job: iter([pretrained.Use("base_model", job.base_model, families.STABLE_DIFFUSION)]),
 )

@@ -1,6 +1,7 @@
 """pair: caption and encode IMAGES(train) to PAIRS in one streaming plan."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from vlcp_ray.models import pretrained
+from vlcp_ray.models import families, pretrained
 from vlcp_ray.schemas import column, identity_columns
 from vlcp_ray.settings import ConfigError, Positive, Settings, Size
 from vlcp_ray.sources import LAYOUTS
@@ -26,8 +27,16 @@ PROMPT: Final = (
     "Describe the physical appearance of the {class_name} in the image. "
     "Include details about its shape, posture, color, and any distinct features."
 )
+#: What a caption that looks wrong does, in the words of the report: one caption, and several.
+PROBLEMS: Final[Mapping[str, tuple[str, str]]] = {
+    "refuses": ("refuses to describe the image", "refuse to describe the image"),
+    "repeats": ("repeats itself", "repeat themselves"),
+    "other_language": ("is not in the script of the prompt", "are not in the script of the prompt"),
+}
 _CAPTION_BYTES: Final = 600  # assumed, of a usual caption
 _FLOAT16_BYTES: Final = 2
+#: Settings that `hashed_settings` leaves out at their defaults.
+_NEWER: Final = ("max_pixels",)
 _LOOKED_AT: Final = 10_000  # files of a folder, among which a table has one of its own
 #: The part of a GPU's memory, or of a share of it, that vLLM takes: its own default.
 VLLM_SHARE: Final = 0.92
@@ -49,10 +58,17 @@ class Caption(Settings):
     )
     engine: Literal["vllm", "transformers"] = Field("vllm", description="the library that runs the model")
     model: str = Field(
-        "llava-hf/llava-1.5-7b-hf", description="a LLaVA model: hub id (also owner/name@revision), folder or demo/llava"
+        "llava-hf/llava-1.5-7b-hf",
+        description="a vision-language model of a known family: hub id (also owner/name@revision), folder or "
+        "demo/llava",
     )
     image_aspect_ratio: Literal["pad", "crop"] = Field(
-        "pad", description="pad: whole images, made square with the mean colour; crop: their middle, as LLaVA in vLLM"
+        "pad",
+        description="of LLaVA-1.5, whose images are square; pad: whole images, filled up with the mean colour; crop: "
+        "their middle, as LLaVA in vLLM. Other models see whole images",
+    )
+    max_pixels: int = Field(
+        0, ge=0, description="larger images are made smaller before the model sees them; 0: only by its own processor"
     )
     prompt: str = Field(PROMPT, description="the question; {class_name} is replaced by the name of the class")
     precision: Literal["auto", "8bit"] = Field(
@@ -99,6 +115,30 @@ def format_too_long(count: int, captions: int, length: int) -> str:
         f"{count:,} of {captions:,} captions {'is' if count == 1 else 'are'} longer than the {length} tokens that the "
         f"text encoder reads at once: fine-tuning reads the first {length}, generation all of a text prototype"
     )
+
+
+def format_tokens(count: Mapping[str, Any]) -> str:
+    """Format the counts of `count_tokens` as one sentence, without its full stop; "" where no model has answered."""
+    n = count.get("answers", 0)
+    if not n:
+        return ""
+    read, tokens = count["read_tokens"], count["tokens"]
+    per_second = count.get("tokens_per_second")
+    rate = f", {per_second:,.0f} tokens/s with the engine's start" if per_second else ""
+    whose = "was cut before its" if count["cut"] == 1 else "were cut before their"
+    cut = f"; {count['cut']:,} {whose} end" if count["cut"] else ""
+    return (
+        f"{n:,} answers of {tokens / n:,.0f} tokens on average and {count['longest']:,} at most{rate}; image and "
+        f"prompt are {read / n:,.0f} tokens, {read / (read + tokens):.0%} of all{cut}"
+    )
+
+
+def format_problems(found: Mapping[str, Any], captions: int) -> Iterator[tuple[str, Sequence[Mapping[str, str]]]]:
+    """Yield a sentence, without its full stop, and the examples, for each problem that a caption has."""
+    for name, (one, several) in PROBLEMS.items():
+        count = found.get(name, {}).get("captions", 0)
+        if count:
+            yield f"{count:,} of {captions:,} captions {one if count == 1 else several}", found[name]["examples"]
 
 
 def check_source(source: str) -> None:
@@ -163,6 +203,15 @@ def pairs_schema(latent: tuple[int, int, int], moments: tuple[int, int, int], vi
     )
 
 
+#: One row for each caption that a model has written.
+ANSWERS: Final = pa.schema(
+    [
+        column("image_id", pa.string(), "id of the image"),
+        column("tokens", pa.int32(), "tokens of the model's answer, with the one that ends it"),
+        column("read_tokens", pa.int32(), "tokens of image and prompt, which the model reads before it answers"),
+        column("is_cut", pa.bool_(), "whether the answer was cut at max_tokens or max_model_len"),
+    ]
+)
 #: The schema for reading all columns but the tensors, whose shapes here are placeholders.
 PAIRS: Final = pairs_schema((1, 1, 1), (1, 1, 1))
 
@@ -176,7 +225,7 @@ CAPTION: Final = Work(
     on_gpu=(0.15, 120.0),
     is_published=True,
     retains_memory=True,
-    model=lambda job: pretrained.count_parameters(job.caption.model, ""),
+    model=lambda job: pretrained.identify(job.caption.model, ""),
     wanted=lambda job: job.caption.uses_model,
 )
 ENCODE: Final = Work(
@@ -186,7 +235,7 @@ ENCODE: Final = Work(
     on_cpu=(0.5, 6.0),
     on_gpu=(0.11, 30.0),  # 107 TFLOP/s of 989 on an H200: tests/benchmarks/README.md
     retains_memory=True,
-    model=lambda job: pretrained.count_parameters(job.base_model, "vae"),
+    model=lambda job: pretrained.identify(job.base_model, "vae"),
 )
 
 
@@ -199,7 +248,8 @@ def hashed_settings(job: "Job", base_model: str) -> dict[str, Any]:
     settings, caption = job.caption, dict[str, Any]()
     if settings.uses_model:
         model = pretrained.content_hash(settings.model)
-        caption = settings.model_dump(exclude={"missing"}) | {"model": model}
+        newer = {name for name in _NEWER if getattr(settings, name) == Caption.model_fields[name].default}
+        caption = settings.model_dump(exclude={"missing", *newer}) | {"model": model}
     if settings.source:
         caption["source"] = pretrained.content_hash(settings.source)
     return {
@@ -266,12 +316,32 @@ def _memory(job: "Job", models: "ModelMemory", scale: "Scale") -> Iterator[Memor
 
 
 def _models(job: "Job") -> Iterator[pretrained.Use]:
-    yield pretrained.Use("base_model", job.base_model, pretrained.STABLE_DIFFUSION)
+    yield pretrained.Use("base_model", job.base_model, families.STABLE_DIFFUSION)
     if job.caption.uses_model:
-        yield pretrained.Use("caption.model", job.caption.model, pretrained.LLAVA)
+        yield pretrained.Use("caption.model", job.caption.model, families.CAPTIONER)
+
+
+def check_captioner(caption: Caption) -> None:
+    """Refuse a setting that the model does not have, and a model whose processor lacks a package.
+
+    Raises:
+        ConfigError: names the setting and the fix.
+    """
+    config = pretrained.captioner_config(caption.model)
+    if caption.image_aspect_ratio != "pad" and not families.is_llava(config):
+        raise ConfigError(
+            "caption.image_aspect_ratio is of LLaVA-1.5 only; leave it out: other models see whole images"
+        )
+    for package in families.PACKAGES.get(config["model_type"], ()):
+        if find_spec(package) is None:
+            raise ConfigError(
+                f"caption.model: the processor of {caption.model} needs the package {package}: pip install {package}"
+            )
 
 
 def _check(job: "Job") -> None:
+    if job.caption.uses_model:
+        check_captioner(job.caption)
     if job.caption.source:
         from vlcp_ray.stages.pair.saved_captions import open_captions
 
@@ -282,7 +352,7 @@ STAGE: Final = Stage(
     "pair",
     version=2,
     summary="IMAGES -> PAIRS + REJECTED: captions and latents",
-    tables={"pairs": pairs_schema((4, 64, 64), (8, 64, 64))},
+    tables={"pairs": pairs_schema((4, 64, 64), (8, 64, 64)), "answers": ANSWERS},
     files=("rejected",),
     pools=("caption", "encode"),
     row_wise=True,

@@ -1,28 +1,28 @@
 """pair: caption and encode every training image, in one streaming plan of two actor pools."""
 
 import os
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
+
+import ray
 
 from vlcp_ray.config import Job
 from vlcp_ray.engine.context import Context
 from vlcp_ray.engine.streaming import RowWork, filter_rows, read, run_rows
 from vlcp_ray.engine.tasks import run_remote
 from vlcp_ray.engine.writing import WriteRows, complete_rows, done_ids
-from vlcp_ray.models.clip_tokens import count_too_long, load_tokenizer
 from vlcp_ray.models.pretrained import latent_shape
 from vlcp_ray.monitoring.progress import log_line
 from vlcp_ray.scale import Pool, Scale
-from vlcp_ray.stages.pair import STAGE, Caption, format_too_long, pairs_schema
+from vlcp_ray.stages.pair import ANSWERS, STAGE, Caption, format_problems, format_tokens, format_too_long, pairs_schema
+from vlcp_ray.stages.pair.answers import count_captions, count_tokens
 from vlcp_ray.stages.pair.saved_captions import check_names
-from vlcp_ray.store.artifact import Artifact, Step
+from vlcp_ray.store.artifact import Step
 
 #: Batches of the VAE in one call of an actor: the images of the later ones are decoded while it encodes the first.
 _BATCHES_PER_CALL: Final = 4
 _COLUMNS: Final = ("image_id", "label", "class_name", "split", "image", "source")
-_PARTS_AT_ONCE: Final = 256  # files of PAIRS whose captions are in memory
 
 
 def run(context: Context, steps: Sequence[Step]) -> None:
@@ -33,12 +33,13 @@ def run(context: Context, steps: Sequence[Step]) -> None:
     flip = job.finetune.random_flip
     channels, height, width = latent_shape(job.base_model, job.encode.train_resolution)
     schema = pairs_schema(latent_shape(job.base_model, job.encode.resolution), (2 * channels, height, width), 1 + flip)
-    write = WriteRows({"": artifact}, STAGE.name, "pairs", schema)
+    write = WriteRows({"": artifact}, STAGE.name, "pairs", schema, beside={"answers": ANSWERS})
 
     if job.caption.source:
         _check_names(context, step)
     rows = read(context.input(step, "images"), "images", _COLUMNS)
-    rows = filter_rows(rows, done=done_ids(write, artifact), where={"split": "train"})
+    done = done_ids(write, artifact)
+    rows = filter_rows(rows, done=done, where={"split": "train"})
     captions = _caption_works(job.caption, scale)
     encode = _encode_work(job, scale.encode)
     rows_per_block = scale.rows_per_block
@@ -48,28 +49,42 @@ def run(context: Context, steps: Sequence[Step]) -> None:
             encode = replace(encode, pool=encode.pool.model_copy(update={"min_workers": None}))
     total = sum(manifest["train"])
     totals = {step.fingerprint: total}
+    before = 0
+    if job.caption.uses_model:
+        ray.wait([done], fetch_local=False)  # it removes the answers that an interrupted run has left
+        before = run_remote(count_tokens, artifact)["tokens"]
     seconds = run_rows(context, [step], rows, [*captions, encode], write, totals, rows_per_block)
-    counts = run_remote(count_captions, artifact, job.base_model, len(manifest["class_names"]))
-    lengths = counts["caption_lengths"]
-    if lengths["too_long"]:
-        log_line(step.title, format_too_long(lengths["too_long"], lengths["captions"], lengths["encoder_tokens"]))
+    prompt = "" if job.caption.source else job.caption.prompt
+    counts = run_remote(count_captions, artifact, job.base_model, len(manifest["class_names"]), prompt)
+    if job.caption.uses_model:
+        tokens = run_remote(count_tokens, artifact)
+        counts["caption_tokens"] = tokens | _tokens_per_second(tokens, before, seconds[step.fingerprint])
+    for line in _lines(counts):
+        log_line(step.title, line)
     used = {} if job.caption.uses_model else {"caption": None}
     complete_rows(context, step, write, total, {"seconds": seconds[step.fingerprint], "pools": used, **counts})
 
 
-def count_captions(pairs: Artifact, base_model: str, n_classes: int) -> dict[str, Any]:
-    """Count the captions of PAIRS by class, and those that the text encoder does not read at once.
+def _tokens_per_second(tokens: Mapping[str, int], before: int, seconds: float) -> dict[str, float]:
+    """Return the rate of this run; nothing where its model has captioned no image.
 
-    They are counted in the files, so that the numbers of a resumed run are those of the whole table.
+    Args:
+        tokens: as `count_tokens`.
+        before: tokens of the answers of earlier runs.
+        seconds: of this run.
     """
-    tokenizer, parts = load_tokenizer(base_model), pairs.parts("pairs")
-    labels, too_long = Counter[int](), 0
-    for start in range(0, len(parts), _PARTS_AT_ONCE):
-        rows = pairs.read_parts(parts[start : start + _PARTS_AT_ONCE], ["caption", "label"])
-        labels.update(rows["label"].to_pylist())
-        too_long += count_too_long(tokenizer, rows["caption"].to_pylist())
-    lengths = {"captions": labels.total(), "too_long": too_long, "encoder_tokens": tokenizer.model_max_length}
-    return {"train": [labels[label] for label in range(n_classes)], "caption_lengths": lengths}
+    new = tokens["tokens"] - before
+    return {"tokens_per_second": round(new / seconds, 1)} if seconds > 0 and new > 0 else {}
+
+
+def _lines(counts: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a reader should know of the captions."""
+    lengths = counts["caption_lengths"]
+    if lengths["too_long"]:
+        yield format_too_long(lengths["too_long"], lengths["captions"], lengths["encoder_tokens"])
+    if tokens := format_tokens(counts.get("caption_tokens", {})):
+        yield tokens
+    yield from (line for line, _ in format_problems(counts["caption_problems"], lengths["captions"]))
 
 
 def _check_names(context: Context, step: Step) -> None:

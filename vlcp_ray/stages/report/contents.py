@@ -158,6 +158,8 @@ class Report:
         splits: number of images by split, without the rejected ones.
         skipped: number of files of the image set that were not read, by suffix.
         too_long: how many captions are longer than what the text encoder reads at once, in words; "" for none.
+        answers: the tokens of the captioner's answers, in words; "" for none.
+        caption_problems: how many captions have a problem, in words, and examples of image_id and caption.
         train_bytes: bytes of the image files of the train split.
         class_names: by label.
         dropped_words: by label, words with the share of the class's captions that contain them.
@@ -186,6 +188,8 @@ class Report:
     splits: Mapping[str, int] = field(default_factory=dict)
     skipped: Mapping[str, int] = field(default_factory=dict)
     too_long: str = ""
+    answers: str = ""
+    caption_problems: Sequence[tuple[str, Sequence[Mapping[str, str]]]] = ()
     train_bytes: int | None = None
     class_names: Sequence[str] = ()
     dropped_words: Mapping[int, Sequence[tuple[str, float]]] = field(default_factory=dict)

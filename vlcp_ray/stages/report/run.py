@@ -123,6 +123,8 @@ def _gather(context: Context, steps: Sequence[Step], page: Artifact) -> Report:
         splits=manifest["splits"],
         skipped=manifest.get("skipped", {}),
         too_long=_too_long_captions([context.manifest(step) for step in by_stage[pair.STAGE.name]]),
+        answers=_answers([context.manifest(step) for step in by_stage[pair.STAGE.name]]),
+        caption_problems=_caption_problems([context.manifest(step) for step in by_stage[pair.STAGE.name]]),
         train_bytes=run_remote(count_bytes, context.artifact(images), "images", "train"),
         class_names=manifest["class_names"],
         dropped_words=_dropped_words(context, main_set, budget) if main_set else {},
@@ -134,6 +136,22 @@ def _gather(context: Context, steps: Sequence[Step], page: Artifact) -> Report:
         command=public(context.command),
         model_note=context.job.model_note(),
     )
+
+
+def _answers(pairs: Sequence[Mapping[str, Any]]) -> str:
+    """Format the tokens of the captioner's answers, from the manifest of PAIRS, if the job has it."""
+    return next((text for manifest in pairs if (text := pair.format_tokens(manifest.get("caption_tokens", {})))), "")
+
+
+def _caption_problems(pairs: Sequence[Mapping[str, Any]]) -> list[tuple[str, Sequence[Mapping[str, str]]]]:
+    """Format the captions that look wrong, with their examples."""
+    return [
+        found
+        for manifest in pairs
+        for found in pair.format_problems(
+            manifest.get("caption_problems", {}), manifest.get("caption_lengths", {}).get("captions", 0)
+        )
+    ]
 
 
 def _too_long_captions(pairs: Sequence[Mapping[str, Any]]) -> str:

@@ -1,12 +1,12 @@
-"""select: IMAGES, PROTOTYPES, DIFFICULTY, teacher, DiT -> SYNTHETIC of the methods without Stable Diffusion."""
+"""select: IMAGES, PROTOTYPES, DIFFICULTY, models -> SYNTHETIC of the methods that generate does not make."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
 
-from vlcp_ray.models import pretrained
+from vlcp_ray.models import families, pretrained
 from vlcp_ray.schemas import SYNTHETIC, column
 from vlcp_ray.stages import generate
 from vlcp_ray.stages.stage import Load, Memory, Stage, Work
@@ -28,36 +28,25 @@ SOFT_LABELS: Final = pa.schema(
 )
 
 
-def _has_form(form: str) -> "Callable[[Job], bool]":
-    """Return a function of a job: whether it compares a method of a form."""
-
-    def wanted(job: "Job") -> bool:
-        from vlcp_ray.methods import METHODS
-
-        return any(METHODS[name].form == form for name in job.compare.methods)
-
-    return wanted
-
-
-DECODE: Final = Work(
+DECODE: Final[Work] = Work(
     "decode",
     generate.DENOISE.pool,
     "vlcp_ray.stages.select.bench:decode",
     on_cpu=(0.5, 5.0),
     on_gpu=(0.16, 30.0),  # assumed equal to the denoising of `generate`
     retains_memory=True,
-    model=lambda job: pretrained.count_parameters(job.base_model, "vae"),
-    wanted=_has_form("prototypes"),
+    model=lambda job: pretrained.identify(job.base_model, "vae"),
+    wanted=lambda job: generate.is_work_of_methods(DECODE, job),
 )
-SAMPLE: Final = Work(
+SAMPLE: Final[Work] = Work(
     "sample",
     generate.DENOISE.pool,
     "vlcp_ray.stages.select.bench:sample",
     on_cpu=(0.5, 6.0),
     on_gpu=(0.08, 40.0),  # assumed: half of the denoising of `generate`, which computes in half precision
     retains_memory=True,
-    model=lambda job: pretrained.count_parameters(job.compare.minimax.model, "transformer"),
-    wanted=_has_form("labels"),
+    model=lambda job: pretrained.identify(job.compare.minimax.model, "transformer"),
+    wanted=lambda job: generate.is_work_of_methods(SAMPLE, job),
 )
 
 
@@ -98,20 +87,24 @@ def _check(job: "Job") -> None:
 
 
 def _models(job: "Job") -> Iterator[pretrained.Use]:
+    from vlcp_ray.methods import METHODS
+
+    if any(METHODS[name].form == "prototypes" for name in job.compare.methods):
+        yield pretrained.Use("base_model", job.base_model, families.STABLE_DIFFUSION)
     if SAMPLE.wanted(job):
-        yield pretrained.Use("compare.minimax.model", job.compare.minimax.model, pretrained.DIT)
+        yield pretrained.Use("compare.minimax.model", job.compare.minimax.model, families.DIT)
 
 
 STAGE: Final = Stage(
     "select",
     version=2,
-    summary="IMAGES, PROTOTYPES, DIFFICULTY, teacher, DiT -> SYNTHETIC of the methods without Stable Diffusion",
+    summary="IMAGES, PROTOTYPES, DIFFICULTY, models -> SYNTHETIC of the methods that generate does not make",
     tables={"synthetic": SYNTHETIC, SOFT: SOFT_LABELS},
     files=("rejected",),
     pools=generate.STAGE.pools,
     row_wise=True,
     output="distilled",
-    works=(DECODE, SAMPLE),
+    works=(generate.DENOISE, DECODE, SAMPLE),
     loads=_loads,
     disk=generate.disk,
     memory=_memory,

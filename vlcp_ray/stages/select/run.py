@@ -1,4 +1,4 @@
-"""select: make the sets of the compared methods that use no Stable Diffusion, by the form of the method."""
+"""select: make the sets of the compared methods that generate does not make, by the form of the method."""
 
 import time
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Caption images with LLaVA, in vLLM, or in transformers as the reference."""
+"""Caption images with a vision-language model, in vLLM, or in transformers as the reference."""
 
 import logging
 import os
@@ -9,20 +9,20 @@ from concurrent.futures import Future
 from contextlib import suppress
 from itertools import count
 from queue import Empty, SimpleQueue
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import torch
 from PIL import Image
 
 from vlcp_ray.models.batches import Batches
+from vlcp_ray.models.chats import is_llava, load_chat, load_processor
 from vlcp_ray.models.pretrained import folder, pinned
 from vlcp_ray.stages import pair
 
-#: LLaVA-1.5's chat template.
-CHAT_TEMPLATE: Final = "USER: <image>\n{prompt} ASSISTANT:"
-
 # At lower levels vLLM logs several lines per image about torch.set_num_threads when the engine is in this process.
 _QUIET: Final = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
+#: What vLLM says of an image or a prompt with too many tokens: its text alone, with its image, or its image alone.
+_TOO_LONG: Final = ("maximum context length", "longer than the maximum", "encoder cache size")
 _ON_CPU: Final = {
     # An engine in this process starts faster than one in its own process.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -31,10 +31,34 @@ _ON_CPU: Final = {
 }
 
 
+class Answer(NamedTuple):
+    """A model's answer.
+
+    Args:
+        text: without white space at its ends, and without what the model thought before it.
+        tokens: of the answer, with the one that ends it.
+        read_tokens: of image and prompt together.
+        is_cut: whether it was cut at max_tokens or max_model_len, before its end.
+        error: why there is none, for an image with more tokens than the model may read; else "".
+    """
+
+    text: str
+    tokens: int
+    read_tokens: int
+    is_cut: bool
+    error: str = ""
+
+
+def too_long(settings: pair.Caption) -> Answer:
+    """Return the answer for an image that leaves no token of max_model_len for a caption."""
+    detail = f"image and prompt have {settings.max_model_len} tokens or more: raise caption.max_model_len"
+    return Answer("", 0, 0, False, f"{detail}, or set caption.max_pixels")
+
+
 class Captioner(Protocol):
     """A loaded captioning model."""
 
-    def caption(self, images: Sequence[Image.Image], prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
+    def caption(self, images: Sequence[Image.Image], prompts: Sequence[str], seeds: Sequence[int]) -> list[Answer]:
         """Caption n RGB images with n prompts and n seeds, in this order; at temperature 0 the seeds have no effect."""
         ...
 
@@ -66,7 +90,7 @@ class VllmCaptioner:
         from vllm import LLM
         from vllm.platforms import current_platform
 
-        self.settings = settings
+        self.settings, self.chat = settings, load_chat(settings)
         on_cpu = current_platform.is_cpu()
         if on_cpu:
             _set_unset(_ON_CPU)
@@ -74,34 +98,40 @@ class VllmCaptioner:
             model=folder(settings.model),
             **pinned(settings.model),
             max_model_len=settings.max_model_len,
-            limit_mm_per_prompt={"image": 1},
+            limit_mm_per_prompt={"image": 1, "video": 0},  # without it, memory is reserved for a video
+            mm_processor_kwargs=dict(self.chat.processor_options) or None,
             mm_processor_cache_gb=0,  # no image is captioned twice
             use_tqdm_on_load=False,
             enable_prefix_caching=False,  # the image is near the start of the prompt: nothing after it is shared
             **(_cpu_options() if on_cpu else _gpu_options(gpus)),
         )
-        self.square = Square(settings)
         self.engine = EngineThread(self.llm)
 
-    def caption(self, images: Sequence[Image.Image], prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
+    def caption(self, images: Sequence[Image.Image], prompts: Sequence[str], seeds: Sequence[int]) -> list[Answer]:
         """See `Captioner`. May be called from several threads. Ends the process when the engine is dead.
 
         Raises:
-            ValueError: vLLM rejects a prompt, for example because prompt and image are longer than max_model_len.
+            ValueError: vLLM rejects a prompt for another reason than its length.
         """
-        from vllm.exceptions import VLLMClientError
-
         requests = [
-            {"prompt": _chat(prompt), "multi_modal_data": {"image": self.square(image)}}
+            {"prompt": self.chat.write(prompt), "multi_modal_data": {"image": self.chat.view(image)}}
             for prompt, image in zip(prompts, images, strict=True)
         ]
         answers = [self.engine.submit(*one) for one in zip(requests, self._sampling(seeds), strict=True)]
+        return [self._answer(answer) for answer in answers]
+
+    def _answer(self, waiting: "Future[Any]") -> Answer:
+        from vllm.exceptions import VLLMClientError
+
         try:
-            return [answer.result().strip() for answer in answers]
+            output = waiting.result()
         except VLLMClientError as error:
-            raise ValueError(
-                f"caption: vLLM rejected a prompt; raise caption.max_model_len if it is too long: {error}"
-            ) from error
+            if any(words in str(error) for words in _TOO_LONG):
+                return too_long(self.settings)
+            raise ValueError(f"caption: vLLM rejected a prompt: {error}") from error
+        (one,) = output.outputs
+        text = self.chat.read(one.text)
+        return Answer(text, len(one.token_ids), len(output.prompt_token_ids), one.finish_reason == "length")
 
     def _sampling(self, seeds: Sequence[int]) -> list[Any]:
         from vllm import SamplingParams
@@ -121,14 +151,14 @@ class EngineThread:
     def __init__(self, llm: Any) -> None:
         self.llm, self.engine = llm, llm.llm_engine
         self.busy = self.idle = 0.0
-        self._requests: SimpleQueue[tuple[Any, Any, Future[str]]] = SimpleQueue()
-        self._answers: dict[str, Future[str]] = {}
+        self._requests: SimpleQueue[tuple[Any, Any, Future[Any]]] = SimpleQueue()
+        self._answers: dict[str, Future[Any]] = {}
         self._count = count()
         threading.Thread(target=self._run, daemon=True).start()
 
-    def submit(self, prompt: Mapping[str, Any], sampling: Any) -> "Future[str]":
-        """Give the engine a request; the result is its answer, or the error of vLLM about the prompt."""
-        answer: Future[str] = Future()
+    def submit(self, prompt: Mapping[str, Any], sampling: Any) -> "Future[Any]":
+        """Give the engine a request; the result is its output, or the error of vLLM about the prompt."""
+        answer: Future[Any] = Future()
         self._requests.put((prompt, sampling, answer))
         return answer
 
@@ -142,7 +172,7 @@ class EngineThread:
                 while self.engine.has_unfinished_requests():
                     self._add_waiting()
                     for output in self.engine.step():
-                        self._answers.pop(output.request_id).set_result(output.outputs[0].text)
+                        self._answers.pop(output.request_id).set_result(output)
             except Exception as error:
                 self._fail(error)
             self.busy += time.perf_counter() - start
@@ -152,7 +182,7 @@ class EngineThread:
             while True:
                 self._add(*self._requests.get_nowait())
 
-    def _add(self, prompt: Mapping[str, Any], sampling: Any, answer: "Future[str]") -> None:
+    def _add(self, prompt: Mapping[str, Any], sampling: Any, answer: "Future[Any]") -> None:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         name = str(next(self._count))
@@ -172,27 +202,6 @@ class EngineThread:
         os._exit(1)
 
 
-class Square:
-    """Make images square before the model's own processor, which cuts the sides off that are longer."""
-
-    def __init__(self, settings: pair.Caption) -> None:
-        """Load the colour that the model takes for neutral."""
-        from transformers import AutoImageProcessor
-
-        self.is_padded = settings.image_aspect_ratio == "pad"
-        mean = AutoImageProcessor.from_pretrained(folder(settings.model), **pinned(settings.model)).image_mean
-        self.colour = tuple(int(255 * value) for value in mean)
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        """Pad the shorter sides with the mean colour (LLaVA's `expand2square`), or return the image as it is."""
-        if not self.is_padded or image.width == image.height:
-            return image
-        side = max(image.size)
-        padded = Image.new("RGB", (side, side), self.colour)
-        padded.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-        return padded
-
-
 class TransformersCaptioner:
     """Caption with transformers' `generate` in batches; the reference that vLLM is tested against.
 
@@ -200,66 +209,88 @@ class TransformersCaptioner:
     """
 
     def __init__(self, settings: pair.Caption) -> None:
-        from transformers import AutoProcessor, BitsAndBytesConfig, LlavaForConditionalGeneration
+        from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()
         self.settings = settings
+        self.is_llava = is_llava(settings.model)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = torch.float16 if self.device == "cuda" else torch.float32
-        model, revision = folder(settings.model), pinned(settings.model)
-        self.processor = AutoProcessor.from_pretrained(model, **revision)
+        # The newer models were trained in bfloat16, beyond whose range of numbers float16 ends.
+        on_gpu: Any = torch.float16 if self.is_llava or settings.precision == "8bit" else "auto"
+        dtype = on_gpu if self.device == "cuda" else torch.float32
+        self.processor = load_processor(settings.model)
         self.processor.tokenizer.padding_side = "left"  # all answers of a batch begin at the same position
+        options: dict[str, Any] = {"dtype": dtype}
         if settings.precision == "8bit":
             # bitsandbytes converts weights while they are loaded, on the device, and multiplies in half precision.
-            options: dict[str, Any] = {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
-            options |= {"device_map": {"": self.device}, "dtype": torch.float16 if self.device == "cuda" else dtype}
-            self.model = LlavaForConditionalGeneration.from_pretrained(model, **revision, **options).eval()
-        else:
-            loaded = LlavaForConditionalGeneration.from_pretrained(model, **revision, dtype=dtype)
-            self.model = loaded.to(self.device).eval()
-        self.square = Square(settings)
+            options |= {"quantization_config": BitsAndBytesConfig(load_in_8bit=True), "device_map": {"": self.device}}
+        model = AutoModelForImageTextToText.from_pretrained(
+            folder(settings.model), **pinned(settings.model), **options
+        ).eval()
+        self.model = model if settings.precision == "8bit" else model.to(self.device)
+        self.chat = load_chat(settings)
+        for name, value in self.chat.processor_options.items():
+            setattr(self.processor.image_processor, name, value)
+        self.ends = self._end_tokens()
         # In 8 bits a column that is large in one row is multiplied in half precision for all rows of a batch.
         self.batches = Batches(
             1 if settings.precision == "8bit" else pair.TRANSFORMERS_BATCH, "caption.engine = transformers"
         )
 
-    def caption(self, images: Sequence[Image.Image], prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
-        """See `Captioner`.
+    def _end_tokens(self) -> list[int]:
+        """List the tokens that end an answer, as vLLM does: those of generation_config.json and the tokenizer's."""
+        ends = self.model.generation_config.eos_token_id
+        ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+        own = self.processor.tokenizer.eos_token_id
+        return ends if self.is_llava or own is None or own in ends else [*ends, own]
 
-        Raises:
-            ValueError: prompt and image are longer than max_model_len.
-        """
-        squares = [self.square(image) for image in images]
+    def caption(self, images: Sequence[Image.Image], prompts: Sequence[str], seeds: Sequence[int]) -> list[Answer]:
+        """See `Captioner`."""
+        views = [self.chat.view(image) for image in images]
 
-        def batch(rows: range, _: int) -> list[str]:
+        def batch(rows: range, _: int) -> list[Answer]:
             part = slice(rows.start, rows.stop)
-            return self._caption_batch(squares[part], prompts[part], seeds[part])
+            return self._caption_batch(views[part], prompts[part], seeds[part])
 
-        return [text for texts in self.batches.run(len(images), batch) for text in texts]
+        return [answer for answers in self.batches.run(len(images), batch) for answer in answers]
 
     @torch.no_grad()
-    def _caption_batch(self, images: Sequence[Image.Image], prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
-        chats = [_chat(prompt) for prompt in prompts]
-        batch = self.processor(images=list(images), text=chats, padding=True, return_tensors="pt")
+    def _caption_batch(
+        self, images: Sequence[Image.Image], prompts: Sequence[str], seeds: Sequence[int]
+    ) -> list[Answer]:
+        chats = [self.chat.write(prompt) for prompt in prompts]
+        batch = self.processor(images=[[image] for image in images], text=chats, padding=True, return_tensors="pt")
         batch = batch.to(self.device, self.model.dtype)
-        limits = self._token_limits(batch["attention_mask"].sum(dim=1).tolist())
+        lengths = batch["attention_mask"].sum(dim=1).tolist()
+        limits = self._token_limits(lengths)
+        if min(limits) < 1:
+            fits = [row for row, limit in enumerate(limits) if limit > 0]
+            good = ([images[row] for row in fits], [prompts[row] for row in fits], [seeds[row] for row in fits])
+            answers = dict(zip(fits, self._caption_batch(*good) if fits else [], strict=True))
+            return [answers.get(row, too_long(self.settings)) for row in range(len(images))]
         output = self.model.generate(
-            **batch, max_new_tokens=max(limits), do_sample=False, logits_processor=self._sampling(seeds)
+            **batch,
+            max_new_tokens=max(limits),
+            do_sample=False,
+            repetition_penalty=1.0,  # some models have another one in generation_config.json, which vLLM does not use
+            eos_token_id=self.ends or None,
+            logits_processor=self._sampling(seeds),
         )
-        answers = output[:, batch["input_ids"].shape[1] :].tolist()
-        answers = [answer[:limit] for answer, limit in zip(answers, limits, strict=True)]
-        texts = self.processor.batch_decode(answers, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return [text.strip() for text in texts]
+        written = output[:, batch["input_ids"].shape[1] :].tolist()
+        written = [self._until_end(tokens[:limit]) for tokens, limit in zip(written, limits, strict=True)]
+        texts = self.processor.batch_decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return [
+            Answer(self.chat.read(text), len(tokens), length, not tokens or tokens[-1] not in self.ends)
+            for text, tokens, length in zip(texts, written, lengths, strict=True)
+        ]
+
+    def _until_end(self, tokens: list[int]) -> list[int]:
+        """Cut the padding off that follows the token that ends an answer."""
+        return tokens[: next((place + 1 for place, token in enumerate(tokens) if token in self.ends), len(tokens))]
 
     def _token_limits(self, lengths: Sequence[int]) -> list[int]:
         """Compute the maximum number of tokens of each answer, as vLLM does, from the lengths of the prompts."""
-        room = self.settings.max_model_len - max(lengths)
-        if room < 1:
-            raise ValueError(
-                f"caption.max_model_len: image and prompt have {max(lengths)} tokens, which leaves none of "
-                f"{self.settings.max_model_len} for the caption; raise it"
-            )
         return [min(self.settings.max_tokens, self.settings.max_model_len - length) for length in lengths]
 
     def _sampling(self, seeds: Sequence[int]) -> list["GumbelNoise"]:
@@ -283,10 +314,6 @@ class GumbelNoise:
         for row, generator in zip(noise, self.generators, strict=True):
             row.exponential_(generator=generator)
         return scores / self.temperature - noise.log().to(scores.device)
-
-
-def _chat(prompt: str) -> str:
-    return CHAT_TEMPLATE.replace("{prompt}", prompt)
 
 
 def _cpu_options() -> dict[str, Any]:

@@ -10,24 +10,22 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor
 
 from vlcp_ray.demo import digits
-from vlcp_ray.models.llava import (
+from vlcp_ray.models.captioners import (
+    Answer,
     Captioner,
     GumbelNoise,
-    Square,
     TransformersCaptioner,
     VllmCaptioner,
     _cpu_options,
     _gpu_options,
     load_captioner,
+    too_long,
 )
-from vlcp_ray.models.pretrained import folder
 from vlcp_ray.scale import derive
 from vlcp_ray.stages.pair import TRANSFORMERS_BATCH as BATCH
 from vlcp_ray.stages.pair import Caption
@@ -85,7 +83,7 @@ def with_settings(captioner: Any, **changes: Any) -> Any:
 def caption(captioner: Captioner, rows: Rows, order: Sequence[int], seeds: Sequence[int] = SEEDS) -> dict[int, str]:
     """Caption these rows in one call and in this order; return the captions by row."""
     texts = captioner.caption([rows[0][i] for i in order], [rows[1][i] for i in order], [seeds[i] for i in order])
-    return dict(zip(order, texts, strict=True))
+    return {row: answer.text for row, answer in zip(order, texts, strict=True)}
 
 
 def count_different(first: dict[int, str], second: dict[int, str]) -> int:
@@ -148,23 +146,35 @@ def test_caption_is_cut_at_max_model_len(reference: TransformersCaptioner, rows:
     assert full[0] == caption(with_settings(reference, max_tokens=5), rows, [0])[0]
 
 
-def test_caption_with_too_long_prompt_raises_and_engine_still_works(engine: Any, rows: Rows) -> None:
-    before = caption(engine, rows, [0])
-    with pytest.raises(ValueError, match=r"max.*512|512.*max"):
-        engine.caption(rows[0][:2], [rows[1][0], "many words " * 600], [0, 0])
-    assert caption(engine, rows, [0]) == before
+@pytest.mark.parametrize("words", [600, 30_000])
+def test_too_long_prompt_has_no_answer_and_its_neighbours_have_theirs(engine: Any, rows: Rows, words: int) -> None:
+    before = caption(engine, rows, [0, 1])
+    images, prompts = [*rows[0][:1], rows[0][0], rows[0][1]], [rows[1][0], "word " * words, rows[1][1]]
+    first, long, last = engine.caption(images, prompts, SEEDS[:3])
+    assert (first.text, last.text) == (before[0], before[1])
+    assert long == Answer("", 0, 0, False, too_long(SETTINGS).error)
+    assert "512 tokens or more" in long.error
+    assert engine.caption(images[1:2], prompts[1:2], [0]) == [long]
+
+
+@pytest.mark.parametrize("room", [0, 1])
+def test_prompt_that_leaves_one_token_has_an_answer(rows: Rows, reference: TransformersCaptioner, room: int) -> None:
+    (whole,) = reference.caption(rows[0][:1], rows[1][:1], [0])
+    captioner = with_settings(reference, max_model_len=whole.read_tokens + room)
+    (answer,) = captioner.caption(rows[0][:1], rows[1][:1], [0])
+    assert (answer.tokens, bool(answer.error)) == (room, room == 0)
 
 
 @pytest.mark.parametrize("prompt", ['a {prompt} "of" {class_name}', "100 % \\n {}", ""])
 def test_caption_with_unusual_prompt_returns_text(engine: Any, rows: Rows, prompt: str) -> None:
-    (text,) = engine.caption(rows[0][:1], [prompt], [0])
-    assert isinstance(text, str)
+    (answer,) = engine.caption(rows[0][:1], [prompt], [0])
+    assert isinstance(answer.text, str)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 3), (1, 7), (200, 30)])
 def test_caption_of_image_of_any_size_returns_text(engine: Any, rows: Rows, size: tuple[int, int]) -> None:
-    (text,) = engine.caption([Image.new("RGB", size, "white")], rows[1][:1], [0])
-    assert text
+    (answer,) = engine.caption([Image.new("RGB", size, "white")], rows[1][:1], [0])
+    assert answer.text
 
 
 def test_vllm_with_blocks_in_flight_is_never_without_requests(vllm: VllmCaptioner, rows: Rows) -> None:
@@ -185,7 +195,7 @@ def test_dead_engine_ends_the_process_which_ray_starts_again(dies_in: str) -> No
 import sys
 from types import SimpleNamespace
 from vllm.v1.engine.exceptions import EngineDeadError
-from vlcp_ray.models.llava import EngineThread
+from vlcp_ray.models.captioners import EngineThread
 
 def die(*_):
     raise EngineDeadError
@@ -200,23 +210,6 @@ EngineThread(SimpleNamespace(llm_engine=engine, _preprocess_cmpl_one=dict)).subm
     assert "EngineDeadError" in done.stderr
 
 
-@pytest.mark.parametrize(("size", "corner"), [((40, 20), (20, 0)), ((20, 40), (0, 20))])
-def test_square_pads_the_shorter_sides_with_the_mean_colour(size: tuple[int, int], corner: tuple[int, int]) -> None:
-    padded = Square(SETTINGS)(Image.new("RGB", size, "red"))
-    assert padded.size == (40, 40)
-    pixels = np.asarray(padded)
-    mean = AutoImageProcessor.from_pretrained(folder("demo/llava")).image_mean
-    assert pixels[0, 0].tolist() == pixels[39, 39].tolist() == [int(255 * value) for value in mean]
-    assert (pixels == [255, 0, 0]).all(axis=2).sum() == 40 * 20
-    assert pixels[20, 20].tolist() == [255, 0, 0]
-
-
-def test_square_leaves_square_images_and_those_of_crop() -> None:
-    oblong, square = Image.new("RGB", (40, 20)), Image.new("RGB", (20, 20))
-    assert Square(SETTINGS)(square) is square
-    assert Square(SETTINGS.model_copy(update={"image_aspect_ratio": "crop"}))(oblong) is oblong
-
-
 def test_captions_of_padded_images_see_their_sides(engine: Any, rows: Rows) -> None:
     """A digit at the end of a long strip: the model's own processor cuts it off, after padding it is there."""
     strip = Image.new("RGB", (96, 32))
@@ -224,9 +217,9 @@ def test_captions_of_padded_images_see_their_sides(engine: Any, rows: Rows) -> N
     blank = Image.new("RGB", (96, 32))
     answers = {}
     for is_padded in (True, False):
-        before, engine.square.is_padded = engine.square.is_padded, is_padded
+        before, engine.chat.is_padded = engine.chat.is_padded, is_padded
         answers[is_padded] = [engine.caption([image], rows[1][:1], [0]) for image in (strip, blank)]
-        engine.square.is_padded = before
+        engine.chat.is_padded = before
     assert answers[False][0] == answers[False][1]
     assert answers[True][0] != answers[True][1]
 
@@ -245,9 +238,7 @@ def test_gumbel_noise_samples_from_distribution() -> None:
 
 def test_token_limits_are_what_the_model_leaves_up_to_max_tokens(reference: TransformersCaptioner) -> None:
     """With the 48 tokens of a caption and the 512 of the model."""
-    assert reference._token_limits([300, 464, 465, 511]) == [48, 48, 47, 1]
-    with pytest.raises(ValueError, match=r"caption\.max_model_len: image and prompt have 512 tokens, .* none of 512"):
-        reference._token_limits([300, 512])
+    assert reference._token_limits([300, 464, 465, 511, 512]) == [48, 48, 47, 1, 0]
 
 
 def test_gpu_options_follow_the_share_of_the_gpu() -> None:

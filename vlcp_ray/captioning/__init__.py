@@ -1,0 +1,1 @@
+"""Caption an image set without a job, in one process."""
