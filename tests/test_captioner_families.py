@@ -70,7 +70,7 @@ def test_two_workers_and_a_resumed_run_write_the_captions_of_one(
     folder = Path(pair(job, store).path)
     (folder / MANIFEST).unlink()
     parts = sorted((folder / "pairs").iterdir())
-    assert len(parts) > 2
+    assert len(parts) > 1
     for part in parts[1:]:
         part.unlink()
     list(run(job, store, "pair", scale(1)))

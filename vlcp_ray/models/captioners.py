@@ -85,6 +85,9 @@ class VllmCaptioner:
 
         Args:
             gpus: the share of a GPU that the engine may take.
+
+        Raises:
+            ConfigError: vLLM does not compute this model on CPUs.
         """
         _set_unset(_QUIET)  # read while vLLM is imported
         from vllm import LLM
@@ -93,6 +96,7 @@ class VllmCaptioner:
         self.settings, self.chat = settings, load_chat(settings)
         on_cpu = current_platform.is_cpu()
         if on_cpu:
+            pair.check_cpu(settings)
             _set_unset(_ON_CPU)
         self.llm = LLM(
             model=folder(settings.model),

@@ -106,11 +106,13 @@ CAPTIONERS: Final[Mapping[str, tuple[str, str]]] = {
     "glm4v": ("GLM-4V", "zai-org/GLM-4.1V-9B-Thinking"),
     "lfm2_vl": ("LFM2-VL", "LiquidAI/LFM2-VL-450M"),
 }
+#: Those whose tokens of an image attend to each other in both directions, which vLLM does on GPUs only.
+BIDIRECTIONAL: Final = ("gemma3",)
 #: Packages that the processors of a family need, beside those of vlcp_ray.
 PACKAGES: Final[Mapping[str, tuple[str, ...]]] = {"smolvlm": ("num2words",)}
 #: More words than a Llama 1 or 2 has, on which LLaVA-1.5 is built, and fewer than a Llama 3.
 _LLAVA_WORDS: Final = 33_000
-#: Those of which tiny models are in the tests, in vLLM and in transformers.
+#: Those of which tiny models are in the tests, in transformers and, where it serves them on CPUs, in vLLM.
 TESTED: Final = (LLAVA, "llava_onevision", "qwen2_5_vl", "idefics3", "internvl", "gemma3")
 CHAT_FILES: Final = ("chat_template.jinja", "chat_template.json")
 #: Files that may hold a chat template among other settings.

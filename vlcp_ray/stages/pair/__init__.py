@@ -339,6 +339,26 @@ def check_captioner(caption: Caption) -> None:
             )
 
 
+def check_cpu(caption: Caption) -> None:
+    """Refuse a model of which vLLM computes something else on CPUs.
+
+    Raises:
+        ConfigError: names the fix.
+    """
+    family = pretrained.captioner_config(caption.model).get("model_type")
+    if caption.engine == "vllm" and family in families.BIDIRECTIONAL:
+        title, _ = families.CAPTIONERS[family]
+        raise ConfigError(
+            f"caption.engine: on CPUs vLLM lets the parts of an image attend to earlier ones only, which {title} does "
+            "not; set caption.engine=transformers, or use a GPU"
+        )
+
+
+def _check_scale(job: "Job", scale: "Scale") -> None:
+    if job.caption.uses_model and not scale.caption.num_gpus:
+        check_cpu(job.caption)
+
+
 def _check(job: "Job") -> None:
     if job.caption.uses_model:
         check_captioner(job.caption)
@@ -363,4 +383,5 @@ STAGE: Final = Stage(
     memory=_memory,
     models=_models,
     check=_check,
+    check_scale=_check_scale,
 )
