@@ -45,15 +45,9 @@ def captions(artifact: Artifact) -> tuple[pa.Table, pa.Table]:
     return rows, artifact.table("answers", ANSWERS).sort_by("image_id")
 
 
-# The families take half a minute each: one is in the suite.
+@pytest.mark.faults  # half a minute for each on idle cores
 @pytest.mark.parametrize(
-    ("family", "engine"),
-    [
-        ("qwen2_5_vl", "transformers"),
-        pytest.param("llava_onevision", "transformers", marks=pytest.mark.faults),
-        pytest.param("idefics3", "transformers", marks=pytest.mark.faults),
-        pytest.param("qwen2_5_vl", "vllm", marks=pytest.mark.faults),
-    ],
+    ("family", "engine"), [*((family, "transformers") for family in sorted(FAMILIES)), ("qwen2_5_vl", "vllm")]
 )
 def test_two_workers_and_a_resumed_run_write_the_captions_of_one(
     ray_session: None, family: str, engine: str, inputs: Path, tmp_path: Path
