@@ -154,7 +154,7 @@ def test_estimate_of_streaming_pools_is_the_slower_one_or_the_sum_on_one_gpu() -
 def test_estimate_counts_the_images_of_every_method() -> None:
     costs = costs_by_stage(load_job(JOBS / "digits-compare.toml"), derive(2, 0), DIGITS_IMAGES)
     assert costs["generate"].images == 5 * 3 * 16 * 10
-    assert costs["select"].images == 14 * 3 * 16 * 10
+    assert costs["select"].images == 13 * 3 * 16 * 10
     assert costs["pair"].images == 1297
     assert costs["finetune"].images == 3 * (4 + 8) * 1297  # of the UNet and of the DiT
 
