@@ -50,7 +50,10 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
         (["--set", "caption.model=/nowhere/llava"], "caption.model: there is no folder '/nowhere/llava'"),
         (["--set", "caption.source=nowhere.parquet"], "caption.source: there is no table 'nowhere.parquet'"),
         (["--set", f"caption.source={Path(JOB).parent}"], "jobs' has no parquet files; give a table's folder"),
-        (["--set", f"caption.model={Path(JOB).parent}"], "is no LLaVA: it lacks config.json, tokenizer_config.json"),
+        (
+            ["--set", f"caption.model={Path(JOB).parent}"],
+            "is no vision-language model: it lacks config.json, tokenizer_config.json",
+        ),
         (["--set", f"base_model={Path(JOB).parent}"], "is no Stable Diffusion in the format of diffusers: it lacks mo"),
         (["--set", f"teach.checkpoint={Path(JOB).parent}"], "jobs' is a folder; name a .pth file in it"),
         (["--root", "nope://bucket"], "--root nope://bucket"),

@@ -83,11 +83,16 @@ def test_img2img_with_guidance_scale_1_generates_images(tiny_stable_diffusion: s
 
 
 class Overflowing(torch.nn.Module):
-    """A part of a pipeline whose numbers are too large for half precision; `fits`: images that its memory holds."""
+    """A part of a pipeline whose numbers are too large for half precision, in which its `marker` is.
+
+    Args:
+        fits: images that its memory holds.
+    """
 
     def __init__(self, part: torch.nn.Module, mends: bool = True, fits: int = 99) -> None:
         super().__init__()
-        self.part, self.mends, self.fits, self.in_half = part, mends, fits, True
+        self.part, self.mends, self.fits = part, mends, fits
+        self.marker = torch.nn.Parameter(torch.zeros(1, dtype=torch.float16), requires_grad=False)
 
     def __getattr__(self, name: str) -> object:
         try:
@@ -95,15 +100,11 @@ class Overflowing(torch.nn.Module):
         except AttributeError:
             return getattr(self.part, name)
 
-    def to(self, *_: object, **__: object) -> "Overflowing":
-        self.in_half = not self.in_half
-        return self
-
     def decode(self, latents: torch.Tensor) -> object:
         if len(latents) > self.fits:
             raise torch.OutOfMemoryError("CUDA out of memory")
         decoded = self.part.decode(latents)
-        if self.in_half or not self.mends:
+        if self.marker.dtype == torch.float16 or not self.mends:
             decoded.sample[latents[:, 0, 0, 0] > 0] = torch.nan
         return decoded
 
@@ -129,6 +130,6 @@ def test_img2img_of_pictures_that_are_not_finite_is_done_in_float32_or_rejected(
 def test_img2img_without_memory_for_a_batch_halves_it(synthetic: pa.Table, tiny_stable_diffusion: str) -> None:
     small = Img2Img(SETTINGS, tiny_stable_diffusion, batch_size=4)
     small.pipeline.vae = Overflowing(small.pipeline.vae, fits=2)
-    small.pipeline.vae.in_half = False
+    small.pipeline.vae.marker.data = small.pipeline.vae.marker.data.float()
     assert np.abs(pixels(small(make_prototypes())) - pixels(synthetic)).max() <= LEVELS
     assert small.batches.size == 2
