@@ -113,7 +113,7 @@ def test_select_loads_the_base_model_for_methods_that_are_made_from_prototypes()
 def test_loads_of_mode_guidance_are_the_denoising_of_every_step_with_guidance() -> None:
     inputs, load = loads_of("mgd3")
     settings = inputs.job.compare.mgd3
-    calls = (settings.num_inference_steps + 1) * (1 + (settings.guidance_scale > 1))
+    calls = settings.num_inference_steps * (1 + (settings.guidance_scale > 1))
     each = calls * inputs.models.denoise(4) + inputs.models.decode(4) + inputs.models.embed_text()
     assert (load.work, load.images) == (generate.DENOISE, 510)
     assert load.amount == pytest.approx(510 * each)

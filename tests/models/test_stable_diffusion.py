@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,10 +47,9 @@ def test_sample_of_encoded_moments_equals_diffusers(tiny_stable_diffusion: str) 
     torch.testing.assert_close(stable_diffusion.sample(moments, noise), expected)
 
 
-def test_img2img_of_short_text_equals_diffusers_pipeline(pipeline: StableDiffusionImg2ImgPipeline) -> None:
-    latents = np.random.default_rng(0).normal(size=(1, 4, 4, 4)).astype(np.float32)
-    generated = stable_diffusion.img2img(pipeline, SETTINGS, latents, ["a dog"], [3], of(1)).pixels
-    stock = pipeline(
+def of_diffusers(pipeline: Any, latents: np.ndarray) -> Any:
+    """The levels of an image that a pipeline of diffusers makes by itself."""
+    images = pipeline(
         "a dog",
         image=torch.from_numpy(latents),
         strength=SETTINGS.strength,
@@ -59,7 +59,13 @@ def test_img2img_of_short_text_equals_diffusers_pipeline(pipeline: StableDiffusi
         generator=torch.Generator().manual_seed(3),
         output_type="np",
     ).images
-    assert np.array_equal(generated, (stock * 255).round().astype(np.uint8))
+    return (images * 255).round()
+
+
+def test_img2img_of_short_text_equals_diffusers_pipeline(pipeline: StableDiffusionImg2ImgPipeline) -> None:
+    latents = np.random.default_rng(0).normal(size=(1, 4, 4, 4)).astype(np.float32)
+    generated = stable_diffusion.img2img(pipeline, SETTINGS, latents, ["a dog"], [3], of(1)).pixels
+    assert np.array_equal(generated, of_diffusers(pipeline, latents).astype(np.uint8))
 
 
 def test_embed_slices_of_long_text_encodes_each_slice_alone(pipeline: StableDiffusionImg2ImgPipeline) -> None:
@@ -214,18 +220,8 @@ def test_img2img_of_every_family_equals_diffusers_called_by_hand(tiny_family: st
     pipeline = stable_diffusion.load_pipeline(tiny_family, "cpu")
     latents = np.random.default_rng(0).normal(size=(1, 4, 4, 4)).astype(np.float32)
     generated = stable_diffusion.img2img(pipeline, SETTINGS, latents, ["a dog"], [3], of(1)).pixels
-    stock = type(pipeline).from_pretrained(tiny_family)
-    by_hand = stock(
-        "a dog",
-        image=torch.from_numpy(latents),
-        strength=SETTINGS.strength,
-        guidance_scale=SETTINGS.guidance_scale,
-        num_inference_steps=SETTINGS.num_inference_steps,
-        negative_prompt=SETTINGS.negative_prompt,
-        generator=torch.Generator().manual_seed(3),
-        output_type="np",
-    ).images
-    assert np.abs(generated.astype(int) - (by_hand * 255).round()).max() <= 1
+    by_hand = of_diffusers(type(pipeline).from_pretrained(tiny_family), latents)
+    assert np.abs(generated.astype(int) - by_hand).max() <= 1
 
 
 def test_img2img_without_a_negative_prompt_equals_diffusers_without_one(

@@ -74,7 +74,9 @@ def group_by_model(steps: Sequence["Step"]) -> list[list["Step"]]:
     return list(groups.values())
 
 
-def image_flops(settings: Generate, flops: "ModelFlops", latent_side: int, slices: int = 1) -> float:
+def image_flops(
+    settings: Generate, flops: "ModelFlops", latent_side: int, slices: int = 1, *, repeated: int = 1
+) -> float:
     """Count the operations of one image: denoising (twice as much with guidance), embedding of its text, decoding.
 
     Args:
@@ -82,8 +84,9 @@ def image_flops(settings: Generate, flops: "ModelFlops", latent_side: int, slice
         flops: operations of the model.
         latent_side: height and width of the latent.
         slices: slices of 77 ids in the text prototype or class name.
+        repeated: steps that the sampler evaluates twice: PNDM its first one, DDIM none.
     """
-    calls = int(settings.num_inference_steps * settings.strength) + 1  # PNDM evaluates its first step twice
+    calls = int(settings.num_inference_steps * settings.strength) + repeated
     calls *= 1 + (settings.guidance_scale > 1)
     return calls * flops.denoise(latent_side, slices) + flops.decode(latent_side) + flops.embed_text(slices)
 
