@@ -24,6 +24,26 @@ def ray_session() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def completed_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A root with everything of the small job made by one worker, and its inputs.
+
+    It is made once, by the first of the test processes that needs it, and no test changes it.
+    """
+    from filelock import FileLock
+
+    from tests.small_job import complete, write_inputs
+
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "completed"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            request.getfixturevalue("ray_session")
+            complete(folder.with_name("making"), write_inputs(folder.with_name("inputs")))
+            folder.with_name("making").rename(folder)
+    return folder, folder.with_name("inputs")
+
+
+@pytest.fixture(scope="session")
 def tiny_stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The folder of a Stable Diffusion with random weights in the real format, built once."""
     from tests.tiny_models import build_stable_diffusion

@@ -57,6 +57,17 @@ def arguments(root: Path, inputs: Path) -> list[str]:
     return [str(JOB), "--root", str(root), *(part for text in overrides(inputs) for part in ("--set", text))]
 
 
+def complete(root: Path, inputs: Path) -> None:
+    """Run the job with one worker for each kind of work."""
+    from vlcp_ray.cli import main
+    from vlcp_ray.scale import Scale, pools
+
+    scale = root.with_name("one.toml")
+    pool = "num_workers = 1\nnum_cpus = 1\nbatch_size = 50\n"
+    scale.write_text("".join(f"[{name}]\n{pool}" for name in pools(Scale())))
+    assert main(["run", *arguments(root, inputs), "--scale", str(scale)]) == 0
+
+
 def job(inputs: Path) -> Job:
     """Load the job with its overrides."""
     return load_job(JOB, overrides(inputs))

@@ -58,8 +58,10 @@ def run_with(workers: int, job: Job, root: Path, to: str) -> Store:
 
 
 def test_digits_run_with_every_family_to_the_report(
-    ray_session: None, tiny_family: str, inputs: Path, tmp_path: Path
+    ray_session: None, completed_run: tuple[Path, Path], tiny_family: str, tmp_path: Path
 ) -> None:
+    root, inputs = completed_run
+    shutil.copytree(root, tmp_path / "1")  # the images, which every base model shares
     job = of(tiny_family, inputs)
     store = run_with(1, job, tmp_path, "report")
     images = made(job, store, "synthetic", SYNTHETIC)["image"].to_pylist()

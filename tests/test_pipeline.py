@@ -12,7 +12,7 @@ from pyarrow import fs as pafs
 from tests.image_sets import picture, write_files
 from tests.monitoring.test_tensorboard import scalars
 from tests.s3 import BUCKET, KEY, SECRET, Server
-from tests.small_job import JOB, SETTINGS, arguments, job, write_inputs
+from tests.small_job import JOB, SETTINGS, arguments, job
 from vlcp_ray.cli import main
 from vlcp_ray.config import Job, load_job
 from vlcp_ray.housekeeping import deletion
@@ -86,22 +86,6 @@ def test_largest_ipc_is_of_the_sets_that_are_made() -> None:
     base = {"name": "x", "base_model": "o/sd", "caption": {"model": "o/llava"}, "ipc": [1, 5]}
     assert largest_ipc(build(Job, base, "x")) == 5
     assert largest_ipc(build(Job, base | {"compare": {"methods": ["full"]}}, "x")) == 1
-
-
-@pytest.fixture(scope="module")
-def completed_run(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A root with everything made by one worker, and its inputs."""
-    folder = tmp_path_factory.mktemp("pipeline")
-    inputs = write_inputs(folder / "inputs")
-    one = Pool(num_workers=1, num_cpus=1, batch_size=50)
-    scale = folder / "one.toml"
-    scale.write_text(json_as_toml({name: one.model_dump(exclude_none=True) for name in pools(Scale())}))
-    assert main(["run", *arguments(folder / "one", inputs), "--scale", str(scale)]) == 0
-    return folder / "one", inputs
-
-
-def json_as_toml(pools: dict[str, dict[str, float]]) -> str:
-    return "\n".join(f"[{name}]\n" + "\n".join(f"{k} = {v}" for k, v in p.items()) for name, p in pools.items())
 
 
 def rows(store: Store, step: Step, table: str) -> pa.Table:

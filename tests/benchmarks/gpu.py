@@ -28,14 +28,22 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.benchmarks.variants import SIDE, TEXT, free_memory, peak_memory, seconds_per_call, wait
+from tests.tiny_models import build_stable_diffusion
 from vlcp_ray import images, schemas
-from vlcp_ray.bench.random_models import Size, llava, stable_diffusion
+from vlcp_ray.bench.random_models import Size, base_model, dit, llava, stable_diffusion
 from vlcp_ray.bench.run import peak
-from vlcp_ray.config import Caption, Encode, Evaluate, Finetune, Generate, Job, Teach
+from vlcp_ray.config import Caption, Compare, Encode, Evaluate, Finetune, Generate, Job, Teach
 from vlcp_ray.cost.flops import model_flops
 from vlcp_ray.cost.memory import ModelMemory
+from vlcp_ray.methods.idc import IDC, match_gradients
+from vlcp_ray.methods.minimax import GUIDED_CHANNELS, Minimax
+from vlcp_ray.methods.minimax import image_flops as dit_image_flops
+from vlcp_ray.methods.sre2l import BATCH, SRe2L, recover
+from vlcp_ray.models.architectures import FIRST, NAMES
 from vlcp_ray.models.captioners import load_captioner
-from vlcp_ray.models.pretrained import latent_shape
+from vlcp_ray.models.dit import Sampler
+from vlcp_ray.models.networks import TEACHER_NORM
+from vlcp_ray.models.pretrained import dit_side, latent_shape
 from vlcp_ray.models.stable_diffusion import pick_device
 from vlcp_ray.models.teacher import build_teacher
 from vlcp_ray.protocols import PROTOCOLS
@@ -44,8 +52,9 @@ from vlcp_ray.scale import FinetunePool
 from vlcp_ray.schemas import tensor_array
 from vlcp_ray.stages.evaluate import Trial
 from vlcp_ray.stages.evaluate.trial import run_trial
-from vlcp_ray.stages.finetune import training_flops
+from vlcp_ray.stages.finetune import dit_training_flops, training_flops
 from vlcp_ray.stages.finetune.batches import Schedule
+from vlcp_ray.stages.finetune.dit import DitTrainer
 from vlcp_ray.stages.finetune.trainer import Trainer
 from vlcp_ray.stages.finetune.training import train
 from vlcp_ray.stages.generate import image_flops
@@ -59,6 +68,7 @@ FAILED: Final = "FAILED"
 _ACCUMULATED: Final = 2  # batches of a step
 _CLASSES: Final = 10
 _LENGTH: Final = 1024  # tokens of image, prompt and caption together, at most
+_RANK: Final = 16  # of LoRA
 _ANSWER_TOKENS: Final[Mapping[str, int]] = {"real": 64, "tiny": 8}
 
 
@@ -85,15 +95,22 @@ class Machine:
         size: of the models.
         folder: with the models' weights.
         peak: operations per second of a large matrix product.
+        base: the base model, of `vlcp_ray.models.architectures.NAMES`.
     """
 
     device: str
     size: Size
     folder: Path
     peak: float
+    base: str = FIRST
 
     @property
     def model(self) -> str:
+        if self.size == "real" and self.base != FIRST:
+            return base_model(self.base, self.folder, self.device)
+        if self.base != FIRST:
+            path = self.folder / f"stable-diffusion-{self.base}-tiny"
+            return str(path if path.exists() else build_stable_diffusion(path, "2" if self.base == "2" else "xl"))
         return stable_diffusion(self.size, self.folder)
 
     @property
@@ -105,8 +122,10 @@ class Machine:
         return Job(name="gpu", base_model=self.model, encode=encode, **settings)
 
     def batches(self, *real: int) -> tuple[int, ...]:
-        """Return batch sizes: on a CPU the first one, of two images."""
-        return real if self.size == "real" else (2,)
+        """Return batch sizes: one of two images where the models are tiny, the smallest with another base model."""
+        if self.size == "tiny":
+            return (2,)
+        return real if self.base == FIRST else real[-1:]
 
     def row(self, stage: str, setting: str, count: int, flops: float, call: Callable[[], object], **more: Any) -> Row:
         """Measure a call that processes `count` images of `flops` operations each."""
@@ -129,7 +148,7 @@ def check_encode(machine: Machine) -> Iterator[Row]:
     random, side = np.random.default_rng(0), machine.side
     photos = [
         images.encode_png(random.integers(0, 256, (side * 3 // 4, side, 3)).astype(np.uint8))
-        for _ in range(2 * machine.batches(32)[0])
+        for _ in range(2 * machine.batches(32, 8)[0])
     ]
     table = pa.table({"image_id": [str(number) for number in range(len(photos))], "image": photos})
     latents = np.zeros(0)
@@ -166,11 +185,13 @@ def check_finetune(machine: Machine) -> Iterator[Row]:
         yield _train_in_little_memory(machine)
 
 
-def _trainer(machine: Machine, precision: str, pool: FinetunePool, **options: Any) -> tuple[Trainer, Callable[[], Any]]:
+def _trainer(
+    machine: Machine, precision: str, pool: FinetunePool, rank: int = 0, **options: Any
+) -> tuple[Trainer, Callable[[], Any]]:
     """Return a trainer, and a function that takes one step, which adds up the gradients of two batches."""
     channels, height, width = latent_shape(machine.model, machine.side)
     count = _ACCUMULATED * pool.batch_size
-    settings = Finetune(mixed_precision=precision, batch_size=count)
+    settings = Finetune(mixed_precision=precision, batch_size=count, lora_rank=rank)
     trainer = Trainer(settings, machine.model, 0, machine.side, pool, machine.device, **options)
     table = _pairs(count, channels, height, width)
     batch = Schedule(count, 1, count, 0).rank_batch(0)
@@ -184,19 +205,20 @@ def _pairs(count: int, channels: int, height: int, width: int) -> pa.Table:
     return pa.table({**columns, "train_moments": tensor_array(moments)})
 
 
-def _train(machine: Machine, precision: str, pool: FinetunePool, name: str = "", **options: Any) -> Row:
-    trainer, step = _trainer(machine, precision, pool, **options)
-    job = machine.job()
+def _train(machine: Machine, precision: str, pool: FinetunePool, name: str = "", rank: int = 0, **options: Any) -> Row:
+    trainer, step = _trainer(machine, precision, pool, rank, **options)
+    job = machine.job(finetune=Finetune(lora_rank=rank))
     flops = training_flops(job, model_flops(job), pool.gradient_checkpointing)
     saving = [
         *(["recomputed"] if pool.gradient_checkpointing else []),
         *(["average on the CPU"] if pool.average_on == "cpu" else []),
     ]
     saving += ["8-bit AdamW"] if pool.optimizer == "adamw8bit" else []
+    saving += [f"LoRA of rank {rank}"] if rank else []
     setting = name or ", ".join([precision, f"batch {pool.batch_size}", *saving])
     row = machine.row("finetune", setting, _ACCUMULATED * pool.batch_size, flops, step)
     side = latent_shape(machine.model, machine.side)[1]
-    forecast = ModelMemory.for_job(job).train(pool, trainer.batch_per_device, side, precision)
+    forecast = ModelMemory.for_job(job).train(pool, trainer.batch_per_device, side, precision, rank)
     halved = "" if trainer.batch_per_device == pool.batch_size else f", halved to {trainer.batch_per_device}"
     skipped = f", {trainer.steps_done - int(trainer.sums.norm[1])} skipped" if trainer.scaler.is_enabled() else ""
     scale = f", loss scale {trainer.scaler.get_scale():.0f}" if trainer.scaler.is_enabled() else ""
@@ -286,7 +308,7 @@ def check_generate(machine: Machine) -> Iterator[Row]:
         if machine.size == "real"
         else Generate(image_size=machine.side, num_inference_steps=4)
     )
-    count = machine.batches(32)[0]
+    count = machine.batches(32, 8)[0]
     shape = latent_shape(machine.model, machine.side)
     latents = np.random.default_rng(0).normal(size=(count, *shape)).astype(np.float32)
     columns = {"prototype_id": [f"{number:04d}" for number in range(count)], "label": [0] * count, "seed": [0] * count}
@@ -309,6 +331,117 @@ def check_generate(machine: Machine) -> Iterator[Row]:
 def _decoded(synthetic: pa.Table) -> list[images.Pixels]:
     """Decode the images of SYNTHETIC; rejected rows have none."""
     return [np.asarray(images.decode(content)) for content in synthetic["image"].to_pylist() if content]
+
+
+def check_base_models(machine: Machine) -> Iterator[Row]:
+    """Do the work of the stages with Stable Diffusion 2.1 and XL; fine-tune all weights, and LoRA's."""
+    precision = "fp16" if machine.device == "cuda" else "no"
+    for base in NAMES[1:]:
+        other = replace(machine, base=base)
+        pools = [FinetunePool(batch_size=batch, gradient_checkpointing=True) for batch in (*other.batches(4), 1)]
+        checks: list[Callable[[], Iterator[Row]]] = [
+            partial(check_encode, other),
+            lambda: iter([_train(other, precision, pools[0])]),  # noqa: B023, called before the next base model
+            lambda: (_train(other, precision, pool, rank=_RANK) for pool in pools),  # noqa: B023
+            lambda: iter([_validate(other, precision, pools[-1])]),  # noqa: B023
+            partial(check_generate, other),
+        ]
+        for check in checks:
+            try:
+                yield from (replace(row, setting=f"{base}: {row.setting}") for row in check())
+            except torch.OutOfMemoryError as error:  # what follows may fit
+                yield Row("finetune", FAILED, note=f"{base}: {' '.join(str(error).split())[:200]}")
+            free_memory(machine.device)
+
+
+def _validate(machine: Machine, precision: str, pool: FinetunePool) -> Row:
+    """Generate a validation image beside what is trained, with LoRA."""
+    trainer, step = _trainer(machine, precision, pool, _RANK, class_names=["tench"])
+    step()
+    free_memory(machine.device)
+    epoch = trainer.settings.validation_epochs
+    (content,) = trainer.validate(epoch)
+    gib, side = peak_memory(machine.device), latent_shape(machine.model, machine.side)[1]
+    forecast = ModelMemory.for_job(machine.job()).validate(pool, side, True, precision, _RANK)
+    black = "" if np.asarray(images.decode(content)).any() else "black"
+    return Row("finetune", "a validation image with LoRA", gib=gib, forecast_gib=forecast, note=black)
+
+
+def check_methods(machine: Machine) -> Iterator[Row]:
+    """Fine-tune the DiT of minimax and sample from it; take steps of sre2l and idc-1 at their size for ImageNet."""
+    yield from _check_minimax(machine)
+    yield from _check_optimised(machine)
+
+
+def _check_minimax(machine: Machine) -> Iterator[Row]:
+    model = dit(machine.size, machine.folder)
+    (batch,) = machine.batches(8)
+    steps = 50 if machine.size == "real" else 2
+    settings = Minimax(model=model, batch_size=batch, num_inference_steps=steps)
+    job, side = machine.job(compare=Compare(methods=("minimax",), minimax=settings)), dit_side(model)
+    memory, flops = ModelMemory.for_job(job), model_flops(job)
+    labels = [number % _CLASSES for number in range(batch)]
+    table = _pairs(batch, 4, side, side).append_column("label", pa.array(labels))
+    for recompute in (False, True):
+        pool = FinetunePool(batch_size=batch, gradient_checkpointing=recompute)
+        trainer = DitTrainer(settings, 0, {number: number for number in range(_CLASSES)}, pool, machine.device)
+
+        def step(trainer: DitTrainer = trainer) -> None:
+            trainer.step(trainer.prepare(table, Schedule(batch, 1, batch, 0).rank_batch(0)))
+
+        setting = f"DiT, batch {batch}{', recomputed' if recompute else ''}"
+        row = machine.row("methods", setting, batch, dit_training_flops(flops, side, recompute), step)
+        yield replace(row, forecast_gib=memory.train_dit(recompute, trainer.batch_per_device, side))
+        del trainer, step
+    options = {"guided_channels": GUIDED_CHANNELS, "guidance_scale": settings.guidance_scale, "steps": steps}
+    sampler = Sampler(model, machine.device, batch, **options)
+    call = partial(sampler, labels, list(range(batch)))
+    row = machine.row(
+        "methods", f"images of the DiT, batch {batch}", batch, dit_image_flops(settings, flops, side), call
+    )
+    black = sum(not pixels.any() for pixels in call().pixels)
+    yield replace(row, forecast_gib=memory.generate_by_dit(batch, side, guided=True), note=f"{black} black")
+
+
+def _check_optimised(machine: Machine) -> Iterator[Row]:
+    real = machine.size == "real"
+    size, networks = (224, ("ResNet-18", "ResNetAP-10")) if real else (32, ("ConvNet-3", "ConvNet-3"))
+    memory, flops, width = (
+        ModelMemory.for_job(machine.job()),
+        model_flops(machine.job()),
+        Evaluate().width if real else 8,
+    )
+    teacher = build_teacher(Teach(network=networks[0], input_size=size, width=width), _CLASSES, size, seed=1)
+    teacher = teacher.to(machine.device).eval().requires_grad_(False)
+    steps = 20 if real else 2
+    labels = [number % _CLASSES for number in range(BATCH)]
+    options: dict[str, Any] = {"seed": 0, "device": machine.device}
+    call = partial(recover, teacher, labels, size, SRe2L(steps=steps), flip=True, **options)
+    each = TRAINING_PASSES * flops.classify(networks[0], size, width, _CLASSES, TEACHER_NORM)
+    row = machine.row("methods", f"sre2l, {networks[0]}, {size} px", steps * BATCH, each, call)
+    same = "the same" if np.array_equal(call(), call()) else "DIFFERENT"
+    forecast = memory.recover(networks[0], width, size, BATCH)
+    yield replace(row, forecast_gib=forecast, note=f"{same} again; images/s are of one step")
+    batch = 64 if real else 2
+    settings = IDC(
+        network=networks[1],
+        width=width,
+        outer_steps=1,
+        inner_steps=steps // 2,
+        batch_size=batch,
+        train_images=2 * batch,
+    )
+    random, ipc = np.random.default_rng(0), 10 if real else 1
+    shape = (_CLASSES * settings.batch_size, 3, size, size)
+    photos = LabelledImages(random.integers(0, 256, shape).astype(np.uint8), np.arange(shape[0]) % _CLASSES)
+    call = partial(match_gradients, photos, ipc, settings, factor=1, **options)
+    compared = settings.batch_size + 3 * ipc  # a gradient of a gradient takes three trainings' passes
+    count = settings.inner_steps * (_CLASSES * compared + settings.train_images)
+    each = TRAINING_PASSES * flops.classify(networks[1], size, width, _CLASSES, "instance")
+    row = machine.row("methods", f"idc-1, {networks[1]}, {size} px", count, each, call)
+    same = "the same" if np.array_equal(call(), call()) else "DIFFERENT"
+    forecast = memory.match(networks[1], width, size, settings.batch_size, ipc)
+    yield replace(row, forecast_gib=forecast, note=f"{same} again; images/s are of one step")
 
 
 def check_evaluate(machine: Machine) -> Iterator[Row]:
@@ -372,6 +505,8 @@ CHECKS: Final[Mapping[str, Callable[[Machine], Iterator[Row]]]] = {
     "generate": check_generate,
     "evaluate": check_evaluate,
     "caption": check_caption,
+    "base-models": check_base_models,
+    "methods": check_methods,
 }
 
 

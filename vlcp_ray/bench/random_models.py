@@ -9,7 +9,8 @@ import diffusers
 import torch
 import transformers
 
-from vlcp_ray.cost.count_flops import PAPER, build, config_of
+from vlcp_ray.cost.count_flops import BASE_MODELS, PAPER, build, config_of
+from vlcp_ray.models.architectures import FIRST
 from vlcp_ray.models.pretrained import folder
 
 Size = Literal["real", "tiny"]
@@ -18,13 +19,17 @@ _DEMO: Final = "demo/stable_diffusion"
 _DEMO_LLAVA: Final = "demo/llava"
 _DEMO_DIT: Final = "demo/dit"
 #: The scheduler of Stable Diffusion v1-5.
+_BETAS: Final[Mapping[str, Any]] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 _SCHEDULER: Final[Mapping[str, Any]] = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
+    **_BETAS,
     "skip_prk_steps": True,
     "set_alpha_to_one": False,
     "steps_offset": 1,
+}
+_WITHOUT_CHECKER: Final[Mapping[str, Any]] = {
+    "safety_checker": None,
+    "feature_extractor": None,
+    "requires_safety_checker": False,
 }
 
 
@@ -48,10 +53,40 @@ def stable_diffusion(size: Size, target: Path, dtype: torch.dtype = torch.float1
         **parts,
         tokenizer=tokenizer,
         scheduler=diffusers.PNDMScheduler(**_SCHEDULER),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+        **_WITHOUT_CHECKER,
     ).save_pretrained(path)
+    return str(path)
+
+
+def base_model(name: str, target: Path, device: str = "cpu") -> str:
+    """Write a base model of the published sizes in half precision unless it exists, and return its folder.
+
+    Its tokenizers are the demo's, as in `stable_diffusion`.
+
+    Args:
+        name: of `vlcp_ray.models.architectures.NAMES`: 1, 2 or xl.
+        target: the folder in which its folder is written; 7 GiB for xl.
+        device: where the weights are sampled.
+    """
+    if name == FIRST:
+        return stable_diffusion("real", target)
+    path = target / f"stable-diffusion-{name}-real"
+    if (path / "model_index.json").exists():
+        return str(path)
+    torch.manual_seed(0)
+    own = {part: PAPER[part] for part in ("unet", "vae", "text_encoder")} | BASE_MODELS[name]
+    parts = {part: _random_model(part, settings, torch.float16, device) for part, settings in own.items()}
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(folder(_DEMO), subfolder="tokenizer")
+    if name == "xl":
+        parts |= {"tokenizer": tokenizer, "tokenizer_2": tokenizer}
+        scheduler = diffusers.EulerDiscreteScheduler(**_BETAS, timestep_spacing="leading", steps_offset=1)
+        pipeline: Any = diffusers.StableDiffusionXLPipeline(**parts, scheduler=scheduler, add_watermarker=False)
+    else:
+        scheduler = diffusers.PNDMScheduler(**_SCHEDULER, prediction_type="v_prediction")
+        pipeline = diffusers.StableDiffusionPipeline(
+            **parts, tokenizer=tokenizer, scheduler=scheduler, **_WITHOUT_CHECKER
+        )
+    pipeline.save_pretrained(path)
     return str(path)
 
 
