@@ -21,6 +21,7 @@ import shtab
 
 from vlcp_ray import __version__, api
 from vlcp_ray.config import Job, load_caption, load_ingest, load_job, sample_overrides
+from vlcp_ray.cost.flops import photograph_note
 from vlcp_ray.cost.memory import check_memory
 from vlcp_ray.cost.requirements import requirements
 from vlcp_ray.cost.table import cost_lines, this_machine
@@ -198,7 +199,8 @@ def _plan(arguments: argparse.Namespace) -> int:
     todo = sum(state(step, manifests) != "done" for step in steps)
     print(f"\n{todo} of {len(steps)} artifacts to make under {store.path}")
     print(*(printable(redact(line)) for line in image_set_lines(job, steps, manifests)), sep="\n")
-    if note := job.resolution_note():
+    captions = photograph_note(job) if any(step.stage == "pair" for step in steps) else ""
+    for note in filter(None, (job.resolution_note(), captions)):
         print(note)
     used = scale or this_machine()[0]
     print(*requirements(job, steps, used).lines(), *cost_lines(job, graph, store, steps, manifests, scale), sep="\n")

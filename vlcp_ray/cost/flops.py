@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from vlcp_ray.config import Job
-from vlcp_ray.cost.captioners import count_model
+from vlcp_ray.cost.captioners import PHOTO, count_model
 from vlcp_ray.models.families import XL
 from vlcp_ray.models.networks import NETWORKS, Norm
 from vlcp_ray.models.pretrained import count_parameters, expected_family
 
 TEXT_TOKENS: Final = 77  # ids in a slice of text for CLIP
 _TOKENS_PER_WORD: Final = 1.4  # of a prompt, an assumption
+_CAPTION_TOKENS: Final = 256  # more than a usual caption has
 _CHAT_TOKENS: Final = 10  # of the chat format around a prompt, an assumption
 
 Count = Mapping[str, Any]
@@ -137,6 +138,26 @@ def model_flops(job: Job) -> ModelFlops:
         find("transformer", job.compare.minimax.model, "transformer"),
         find("vae", job.compare.minimax.model, "vae"),
         find(XL.text_encoders[1], base, XL.text_encoders[1]) if expected_family(base).is_xl else None,
+    )
+
+
+def photograph_note(job: Job) -> str:
+    """Return a sentence where the captioner would reject a usual photograph for its number of tokens; else "".
+
+    A job that encodes smaller images than photographs are, as the digits', has none.
+    """
+    settings = job.caption
+    found = count_model(settings.model, settings.max_pixels) if settings.uses_model else None
+    if found is None or max(job.encode.resolution, job.encode.train_resolution) < min(PHOTO) // 2:
+        return ""
+    tokens = found.image_tokens + prompt_tokens(settings.prompt)
+    if not tokens >= settings.max_model_len:  # also where it is not known
+        return ""
+    enough = math.ceil((tokens + min(settings.max_tokens, _CAPTION_TOKENS)) / 1024) * 1024
+    return (
+        f"a photograph of {PHOTO[0]} x {PHOTO[1]} pixels has about {tokens:,.0f} tokens for {settings.model}, with the "
+        f"prompt, and caption.max_model_len is {settings.max_model_len:,}: such images will be rejected "
+        f"(too_many_tokens); set caption.max_model_len={enough} or more"
     )
 
 
