@@ -1,5 +1,7 @@
 """Tests of the job file: strict reading, and errors that name the field and the fix."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlcp_ray.config import Job, load_ingest, load_job, sample_overrides
+from vlcp_ray.models.pretrained import folder
 from vlcp_ray.settings import ConfigError, build, shipped_files
 
 JOBS = sorted((Path(__file__).parents[1] / "jobs").glob("*.toml"))
@@ -211,13 +214,21 @@ def test_rank_stops_within_the_training_of_the_teacher() -> None:
         job(teach={"epochs": 5}, compare={"methods": ["el2n"]})
 
 
-def test_resolution_note_is_of_models_that_were_trained_at_another_size_than_the_default() -> None:
-    large = "stabilityai/stable-diffusion-xl-base-1.0"
-    settings = {"name": "x", "base_model": large}
-    assert "was trained at 1024 x 1024 pixels" in build(Job, settings, "x").resolution_note()
-    one = build(Job, settings | {"encode": {"resolution": 1024}}, "x").resolution_note()
-    assert "this job has encode.train_resolution = 512: set" in one
-    meant = {"resolution": 512, "train_resolution": 512}
-    assert build(Job, settings | {"encode": meant}, "x").resolution_note() == ""
-    for name in ("benjamin-paine/stable-diffusion-v1-5", "some/model"):
-        assert build(Job, settings | {"base_model": name}, "x").resolution_note() == ""
+def test_sizes_that_a_job_leaves_out_are_those_of_its_base_model(tmp_path: Path) -> None:
+    def sizes(model: str, **encode: int) -> tuple[int, int]:
+        made = build(Job, {"name": "x", "base_model": model, "encode": encode}, "x").encode
+        return made.resolution, made.train_resolution
+
+    xl = "stabilityai/stable-diffusion-xl-base-1.0"
+    assert sizes(xl) == (1024, 1024)
+    assert sizes(xl, resolution=512) == (512, 1024)
+    assert sizes(xl, train_resolution=512) == (1024, 512)
+    assert sizes("stabilityai/stable-diffusion-2-1@main") == (768, 768)
+    assert sizes("benjamin-paine/stable-diffusion-v1-5") == sizes("some/model") == (512, 512)
+    assert sizes("demo/stable_diffusion") == (32, 32)
+    model = Path(shutil.copytree(folder("demo/stable_diffusion"), tmp_path / "model"))
+    unet = json.loads((model / "unet/config.json").read_text())
+    (model / "unet/config.json").write_text(json.dumps(unet | {"sample_size": 2 * unet["sample_size"]}))
+    assert sizes(str(model)) == (64, 64)
+    (model / "unet/config.json").write_text(json.dumps(unet | {"sample_size": None}))
+    assert sizes(str(model)) == (512, 512)

@@ -199,8 +199,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     todo = sum(state(step, manifests) != "done" for step in steps)
     print(f"\n{todo} of {len(steps)} artifacts to make under {store.path}")
     print(*(printable(redact(line)) for line in image_set_lines(job, steps, manifests)), sep="\n")
-    captions = photograph_note(job) if any(step.stage == "pair" for step in steps) else ""
-    for note in filter(None, (job.resolution_note(), captions)):
+    if any(step.stage == "pair" for step in steps) and (note := photograph_note(job)):
         print(note)
     used = scale or this_machine()[0]
     print(*requirements(job, steps, used).lines(), *cost_lines(job, graph, store, steps, manifests, scale), sep="\n")

@@ -5,9 +5,9 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from vlcp_ray.methods import METHODS
 from vlcp_ray.methods.idc import IDC
@@ -28,6 +28,9 @@ from vlcp_ray.stages.prototype import Prototype
 from vlcp_ray.stages.rank import STAGE as RANK
 from vlcp_ray.stages.rank import Rank
 from vlcp_ray.stages.teach import Teach
+
+#: Side in pixels of the images of a base model that is not on this machine, as of Stable Diffusion 1.x.
+USUAL_RESOLUTION: Final = 512
 
 
 class Compare(Settings):
@@ -81,6 +84,19 @@ class Job(Settings):
     rank: Rank = Rank()
     evaluate: Evaluate = Evaluate()
     compare: Compare = Compare()
+    #: Whether a size that the job leaves out is USUAL_RESOLUTION for want of the base model's files.
+    _assumes_resolution: bool = PrivateAttr(False)
+
+    @model_validator(mode="after")
+    def _take_resolution(self) -> Self:
+        """Take the sizes that the job leaves out from the base model."""
+        left_out = [name for name in ("resolution", "train_resolution") if not getattr(self.encode, name)]
+        if left_out:
+            side = pretrained.expected_resolution(self.base_model)
+            sizes = dict.fromkeys(left_out, side or USUAL_RESOLUTION)
+            self.__dict__["encode"] = self.encode.model_copy(update=sizes)  # the job itself cannot be changed
+            self._assumes_resolution = side is None
+        return self
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -142,18 +158,20 @@ class Job(Settings):
             "that everything runs, and nothing about the method; results need real models (base_model, caption.model)."
         )
 
-    def resolution_note(self) -> str:
-        """Return a sentence where a size that the job leaves out is another than that of the base model; else ""."""
-        side, encode = pretrained.expected_resolution(self.base_model), self.encode
-        sizes = {name: getattr(encode, name) for name in ("resolution", "train_resolution")}
-        others = [f"encode.{name} = {size}" for name, size in sizes.items() if size != side]
-        left_out = [name for name, size in sizes.items() if size != side and name not in encode.model_fields_set]
-        if side is None or not left_out:
-            return ""
-        return (
-            f"{self.base_model} was trained at {side} x {side} pixels, and this job has {' and '.join(others)}: set "
-            f"encode.resolution and encode.train_resolution to {side}, or to the sizes that are meant"
-        )
+    def check_resolution(self) -> None:
+        """Refuse sizes that were left out, and assumed because the base model's configuration was not on this machine.
+
+        Raises:
+            ConfigError: they are others than the model's, whose configuration is here now, so that the same command
+                works.
+        """
+        side = pretrained.expected_resolution(self.base_model) if self._assumes_resolution else None
+        if side not in (None, USUAL_RESOLUTION):
+            raise ConfigError(
+                f"encode.resolution: {self.base_model} was trained at {side} x {side} pixels, which was not known "
+                "before its configuration was read just now; run the same command again, or set encode.resolution "
+                "and encode.train_resolution"
+            )
 
 
 def load_job(name: str | Path, overrides: Sequence[str] = (), changed: Mapping[str, Any] | None = None) -> Job:

@@ -235,7 +235,9 @@ def _check_start(job: Job, steps: Sequence[Step], manifests: Manifests, stages: 
             pretrained.check_hub(use)
         stage.check(job)
     check_image_set(job, steps, manifests, [stage.name for stage in stages])
-    notes = [job.model_note(), job.resolution_note(), photograph_note(job) if pair.STAGE in stages else ""]
+    if pair.STAGE in stages:
+        job.check_resolution()
+    notes = [job.model_note(), photograph_note(job) if pair.STAGE in stages else ""]
     for line in (line for note in notes for line in textwrap.wrap(note, _WIDTH)):
         log_line("models", line)
 

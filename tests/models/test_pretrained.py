@@ -1,6 +1,7 @@
 """Tests of what is read from the files of pretrained models."""
 
 import json
+import pickle
 import re
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from tests.hub_server import Hub, serve
+from vlcp_ray.config import Job
 from vlcp_ray.models.architectures import own_configs
 from vlcp_ray.models.families import CAPTIONER, CONFIGURATIONS, SD, STABLE_DIFFUSION, XL, Kind
 from vlcp_ray.models.pretrained import (
@@ -27,7 +29,7 @@ from vlcp_ray.models.pretrained import (
     latent_shape,
     scaling_factor,
 )
-from vlcp_ray.settings import ConfigError
+from vlcp_ray.settings import ConfigError, build
 
 PAPER = "benjamin-paine/stable-diffusion-v1-5"
 
@@ -185,11 +187,22 @@ def test_a_base_model_of_the_hub_is_known_by_the_configurations_in_the_cache(
     hub.push({name: json.dumps(config).encode() for name, config in content.items()}, "main")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert (expected_family("owner/xl"), expected_resolution("owner/xl")) == (SD, None)
+    before = build(Job, {"name": "x", "base_model": "owner/xl"}, "x")
+    before.check_resolution()
     assert count_pipeline_parameters("owner/xl") is None
     with serve(hub) as endpoint:
         _use_hub(monkeypatch, endpoint, tmp_path)
         check_hub(Use("base_model", "owner/xl", STABLE_DIFFUSION))
     assert (expected_family("owner/xl"), expected_resolution("owner/xl")) == (XL, 768)
+    with pytest.raises(
+        ConfigError, match=r"^encode.resolution: owner/xl was trained at 768 x 768 pixels, .* again, or"
+    ):
+        pickle.loads(pickle.dumps(before)).check_resolution()
+    after = build(Job, {"name": "x", "base_model": "owner/xl"}, "x")
+    assert (after.encode.resolution, after.encode.train_resolution) == (768, 768)
+    after.check_resolution()
+    meant = {"resolution": 512, "train_resolution": 512}
+    build(Job, {"name": "x", "base_model": "owner/xl", "encode": meant}, "x").check_resolution()
     assert expected_latent_shape("owner/xl", 768) == (4, 96, 96)
     assert count_pipeline_parameters("owner/xl") == 2_567_463_684 + 83_653_863 + 123_060_480 + 694_659_840
     assert count_parameters("owner/xl", "unet") == count_parameters("stabilityai/stable-diffusion-xl-base-1.0", "unet")

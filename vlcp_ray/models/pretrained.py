@@ -373,15 +373,16 @@ def _config(model: str, name: str, field: str) -> dict[str, Any]:
 def expected_resolution(base_model: str) -> int | None:
     """Return the side in pixels that a base model was trained at, without asking the hub; None where it is not known.
 
-    It is read of the configurations in its folder or in the hub's cache.
+    It is read from the configurations in its folder or in the hub's cache; that of a published model is known.
     """
+    if published := architectures.PUBLISHED.get(hub_id(base_model)):
+        return published.resolution
     unet, vae = (find(base_model, f"{part}/config.json") for part in ("unet", "vae"))
-    if unet and vae:
-        with naming("base_model", base_model):
-            side, config = read_json(unet).get("sample_size"), read_json(vae)
-        return side * _pixels_along(config) if isinstance(side, int) else None
-    published = architectures.PUBLISHED.get(hub_id(base_model))
-    return published.resolution if published else None
+    if unet is None or vae is None:
+        return None
+    with naming("base_model", base_model):
+        side, config = read_json(unet).get("sample_size"), read_json(vae)
+    return side * _pixels_along(config) if isinstance(side, int) else None
 
 
 def expected_latent_shape(base_model: str, resolution: int) -> tuple[int, int, int]:

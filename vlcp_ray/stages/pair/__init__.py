@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from vlcp_ray.models import families, pretrained
 from vlcp_ray.schemas import column, identity_columns
-from vlcp_ray.settings import ConfigError, Positive, Settings, Size
+from vlcp_ray.settings import ConfigError, Positive, Settings, SizeOrZero
 from vlcp_ray.sources import LAYOUTS
 from vlcp_ray.stages.stage import Load, Memory, Stage, Work
 
@@ -102,10 +102,14 @@ class Caption(Settings):
 class Encode(Settings):
     """How images are encoded to latents."""
 
-    resolution: Size = Field(
-        512, description="side in pixels that images are resized to for clustering; the aspect ratio is lost"
+    resolution: SizeOrZero = Field(
+        0,
+        description="side in pixels that images are resized to for clustering; the aspect ratio is lost; 0: the side "
+        "that the base model was trained at, 512 for Stable Diffusion 1.x",
     )
-    train_resolution: Size = Field(512, description="side in pixels of the centre crop that fine-tuning trains on")
+    train_resolution: SizeOrZero = Field(
+        0, description="side in pixels of the centre crop that fine-tuning trains on; 0: that of the base model"
+    )
     seed: int = Field(0, description="seed of the posterior samples; latents are shared by all seeds of the job")
 
 
