@@ -35,7 +35,7 @@ from vlcp_ray.pipeline import check_inputs, graph, image_set_lines, largest_ipc,
 from vlcp_ray.scale import Scale, load_scale
 from vlcp_ray.scoring.scales import NORMALISATIONS, ZCA
 from vlcp_ray.settings import SHIPPED, ConfigError, find_file, shipped_files
-from vlcp_ray.stages import STAGES, works
+from vlcp_ray.stages import STAGES, pair, works
 from vlcp_ray.stages.ingest import STAGE as INGEST
 from vlcp_ray.store.artifact import Step, Store
 from vlcp_ray.store.lease import active_leases
@@ -199,7 +199,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     todo = sum(state(step, manifests) != "done" for step in steps)
     print(f"\n{todo} of {len(steps)} artifacts to make under {store.path}")
     print(*(printable(redact(line)) for line in image_set_lines(job, steps, manifests)), sep="\n")
-    if any(step.stage == "pair" for step in steps) and (note := photograph_note(job)):
+    if any(step.stage == pair.STAGE.name for step in steps) and (note := photograph_note(job)):
         print(note)
     used = scale or this_machine()[0]
     print(*requirements(job, steps, used).lines(), *cost_lines(job, graph, store, steps, manifests, scale), sep="\n")
