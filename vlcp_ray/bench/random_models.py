@@ -74,7 +74,7 @@ def base_model(name: str, target: Path, device: str = "cpu") -> str:
     if (path / "model_index.json").exists():
         return str(path)
     torch.manual_seed(0)
-    own = {part: PAPER[part] for part in ("unet", "vae", "text_encoder")} | BASE_MODELS[name]
+    own = {part: PAPER[part] for part in ("unet", "vae", "text_encoder")} | dict(BASE_MODELS[name])
     parts = {part: _random_model(part, settings, torch.float16, device) for part, settings in own.items()}
     tokenizer = transformers.CLIPTokenizer.from_pretrained(folder(_DEMO), subfolder="tokenizer")
     if name == "xl":
