@@ -29,6 +29,8 @@ def completed_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 
     It is made once, by the first of the test processes that needs it, and no test changes it.
     """
+    import shutil
+
     from filelock import FileLock
 
     from tests.small_job import complete, write_inputs
@@ -38,6 +40,8 @@ def completed_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             request.getfixturevalue("ray_session")
+            for name in ("making", "inputs"):  # of a process that has failed
+                shutil.rmtree(folder.with_name(name), ignore_errors=True)
             complete(folder.with_name("making"), write_inputs(folder.with_name("inputs")))
             folder.with_name("making").rename(folder)
     return folder, folder.with_name("inputs")

@@ -230,5 +230,9 @@ def test_sizes_that_a_job_leaves_out_are_those_of_its_base_model(tmp_path: Path)
     unet = json.loads((model / "unet/config.json").read_text())
     (model / "unet/config.json").write_text(json.dumps(unet | {"sample_size": 2 * unet["sample_size"]}))
     assert sizes(str(model)) == (64, 64)
-    (model / "unet/config.json").write_text(json.dumps(unet | {"sample_size": None}))
-    assert sizes(str(model)) == (512, 512)
+    for side, pixels in ((None, 512), ([8, 8], 64), ([8, 16], 512), (3.5, 512)):
+        (model / "unet/config.json").write_text(json.dumps(unet | {"sample_size": side}))
+        assert sizes(str(model)) == (pixels, pixels), side
+    (model / "unet/config.json").write_text("{")
+    with pytest.raises(ConfigError, match="base_model: "):
+        sizes(str(model))

@@ -21,11 +21,12 @@ def test_notebook_file_is_up_to_date() -> None:
 
 @pytest.mark.filterwarnings("default")
 def test_cells_of_the_notebook_run_in_a_kernel(completed_run: tuple[Path, Path], tmp_path: Path) -> None:
-    """All cells but the installation, on the small job, of which some scores and the report are still to be made."""
+    """All cells but the installation, on the small job, of which a set, its scores and the report are missing."""
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     root, inputs = completed_run
     steps, settings = graph(job(inputs)), overrides(inputs)
-    missing = [step for step in steps if step.key.get("method") == "random" and step.stage == "evaluate"]
+    missing = [step for step in steps if (step.key.get("method"), step.key.get("ipc")) == ("vlcp", 1)]
+    assert [step.stage for step in missing] == ["generate", "evaluate"]
     gone = {step.folder for step in (*missing, steps[-1])}
     shutil.copytree(root, tmp_path / "runs", ignore=lambda _, names: gone & set(names))
     cells = nbformat.reads(json.dumps(notebook()), as_version=4)
@@ -42,6 +43,7 @@ def test_cells_of_the_notebook_run_in_a_kernel(completed_run: tuple[Path, Path],
         if cell.cell_type == "code"
     }
     run = [text for data in shown["vr.run(job)"] if "evaluate" in (text := data.get("text/html", ""))]
+    assert "generate" in run[-1]
     assert "report" in run[-1]
     assert "image/png" in shown['vr.show(job, "images")'][-1]
     assert "<iframe srcdoc=" in shown["vr.show(job)"][-1]["text/html"]

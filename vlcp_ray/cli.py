@@ -21,7 +21,7 @@ import shtab
 
 from vlcp_ray import __version__, api
 from vlcp_ray.config import Job, load_caption, load_ingest, load_job, sample_overrides
-from vlcp_ray.cost.flops import photograph_note
+from vlcp_ray.cost.flops import too_long_note
 from vlcp_ray.cost.memory import check_memory
 from vlcp_ray.cost.requirements import requirements
 from vlcp_ray.cost.table import cost_lines, this_machine
@@ -199,8 +199,9 @@ def _plan(arguments: argparse.Namespace) -> int:
     todo = sum(state(step, manifests) != "done" for step in steps)
     print(f"\n{todo} of {len(steps)} artifacts to make under {store.path}")
     print(*(printable(redact(line)) for line in image_set_lines(job, steps, manifests)), sep="\n")
-    if any(step.stage == pair.STAGE.name for step in steps) and (note := photograph_note(job)):
-        print(note)
+    captions = [step for step in steps if step.stage == pair.STAGE.name and state(step, manifests) != "done"]
+    if captions and (note := too_long_note(job)):
+        print(printable(redact(note)))
     used = scale or this_machine()[0]
     print(*requirements(job, steps, used).lines(), *cost_lines(job, graph, store, steps, manifests, scale), sep="\n")
     if arguments.sample:

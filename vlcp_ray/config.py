@@ -29,7 +29,7 @@ from vlcp_ray.stages.rank import STAGE as RANK
 from vlcp_ray.stages.rank import Rank
 from vlcp_ray.stages.teach import Teach
 
-#: Side in pixels of the images of a base model that is not on this machine, as of Stable Diffusion 1.x.
+#: Side in pixels of the images of an unknown base model of the hub, as of Stable Diffusion 1.x.
 USUAL_RESOLUTION: Final = 512
 
 
@@ -84,7 +84,7 @@ class Job(Settings):
     rank: Rank = Rank()
     evaluate: Evaluate = Evaluate()
     compare: Compare = Compare()
-    #: Whether a size that the job leaves out is USUAL_RESOLUTION for want of the base model's files.
+    #: Whether a size that the job leaves out is USUAL_RESOLUTION, because that of the base model is not known.
     _assumes_resolution: bool = PrivateAttr(False)
 
     @model_validator(mode="after")
@@ -159,18 +159,17 @@ class Job(Settings):
         )
 
     def check_resolution(self) -> None:
-        """Refuse sizes that were left out, and assumed because the base model's configuration was not on this machine.
+        """Refuse sizes that were left out where the configuration of a model of the hub, once it is here, has others.
 
         Raises:
-            ConfigError: they are others than the model's, whose configuration is here now, so that the same command
-                works.
+            ConfigError: it names the settings to give.
         """
-        side = pretrained.expected_resolution(self.base_model) if self._assumes_resolution else None
+        side = pretrained.cached_resolution(self.base_model) if self._assumes_resolution else None
         if side not in (None, USUAL_RESOLUTION):
             raise ConfigError(
-                f"encode.resolution: {self.base_model} was trained at {side} x {side} pixels, which was not known "
-                "before its configuration was read just now; run the same command again, or set encode.resolution "
-                "and encode.train_resolution"
+                f"encode.resolution: {self.base_model} was trained at {side} x {side} pixels, which is known beforehand of "
+                f"the models in jobs/README.md only: set encode.resolution={side} and encode.train_resolution={side}, "
+                "or the sizes that are meant"
             )
 
 

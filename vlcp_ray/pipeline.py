@@ -9,7 +9,7 @@ from typing import Any
 
 from vlcp_ray import sources
 from vlcp_ray.config import Job
-from vlcp_ray.cost.flops import photograph_note
+from vlcp_ray.cost.flops import too_long_note
 from vlcp_ray.cost.memory import check_memory
 from vlcp_ray.doctor.checks import check_run
 from vlcp_ray.engine.context import Context, versions
@@ -237,7 +237,7 @@ def _check_start(job: Job, steps: Sequence[Step], manifests: Manifests, stages: 
     check_image_set(job, steps, manifests, [stage.name for stage in stages])
     if pair.STAGE in stages:
         job.check_resolution()
-    notes = [job.model_note(), photograph_note(job) if pair.STAGE in stages else ""]
+    notes = [job.model_note(), too_long_note(job) if pair.STAGE in stages else ""]
     for line in (line for note in notes for line in textwrap.wrap(note, _WIDTH)):
         log_line("models", line)
 

@@ -14,8 +14,7 @@ S = TypeVar("S", bound=BaseModel)
 
 Positive: TypeAlias = Annotated[int, Field(gt=0)]
 Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
-Size: TypeAlias = Annotated[int, Field(gt=0, multiple_of=8, description="pixels; the VAE works on blocks of 8")]
-SizeOrZero: TypeAlias = Annotated[int, Field(ge=0, multiple_of=8)]
+SizeOrZero: TypeAlias = Annotated[int, Field(ge=0, multiple_of=8)]  # pixels; the VAE works on blocks of 8
 
 
 class Settings(BaseModel):

@@ -1,10 +1,10 @@
-"""What only a GPU can show, in ten minutes: `python -m tests.benchmarks.gpu --folder FOLDER [--json FILE]`.
+"""What only a GPU can show, in some twenty minutes: `python -m tests.benchmarks.gpu --folder FOLDER [--json FILE]`.
 
 Every stage's own class does its work with random weights of the paper's sizes, in the batches that are derived for the
 GPU and in others. The table has images/s, TFLOP/s, the share of the peak of a large matrix product, the peak of the
 memory beside its forecast, and what else was looked at: numbers that are not finite, a resumed training, a second run.
-It needs torch, diffusers, transformers, pyarrow, pydantic and obstore, neither Ray nor vLLM. Without a GPU the models
-are tiny, so that the same code is tested.
+It needs torch, diffusers, transformers, accelerate, peft, pyarrow, pydantic and obstore, neither Ray nor vLLM. Without
+a GPU the models are tiny, so that the same code is tested.
 """
 
 import argparse
@@ -43,7 +43,7 @@ from vlcp_ray.models.architectures import FIRST, NAMES
 from vlcp_ray.models.captioners import load_captioner
 from vlcp_ray.models.dit import Sampler
 from vlcp_ray.models.networks import TEACHER_NORM
-from vlcp_ray.models.pretrained import dit_side, latent_shape
+from vlcp_ray.models.pretrained import dit_side, expected_resolution, latent_shape
 from vlcp_ray.models.stable_diffusion import pick_device
 from vlcp_ray.models.teacher import build_teacher
 from vlcp_ray.protocols import PROTOCOLS
@@ -111,21 +111,20 @@ class Machine:
         if self.base != FIRST:
             path = self.folder / f"stable-diffusion-{self.base}-tiny"
             return str(path if path.exists() else build_stable_diffusion(path, "2" if self.base == "2" else "xl"))
-        return stable_diffusion(self.size, self.folder)
+        return stable_diffusion(self.size, self.folder, device=self.device)
 
     @property
     def side(self) -> int:
-        return SIDE[self.size]
+        """The side in pixels that the base model was trained at."""
+        return expected_resolution(self.model) or SIDE[self.size]
 
     def job(self, **settings: Any) -> Job:
         encode = Encode(resolution=self.side, train_resolution=self.side)
         return Job(name="gpu", base_model=self.model, encode=encode, **settings)
 
     def batches(self, *real: int) -> tuple[int, ...]:
-        """Return batch sizes: one of two images where the models are tiny, the smallest with another base model."""
-        if self.size == "tiny":
-            return (2,)
-        return real if self.base == FIRST else real[-1:]
+        """Return batch sizes: one of two images where the models are tiny, and with another base model."""
+        return real if (self.size, self.base) == ("real", FIRST) else (2,)
 
     def row(self, stage: str, setting: str, count: int, flops: float, call: Callable[[], object], **more: Any) -> Row:
         """Measure a call that processes `count` images of `flops` operations each."""
@@ -338,7 +337,7 @@ def check_base_models(machine: Machine) -> Iterator[Row]:
     precision = "fp16" if machine.device == "cuda" else "no"
     for base in NAMES[1:]:
         other = replace(machine, base=base)
-        pools = [FinetunePool(batch_size=batch, gradient_checkpointing=True) for batch in (*other.batches(4), 1)]
+        pools = [FinetunePool(batch_size=batch, gradient_checkpointing=True) for batch in (*other.batches(), 1)]
         checks: list[Callable[[], Iterator[Row]]] = [
             partial(check_encode, other),
             lambda: iter([_train(other, precision, pools[0])]),  # noqa: B023, called before the next base model
@@ -349,7 +348,7 @@ def check_base_models(machine: Machine) -> Iterator[Row]:
         for check in checks:
             try:
                 yield from (replace(row, setting=f"{base}: {row.setting}") for row in check())
-            except torch.OutOfMemoryError as error:  # what follows may fit
+            except (torch.OutOfMemoryError, ValueError, ImportError) as error:  # what follows may fit
                 yield Row("finetune", FAILED, note=f"{base}: {' '.join(str(error).split())[:200]}")
             free_memory(machine.device)
 
@@ -369,16 +368,16 @@ def _validate(machine: Machine, precision: str, pool: FinetunePool) -> Row:
 
 def check_methods(machine: Machine) -> Iterator[Row]:
     """Fine-tune the DiT of minimax and sample from it; take steps of sre2l and idc-1 at their size for ImageNet."""
-    yield from _check_minimax(machine)
     yield from _check_optimised(machine)
+    yield from _check_minimax(machine)  # last: its DiT computes in TF32, and the process with it
 
 
 def _check_minimax(machine: Machine) -> Iterator[Row]:
-    model = dit(machine.size, machine.folder)
+    model = dit(machine.size, machine.folder, device=machine.device)
     (batch,) = machine.batches(8)
     steps = 50 if machine.size == "real" else 2
     settings = Minimax(model=model, batch_size=batch, num_inference_steps=steps)
-    job, side = machine.job(compare=Compare(methods=("minimax",), minimax=settings)), dit_side(model)
+    job, side = Job(name="gpu", compare=Compare(methods=("minimax",), minimax=settings)), dit_side(model)
     memory, flops = ModelMemory.for_job(job), model_flops(job)
     labels = [number % _CLASSES for number in range(batch)]
     table = _pairs(batch, 4, side, side).append_column("label", pa.array(labels))
@@ -406,11 +405,8 @@ def _check_minimax(machine: Machine) -> Iterator[Row]:
 def _check_optimised(machine: Machine) -> Iterator[Row]:
     real = machine.size == "real"
     size, networks = (224, ("ResNet-18", "ResNetAP-10")) if real else (32, ("ConvNet-3", "ConvNet-3"))
-    memory, flops, width = (
-        ModelMemory.for_job(machine.job()),
-        model_flops(machine.job()),
-        Evaluate().width if real else 8,
-    )
+    job, width = Job(name="gpu"), Evaluate().width if real else 8
+    memory, flops = ModelMemory.for_job(job), model_flops(job)
     teacher = build_teacher(Teach(network=networks[0], input_size=size, width=width), _CLASSES, size, seed=1)
     teacher = teacher.to(machine.device).eval().requires_grad_(False)
     steps = 20 if real else 2

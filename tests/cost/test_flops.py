@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from vlcp_ray.config import Job
-from vlcp_ray.cost.flops import ModelFlops, model_flops, photograph_note, prompt_tokens, token_terms
+from vlcp_ray.cost.flops import ModelFlops, model_flops, prompt_tokens, token_terms, too_long_note
 from vlcp_ray.cost.inputs import CostInputs
 from vlcp_ray.models.pretrained import count_parameters, folder
 from vlcp_ray.settings import build
@@ -97,28 +97,25 @@ def test_cost_inputs_have_a_slice_for_every_75_tokens_of_a_caption() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "settings", "note"),
+    ("model", "settings", "encode", "note"),
     [
-        (
-            "llava-hf/llava-v1.6-mistral-7b-hf",
-            {},
-            "has about 2,3.* is 2,048: .*; set caption.max_model_len=3072 or more",
-        ),
-        ("llava-hf/llava-v1.6-mistral-7b-hf", {"max_model_len": 3072}, ""),
-        ("OpenGVLab/InternVL3-2B-hf", {}, r"about 3,3.* set caption.max_model_len=4096"),
-        ("OpenGVLab/InternVL3-2B-hf", {"max_pixels": 448 * 448}, ""),
-        ("OpenGVLab/InternVL3-2B-hf", {"source": "captions.parquet"}, ""),
-        ("Qwen/Qwen2.5-VL-7B-Instruct", {}, ""),
-        ("some/model", {}, ""),
-        ("llava-hf/llava-1.5-7b-hf", {}, ""),
+        ("llava-hf/llava-v1.6-mistral-7b-hf", {}, {}, "500 x 500 pixels .* 2,9.* is 2,048: .*max_model_len=4096"),
+        ("llava-hf/llava-v1.6-mistral-7b-hf", {"max_model_len": 4096}, {}, ""),
+        ("llava-hf/llava-onevision-qwen2-7b-ov-hf", {}, {}, "500 x 500 pixels has about 3,6.*max_model_len=4096"),
+        ("OpenGVLab/InternVL3-2B-hf", {}, {}, "500 x 375 pixels .* 3,3.* set caption.max_model_len=4096 or"),
+        ("OpenGVLab/InternVL3-2B-hf", {"max_pixels": 448 * 448}, {}, ""),
+        ("OpenGVLab/InternVL3-2B-hf", {"source": "captions.parquet"}, {}, ""),
+        ("OpenGVLab/InternVL3-2B-hf", {}, {"train_resolution": 32}, ""),
+        ("HuggingFaceTB/SmolVLM-500M-Instruct", {}, {"resolution": 32}, ""),
+        ("HuggingFaceTB/SmolVLM-500M-Instruct", {"max_model_len": 1100}, {"resolution": 32}, "32 x 32 .* 1,1.*=2048"),
+        ("Qwen/Qwen2.5-VL-7B-Instruct", {}, {}, ""),
+        ("some/model", {}, {}, ""),
+        ("llava-hf/llava-1.5-7b-hf", {}, {}, ""),
     ],
 )
-def test_photograph_note_is_of_models_that_read_more_tokens_than_the_job_allows(
-    model: str, settings: dict[str, object], note: str
+def test_too_long_note_is_of_models_that_read_more_tokens_than_the_job_allows(
+    model: str, settings: dict[str, object], encode: dict[str, int], note: str
 ) -> None:
-    job = build(Job, {"name": "x", "caption": {"model": model, **settings}}, "x")
-    found = photograph_note(job)
+    found = too_long_note(build(Job, {"name": "x", "caption": {"model": model, **settings}, "encode": encode}, "x"))
     assert bool(found) == bool(note)
     assert re.search(note, found)
-    small = {"name": "x", "caption": {"model": model, **settings}, "encode": {"resolution": 32, "train_resolution": 32}}
-    assert photograph_note(build(Job, small, "x")) == ""

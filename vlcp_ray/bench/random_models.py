@@ -33,7 +33,7 @@ _WITHOUT_CHECKER: Final[Mapping[str, Any]] = {
 }
 
 
-def stable_diffusion(size: Size, target: Path, dtype: torch.dtype = torch.float16) -> str:
+def stable_diffusion(size: Size, target: Path, dtype: torch.dtype = torch.float16, device: str = "cpu") -> str:
     """Write a Stable Diffusion unless it exists, and return its folder, which `from_pretrained` can read.
 
     Its tokenizer is the demo's, whose ids are among the first thousand of every vocabulary.
@@ -42,12 +42,14 @@ def stable_diffusion(size: Size, target: Path, dtype: torch.dtype = torch.float1
         size: real or tiny.
         target: the folder in which its folder is written.
         dtype: of the files; 2 GiB in half precision at the real size.
+        device: where the weights are sampled.
     """
     path = target / f"stable-diffusion-{size}"
     if (path / "model_index.json").exists():
         return str(path)
     torch.manual_seed(0)
-    parts = {part: _random_model(part, _settings(size, part), dtype) for part in ("unet", "vae", "text_encoder")}
+    names = ("unet", "vae", "text_encoder")
+    parts = {part: _random_model(part, _settings(size, part), dtype, device) for part in names}
     tokenizer = transformers.CLIPTokenizer.from_pretrained(folder(_DEMO), subfolder="tokenizer")
     diffusers.StableDiffusionPipeline(
         **parts,
@@ -69,7 +71,7 @@ def base_model(name: str, target: Path, device: str = "cpu") -> str:
         device: where the weights are sampled.
     """
     if name == FIRST:
-        return stable_diffusion("real", target)
+        return stable_diffusion("real", target, device=device)
     path = target / f"stable-diffusion-{name}-real"
     if (path / "model_index.json").exists():
         return str(path)
@@ -90,20 +92,21 @@ def base_model(name: str, target: Path, device: str = "cpu") -> str:
     return str(path)
 
 
-def dit(size: Size, target: Path, dtype: torch.dtype = torch.float16) -> str:
+def dit(size: Size, target: Path, dtype: torch.dtype = torch.float16, device: str = "cpu") -> str:
     """Write a DiT unless it exists, and return its folder; the names of its classes are numbers.
 
     Args:
         size: real or tiny.
         target: the folder in which its folder is written.
         dtype: of the files; 1.6 GiB in half precision at the real size.
+        device: where the weights are sampled.
     """
     path = target / f"dit-{size}"
     if (path / "model_index.json").exists():
         return str(path)
     torch.manual_seed(0)
     transformer, vae = (
-        _random_model(part, PAPER[part] if size == "real" else config_of(_DEMO_DIT, part), dtype)
+        _random_model(part, PAPER[part] if size == "real" else config_of(_DEMO_DIT, part), dtype, device)
         for part in ("transformer", "vae")
     )
     pipeline = diffusers.DiTPipeline(transformer, vae, diffusers.DDIMScheduler(beta_start=0.0001, beta_end=0.02))

@@ -1,7 +1,8 @@
 """Count the memory and the operations of a captioner from its config.json, without loading a library or a weight.
 
 LLaVA-1.5 and the demo's model were counted on the models themselves (`flops`, `memory`); this is for all others. The
-operations are those of a photograph of `PHOTO` pixels. A multiplication and an addition are two operations.
+operations are those of an image, by default a photograph of `PHOTO` pixels. A multiplication and an addition are two
+operations.
 """
 
 import json
@@ -79,23 +80,24 @@ class Count(NamedTuple):
     head: float
 
 
-def count_model(model: str, max_pixels: int = 0) -> Count | None:
+def count_model(model: str, max_pixels: int = 0, image: tuple[int, int] = PHOTO) -> Count | None:
     """Count a captioner whose config is here; None for another, and for LLaVA-1.5, which was counted itself.
 
     Args:
         model: hub id, folder or demo/<name>; of the hub its config is read from the cache, or from `captioners.json`.
         max_pixels: of an image, as `caption.max_pixels`.
+        image: width and height of an image in pixels.
     """
     configs = (read_config(model), known_configs().get(pretrained.hub_id(model)))
-    counts = (_count_known(config, max_pixels) for config in configs if config)
+    counts = (_count_known(config, max_pixels, image) for config in configs if config)
     return next((found for found in counts if found), None)
 
 
-def _count_known(config: Mapping[str, Any], max_pixels: int) -> Count | None:
+def _count_known(config: Mapping[str, Any], max_pixels: int, image: tuple[int, int]) -> Count | None:
     if config.get("model_type") not in CAPTIONERS or config["model_type"] == LLAVA:
         return None
     try:
-        return count(config, max_pixels)
+        return count(config, max_pixels, image)
     except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError):  # it leaves something out
         return None
 
@@ -114,7 +116,7 @@ def known_configs() -> dict[str, dict[str, Any]]:
     return configs
 
 
-def count(config: Mapping[str, Any], max_pixels: int = 0) -> Count:
+def count(config: Mapping[str, Any], max_pixels: int = 0, image: tuple[int, int] = PHOTO) -> Count:
     """Count a model from the content of its config.json.
 
     Raises:
@@ -134,7 +136,7 @@ def count(config: Mapping[str, Any], max_pixels: int = 0) -> Count:
     every, active = (mixing + layers * inner * (count or 1) for count in (experts, used))
     tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
     words = hidden * text["vocab_size"]
-    seen, tokens = _image(config, vision, max_pixels)
+    seen, tokens = _image(config, vision, max_pixels, image)
     return Count(
         parameters=every + words * (1 if tied else 2) + vision.weights,
         linear=(mixing if experts else every) + vision.linear,  # experts are no linear layers
@@ -238,10 +240,10 @@ def _merge(config: Mapping[str, Any]) -> int:
     return int(config.get(name, _MERGE)) if family in (*_IDEFICS, *_WHOLE) else 1
 
 
-def _image(config: Mapping[str, Any], vision: _Tower, max_pixels: int) -> tuple[float, float]:
-    """Return the patches that the vision tower sees of a photograph, and the tokens that the language model reads."""
-    factor = min(1.0, math.sqrt(max_pixels / (PHOTO[0] * PHOTO[1]))) if max_pixels else 1.0
-    size = [side * factor for side in PHOTO]
+def _image(config: Mapping[str, Any], vision: _Tower, max_pixels: int, image: tuple[int, int]) -> tuple[float, float]:
+    """Return the patches that the vision tower sees of an image, and the tokens that the language model reads."""
+    factor = min(1.0, math.sqrt(max_pixels / math.prod(image))) if max_pixels else 1.0
+    size = [side * factor for side in image]
     family, merge = config["model_type"], _merge(config)
     if family in _WHOLE:
         round_up = math.ceil if family == "mistral3" else round

@@ -141,23 +141,26 @@ def model_flops(job: Job) -> ModelFlops:
     )
 
 
-def photograph_note(job: Job) -> str:
-    """Return a sentence where the captioner would reject a usual photograph for its number of tokens; else "".
+def too_long_note(job: Job) -> str:
+    """Return a sentence where the captioner would reject usual images for their number of tokens; else "".
 
-    A job that encodes smaller images than photographs are, as the digits', has none.
+    These are photographs, or images of the size of the job's own views where that is smaller.
     """
-    settings = job.caption
-    found = count_model(settings.model, settings.max_pixels) if settings.uses_model else None
-    if found is None or max(job.encode.resolution, job.encode.train_resolution) < min(PHOTO) // 2:
+    settings, side = job.caption, min(job.encode.resolution, job.encode.train_resolution)
+    sizes = [(side, side)] if side < min(PHOTO) else [PHOTO, PHOTO[::-1], (max(PHOTO), max(PHOTO))]
+    tokens: dict[float, tuple[int, int]] = {}
+    for size in sizes if settings.uses_model else ():
+        if found := count_model(settings.model, settings.max_pixels, size):
+            tokens.setdefault(found.image_tokens + prompt_tokens(settings.prompt), size)
+    most = max(tokens, default=0.0)
+    if not most >= settings.max_model_len:  # also where it is not known
         return ""
-    tokens = found.image_tokens + prompt_tokens(settings.prompt)
-    if not tokens >= settings.max_model_len:  # also where it is not known
-        return ""
-    enough = math.ceil((tokens + min(settings.max_tokens, _CAPTION_TOKENS)) / 1024) * 1024
+    enough = math.ceil((most + min(settings.max_tokens, _CAPTION_TOKENS)) / 1024) * 1024
+    width, height = tokens[most]
     return (
-        f"a photograph of {PHOTO[0]} x {PHOTO[1]} pixels has about {tokens:,.0f} tokens for {settings.model}, with the "
-        f"prompt, and caption.max_model_len is {settings.max_model_len:,}: such images will be rejected "
-        f"(too_many_tokens); set caption.max_model_len={enough} or more"
+        f"an image of {width} x {height} pixels has about {most:,.0f} tokens for {settings.model}, with the prompt, "
+        f"and caption.max_model_len is {settings.max_model_len:,}: such images will be rejected (too_many_tokens); set "
+        f"caption.max_model_len={enough} or more"
     )
 
 

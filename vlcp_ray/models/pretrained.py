@@ -284,7 +284,7 @@ def _latent_shape(vae: Mapping[str, Any], resolution: int) -> tuple[int, int, in
 
 def _pixels_along(vae: Mapping[str, Any]) -> int:
     """Return how many pixels a number of a latent stands for, along each side."""
-    return int(2 ** (len(vae.get("block_out_channels", (64,))) - 1))  # diffusers' default is a VAE of one block
+    return int(2 ** (len(vae.get("block_out_channels") or (64,)) - 1))  # diffusers' default is a VAE of one block
 
 
 def scaling_factor(base_model: str) -> float:
@@ -371,18 +371,32 @@ def _config(model: str, name: str, field: str) -> dict[str, Any]:
 
 
 def expected_resolution(base_model: str) -> int | None:
-    """Return the side in pixels that a base model was trained at, without asking the hub; None where it is not known.
+    """Return the side in pixels that a base model was trained at, the same on every machine; None if it is not known.
 
-    It is read from the configurations in its folder or in the hub's cache; that of a published model is known.
+    It is read from the configurations in a folder. Of the hub's models that of the published ones is known.
     """
-    if published := architectures.PUBLISHED.get(hub_id(base_model)):
-        return published.resolution
-    unet, vae = (find(base_model, f"{part}/config.json") for part in ("unet", "vae"))
-    if unet is None or vae is None:
-        return None
+    if hub_id(base_model):
+        published = architectures.PUBLISHED.get(hub_id(base_model))
+        return published.resolution if published else None
+    return cached_resolution(base_model)
+
+
+def cached_resolution(base_model: str) -> int | None:
+    """Return the side in pixels that a base model was trained at, by its configurations in its folder or the cache.
+
+    None where these are not on this machine, or do not say it.
+
+    Raises:
+        ValueError: they cannot be read.
+    """
     with naming("base_model", base_model):
-        side, config = read_json(unet).get("sample_size"), read_json(vae)
-    return side * _pixels_along(config) if isinstance(side, int) else None
+        unet, vae = (find(base_model, f"{part}/config.json") for part in ("unet", "vae"))
+        if unet is None or vae is None:
+            return None
+        sides = read_json(unet).get("sample_size")
+        side = sides[0] if isinstance(sides, list) and len(set(sides)) == 1 else sides
+        pixels = side * _pixels_along(read_json(vae)) if isinstance(side, int) else 0
+    return pixels if pixels and pixels % 8 == 0 else None
 
 
 def expected_latent_shape(base_model: str, resolution: int) -> tuple[int, int, int]:

@@ -105,7 +105,7 @@ class Encode(Settings):
     resolution: SizeOrZero = Field(
         0,
         description="side in pixels that images are resized to for clustering; the aspect ratio is lost; 0: the side "
-        "that the base model was trained at, 512 for Stable Diffusion 1.x",
+        "that the base model was trained at, 512 for Stable Diffusion 1.x and models that are not known",
     )
     train_resolution: SizeOrZero = Field(
         0, description="side in pixels of the centre crop that fine-tuning trains on; 0: that of the base model"
