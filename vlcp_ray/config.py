@@ -167,9 +167,9 @@ class Job(Settings):
         side = pretrained.cached_resolution(self.base_model) if self._assumes_resolution else None
         if side not in (None, USUAL_RESOLUTION):
             raise ConfigError(
-                f"encode.resolution: {self.base_model} was trained at {side} x {side} pixels, which is known beforehand of "
-                f"the models in jobs/README.md only: set encode.resolution={side} and encode.train_resolution={side}, "
-                "or the sizes that are meant"
+                f"encode.resolution: {self.base_model} was trained at {side} x {side} pixels (known beforehand of the "
+                f"models in jobs/README.md only): set encode.resolution={side} and encode.train_resolution={side}, or "
+                "the sizes that are meant"
             )
 
 
