@@ -232,3 +232,17 @@ def test_memory_counts_the_enlarged_tiles_of_idc_only() -> None:
     assert gib("idc", "ipc=[25]", "compare.idc_factor=2") == whole
     assert gib("idc-1", "ipc=[100]", "compare.idc_factor=3") == whole
     assert gib("idc", "ipc=[25]", "compare.idc_factor=3") > whole
+
+
+def test_loads_equal_hand_computation() -> None:
+    overrides = [*OVERRIDES, 'compare.methods=["idc-1"]', "ipc=[2,500]", "seeds=[0]", "compare.idc.pretrain_epochs=2"]
+    job = load_job("jobs/digits-compare.toml", overrides)
+    inputs = CostInputs.for_job(job, Expect(train=3000, val=100, classes=30, gib=1))
+    steps = [step for step in graph(job) if step.key.get("method") == "idc-1" and step.stage == "select"]
+    (load,) = METHODS["idc-1"].loads(inputs, steps)
+    each = inputs.models.classify("ConvNet-3", job.evaluate.input_size, 8, 30, "instance")
+    # Two parts of 15 classes of 100 images for each set. An inner step takes three passes of 16 real images of a class,
+    # nine of at most 128 synthetic ones, and three of 64 training images; before, all images are trained on twice.
+    sets = [15 * (3 * 16 + 9 * made) + 3 * 64 + 2 * 3 * 1500 for made in (2, 128)]
+    assert load.amount == pytest.approx(2 * sum(sets) * each)
+    assert load.largest == pytest.approx(sets[1] * each)
