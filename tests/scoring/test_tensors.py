@@ -92,6 +92,8 @@ def test_labels_of_rows_are_one_hot_or_soft_or_logits(tmp_path: Path) -> None:
         ((IMAGES, LABELS + 0.5), "the labels are no whole numbers, such as 0.5"),
         ((IMAGES, torch.full((6,), torch.nan)), "labels that are not finite"),
         ({"a": IMAGES}, "it is a dict of a, without images and labels"),
+        ({"images": IMAGES, "labels": LABELS, "classes": [0, 1, 2]}, "its classes are no list of names; save one, or"),
+        ({"images": IMAGES, "labels": LABELS, "class_names": "abc"}, "its class_names are no list of names"),
         ({"data": [[IMAGES, LABELS]] * 5}, "it holds 5 sets; save each in a file of its own"),
         ([1, 2, 3], "it holds a list of 3 parts that are no images"),
         ("text", "it holds str, no images"),
