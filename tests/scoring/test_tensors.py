@@ -48,6 +48,26 @@ def test_read_knows_the_layouts_of_one_file(content: Any, tmp_path: Path) -> Non
     assert (found.labels.soft, found.labels.kind) == (None, "class numbers")
 
 
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        (torch.uint8, np.uint8),
+        (torch.int64, np.int64),
+        (torch.float16, np.float32),
+        (torch.bfloat16, np.float32),
+        (torch.float64, np.float64),
+    ],
+)
+def test_read_keeps_numbers_as_they_are_but_those_of_half_precision(
+    dtype: torch.dtype, expected: type, tmp_path: Path
+) -> None:
+    """Whether they are whole numbers says their scale."""
+    numbers = (IMAGES.detach() * 255).to(dtype)
+    images = read(save(tmp_path, (numbers, LABELS))).images
+    assert images.dtype == expected
+    assert (images == numbers.to(torch.float64).numpy()).all()
+
+
 @pytest.mark.parametrize(("images", "labels"), [("images_best.pt", "labels_best.pt"), ("images.PT", "labels.PT")])
 def test_labels_are_found_beside_the_images(images: str, labels: str, tmp_path: Path) -> None:
     save(tmp_path, IMAGES, images)

@@ -152,7 +152,7 @@ def _parts(content: Any, file: Path) -> tuple[Any, Any, tuple[str, ...]]:
                 f"{file}: it is a dict of {list_some(found) or 'nothing'}, without images and labels as such; {_FIX}"
             )
         key = next((name for name in _CLASSES if name in found), "")
-        names = found.get(key, ())
+        names = found[key] if key else ()
         if not (isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)):
             raise ConfigError(f"{file}: its {key} are no list of names; save one, or leave it out and give --classes")
         return images, labels, tuple(names)
