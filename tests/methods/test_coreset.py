@@ -10,7 +10,6 @@ import pytest
 from torch import nn
 
 from vlcp_ray.config import Job, load_job
-from vlcp_ray.cost.inputs import CostInputs
 from vlcp_ray.demo import digits
 from vlcp_ray.images import decode
 from vlcp_ray.methods import METHODS
@@ -20,9 +19,7 @@ from vlcp_ray.methods.method import Run
 from vlcp_ray.methods.moderate import moderate
 from vlcp_ray.models.classifiers import build_classifier
 from vlcp_ray.models.teacher import features
-from vlcp_ray.pipeline import graph
 from vlcp_ray.schemas import SYNTHETIC
-from vlcp_ray.stages.ingest import Expect
 
 JOB = load_job("jobs/digits-compare.toml", ["teach.width=8", "evaluate.factor=2"])
 RUNS = [(seed, ipc) for seed in (0, 1) for ipc in (1, 4)]
@@ -102,16 +99,3 @@ def test_select_images_of_shuffled_rows_is_the_same_once_sorted(rows: pa.Table, 
     for method in BY_CLASS:
         one, two = select(method.name, rows, teacher), select(method.name, shuffled, teacher)
         assert all(one[run].equals(two[run]) for run in RUNS)
-
-
-@pytest.mark.parametrize("name", ["herding", "k-center", "moderate"])
-def test_loads_are_one_pass_of_the_first_teacher_for_all_sets(name: str) -> None:
-    job = load_job(
-        "jobs/digits-compare.toml", [f'compare.methods=["{name}"]', 'teach.network=["ConvNet-3", "ResNet-18-modified"]']
-    )
-    inputs = CostInputs.for_job(job, Expect(train=1000, val=100, classes=7, gib=1))
-    steps = [step for step in graph(job) if step.stage == "select" and step.key["method"] == name]
-    (load,) = METHODS[name].loads(inputs, steps)
-    each = inputs.models.classify("ConvNet-3", job.teach.input_size, job.teach.width, 7, "batch")
-    assert load.amount == 1000 * each > 0
-    assert (load.images, load.units) == (3 * (1 + 5 + 10) * 7, 7)  # seeds, sizes, classes

@@ -92,6 +92,9 @@ def test_labels_of_rows_are_one_hot_or_soft_or_logits(tmp_path: Path) -> None:
         assert found.kind.startswith(kind)
         assert (found.numbers.tolist(), found.width) == (LABELS.tolist(), 3)
         assert found.soft is None if kind == "one-hot" else np.allclose(found.soft, logits.softmax(1), atol=1e-6)
+    large = read(save(tmp_path, (IMAGES, one_hot * 2000.0))).labels.soft
+    assert large is not None
+    assert (large == one_hot.numpy()).all()  # the exponential of 2000 is infinite
 
 
 @pytest.mark.parametrize(
