@@ -1,8 +1,10 @@
 """Tests of the methods that make sets of one class through a teacher, on real digits."""
 
+from collections.abc import Callable
 from pkgutil import resolve_name
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pytest
 from torch import nn
@@ -11,8 +13,12 @@ from vlcp_ray.config import Job, load_job
 from vlcp_ray.demo import digits
 from vlcp_ray.images import decode
 from vlcp_ray.methods import METHODS
+from vlcp_ray.methods.herding import herding
+from vlcp_ray.methods.k_center import k_center
 from vlcp_ray.methods.method import Run
+from vlcp_ray.methods.moderate import moderate
 from vlcp_ray.models.classifiers import build_classifier
+from vlcp_ray.models.teacher import features
 from vlcp_ray.schemas import SYNTHETIC
 
 JOB = load_job("jobs/digits-compare.toml", ["teach.width=8", "evaluate.factor=2"])
@@ -64,6 +70,17 @@ def test_select_images_by_features_nests_sizes_and_ignores_the_seed(
     assert ids[0, 1] == ids[0, 4][:1]
     assert set(ids[0, 4]) <= set(rows["image_id"].to_pylist())
     assert sets[0, 4].equals(sets[1, 4])
+
+
+@pytest.mark.parametrize(("name", "rule"), [("herding", herding), ("k-center", k_center), ("moderate", moderate)])
+def test_select_images_are_those_that_the_method_selects_by_the_features_of_the_teacher(
+    name: str, rule: Callable[[npt.NDArray[np.float32], int], list[int]], rows: pa.Table, teacher: nn.Module
+) -> None:
+    job = load_job("jobs/digits-compare.toml", ["teach.width=8", "teach.input_size=32"])
+    pixels = np.stack([np.asarray(decode(image)) for image in rows["image"].to_pylist()])
+    chosen = rule(features(teacher, pixels.transpose(0, 3, 1, 2), "cpu"), 4)
+    (made,) = select(name, rows, teacher, [(0, 4)], job).values()
+    assert made["image_id"].to_pylist() == rows["image_id"].take(chosen).to_pylist()
 
 
 def test_select_images_of_rded_takes_other_crops_for_another_seed(rows: pa.Table, teacher: nn.Module) -> None:

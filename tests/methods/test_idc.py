@@ -9,6 +9,7 @@ from torch import nn
 from tests.labelled_digits import digits
 from vlcp_ray.config import load_job
 from vlcp_ray.cost.inputs import CostInputs
+from vlcp_ray.cost.memory import ModelMemory
 from vlcp_ray.demo import digits as demo
 from vlcp_ray.methods import METHODS
 from vlcp_ray.methods.idc import (
@@ -27,6 +28,7 @@ from vlcp_ray.methods.method import Part
 from vlcp_ray.models.classifiers import build_classifier
 from vlcp_ray.pipeline import graph
 from vlcp_ray.protocols.labelled_images import LabelledImages
+from vlcp_ray.scale import Scale
 from vlcp_ray.schemas import SYNTHETIC
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.stages import STAGES
@@ -206,3 +208,41 @@ def test_loads_grow_with_the_steps_and_count_every_set() -> None:
     longer = load_job("jobs/digits-compare.toml", [*OVERRIDES, "compare.idc.outer_steps=7"])
     (other,) = METHODS["idc-1"].loads(CostInputs.for_job(longer, inputs.images), steps)
     assert other.amount == pytest.approx(7 * load.amount)
+
+
+def test_loads_count_the_enlarged_tiles_of_idc_only() -> None:
+    def amount(name: str, *overrides: str) -> float:
+        job = load_job("jobs/digits-compare.toml", [*OVERRIDES, *overrides])
+        steps = [step for step in graph(job) if step.key.get("method") == name and step.stage == "select"]
+        (load,) = METHODS[name].loads(CostInputs.for_job(job, Expect(train=1000, val=100, classes=10, gib=1)), steps)
+        return float(load.amount)
+
+    whole = amount("idc-1", "ipc=[4]")
+    assert amount("idc", "ipc=[1]", "compare.idc_factor=2") == whole  # one image of 2 x 2 tiles is compared as four
+    assert amount("idc-1", "ipc=[4]", "compare.idc_factor=3") == whole
+
+
+def test_memory_counts_the_enlarged_tiles_of_idc_only() -> None:
+    def gib(name: str, *overrides: str) -> float:
+        job = load_job("jobs/digits-compare.toml", [*OVERRIDES, *overrides])
+        (need,) = METHODS[name].memory(job, ModelMemory.for_job(job), Scale())
+        return need.gib
+
+    whole = gib("idc-1", "ipc=[100]")
+    assert gib("idc", "ipc=[25]", "compare.idc_factor=2") == whole
+    assert gib("idc-1", "ipc=[100]", "compare.idc_factor=3") == whole
+    assert gib("idc", "ipc=[25]", "compare.idc_factor=3") > whole
+
+
+def test_loads_equal_hand_computation() -> None:
+    overrides = [*OVERRIDES, 'compare.methods=["idc-1"]', "ipc=[2,500]", "seeds=[0]", "compare.idc.pretrain_epochs=2"]
+    job = load_job("jobs/digits-compare.toml", overrides)
+    inputs = CostInputs.for_job(job, Expect(train=3000, val=100, classes=30, gib=1))
+    steps = [step for step in graph(job) if step.key.get("method") == "idc-1" and step.stage == "select"]
+    (load,) = METHODS["idc-1"].loads(inputs, steps)
+    each = inputs.models.classify("ConvNet-3", job.evaluate.input_size, 8, 30, "instance")
+    # Two parts of 15 classes of 100 images for each set. An inner step takes three passes of 16 real images of a class,
+    # nine of at most 128 synthetic ones, and three of 64 training images; before, all images are trained on twice.
+    sets = [15 * (3 * 16 + 9 * made) + 3 * 64 + 2 * 3 * 1500 for made in (2, 128)]
+    assert load.amount == pytest.approx(2 * sum(sets) * each)
+    assert load.largest == pytest.approx(sets[1] * each)

@@ -89,8 +89,8 @@ def test_generated_methods_differ_in_text_and_model_only() -> None:
 
 
 def loads_of(name: str) -> tuple[CostInputs, Load]:
-    """The one load of the sets of a method: ipc 1 and 16 with three seeds, of 10 classes."""
-    job = load_job("jobs/digits-compare.toml", ["ipc=[1, 16]"])
+    """The one load of the sets of a method: ipc 1 and 16 with three seeds, of 10 classes, and two teachers."""
+    job = load_job("jobs/digits-compare.toml", ["ipc=[1, 16]", 'teach.network=["ConvNet-3", "ResNet-18-modified"]'])
     inputs = CostInputs.for_job(job, Expect(train=1000, val=100, classes=10, gib=1))
     steps = [step for step in graph(job) if step.key.get("method") == name and step.stage == "select"]
     assert sorted((step.key["seed"], step.key["ipc"]) for step in steps) == [

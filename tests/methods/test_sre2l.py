@@ -66,6 +66,26 @@ def test_recover_depends_on_its_seed_and_not_on_global_state(teacher: nn.Module)
     assert not np.array_equal(recover(teacher, LABELS, 16, short, flip=True, seed=1, device="cpu"), one)
 
 
+def test_recover_is_adam_whose_rate_falls_to_zero_along_a_cosine(teacher: nn.Module) -> None:
+    """Without crops and shifts there is nothing random but the first pixels."""
+    settings = SRe2L(steps=6, learning_rate=0.4, bn_weight=0.3, shift=0, crop=False)
+    made = recover(teacher, LABELS, 16, settings, flip=True, seed=5, device="cpu")
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    pixels = torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(5)).requires_grad_()
+    optimizer = torch.optim.Adam([pixels], 0.4, (0.5, 0.9))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6)
+    for _ in range(6):
+        with BatchNormDistance(teacher) as distance:
+            loss = nn.functional.cross_entropy(teacher(pixels), torch.tensor(LABELS)) + 0.3 * distance.pop()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        pixels.data.clamp_(-mean / std, (1 - mean) / std)
+    expected = ((pixels.detach() * std + mean) * 255).permute(0, 2, 3, 1).numpy()
+    assert np.abs(made - expected).max() < 0.6  # rounded to whole levels
+
+
 def test_recover_that_diverges_names_the_setting(teacher: nn.Module) -> None:
     with pytest.raises(ValueError, match=r"compare\.sre2l: the pixels diverge; lower learning_rate"):
         recover(teacher, LABELS, 16, SRe2L(steps=2, bn_weight=1e39), flip=False, seed=0, device="cpu")

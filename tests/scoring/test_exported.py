@@ -66,6 +66,14 @@ def test_all_formats_have_the_same_content(exported: Export) -> None:
     assert len({read(exported(form)[0]).content for form in ("imagefolder", "parquet", "webdataset")}) == 1
 
 
+def test_files_that_a_user_has_put_beside_the_tables_of_an_export_are_not_read(exported: Export) -> None:
+    to, _ = exported("parquet")
+    before = read(to).content
+    (to / "data" / "notes.txt").write_text("x")
+    (to / "other.parquet").write_text("x")
+    assert read(to).content == before
+
+
 def change(path: Path, old: str, new: str) -> None:
     path.write_text(path.read_text().replace(old, new))
 

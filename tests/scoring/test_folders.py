@@ -125,7 +125,10 @@ def test_folders_that_are_no_set_are_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "hidden", list(CLASSES.keys), 0)
     for name in CLASSES.keys:
         (folder / name / ".0.png").write_bytes(picture(0))
-    with pytest.raises(ConfigError, match="has no training images"):
+    with pytest.raises(ConfigError, match=r"it has no training images$"):
+        read_folder(folder)
+    (folder / "zebra" / "notes.txt").write_text("x")
+    with pytest.raises(ConfigError, match=r"it has no training images \(not read: 1 \.txt file\)$"):
         read_folder(folder)
     folder = write(tmp_path / "links", list(CLASSES.keys))
     (folder / "zebra" / "out.png").symlink_to(tmp_path / "few" / "zebra" / "0.png")

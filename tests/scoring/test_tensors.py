@@ -48,6 +48,26 @@ def test_read_knows_the_layouts_of_one_file(content: Any, tmp_path: Path) -> Non
     assert (found.labels.soft, found.labels.kind) == (None, "class numbers")
 
 
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        (torch.uint8, np.uint8),
+        (torch.int64, np.int64),
+        (torch.float16, np.float32),
+        (torch.bfloat16, np.float32),
+        (torch.float64, np.float64),
+    ],
+)
+def test_read_keeps_numbers_as_they_are_but_those_of_half_precision(
+    dtype: torch.dtype, expected: type, tmp_path: Path
+) -> None:
+    """Whether they are whole numbers says their scale."""
+    numbers = (IMAGES.detach() * 255).to(dtype)
+    images = read(save(tmp_path, (numbers, LABELS))).images
+    assert images.dtype == expected
+    assert (images == numbers.to(torch.float64).numpy()).all()
+
+
 @pytest.mark.parametrize(("images", "labels"), [("images_best.pt", "labels_best.pt"), ("images.PT", "labels.PT")])
 def test_labels_are_found_beside_the_images(images: str, labels: str, tmp_path: Path) -> None:
     save(tmp_path, IMAGES, images)
@@ -72,6 +92,9 @@ def test_labels_of_rows_are_one_hot_or_soft_or_logits(tmp_path: Path) -> None:
         assert found.kind.startswith(kind)
         assert (found.numbers.tolist(), found.width) == (LABELS.tolist(), 3)
         assert found.soft is None if kind == "one-hot" else np.allclose(found.soft, logits.softmax(1), atol=1e-6)
+    large = read(save(tmp_path, (IMAGES, one_hot * 2000.0))).labels.soft
+    assert large is not None
+    assert (large == one_hot.numpy()).all()  # the exponential of 2000 is infinite
 
 
 @pytest.mark.parametrize(
@@ -92,6 +115,8 @@ def test_labels_of_rows_are_one_hot_or_soft_or_logits(tmp_path: Path) -> None:
         ((IMAGES, LABELS + 0.5), "the labels are no whole numbers, such as 0.5"),
         ((IMAGES, torch.full((6,), torch.nan)), "labels that are not finite"),
         ({"a": IMAGES}, "it is a dict of a, without images and labels"),
+        ({"images": IMAGES, "labels": LABELS, "classes": [0, 1, 2]}, "its classes are no list of names; save one, or"),
+        ({"images": IMAGES, "labels": LABELS, "class_names": "abc"}, "its class_names are no list of names"),
         ({"data": [[IMAGES, LABELS]] * 5}, "it holds 5 sets; save each in a file of its own"),
         ([1, 2, 3], "it holds a list of 3 parts that are no images"),
         ("text", "it holds str, no images"),

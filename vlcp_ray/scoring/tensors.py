@@ -147,12 +147,14 @@ def _parts(content: Any, file: Path) -> tuple[Any, Any, tuple[str, ...]]:
         if isinstance(images, list | tuple):  # of DC and DM: a pair of each experiment
             return _pair_of(images, file)
         labels = next((found[name] for name in _LABELS if name in found), None)
-        names = next((found[name] for name in _CLASSES if name in found), ())
-        is_named = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
-        if images is None or not is_named:
+        if images is None:
             raise ConfigError(
                 f"{file}: it is a dict of {list_some(found) or 'nothing'}, without images and labels as such; {_FIX}"
             )
+        key = next((name for name in _CLASSES if name in found), "")
+        names = found[key] if key else ()
+        if not (isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)):
+            raise ConfigError(f"{file}: its {key} are no list of names; save one, or leave it out and give --classes")
         return images, labels, tuple(names)
     if isinstance(content, list | tuple):
         if len(content) == 2 and all(isinstance(part, torch.Tensor) for part in content):
