@@ -5,11 +5,13 @@ from dataclasses import asdict
 from pkgutil import resolve_name
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vlcp_ray.config import Job, load_job
 from vlcp_ray.cost.inputs import CostInputs
 from vlcp_ray.methods import METHODS
-from vlcp_ray.methods.method import Method
+from vlcp_ray.methods.method import Method, Part, partition
 from vlcp_ray.pipeline import graph
 from vlcp_ray.settings import build
 from vlcp_ray.stages import evaluate, generate, ingest, select
@@ -41,6 +43,23 @@ def test_method_settings_name_the_base_model_unless_a_model_or_images_are_inputs
     assert ("base_model" in settings) == ("prototypes" in method.inputs and "model" not in method.inputs)
     assert method.summary
     assert method.source
+
+
+@given(st.integers(1, 300), st.integers(1, 60))
+def test_partition_has_the_fewest_parts_of_nearly_equal_size(classes: int, most: int) -> None:
+    labels = list(range(7, 7 + classes))
+    parts = partition(labels, most)
+    sizes = [len(part) for part in parts]
+    assert [label for part in parts for label in part] == labels
+    assert max(sizes) <= most
+    assert (len(parts) - 1) * most < classes
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_part_has_the_seed_of_its_sets_and_a_file_of_its_own() -> None:
+    parts = [Part((3, 4), ((9, 1), (9, 5))), Part((3, 4), ((9, 5),), 1), Part((5, 6), ((9, 5),))]
+    assert {part.seed for part in parts} == {9}
+    assert len({part.file for part in parts}) == 3
 
 
 def test_d4m_has_its_own_guidance_and_clusters_all_images() -> None:
