@@ -100,6 +100,8 @@ def change(path: Path, old: str, new: str) -> None:
         ("SET", "{", "[" * 10**5, "it is no file of an export"),
         ("SET", '"teacher": "', '"teacher": "" ,"was": "', "numbers, not 0; export the set again"),
         ("train/metadata.jsonl", '"soft_label": [', '"was": [', "has 0 numbers, not 3; export the set again"),
+        ("train/metadata.jsonl", '"soft_label": [', '"soft_label": [NaN, ', "a soft label that is no list of numbers"),
+        ("train/metadata.jsonl", '"soft_label": [', f'"soft_label": [{10**400}, ', "that is no list of numbers"),
     ],
 )
 def test_a_changed_export_is_refused_in_one_sentence(

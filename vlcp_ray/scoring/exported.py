@@ -2,6 +2,7 @@
 
 import json
 import posixpath
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
@@ -285,7 +286,10 @@ def _parse(text: bytes, folder: Artifact, name: str) -> Mapping[str, Any]:
 def _row(found: Mapping[str, Any], image: bytes, place: str) -> Row:
     texts = [found.get(name) for name in ("image_id", "class_name")]
     soft = found.get(SOFT_LABEL) or ()
-    is_soft = isinstance(soft, list | tuple) and all(isinstance(share, float | int) for share in soft)
-    if not all(isinstance(text, str) and text for text in texts) or not is_soft or not np.isfinite(soft).all():
+    # Whole numbers of JSON may be larger than a float can hold, and its floats no numbers.
+    is_soft = isinstance(soft, list | tuple) and all(
+        isinstance(share, float | int) and abs(share) <= sys.float_info.max for share in soft
+    )
+    if not all(isinstance(text, str) and text for text in texts) or not is_soft:
         raise ConfigError(f"{place}: a row has no image_id or class_name, or a soft label that is no list of numbers")
     return Row(str(texts[0]), str(texts[1]), image, tuple(soft))
