@@ -3,8 +3,12 @@
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
-from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+
+from vlcp_ray.models.optional_packages import without_optional_packages
+
+with without_optional_packages():
+    from diffusers import DDIMScheduler
+    from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 
 
 class ModeGuidedScheduler(DDIMScheduler):  # type: ignore[misc] # diffusers has no types here
