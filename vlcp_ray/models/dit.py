@@ -10,17 +10,14 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import torch
+from diffusers import AutoencoderKL, DDPMScheduler, DiTTransformer2DModel
+from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 
 from vlcp_ray.images import Pixels
 from vlcp_ray.models import stable_diffusion
 from vlcp_ray.models.batches import Batches
-from vlcp_ray.models.optional_packages import without_optional_packages
 from vlcp_ray.models.pretrained import folder, pinned
-
-with without_optional_packages():
-    from diffusers import AutoencoderKL, DDPMScheduler, DiTTransformer2DModel
-    from diffusers.utils.torch_utils import randn_tensor
 
 _LOG_2: Final = float(np.log(2.0))
 #: Half the width of one of 256 levels of a value in [-1, 1].

@@ -3,12 +3,8 @@
 from typing import Any
 
 import torch
-
-from vlcp_ray.models.optional_packages import without_optional_packages
-
-with without_optional_packages():
-    from diffusers import DDIMScheduler
-    from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+from diffusers import DDIMScheduler
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 
 
 class ModeGuidedScheduler(DDIMScheduler):  # type: ignore[misc] # diffusers has no types here

@@ -10,31 +10,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
+import diffusers
 import numpy as np
 import numpy.typing as npt
 import torch
+import transformers
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.training_utils import compute_snr
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from vlcp_ray.models.batches import Batches
 from vlcp_ray.models.clip_tokens import load_tokenizer
 from vlcp_ray.models.families import PREDICTIONS, SD, XL
-from vlcp_ray.models.optional_packages import without_optional_packages
 from vlcp_ray.models.pretrained import family, folder, needs_float32, pinned
 from vlcp_ray.stages.generate import Generate
-
-with without_optional_packages():
-    import diffusers
-    import transformers
-    from diffusers import (
-        AutoencoderKL,
-        DDPMScheduler,
-        StableDiffusionImg2ImgPipeline,
-        StableDiffusionPipeline,
-        StableDiffusionXLImg2ImgPipeline,
-        StableDiffusionXLPipeline,
-        UNet2DConditionModel,
-    )
-    from diffusers.training_utils import compute_snr
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 Pixels = npt.NDArray[np.uint8]
 Img2ImgPipeline: TypeAlias = "StableDiffusionImg2ImgPipeline | StableDiffusionXLImg2ImgPipeline"

@@ -5,14 +5,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from diffusers.training_utils import EMAModel
 from torch import nn
 
-from vlcp_ray.models.optional_packages import without_optional_packages
 from vlcp_ray.scale import OptimizerKind
 from vlcp_ray.settings import ConfigError
-
-with without_optional_packages():
-    from diffusers.training_utils import EMAModel
 
 
 def make_optimizer(
