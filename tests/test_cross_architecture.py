@@ -76,7 +76,7 @@ def test_students_of_two_teachers_are_one_table(tmp_path: Path, capsys: pytest.C
     }
 
 
-@pytest.mark.faults  # in the slow tests: its teacher takes minutes
+@pytest.mark.faults  # in the slow tests: two minutes
 @pytest.mark.usefixtures("ray_session")
 def test_networks_of_larger_images_learn_with_hard_and_stored_labels(tmp_path: Path) -> None:
     with tarfile.open(real("tiny-imagenet-20.tar")) as tar:
@@ -85,7 +85,9 @@ def test_networks_of_larger_images_learn_with_hard_and_stored_labels(tmp_path: P
     changed = [
         *TINY,
         f"ingest.source={tmp_path / 'set'}",
-        "ingest.max_val_per_class=2",
+        "ingest.max_per_class=4",
+        "ingest.max_val_per_class=1",
+        "evaluate.rded_epochs=2",
         *(f"{name}=64" for name in ("generate.image_size", "teach.input_size", "evaluate.input_size")),
         "teach.network=resnet18",
         "teach.width=128",
@@ -124,6 +126,10 @@ REFUSED = [
     (
         ['evaluate.networks=["ConvNet-3", "vit_b_16"]', "evaluate.input_size=40", "teach.input_size=40"],
         "16 or more and a multiple of 16 for vit_b_16, not 40; change",
+    ),
+    (
+        ['evaluate.networks=["vgg11", "resnet50"]', "evaluate.input_size=64"],
+        "vgg11 and resnet50 have widths of their own",
     ),
     (['evaluate.networks=["resnet50"]'], "width is for ConvNets only, and resnet50 has widths of its own.*ConvNet-6$"),
     (

@@ -235,9 +235,10 @@ def _check_start(job: Job, steps: Sequence[Step], manifests: Manifests, stages: 
             pretrained.check_hub(use)
         stage.check(job)
     check_image_set(job, steps, manifests, [stage.name for stage in stages])
+    notes = [job.model_note()]
     if pair.STAGE in stages:
         job.check_resolution()
-    notes = [job.model_note(), too_long_note(job) if pair.STAGE in stages else ""]
+        notes.append(too_long_note(job))
     for line in (line for note in notes for line in textwrap.wrap(note, _WIDTH)):
         log_line("models", line)
 

@@ -30,7 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.benchmarks.variants import SIDE, TEXT, free_memory, peak_memory, seconds_per_call, wait
 from tests.tiny_models import build_stable_diffusion
 from vlcp_ray import images, schemas
-from vlcp_ray.bench.random_models import Size, base_model, dit, llava, stable_diffusion
+from vlcp_ray.bench.random_models import Size, dit, llava, stable_diffusion
 from vlcp_ray.bench.run import peak
 from vlcp_ray.config import Caption, Compare, Encode, Evaluate, Finetune, Generate, Job, Teach
 from vlcp_ray.cost.flops import model_flops
@@ -106,12 +106,10 @@ class Machine:
 
     @property
     def model(self) -> str:
-        if self.size == "real" and self.base != FIRST:
-            return base_model(self.base, self.folder, self.device)
-        if self.base != FIRST:
+        if self.size == "tiny" and self.base != FIRST:
             path = self.folder / f"stable-diffusion-{self.base}-tiny"
             return str(path if path.exists() else build_stable_diffusion(path, "2" if self.base == "2" else "xl"))
-        return stable_diffusion(self.size, self.folder, device=self.device)
+        return stable_diffusion(self.size, self.folder, device=self.device, name=self.base)
 
     @property
     def side(self) -> int:

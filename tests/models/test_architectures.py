@@ -12,7 +12,7 @@ from transformers import CLIPTextConfig
 
 from vlcp_ray.cost import memory
 from vlcp_ray.models import architectures
-from vlcp_ray.models.architectures import NAMES, own_configs, parameters_of
+from vlcp_ray.models.architectures import NAMES, name_of, own_configs, parameters_of
 
 CONTENT = json.loads(Path(architectures.__file__).with_suffix(".json").read_text())
 COUNTED = json.loads(Path(memory.__file__).with_name("counts.json").read_text())
@@ -52,3 +52,9 @@ def test_a_part_of_another_size_is_not_recognised() -> None:
 def test_settings_that_decide_no_size_are_not_looked_at() -> None:
     for part, config in every_config():
         assert parameters_of(part, config | {"sample_size": 7, "scaling_factor": 0.5}) == parameters_of(part, config)
+
+
+def test_name_of_is_that_of_the_models_whose_unet_has_so_many_parameters() -> None:
+    for name in NAMES:
+        assert name_of(parameters_of("unet", own_configs(name)["unet"])) == name
+    assert name_of(1) == name_of(None) == "1"

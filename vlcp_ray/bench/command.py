@@ -10,8 +10,8 @@ from vlcp_ray.cost.rates import CPU, Rate, Rates, load_rates, save_rates
 from vlcp_ray.cost.table import this_machine
 from vlcp_ray.engine.overheads import measure_overheads
 from vlcp_ray.methods import METHODS
-from vlcp_ray.models.architectures import FIRST, PUBLISHED
-from vlcp_ray.models.pretrained import hub_id
+from vlcp_ray.models.architectures import name_of
+from vlcp_ray.models.pretrained import count_parameters
 from vlcp_ray.scale import Scale, count_cores, pools
 from vlcp_ray.settings import ConfigError
 from vlcp_ray.stages import works
@@ -80,7 +80,7 @@ def _device(scale: Scale) -> str:
 
 
 def _with_random_models(job: Job, folder: Path, device: str) -> Job:
-    from vlcp_ray.bench.random_models import base_model, dit, llava
+    from vlcp_ray.bench.random_models import dit, llava, stable_diffusion
 
     captioner = llava("real", folder, device=CPU if device == CPU else "cuda")
     caption = job.caption.model_copy(update={"model": captioner})
@@ -88,9 +88,8 @@ def _with_random_models(job: Job, folder: Path, device: str) -> Job:
     if any(METHODS[name].tuning for name in compare.methods):
         minimax = compare.minimax.model_copy(update={"model": dit("real", folder)})
         compare = compare.model_copy(update={"minimax": minimax})
-    published = PUBLISHED.get(hub_id(job.base_model))
-    name = published.name if published else FIRST
-    models = {"base_model": base_model(name, folder), "caption": caption, "compare": compare}
+    name = name_of(count_parameters(job.base_model, "unet"))
+    models = {"base_model": stable_diffusion("real", folder, name=name), "caption": caption, "compare": compare}
     return job.model_copy(update=models)
 
 

@@ -18,75 +18,55 @@ Size = Literal["real", "tiny"]
 _DEMO: Final = "demo/stable_diffusion"
 _DEMO_LLAVA: Final = "demo/llava"
 _DEMO_DIT: Final = "demo/dit"
-#: The scheduler of Stable Diffusion v1-5.
 _BETAS: Final[Mapping[str, Any]] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+#: The settings of the scheduler of Stable Diffusion v1-5; those of 2.1 besides say what the UNet predicts.
 _SCHEDULER: Final[Mapping[str, Any]] = {
     **_BETAS,
     "skip_prk_steps": True,
     "set_alpha_to_one": False,
     "steps_offset": 1,
 }
-_WITHOUT_CHECKER: Final[Mapping[str, Any]] = {
-    "safety_checker": None,
-    "feature_extractor": None,
-    "requires_safety_checker": False,
-}
 
 
-def stable_diffusion(size: Size, target: Path, dtype: torch.dtype = torch.float16, device: str = "cpu") -> str:
+def stable_diffusion(
+    size: Size, target: Path, dtype: torch.dtype = torch.float16, device: str = "cpu", name: str = FIRST
+) -> str:
     """Write a Stable Diffusion unless it exists, and return its folder, which `from_pretrained` can read.
 
-    Its tokenizer is the demo's, whose ids are among the first thousand of every vocabulary.
+    Its tokenizers are the demo's, whose ids are among the first thousand of every vocabulary.
 
     Args:
-        size: real or tiny.
+        size: real or tiny; of 2.1 and XL real only.
         target: the folder in which its folder is written.
-        dtype: of the files; 2 GiB in half precision at the real size.
+        dtype: of the files; in half precision at the real size 2 GiB, of XL 7.
         device: where the weights are sampled.
-    """
-    path = target / f"stable-diffusion-{size}"
-    if (path / "model_index.json").exists():
-        return str(path)
-    torch.manual_seed(0)
-    names = ("unet", "vae", "text_encoder")
-    parts = {part: _random_model(part, _settings(size, part), dtype, device) for part in names}
-    tokenizer = transformers.CLIPTokenizer.from_pretrained(folder(_DEMO), subfolder="tokenizer")
-    diffusers.StableDiffusionPipeline(
-        **parts,
-        tokenizer=tokenizer,
-        scheduler=diffusers.PNDMScheduler(**_SCHEDULER),
-        **_WITHOUT_CHECKER,
-    ).save_pretrained(path)
-    return str(path)
-
-
-def base_model(name: str, target: Path, device: str = "cpu") -> str:
-    """Write a base model of the published sizes in half precision unless it exists, and return its folder.
-
-    Its tokenizers are the demo's, as in `stable_diffusion`.
-
-    Args:
         name: of `vlcp_ray.models.architectures.NAMES`: 1, 2 or xl.
-        target: the folder in which its folder is written; 7 GiB for xl.
-        device: where the weights are sampled.
     """
-    if name == FIRST:
-        return stable_diffusion("real", target, device=device)
-    path = target / f"stable-diffusion-{name}-real"
+    path = target / (f"stable-diffusion-{size}" if name == FIRST else f"stable-diffusion-{name}-{size}")
     if (path / "model_index.json").exists():
         return str(path)
     torch.manual_seed(0)
-    own = {part: PAPER[part] for part in ("unet", "vae", "text_encoder")} | dict(BASE_MODELS[name])
-    parts = {part: _random_model(part, settings, torch.float16, device) for part, settings in own.items()}
+    settings = {part: _settings(size, part) for part in ("unet", "vae", "text_encoder")}
+    settings |= dict(BASE_MODELS.get(name, {}))
+    parts = {part: _random_model(part, own, dtype, device) for part, own in settings.items()}
     tokenizer = transformers.CLIPTokenizer.from_pretrained(folder(_DEMO), subfolder="tokenizer")
     if name == "xl":
-        parts |= {"tokenizer": tokenizer, "tokenizer_2": tokenizer}
-        scheduler = diffusers.EulerDiscreteScheduler(**_BETAS, timestep_spacing="leading", steps_offset=1)
-        pipeline: Any = diffusers.StableDiffusionXLPipeline(**parts, scheduler=scheduler, add_watermarker=False)
+        pipeline: Any = diffusers.StableDiffusionXLPipeline(
+            **parts,
+            tokenizer=tokenizer,
+            tokenizer_2=tokenizer,
+            scheduler=diffusers.EulerDiscreteScheduler(**_BETAS, timestep_spacing="leading", steps_offset=1),
+            add_watermarker=False,
+        )
     else:
-        scheduler = diffusers.PNDMScheduler(**_SCHEDULER, prediction_type="v_prediction")
+        predicted = "epsilon" if name == FIRST else "v_prediction"
         pipeline = diffusers.StableDiffusionPipeline(
-            **parts, tokenizer=tokenizer, scheduler=scheduler, **_WITHOUT_CHECKER
+            **parts,
+            tokenizer=tokenizer,
+            scheduler=diffusers.PNDMScheduler(**_SCHEDULER, prediction_type=predicted),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
         )
     pipeline.save_pretrained(path)
     return str(path)

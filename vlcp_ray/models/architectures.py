@@ -64,6 +64,12 @@ def parameters_of(part: str, config: Mapping[str, Any]) -> int | None:
     return None
 
 
+def name_of(unet: int | None) -> str:
+    """Return which of `NAMES` has a UNet of so many parameters; the first where none has."""
+    models = _architectures()["models"]
+    return next((name for name in NAMES if models[name]["unet"]["parameters"] == unet), FIRST)
+
+
 def published_parameters(model: str, part: str) -> int | None:
     """Return the number of parameters of a part of one of `PUBLISHED`; None for another model or part."""
     found = PUBLISHED.get(model)

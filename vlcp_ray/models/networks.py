@@ -183,8 +183,9 @@ def check_width(names: Iterable[str], is_set: bool, field: str) -> None:
         ValueError: names the networks that have one.
     """
     if is_set and not any(NETWORKS[name].poolings for name in names):
+        own = "has widths of its own" if len(names) == 1 else "have widths of their own"
         raise ValueError(
-            f"width is for ConvNets only, and {' and '.join(names)} has widths of its own; leave width out"
+            f"width is for ConvNets only, and {' and '.join(names)} {own}; leave width out"
             f"{_instead(field, [one.name for one in NETWORKS.values() if one.poolings])}"
         )
 

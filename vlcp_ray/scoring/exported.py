@@ -286,7 +286,7 @@ def _parse(text: bytes, folder: Artifact, name: str) -> Mapping[str, Any]:
 def _row(found: Mapping[str, Any], image: bytes, place: str) -> Row:
     texts = [found.get(name) for name in ("image_id", "class_name")]
     soft = found.get(SOFT_LABEL) or ()
-    # Whole numbers of JSON may be larger than a float can hold, and its floats no numbers.
+    # JSON may have whole numbers that are too large for a float, and floats that are NaN or infinite.
     is_soft = isinstance(soft, list | tuple) and all(
         isinstance(share, float | int) and abs(share) <= sys.float_info.max for share in soft
     )
