@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, get_args
@@ -172,7 +172,7 @@ def check_input_size(names: Iterable[str], size: int, norm: Norm, field: str) ->
         )
 
 
-def check_width(names: Iterable[str], is_set: bool, field: str) -> None:
+def check_width(names: Sequence[str], is_set: bool, field: str) -> None:
     """Refuse a width that no network has.
 
     Args:
